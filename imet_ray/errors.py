@@ -1,0 +1,45 @@
+"""Errors that users see: one line each, with the rule, the value and the way out.
+
+Everything raised on purpose descends from `ImetError`; the command lines print its text and exit with 1.
+Faults of the set-up (`ConfigError`, `DataError`, `StoreError`) stop a sweep at once; a `TrialError` fails
+one trial and the sweep goes on.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ImetError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class ConfigError(ImetError):
+    """A setting that cannot be meant: an unknown key, an impossible value."""
+
+
+class DataError(ImetError):
+    """Data that must not be trained on, or arrays that do not belong together."""
+
+
+class StoreError(ImetError):
+    """An artefact that cannot be written or read: full disk, missing or altered file."""
+
+
+class TrialError(ImetError):
+    """One trial failed for its own reasons (NaN loss, out of memory); others may go on."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
+    """The error for a name that no registry knows, with the nearest known one.
+
+    Args:
+        kind: what is named, as the user would say it ("loss", "architecture").
+        name: what the user wrote.
+        known: all valid names.
+        where: prefix such as "demo.yml line 12: ".
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return ConfigError(f"{where}unknown {kind} {name!r}: {hint}Known: {listed}")
