@@ -1,0 +1,120 @@
+"""Predictions as Ray tasks, one a checkpoint: of the held-out folds, and of the test split.
+
+Each is skipped where a file of the same checkpoint, views and pictures lies there already.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray
+from tqdm import tqdm
+
+from imet_ray.cluster.session import Session
+from imet_ray.cluster.trial import worker_device
+from imet_ray.data import SplitData, TrainingData
+from imet_ray.errors import ImetError, StoreError
+from imet_ray.predict import predict_checkpoint
+from imet_ray.results import read_spec
+from imet_ray.store import Store, TrialStore
+
+TASK_RETRIES = 3  # of a task whose worker or node was lost
+
+
+def predict_held_out(
+    trials: Sequence[TrialStore], store: Store, data: TrainingData, session: Session
+) -> int:
+    """Predict each checkpoint's own held-out fold; how many had to be predicted now."""
+    return _predict("oof", trials, store, session, data.split, data.label_ids, data)
+
+
+def predict_test(
+    trials: Sequence[TrialStore],
+    store: Store,
+    split: SplitData,
+    label_ids: tuple[str, ...],
+    session: Session,
+) -> int:
+    """Predict the test split with each checkpoint; how many had to be predicted now."""
+    return _predict("test", trials, store, session, split, label_ids, None)
+
+
+def _predict(
+    kind: Literal["oof", "test"],
+    trials: Sequence[TrialStore],
+    store: Store,
+    session: Session,
+    split: SplitData,
+    label_ids: tuple[str, ...],
+    data: TrainingData | None,
+) -> int:
+    task = ray.remote(_task).options(
+        num_cpus=session.cpus_per_trial,
+        num_gpus=session.gpus_per_trial,
+        max_retries=TASK_RETRIES,
+    )
+    shared = ray.put((split, label_ids, data))
+    waiting = [
+        task.remote(
+            kind,
+            store.root,
+            trial.trial_id,
+            shared,
+            session.threads,
+            session.gpus_per_trial > 0,
+            session.loader_workers,
+        )
+        for trial in trials
+    ]
+    predicted = 0
+    what = {"oof": "out-of-fold", "test": "test"}[kind]
+    with tqdm(
+        total=len(waiting), desc=what, unit="checkpoint", disable=not sys.stderr.isatty()
+    ) as bar:
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1)
+            try:
+                outcome: bool | str = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                first = str(error).strip().splitlines()[-1]
+                raise StoreError(
+                    f"a worker of the {what} pass was lost {TASK_RETRIES + 1} times ({first}): "
+                    "run the same command again"
+                ) from error
+            if isinstance(outcome, str):
+                raise StoreError(outcome)
+            predicted += outcome
+            bar.update()
+    return predicted
+
+
+def _task(
+    kind: Literal["oof", "test"],
+    run: Path,
+    trial_id: str,
+    shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
+    threads: int,
+    use_gpu: bool,
+    loader_workers: int,
+) -> bool | str:
+    """Predict one checkpoint; the text of an error that is the user's to mend."""
+    split, label_ids, data = shared
+    trial = Store(run).trial(trial_id)
+    try:
+        if data is not None:
+            rows = data.rows(read_spec(trial).fold, held_out=True)
+        else:
+            rows = np.arange(len(split.ids))
+        return predict_checkpoint(
+            trial,
+            split,
+            rows,
+            path=trial.oof if kind == "oof" else trial.test,
+            label_ids=label_ids,
+            device=worker_device(threads, use_gpu),
+            workers=loader_workers,
+        )
+    except ImetError as error:
+        return str(error)

@@ -1,0 +1,195 @@
+"""The live table of a sweep: what runs, how far it is, how long it will take.
+
+On a terminal a table that is redrawn; elsewhere one line for each trial that ends. It watches, and decides nothing.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from imet_ray.cluster.search import Policy
+from imet_ray.cluster.session import Session
+from imet_ray.results import TrialResult, read_result
+from imet_ray.specs import TrialSpec
+
+
+@dataclass
+class _Running:
+    spec: TrialSpec
+    phase: str
+    started: float
+    epoch: int = 0
+    f2: float | None = None
+    images_per_s: float | None = None
+    epoch_s: float | None = None
+    training_s: float = 0.0  # in this sitting
+
+
+class SweepProgress(Callback):
+    """Draws the sweep from Tune's events; a context manager around `Tuner.fit`."""
+
+    def __init__(self, policy: Policy, session: Session) -> None:
+        self.policy, self.session = policy, session
+        self.running: dict[str, _Running] = {}  # by Tune's trial id
+        self.epoch_s: dict[str, list[float]] = {}  # variant -> measured
+        self.ended = 0
+        self.training_s = 0.0
+        self.held_s = 0.0
+        self.started = time.time()
+        self.free_since: list[float] = []  # when slots became free
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self.live.start()
+        self.free_since = [self.started] * self.session.slots
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds a trial between a slot becoming free and the trial's end, less its training."""
+        return (self.held_s - self.training_s) / max(1, self.ended)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its slot."""
+        spec = TrialSpec.model_validate_json(trial.config["spec"])
+        free = self.free_since.pop(0) if self.free_since else time.time()
+        self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free)
+        self.refresh()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch has ended."""
+        running = self.running.get(trial.trial_id)
+        if running is None or "f2" not in result or result["epoch"] <= running.epoch:
+            return
+        running.epoch, running.f2 = result["epoch"], result["f2"]
+        running.images_per_s = result["images_per_s"]
+        running.epoch_s = result["trial_seconds"]
+        running.training_s += result["trial_seconds"]
+        self.epoch_s.setdefault(running.spec.variant.name, []).append(result["trial_seconds"])
+        self.refresh()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended, by itself or by early stopping."""
+        self._end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's worker died too often."""
+        self._end(trial)
+
+    def refresh(self) -> None:
+        """Draw the table anew."""
+        if self.live.is_started:
+            self.live.update(self._picture(), refresh=True)
+
+    def _end(self, trial: Any) -> None:
+        running = self.running.pop(trial.trial_id, None)
+        if running is None:
+            return
+        now = time.time()
+        self.free_since.append(now)
+        self.ended += 1
+        self.training_s += running.training_s
+        self.held_s += now - running.started
+        spec = running.spec
+        result = read_result(self.policy.store.trial(spec.trial_id))
+        hparams = " ".join(f"{k}={_short(v)}" for k, v in spec.hparams.items())
+        line = (
+            f"{clock(now - self.started)}  {spec.variant.name}  {running.phase} fold {spec.fold}  "
+            f"{_outcome(result, running)}  {hparams}"
+        )
+        self.console.print(Text(line), soft_wrap=True, highlight=False)
+        self.refresh()
+
+    def _picture(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("variant", "phase", "fold", "epoch", "F2", "images/s", "left"):
+            table.add_column(column, justify="left" if column in ("variant", "phase") else "right")
+        rows = [self.policy.progress(variant) for variant in self.policy.space.variants]
+        for variant, row in zip(self.policy.space.variants, rows, strict=True):
+            running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
+            state = (
+                "failed"
+                if row.failed
+                else f"searched {row.searched}/{row.to_search}, folds {row.promoted}/{row.to_promote}"
+            )
+            table.add_row(variant.name, state, style="dim" if not running else "")
+            for trial in running:
+                epochs = trial.spec.recipe.epochs
+                left = (epochs - trial.epoch) * trial.epoch_s if trial.epoch_s else None
+                table.add_row(
+                    "  " + " ".join(f"{k}={_short(v)}" for k, v in trial.spec.hparams.items()),
+                    trial.phase,
+                    str(trial.spec.fold),
+                    f"{trial.epoch}/{epochs}",
+                    f"{trial.f2:.4f}" if trial.f2 is not None else "",
+                    f"{trial.images_per_s:.0f}" if trial.images_per_s else "",
+                    clock(left) if left is not None else "",
+                )
+        elapsed, left = time.time() - self.started, self._time_left()
+        foot = f"{self.ended} trials ended, {clock(elapsed)} so far"
+        if left is not None:
+            foot += f", about {clock(left)} left"
+        if self.session.dashboard:
+            foot += f" · dashboard {self.session.dashboard}"
+        return Group(table, Text(foot, style="dim"))
+
+    def _time_left(self) -> float | None:
+        """Epochs that are left, at the measured seconds an epoch, over the slots."""
+        measured = [s for seconds in self.epoch_s.values() for s in seconds]
+        if not measured:
+            return None
+        mean = sum(measured) / len(measured)
+        seconds = 0.0
+        for variant in self.policy.space.variants:
+            row = self.policy.progress(variant)
+            if row.failed:
+                continue
+            own = self.epoch_s.get(variant.name, [])
+            a_epoch = sum(own) / len(own) if own else mean
+            promotions = row.to_promote - max(row.promoted, len(self.policy.space.search_folds))
+            trials = row.to_search - row.searched + max(0, promotions)
+            running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
+            seconds += a_epoch * (trials * variant.epochs - sum(r.epoch for r in running))
+        return max(0.0, seconds) / self.session.slots
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:05."""
+    whole = int(round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _outcome(result: TrialResult | None, running: _Running) -> str:
+    if result is None:
+        return "interrupted"
+    if result.status == "failed":
+        return f"FAILED: {result.reason}"
+    assert result.f2 is not None
+    stopped = f" (stopped after epoch {result.epochs})" if result.status == "stopped" else ""
+    return f"F2 {result.f2:.4f}{stopped}"

@@ -1,0 +1,100 @@
+"""Starting or joining Ray, and how many trials fit on it."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from imet_ray.errors import ConfigError
+from imet_ray.space import Resources
+
+
+@dataclass(frozen=True)
+class Session:
+    """A Ray that runs, as the stages see it."""
+
+    dashboard: str | None  # http address on this machine
+    cpus_per_trial: float
+    gpus_per_trial: float
+    loader_workers: int
+    slots: int  # trials at once
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of one trial."""
+        return max(1, int(self.cpus_per_trial))
+
+
+@contextlib.contextmanager
+def ray_session(
+    resources: Resources, *, address: str | None = None, concurrency: int | None = None
+) -> Iterator[Session]:
+    """Start a Ray of our own, or join the one at `address`; shut down our side at the end.
+
+    Without an address another Ray that happens to run on this machine is never joined.
+
+    Raises:
+        ConfigError: if there is no Ray at `address`, or no trial fits on it.
+    """
+    # `uv run` would make Ray zip the working directory and build an environment a worker: +7 s, for nothing.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    import ray  # after the environment: Ray reads it at import
+
+    try:
+        context = ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            dashboard_host="127.0.0.1" if address is None else None,
+            configure_logging=True,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"no Ray to join at {address!r} ({first}): start one with `ray start --head` or "
+            "`ray up cluster.yaml`, or leave out --address"
+        ) from error
+    try:
+        url = context.dashboard_url
+        yield _fit(
+            resources,
+            ray.cluster_resources(),
+            dashboard=f"http://{url}" if url else None,
+            concurrency=concurrency,
+            joined=address is not None,
+        )
+    finally:
+        ray.shutdown()
+
+
+def _fit(
+    resources: Resources,
+    total: dict[str, float],
+    *,
+    dashboard: str | None,
+    concurrency: int | None,
+    joined: bool,
+) -> Session:
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    wanted = resources.gpus_per_trial
+    gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
+    slots = int(cpus // resources.cpus_per_trial)
+    if gpus_per_trial:
+        slots = min(slots, int(gpus / gpus_per_trial + 1e-9))
+    if slots < 1 and not joined:
+        raise ConfigError(
+            f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "
+            f"there are {cpus:g} and {gpus:g}: lower cpus_per_trial or gpus_per_trial"
+        )
+    if concurrency is not None:
+        slots = min(slots, concurrency) if not joined else concurrency
+    workers = resources.loader_workers
+    if workers == "auto":  # on a CPU the model needs the cores itself
+        workers = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
+    return Session(dashboard, resources.cpus_per_trial, gpus_per_trial, workers, max(1, slots))

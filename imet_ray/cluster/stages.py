@@ -1,0 +1,192 @@
+"""The stages of the command line that run on Ray: the sweep to its end, out-of-fold pass, prediction.
+
+Each prints what a person wants to read and returns the exit code.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from imet_ray.blending.run import blend_run
+from imet_ray.cluster.oof import predict_held_out, predict_test
+from imet_ray.cluster.progress import clock
+from imet_ray.cluster.session import Session, ray_session
+from imet_ray.cluster.sweep import run_sweep
+from imet_ray.data import test_split
+from imet_ray.decode import decode
+from imet_ray.ensemble import blend_test, read_ensemble
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.experiment import only_driver
+from imet_ray.metrics import f2_score
+from imet_ray.report import write_report
+from imet_ray.results import Standing, failures, standings
+from imet_ray.stages import Plan, Run, set_old_run_aside, start
+from imet_ray.store import TrialStore
+from imet_ray.submission import write_submission
+
+ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
+
+
+def sweep(
+    plan: Plan, *, budget_s: float | None, address: str | None, concurrency: int | None
+) -> int:
+    """Everything from search to submission; 1 if no ensemble came out of it."""
+    began = time.monotonic()
+    deadline = time.time() + budget_s if budget_s is not None else None
+    set_old_run_aside(plan)
+    with only_driver(plan.store):
+        run = start(plan)
+        with ray_session(plan.space.resources, address=address, concurrency=concurrency) as session:
+            print(_describe(session))
+            summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
+            if summary.trials:
+                print(
+                    f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead "
+                    f"{summary.overhead_s:.2f} s a trial (time its slot was held, less training)"
+                )
+            found = _leaderboard(run)
+            whole = [standing for standing in found if standing.whole]
+            if not whole:
+                why = (
+                    "the time budget ended the search"
+                    if summary.out_of_time
+                    else "see the failures"
+                )
+                print(f"no variant is trained on all folds yet ({why}): no blend")
+                print("next: the same command continues, with a longer --time-budget or none")
+                return 0 if summary.out_of_time else 1
+            _out_of_fold(run, whole, session)
+            report = blend_run(run.store, run.data, whole, ENSEMBLE, seed=run.experiment.space.seed)
+            print(f"\n{report.text()}\n")
+            _predict(run, ENSEMBLE, session, out=None)
+    name = plan.store.root.name
+    print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
+    print(f"  look at      {_near(run.store.ensemble(ENSEMBLE).report)}")
+    print(f"  blend again  python blend.py --name {name}")
+    return 0
+
+
+def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
+    """Out-of-fold predictions of all variants that are trained on all folds."""
+    whole = [standing for standing in _leaderboard(run) if standing.whole]
+    if not whole:
+        raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
+    resources = run.experiment.space.resources
+    with (
+        only_driver(run.store),
+        ray_session(resources, address=address, concurrency=concurrency) as session,
+    ):
+        _out_of_fold(run, whole, session)
+    return 0
+
+
+def predict(
+    run: Run, name: str, *, out: Path | None, address: str | None, concurrency: int | None
+) -> int:
+    """Test predictions of an ensemble and its submission file."""
+    if not run.catalog.test.ids:
+        raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
+    read_ensemble(run.store.ensemble(name))
+    resources = run.experiment.space.resources
+    with (
+        only_driver(run.store),
+        ray_session(resources, address=address, concurrency=concurrency) as session,
+    ):
+        _predict(run, name, session, out=out)
+    return 0
+
+
+def _out_of_fold(run: Run, whole: Sequence[Standing], session: Session) -> None:
+    trials = [standing.trials[fold] for standing in whole for fold in sorted(standing.trials)]
+    began = time.monotonic()
+    done = predict_held_out(trials, run.store, run.data, session)
+    print(
+        f"out-of-fold: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
+        f"{len(trials) - done} were there; each of {len(run.data.split.ids):,} pictures once a variant"
+    )
+
+
+def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None:
+    place = run.store.ensemble(name)
+    ensemble = read_ensemble(place)
+    catalog = run.catalog
+    if not catalog.test.ids:
+        print("the data have no test split: no submission")
+        write_report(run, ensemble, None)
+        return
+    split = test_split(catalog, run.cache)
+    trials: list[TrialStore] = [
+        run.store.trial(trial_id)
+        for member in ensemble.members
+        if member.weight > 0
+        for trial_id in member.trials
+    ]
+    for short_side in sorted({_short_side(trial) for trial in trials}):
+        split.pack(short_side, workers=session.threads, progress=True)
+    began = time.monotonic()
+    done = predict_test(trials, run.store, split, run.data.label_ids, session)
+    probs = blend_test(ensemble, run.store, split.ids)
+    decoded = decode(probs, ensemble.decoder)
+    for path in [place.submission, *([out] if out else [])]:
+        write_submission(path, split.ids, run.data.label_ids, decoded)
+    print(
+        f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
+        f"{len(trials) - done} were there; submission in {_near(out or place.submission)}"
+    )
+    if catalog.test_labels is not None:
+        print(
+            f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)"
+        )
+    write_report(run, ensemble, probs)
+
+
+def _leaderboard(run: Run) -> list[Standing]:
+    """Print the best set of hparams of each variant, and what failed."""
+    variants = [variant.name for variant in run.experiment.space.variants]
+    found = standings(run.store, variants)
+    console = Console()
+    table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
+    for column in ("variant", "best hparams", "F2 a fold", "mean", "spread", "expected-F2"):
+        table.add_column(
+            column, justify="left" if column in ("variant", "best hparams") else "right"
+        )
+    for standing in found:
+        folds = " ".join(f"{standing.f2[fold]:.4f}" for fold in sorted(standing.f2))
+        missing = standing.n_folds - len(standing.f2)
+        expected = sum(standing.expected_f2.values()) / len(standing.expected_f2)
+        table.add_row(
+            standing.variant,
+            " ".join(
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in standing.hparams.items()
+            ),
+            folds + (f" ({missing} missing)" if missing else ""),
+            f"{standing.mean:.4f}",
+            f"{standing.spread:.4f}",
+            f"{expected:.4f}",
+        )
+    if found:
+        console.print(table)
+    for spec, reason in failures(run.store):
+        console.print(
+            f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}",
+            highlight=False,
+        )
+    return found
+
+
+def _describe(session: Session) -> str:
+    gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
+    where = f"; dashboard {session.dashboard}" if session.dashboard else ""
+    return (
+        f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{where}"
+    )
+
+
+def _near(path: Path) -> str:
+    """The path as the user would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

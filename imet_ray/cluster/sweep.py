@@ -1,0 +1,180 @@
+"""The sweep: Ray Tune over `Policy`'s trials, with early stopping for those that only search.
+
+Hands out trials, watches them, and returns when every variant is trained on all folds. Tune's own state is a
+convenience; continuing never needs it.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from imet_ray.cluster.progress import SweepProgress
+from imet_ray.cluster.search import Policy, SweepSearcher
+from imet_ray.cluster.session import Session
+from imet_ray.cluster.trial import run_trial
+from imet_ray.data import TrainingData
+from imet_ray.errors import ImetError
+from imet_ray.space import SearchSpace
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store
+
+WORKER_DEATHS = 3  # of one trial, before it counts as failed
+
+
+class SetupFaultError(ImetError):
+    """A trial met a fault of the set-up: all others would meet it too."""
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a sweep did in this sitting."""
+
+    trials: int  # that ended
+    wall_s: float
+    training_s: float
+    overhead_s: float  # a trial: time that a slot was held, less training
+    out_of_time: bool
+
+
+def run_sweep(
+    space: SearchSpace,
+    store: Store,
+    data: TrainingData,
+    session: Session,
+    *,
+    deadline: float | None = None,
+) -> SweepSummary:
+    """Train what is left of the experiment.
+
+    Args:
+        deadline: in `time.time()`'s seconds; no new trial starts after it.
+
+    Raises:
+        SetupFaultError: a trial met a fault that all would meet; one line says which.
+        KeyboardInterrupt: the user stopped it; the same command continues.
+    """
+    policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
+    if policy.next_is_last():
+        return SweepSummary(0, 0.0, 0.0, 0.0, False)
+    started = time.time()
+    with SweepProgress(policy, session) as progress:
+        stopper = _StopOnFault()
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(
+                    run_trial,
+                    data=data,
+                    run=store.root,
+                    threads=session.threads,
+                    loader_workers=session.loader_workers,
+                    use_gpu=session.gpus_per_trial > 0,
+                ),
+                {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=SweepSearcher(policy, progress.refresh),
+                scheduler=SearchOnlyAsha(space),
+                num_samples=-1,
+                max_concurrent_trials=session.slots,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                storage_path=str(store.tune),
+                stop=stopper,
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                callbacks=[progress],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    if stopper.fault is not None:
+        raise SetupFaultError(stopper.fault)
+    out_of_time = deadline is not None and time.time() > deadline
+    if policy.in_flight or (not out_of_time and not policy.next_is_last()):
+        raise KeyboardInterrupt
+    shutil.rmtree(store.tune, ignore_errors=True)  # of no use any more: all is in the store
+    return SweepSummary(
+        trials=progress.ended,
+        wall_s=time.time() - started,
+        training_s=progress.training_s,
+        overhead_s=progress.overhead_s,
+        out_of_time=out_of_time,
+    )
+
+
+class SearchOnlyAsha(FIFOScheduler):
+    """ASHA (Li et al. 2020) on searching trials, rungs of their own for each variant and fold.
+
+    Promoted trials are never stopped. Rungs are not saved: after a restart they start empty.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.asha = space.asha
+        self.brackets: dict[tuple[str, int], AsyncHyperBandScheduler] = {}
+        self.judged: dict[str, AsyncHyperBandScheduler] = {}  # by Tune's trial id
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Put a searching trial under the scheduler of its variant and fold."""
+        if self.asha is None or trial.config["phase"] != "search":
+            return
+        spec = TrialSpec.model_validate_json(trial.config["spec"])
+        key = spec.variant.name, spec.fold
+        if key not in self.brackets:
+            epochs = spec.variant.epochs
+            self.brackets[key] = AsyncHyperBandScheduler(
+                time_attr="epoch",
+                metric="f2",
+                mode="max",
+                max_t=epochs + 1,  # the last epoch is never stopped: the trial ends by itself
+                grace_period=min(self.asha.grace_epochs, epochs),
+                reduction_factor=self.asha.factor,
+            )
+        self.judged[trial.trial_id] = self.brackets[key]
+        self.brackets[key].on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop a searching trial that is behind its rung; let everything else go on."""
+        bracket = self.judged.get(trial.trial_id)
+        epochs = TrialSpec.model_validate_json(trial.config["spec"]).recipe.epochs
+        if bracket is None or result.get("epoch", epochs) >= epochs:
+            return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+        return bracket.on_trial_result(tune_controller, trial, result)  # type: ignore[no-any-return]
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Forget the trial; its rungs keep its scores."""
+        self.judged.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Forget the trial."""
+        self.judged.pop(trial.trial_id, None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Forget the trial."""
+        self.judged.pop(trial.trial_id, None)
+
+
+class _StopOnFault(tune.Stopper):
+    """Ends the whole sweep when a trial reports a fault of the set-up."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.fault = self.fault or result.get("fatal")
+        return self.fault is not None
+
+    def stop_all(self) -> bool:
+        return self.fault is not None
+
+
+def _trial_name(trial: Any) -> str:
+    spec = TrialSpec.model_validate_json(trial.config["spec"])
+    return f"{spec.variant.name}-fold{spec.fold}-{spec.trial_id}"

@@ -1,0 +1,78 @@
+"""One trial inside a Ray worker: the adapter between Tune's function interface and `imet_ray.train`.
+
+A trial's own failure becomes a result. A fault of the set-up is reported as `fatal`, which stops the sweep.
+"""
+
+import gc
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from imet_ray.data import TrainingData
+from imet_ray.errors import ConfigError, ImetError
+from imet_ray.results import TrialResult, write_result
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store, SupersededError, write_text
+from imet_ray.train import EpochMetrics, train_trial
+
+
+def run_trial(
+    config: dict[str, Any],
+    data: TrainingData,
+    run: Path,
+    threads: int,
+    loader_workers: int,
+    use_gpu: bool,
+) -> None:
+    """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
+    spec = TrialSpec.model_validate_json(config["spec"])
+    trial = Store(run).trial(spec.trial_id)
+
+    def report(metrics: EpochMetrics) -> None:
+        tune.report(metrics | {"trial_seconds": metrics["seconds"] + metrics["evaluate_s"]})
+
+    try:
+        device = worker_device(threads, use_gpu)
+        result = train_trial(
+            spec, data, trial, device=device, loader_workers=loader_workers, report=report
+        )
+    except SupersededError:
+        return
+    except ImetError as error:
+        tune.report({"fatal": str(error)})
+        return
+    except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
+        kept = trial.root / "error.txt"
+        write_text(kept, traceback.format_exc())
+        first = (str(error).splitlines() or [""])[0]
+        result = TrialResult(
+            trial_id=spec.trial_id,
+            status="failed",
+            reason=f"{type(error).__name__}: {first} (traceback in {kept})",
+        )
+        write_result(trial, result)
+    if result.status == "failed" or result.epochs == 0:
+        tune.report({"failed": result.reason})
+
+
+def worker_device(threads: int, use_gpu: bool) -> torch.device:
+    """Prepare a worker that may have trained another trial before: threads, memory, device.
+
+    Raises:
+        ConfigError: if it was given a GPU that torch cannot see.
+    """
+    torch.set_num_threads(threads)
+    gc.collect()
+    if use_gpu:
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "the trial was given a GPU and torch sees none: install a CUDA build of torch, "
+                "or set gpus_per_trial: 0"
+            )
+        torch.cuda.empty_cache()
+        torch.backends.cudnn.benchmark = True  # one size of crop a trial
+        return torch.device("cuda")
+    return torch.device("cpu")

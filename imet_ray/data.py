@@ -1,0 +1,104 @@
+"""A data set made ready: ids, labels, folds and where its packed pictures lie.
+
+The driver prepares it once; it is cheap to send to workers, which open the pack by path (and make it, on a
+node that has none). Reading and checking the directory itself is `imet_ray.catalog`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imet_ray.catalog import Catalog
+from imet_ray.errors import StoreError
+from imet_ray.folds import folds_digest, make_folds, read_folds, write_folds
+from imet_ray.pack import Pack, build_pack
+from imet_ray.store import Cache, Store
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split's pictures."""
+
+    name: str  # train | test
+    ids: tuple[str, ...]
+    files: tuple[Path, ...]
+    digest: str
+    cache: Cache
+
+    def pack(self, short_side: int, *, workers: int = 1, progress: bool = False) -> Pack:
+        """The packed pictures, decoded now if this machine has not packed them yet."""
+        return build_pack(
+            self.files,
+            self.ids,
+            short_side=short_side,
+            path=self.cache.pack(self.digest, self.name, short_side),
+            workers=workers,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split with its labels and folds."""
+
+    split: SplitData
+    label_ids: tuple[str, ...]
+    labels: np.ndarray  # (N, C) uint8
+    folds: np.ndarray  # (N,) int64
+    folds_digest: str
+
+    @property
+    def n_folds(self) -> int:
+        return int(self.folds.max()) + 1
+
+    def rows(self, fold: int, *, held_out: bool) -> np.ndarray:
+        """Indices of the fold's own pictures, or of all others: (n,) int64."""
+        return np.flatnonzero((self.folds == fold) == held_out)
+
+
+def training_split(catalog: Catalog, cache: Cache) -> SplitData:
+    return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache)
+
+
+def test_split(catalog: Catalog, cache: Cache) -> SplitData:
+    return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache)
+
+
+def prepare(
+    catalog: Catalog,
+    store: Store,
+    cache: Cache,
+    *,
+    n_folds: int,
+    seed: int,
+    given_folds: Path | None = None,
+) -> TrainingData:
+    """Give the training split its folds: the run's own, a given file's, or new stratified ones.
+
+    Raises:
+        StoreError: if the run already has folds and the given file differs from them.
+        DataError: if a folds file does not fit the data.
+    """
+    ids = catalog.train.ids
+    if store.folds.exists():
+        folds = read_folds(store.folds, ids)
+        if given_folds and not np.array_equal(folds, read_folds(given_folds, ids)):
+            raise StoreError(
+                f"{store.root} was begun with other folds than {given_folds}: "
+                "choose another --name, or --fresh to set the old run aside"
+            )
+    else:
+        folds = (
+            read_folds(given_folds, ids)
+            if given_folds
+            else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
+        )
+        write_folds(store.folds, ids, folds)
+    return TrainingData(
+        split=training_split(catalog, cache),
+        label_ids=catalog.label_ids,
+        labels=catalog.labels,
+        folds=folds,
+        folds_digest=folds_digest(ids, folds),
+    )

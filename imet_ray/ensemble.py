@@ -1,0 +1,135 @@
+"""The frozen result: which checkpoints, with what weights, decoded how.
+
+Made by the blend, read by the prediction of test pictures. The members' probabilities are averaged over the
+folds of a variant, then over variants with the blend's weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imet_ray.decode import Decoder
+from imet_ray.errors import DataError, StoreError
+from imet_ray.predict import Predictions, read_predictions
+from imet_ray.results import Standing
+from imet_ray.specs import Frozen
+from imet_ray.store import EnsembleStore, Store, read_json, write_json
+
+
+class EnsembleMember(Frozen):
+    """One variant's fold checkpoints and its weight."""
+
+    variant: str
+    weight: float
+    threshold: float  # the variant's own best, over its out-of-fold predictions
+    trials: list[str]  # trial ids, one a fold
+    checkpoints: list[str]  # sha256 of each one's weights
+    f2: float  # out of fold, at `threshold`
+
+
+class Ensemble(Frozen):
+    """What `ensemble.json` holds."""
+
+    name: str
+    data_digest: str
+    folds_digest: str
+    label_ids: list[str]
+    members: list[EnsembleMember]
+    decoder: Decoder
+    report: dict[str, Any]  # the blend's scores, own and nested
+
+
+def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
+    """Write `ensemble.json`."""
+    write_json(store.ensemble, ensemble.model_dump(mode="json"))
+
+
+def read_ensemble(store: EnsembleStore) -> Ensemble:
+    """Read `ensemble.json`.
+
+    Raises:
+        StoreError: if there is none of that name, naming those that exist.
+    """
+    if not store.ensemble.exists():
+        known = ", ".join(sorted(p.parent.name for p in store.root.parent.glob("*/ensemble.json")))
+        raise StoreError(
+            f"no ensemble {store.root.name!r} in {store.root.parent}: "
+            + (f"choose one of: {known}" if known else "make one with `python blend.py`")
+        )
+    return Ensemble.model_validate(read_json(store.ensemble))
+
+
+def gather_oof(standing: Standing, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """A variant's out-of-fold probabilities in the order of train.csv.
+
+    Args:
+        ids: (N,) training ids, in order.
+
+    Returns:
+        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digests of the
+        checkpoints, by fold.
+
+    Raises:
+        DataError: if a picture is covered twice, not at all, or is no training picture.
+    """
+    position = {picture: i for i, picture in enumerate(ids)}
+    seen = np.zeros(len(ids), dtype=np.int64)
+    probs: np.ndarray | None = None
+    digests = []
+    for fold in sorted(standing.trials):
+        trial = standing.trials[fold]
+        found = read_predictions(trial.oof)
+        try:
+            rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)
+        except KeyError as error:
+            raise DataError(
+                f"{trial.oof} predicts picture {error}, which train.csv lacks"
+            ) from None
+        if probs is None:
+            probs = np.zeros((len(ids), found.probs.shape[1]), dtype=np.float16)
+        probs[rows] = found.probs
+        np.add.at(seen, rows, 1)
+        digests.append(found.checkpoint)
+    if probs is None or (seen != 1).any():
+        wrong = int(np.flatnonzero(seen != 1)[0])
+        raise DataError(
+            f"variant {standing.variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of "
+            "fold, must be once: run `python launch.py --oof`"
+        )
+    return probs, digests
+
+
+def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
+    """The members' test probabilities averaged with the ensemble's weights.
+
+    Returns:
+        (n, C) float32, in the order of `ids`.
+
+    Raises:
+        StoreError: if predictions are missing or come from other weights than the ensemble's.
+    """
+    total: np.ndarray | None = None
+    wanted = np.array(ids)
+    for member in ensemble.members:
+        for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
+            found = read_predictions(store.trial(trial_id).test)
+            _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
+            share = np.float32(member.weight / len(member.trials))
+            if total is None:
+                total = np.zeros(found.probs.shape, dtype=np.float32)
+            total += share * found.probs.astype(np.float32)
+    assert total is not None
+    return total
+
+
+def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:
+    if found.checkpoint != checkpoint:
+        raise StoreError(
+            f"{path} comes from other weights than the ensemble was fitted with: blend again"
+        )
+    if not np.array_equal(found.ids, ids):
+        raise StoreError(
+            f"{path} holds other pictures than the test split: delete it and predict again"
+        )

@@ -1,0 +1,137 @@
+"""The resolved experiment of a run directory: written once, compared each time the run continues.
+
+So a run never mixes results of different data, folds or recipes. What may change between two sittings is the
+budget and the list of variants.
+"""
+
+import contextlib
+import fcntl
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+
+import imet_ray
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.space import SearchSpace
+from imet_ray.specs import Frozen
+from imet_ray.store import Store, read_json, write_json
+
+PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
+
+
+class Experiment(Frozen):
+    """Everything that all trials of a run have in common, and where it was run."""
+
+    data: str  # as on the command line
+    data_root: str
+    data_digest: str
+    folds_digest: str
+    label_ids: list[str]
+    space: SearchSpace
+    versions: dict[str, str]
+    git: str
+
+
+def resolve(
+    space: SearchSpace,
+    *,
+    data: str,
+    data_root: Path,
+    data_digest: str,
+    folds_digest: str,
+    label_ids: tuple[str, ...],
+) -> Experiment:
+    """The experiment as it stands now, with the versions that run it."""
+    versions = {"imet_ray": imet_ray.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return Experiment(
+        data=data,
+        data_root=str(data_root),
+        data_digest=data_digest,
+        folds_digest=folds_digest,
+        label_ids=list(label_ids),
+        space=space,
+        versions=versions,
+        git=_git_state(),
+    )
+
+
+def read_experiment(store: Store) -> Experiment:
+    """The experiment that a run was begun with."""
+    return Experiment.model_validate(read_json(store.experiment))
+
+
+def begin(store: Store, experiment: Experiment) -> None:
+    """Write `experiment.json`, or check that the run goes on with the same data, folds and recipes.
+
+    Raises:
+        StoreError: naming what differs.
+    """
+    if store.experiment.exists():
+        before = read_experiment(store)
+        out = "choose another --name, or --fresh to set the old run aside"
+        for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
+            if getattr(before, field) != getattr(experiment, field):
+                raise StoreError(f"{store.root} was begun with other {what}: {out}")
+        if before.space.n_folds != experiment.space.n_folds:
+            raise StoreError(f"{store.root} was begun with n_folds={before.space.n_folds}: {out}")
+        if before.space.seed != experiment.space.seed:
+            raise StoreError(f"{store.root} was begun with seed={before.space.seed}: {out}")
+        known = {variant.name: variant for variant in before.space.variants}
+        for variant in experiment.space.variants:
+            was = known.get(variant.name)
+            if was is not None and was != variant:
+                changed = next(
+                    field
+                    for field in type(variant).model_fields
+                    if getattr(was, field) != getattr(variant, field)
+                )
+                raise StoreError(
+                    f"{store.root} knows variant {variant.name!r} with {changed}="
+                    f"{getattr(was, changed)!r}, now it is {getattr(variant, changed)!r}: {out}"
+                )
+            ranges = before.space.ranges.get(variant.name)
+            if was is not None and ranges != experiment.space.ranges[variant.name]:
+                raise StoreError(
+                    f"{store.root} searched variant {variant.name!r} over other ranges: {out}"
+                )
+    write_json(store.experiment, experiment.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def only_driver(store: Store) -> Iterator[None]:
+    """Hold the run directory; the lock ends with the process, however it ends.
+
+    Raises:
+        ConfigError: if another process drives the same run.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    with store.driver_lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(
+                f"{store.root} is being driven by process {file.read().strip() or '?'}: wait for it, "
+                "or choose another --name"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _git_state() -> str:
+    """The commit of the code, with a + where it was changed; empty outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip()
+    return ""

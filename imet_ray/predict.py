@@ -1,0 +1,201 @@
+"""Probabilities for pictures: with all test-time views, of a held-out fold or of the test split.
+
+What is written carries its ids and the digest of the checkpoint that made it, so that nothing is predicted
+twice and nothing that does not belong together is combined. Decoding is `imet_ray.decode`.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imet_ray.checkpoint import load_tagger, read_info
+from imet_ray.data import SplitData
+from imet_ray.dataset import view_batches
+from imet_ray.errors import StoreError
+from imet_ray.models import Tagger
+from imet_ray.pack import Pack
+from imet_ray.store import TrialStore, file_digest, read_arrays, write_arrays
+
+logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 64  # pictures times views in one forward pass
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw probabilities of one checkpoint."""
+
+    ids: np.ndarray  # (n,) str
+    probs: np.ndarray  # (n, C) float16
+    checkpoint: str  # sha256 of the weights
+    views: tuple[str, ...]
+    seconds: float  # that the pass took
+
+
+def predict_rows(
+    model: Tagger,
+    pack: Pack,
+    rows: np.ndarray,
+    *,
+    views: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    bf16: bool,
+    workers: int = 0,
+) -> np.ndarray:
+    """Mean probability over the views.
+
+    Args:
+        rows: (n,) indices into the pack.
+        batch_size: pictures a batch; each has all its views in it. Halved while the GPU's memory is too small.
+        bf16: compute in bfloat16 on a GPU.
+
+    Returns:
+        (n, C) float16, in the order of `rows`. NaN is passed on for the caller to judge.
+    """
+    while True:
+        try:
+            return _predict_rows(
+                model, pack, rows, views, image_size, batch_size, device, bf16, workers
+            )
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            torch.cuda.empty_cache()
+            logger.warning("out of GPU memory: predicting in batches of %d", batch_size)
+
+
+@torch.inference_mode()
+def _predict_rows(
+    model: Tagger,
+    pack: Pack,
+    rows: np.ndarray,
+    views: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    bf16: bool,
+    workers: int,
+) -> np.ndarray:
+    model.eval()
+    parts = []
+    for images in view_batches(
+        pack, rows, views, image_size, batch_size=batch_size, workers=workers
+    ):
+        n, n_views = images.shape[:2]
+        flat = images.flatten(0, 1).to(device, non_blocking=True)
+        if device.type == "cuda":
+            flat = flat.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = model(flat)
+        probs = logits.float().sigmoid().view(n, n_views, -1).mean(1)
+        parts.append(probs.half().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write an .npz file, atomically."""
+    write_arrays(
+        path,
+        ids=predictions.ids,
+        probs=predictions.probs,
+        checkpoint=np.array(predictions.checkpoint),
+        views=np.array(predictions.views),
+        seconds=np.array(predictions.seconds),
+    )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        StoreError: if it is missing, damaged, or holds something else.
+    """
+    arrays = read_arrays(path)
+    try:
+        return Predictions(
+            ids=arrays["ids"],
+            probs=arrays["probs"],
+            checkpoint=str(arrays["checkpoint"]),
+            views=tuple(str(view) for view in arrays["views"]),
+            seconds=float(arrays["seconds"]),
+        )
+    except KeyError as error:
+        raise StoreError(f"{path} has no array {error}: it is no prediction of imet_ray") from None
+
+
+def fits(path: Path, checkpoint: str, views: Sequence[str], ids: np.ndarray) -> bool:
+    """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures."""
+    if not path.exists():
+        return False
+    try:
+        have = read_predictions(path)
+    except StoreError as error:
+        logger.warning("%s", error)
+        return False
+    return (
+        have.checkpoint == checkpoint
+        and have.views == tuple(views)
+        and np.array_equal(have.ids, ids)
+    )
+
+
+def predict_checkpoint(
+    trial: TrialStore,
+    split: SplitData,
+    rows: np.ndarray,
+    *,
+    path: Path,
+    label_ids: Sequence[str],
+    device: torch.device,
+    workers: int = 0,
+) -> bool:
+    """Write the probabilities of one checkpoint for some pictures; False if they were there already.
+
+    Args:
+        rows: (n,) which pictures of the split, in the order wanted.
+        path: where to write; one of `trial`'s own paths.
+        label_ids: the labels that the data set has; the checkpoint must have been trained on the same.
+
+    Raises:
+        StoreError: if the checkpoint is missing, damaged, or of other labels.
+    """
+    started = time.monotonic()
+    info = read_info(trial.best)
+    if info.label_ids != tuple(label_ids):
+        raise StoreError(
+            f"{trial.best} was trained on {len(info.label_ids)} labels, the data have "
+            f"{len(label_ids)} or others: predict with the data set that it was trained on"
+        )
+    recipe = info.spec.recipe
+    digest = file_digest(trial.best)
+    ids = np.array(split.ids)[rows]
+    if fits(path, digest, recipe.views, ids):
+        return False
+    model, _ = load_tagger(trial.best)
+    model = model.to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    probs = predict_rows(
+        model,
+        split.pack(info.spec.pack_short_side),
+        rows,
+        views=recipe.views,
+        image_size=recipe.image_size,
+        batch_size=max(1, EVAL_BATCH // len(recipe.views)),
+        device=device,
+        bf16=device.type == "cuda" and recipe.precision == "bf16",
+        workers=workers,
+    )
+    if not np.isfinite(probs).all():
+        raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
+    seconds = time.monotonic() - started
+    write_predictions(path, Predictions(ids, probs, digest, recipe.views, seconds))
+    return True

@@ -1,0 +1,306 @@
+"""Search spaces: one YAML file an experiment, read into frozen models.
+
+A file names variants (a `grid`, a list, or both, over the settings of `base`), the ranges that Optuna searches
+and the budget. Each mistake is reported with file, line, key and the nearest valid key. Running the search is
+`imet_ray.cluster`.
+"""
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from imet_ray.errors import ConfigError
+from imet_ray.specs import Frozen, Hparam, Variant
+
+Model = TypeVar("Model", bound=BaseModel)
+Path_ = tuple[str | int, ...]  # where a value stands in the YAML tree
+
+
+class Range(Frozen):
+    """What Optuna picks one hparam from: `choices`, or the numbers from `low` to `high`."""
+
+    choices: Annotated[tuple[Hparam, ...], Field(strict=False)] | None = None
+    low: float | None = None
+    high: float | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.choices is not None:
+            if not self.choices or self.low is not None or self.high is not None:
+                raise ValueError("a range is a list of choices, or low and high")
+        elif self.low is None or self.high is None or self.low > self.high:
+            raise ValueError("a range needs low and high with low <= high, or a list of choices")
+        elif self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a log range needs low > 0 and no step")
+        return self
+
+    def corners(self) -> tuple[Hparam, ...]:
+        """The values that must be valid for all of the range to be."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+
+class Asha(Frozen):
+    """Early stopping of searching trials (Li et al. 2020): after `grace_epochs`, then each `factor` times as late."""
+
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    factor: Annotated[int, Field(ge=2)] = 3
+
+
+class Resources(Frozen):
+    """What one trial holds while it runs."""
+
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class SearchSpace(Frozen):
+    """A whole experiment: what is tried, on what data, with what budget."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
+    data: str = "demo"
+    n_folds: Annotated[int, Field(ge=2)] = 5
+    seed: int = 0
+    trials_per_variant: Annotated[int, Field(ge=1)] = 1
+    search_folds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
+    pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size
+    asha: Asha | None = None
+    resources: Resources = Resources()
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
+    ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+
+    @model_validator(mode="after")
+    def _folds_exist(self) -> Self:
+        for fold in self.search_folds:
+            if not 0 <= fold < self.n_folds:
+                raise ValueError(
+                    f"search_folds must be below n_folds={self.n_folds}, got {fold}: "
+                    f"choose 0..{self.n_folds - 1}"
+                )
+        if len(set(self.search_folds)) != len(self.search_folds):
+            raise ValueError("search_folds names a fold twice")
+        return self
+
+
+class _File(Frozen):
+    """The YAML file as it is written."""
+
+    name: str | None = None
+    data: str = "demo"
+    n_folds: int = 5
+    seed: int = 0
+    trials_per_variant: int = 1
+    search_folds: Annotated[tuple[int, ...], Field(strict=False)] = (0,)
+    pack_short_side: int | None = None
+    asha: Asha | None = None
+    resources: Resources = Resources()
+    base: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    variants: list[dict[str, Any]] = []
+    search: dict[str, Any] = {}
+
+
+def read_space(path: Path, overrides: dict[str, Any] | None = None) -> SearchSpace:
+    """Read a search space.
+
+    Args:
+        path: the YAML file.
+        overrides: settings that replace the file's, such as `{"trials_per_variant": 4, "epochs": 2}`; those that
+            are a variant's settings hold for all variants.
+
+    Raises:
+        ConfigError: naming file, line and key of each mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        known = sorted(str(found) for found in path.parent.glob("*.yml"))
+        raise ConfigError(
+            f"no search space at {path}: choose one of {', '.join(known) or 'search_spaces/*.yml'}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected settings such as 'variants:', got {content!r}")
+    reader = _Reader(path, tree)
+    reader.refuse_twins(tree)
+    return reader.space(content, overrides or {})
+
+
+class _Reader:
+    """Turns the file's content into models; knows the line of each value for the errors."""
+
+    def __init__(self, path: Path, tree: yaml.Node) -> None:
+        self.path = path
+        self.tree = tree
+
+    def space(self, content: dict[str, Any], overrides: dict[str, Any]) -> SearchSpace:
+        of_variants = {k: v for k, v in overrides.items() if k in Variant.model_fields}
+        of_file = {k: v for k, v in overrides.items() if k not in of_variants}
+        file = self.validate(_File, content | of_file, ())
+        variants, ranges = [], {}
+        for settings, origin in self.settings(file):
+            search = self.ranges(file.search | settings.pop("search", {}), origin)
+            settings.update(of_variants)
+            for key in of_variants:  # what the command line fixes is not searched
+                search.pop(key, None)
+            variant = self.validate(Variant, settings, (), origin)
+            if variant.name in ranges:
+                raise self.error(("variants",), f"two variants are named {variant.name!r}")
+            for key, wanted in search.items():
+                for value in wanted.corners():
+                    self.validate(
+                        Variant, settings | {key: value}, (), origin | {key: ("search", key)}
+                    )
+            variants.append(variant)
+            ranges[variant.name] = search
+        if not variants:
+            raise self.error((), "no variants: give `grid:`, `variants:` or both")
+        whole = file.model_dump(exclude={"base", "grid", "variants", "search"})
+        whole["name"] = file.name or self.path.stem
+        models = {"variants": variants, "ranges": ranges, "asha": file.asha}
+        return self.validate(SearchSpace, whole | models | {"resources": file.resources}, ())
+
+    def settings(self, file: _File) -> list[tuple[dict[str, Any], dict[str, Path_]]]:
+        """Each variant's settings, and where each of them stands in the file."""
+        found: list[tuple[dict[str, Any], dict[str, Path_]]] = []
+        base_origin: dict[str, Path_] = {key: ("base", key) for key in file.base}
+        if file.grid:
+            axes = [[(key, i, v) for i, v in enumerate(vs)] for key, vs in file.grid.items()]
+            for point in itertools.product(*axes):
+                name = "-".join(str(value) for _, _, value in point)
+                settings = {"name": name} | file.base | {key: value for key, _, value in point}
+                places: dict[str, Path_] = {key: ("grid", key, i) for key, i, _ in point}
+                found.append((settings, base_origin | places))
+        for i, entry in enumerate(file.variants):
+            places = {key: ("variants", i, key) for key in entry}
+            found.append((file.base | entry, base_origin | places | {"": ("variants", i)}))
+        return found
+
+    def ranges(self, search: Any, origin: dict[str, Path_]) -> dict[str, Range]:
+        ranges = {}
+        for key, value in search.items():
+            where = ("search", key)
+            if key not in Variant.model_fields or key == "name":
+                raise self.error(where, unknown_key(key, Variant.model_fields))
+            given = {"choices": value} if isinstance(value, list) else value
+            if not isinstance(given, dict):
+                raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
+            wanted = self.validate(Range, given, where)
+            annotation = Variant.model_fields[key].annotation
+            if annotation is int and wanted.choices is None:
+                low, high = wanted.low, wanted.high
+                assert low is not None
+                assert high is not None
+                if int(low) != low or int(high) != high:
+                    raise self.error(where, f"{key} is a whole number, got {value!r}")
+                ranges[key] = Range.model_construct(
+                    choices=None, low=int(low), high=int(high), step=wanted.step, log=wanted.log
+                )
+            else:
+                ranges[key] = wanted
+        return ranges
+
+    def validate(
+        self, model: type[Model], given: Any, where: Path_, origin: dict[str, Path_] | None = None
+    ) -> Model:
+        try:
+            return model.model_validate(given)
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors():
+                loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
+                key = str(loc[0]) if loc else ""
+                place = origin.get(key, origin.get("", ())) if origin is not None else where + loc
+                lines.append(f"{self.at(place)}{describe(problem, loc, model)}")
+            raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+    def error(self, where: Path_, text: str) -> ConfigError:
+        return ConfigError(f"{self.at(where)}{text}")
+
+    def at(self, where: Path_) -> str:
+        """`file line n: ` of the deepest part of `where` that stands in the file."""
+        node: yaml.Node = self.tree
+        line = node.start_mark.line
+        for part in where:
+            if isinstance(node, yaml.MappingNode):
+                for key, value in node.value:
+                    if key.value == str(part):
+                        node, line = value, key.start_mark.line
+                        break
+                else:
+                    break
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                node = node.value[part]
+                line = node.start_mark.line
+            else:
+                break
+        return f"{self.path} line {line + 1}: "
+
+    def refuse_twins(self, node: yaml.Node) -> None:
+        """YAML lets a later key silently replace an earlier one; we do not."""
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(f"{self.path} line {line}: {key.value!r} stands there twice")
+                seen.add(key.value)
+                self.refuse_twins(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self.refuse_twins(item)
+
+
+def unknown_key(key: str, known: Sequence[str] | Any) -> str:
+    """`unknown key 'x': did you mean 'y'?`"""
+    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
+def describe(problem: Any, loc: Path_, model: type[BaseModel]) -> str:
+    """One line for one of pydantic's errors."""
+    key = ".".join(str(part) for part in loc)
+    if problem["type"] == "extra_forbidden":
+        fields: Any = model.model_fields
+        for part in loc[:-1]:  # an unknown key of a nested model: name that model's keys
+            inner = fields[part].annotation if part in fields else None
+            for candidate in (inner, *getattr(inner, "__args__", ())):
+                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                    fields = candidate.model_fields
+        return unknown_key(str(loc[-1]), list(fields))
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    got = problem["input"]
+    if problem["type"] == "literal_error" and isinstance(got, str):
+        expected = problem["ctx"]["expected"]
+        choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
+        nearest = difflib.get_close_matches(got, choices, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        return f"{key} must be one of {expected}, got {got!r}. {hint}".rstrip()
+    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{key} must be {rule}, got {got!r}"
+
+
+def _is_type_name(part: str | int) -> bool:
+    """Pydantic puts the names of a union's members into the path of an error."""
+    return isinstance(part, str) and (
+        "[" in part or part in {"float", "int", "str", "bool", "none"}
+    )

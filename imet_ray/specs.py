@@ -1,0 +1,137 @@
+"""What a trial is: a variant, the hparams that were picked for it, a fold and a seed.
+
+Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
+of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
+with line numbers, is `imet_ray.space`.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LossName = Literal["bce", "focal", "soft_f2", "forgiving", "bce+focal", "bce+f2", "asymmetric"]
+PresetName = Literal["none", "light", "medium", "hard", "strong"]
+CropName = Literal["random", "rectangular"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ScheduleName = Literal["cosine", "onecycle", "plateau", "constant"]
+ViewName = Literal[
+    "centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"
+]
+
+Hparam = int | float | str | bool | None
+
+
+class Frozen(BaseModel):
+    """Base of all specs: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Variant(Frozen):
+    """A recipe that the blend weighs: architecture x augmentation x size x loss, and how it is trained."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
+    architecture: str
+    weights: str = "hub"  # hub | package | none | path of a local file
+    image_size: Annotated[int, Field(ge=16, le=2048)] = 224
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    augmentation: PresetName = "medium"
+    crop: CropName = "rectangular"
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+
+    loss: LossName = "bce"
+    loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default
+
+    optimizer: OptimizerName = "adam"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    schedule: ScheduleName = "cosine"
+    cycles: Annotated[int, Field(ge=1)] = 1  # cosine: how many, i.e. restarts + 1
+    plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better F2
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    head_only_epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches an update
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
+
+    keep: Literal["best", "last"] = (
+        "best"  # which epoch's weights; best is picked on the held-out fold
+    )
+    views: Annotated[tuple[ViewName, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs={self.epochs}, got {self.warmup_epochs}"
+            )
+        if self.head_only_epochs >= self.epochs:
+            raise ValueError(
+                f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
+            )
+        if self.cycles > 1 and self.schedule != "cosine":
+            raise ValueError(f"cycles is for schedule 'cosine', got schedule {self.schedule!r}")
+        if self.schedule == "plateau" and self.keep != "best":
+            raise ValueError(
+                "schedule 'plateau' goes back to the best weights: it needs keep 'best'"
+            )
+        if self.cycles > self.epochs:
+            raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
+        return self
+
+    def with_hparams(self, hparams: dict[str, Hparam]) -> "Variant":
+        """The same variant with some settings replaced, checked again."""
+        return Variant.model_validate(self.model_dump() | hparams)
+
+
+class TrialSpec(Frozen):
+    """One variant with one set of hparams on one fold of one data set, trained once."""
+
+    variant: Variant
+    hparams: Annotated[dict[str, Hparam], Field(default_factory=dict)]
+    fold: Annotated[int, Field(ge=0)]
+    n_folds: Annotated[int, Field(ge=2)]
+    seed: int
+    data_digest: str
+    folds_digest: str
+    pack_short_side: int
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold >= self.n_folds:
+            raise ValueError(
+                f"fold must be below n_folds={self.n_folds}, got fold={self.fold}: "
+                f"choose 0..{self.n_folds - 1}"
+            )
+        return self
+
+    @property
+    def recipe(self) -> Variant:
+        """The variant as it is trained: with the hparams in place."""
+        return self.variant.with_hparams(self.hparams)
+
+    @property
+    def trial_id(self) -> str:
+        """Sixteen hex digits of the hash of all that decides the result."""
+        decided = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            **self.model_dump(mode="json", exclude={"variant", "hparams"}),
+        }
+        return hashlib.sha256(canonical_json(decided).encode()).hexdigest()[:16]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def default_pack_short_side(image_size: int) -> int:
+    """Short side, in pixels, of the packed pictures for crops of `image_size`: an eighth more, in 32s."""
+    return -(-image_size * 9 // 8 // 32) * 32

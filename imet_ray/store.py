@@ -1,0 +1,302 @@
+"""Where artefacts lie and how they are written: the only module that makes their paths.
+
+Writes go to a temporary name beside the target and are put in place by `os.replace`, so a file that exists
+is whole. A trial's `result.json` is written last: it means that the trial is done. What is inside the files
+is the business of the modules that write them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imet_ray.errors import ConfigError, StoreError
+
+
+class SupersededError(Exception):
+    """Another process has taken over this trial; this one must stop writing and leave quietly."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """One run directory: `runs/<name>`."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "experiment.json"
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds.csv"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "studies.journal"
+
+    @property
+    def tune(self) -> Path:
+        return self.root / "tune"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.root / "leaderboard.csv"
+
+    @property
+    def driver_lock(self) -> Path:
+        return self.root / "driver.lock"
+
+    def trial(self, trial_id: str) -> "TrialStore":
+        return TrialStore(self.root / "trials" / trial_id)
+
+    def trials(self) -> list["TrialStore"]:
+        """All trials that were ever started here, by id."""
+        return [TrialStore(path) for path in sorted(self.root.glob("trials/*")) if path.is_dir()]
+
+    def ensemble(self, name: str) -> "EnsembleStore":
+        return EnsembleStore(self.root / "ensembles" / name)
+
+
+@dataclass(frozen=True)
+class TrialStore:
+    """One trial's directory. Its writer holds a token: an older twin that lost it is told so."""
+
+    root: Path
+
+    @property
+    def trial_id(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.safetensors"
+
+    @property
+    def oof(self) -> Path:
+        return self.root / "oof.npz"
+
+    @property
+    def test(self) -> Path:
+        return self.root / "test.npz"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def token(self) -> Path:
+        return self.root / "writer.token"
+
+    def acquire(self) -> str:
+        """Become the writer of this directory; whoever was it before is superseded."""
+        token = secrets.token_hex(8)
+        write_text(self.token, token)
+        return token
+
+    def check(self, token: str) -> None:
+        """Raise `SupersededError` if another writer has taken over since `acquire` gave `token`."""
+        if not self.token.exists() or self.token.read_text() != token:
+            raise SupersededError(str(self.root))
+
+
+@dataclass(frozen=True)
+class EnsembleStore:
+    """One frozen ensemble's directory."""
+
+    root: Path
+
+    @property
+    def ensemble(self) -> Path:
+        return self.root / "ensemble.json"
+
+    @property
+    def test(self) -> Path:
+        return self.root / "test.npz"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What can be made again: generated data sets and packed pictures, shared by all runs."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Cache":
+        """`$IMET_RAY_CACHE`, else `$XDG_CACHE_HOME/imet_ray`, else `~/.cache/imet_ray`."""
+        named = os.environ.get("IMET_RAY_CACHE")
+        if named:
+            return cls(Path(named).expanduser().resolve())
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return cls(Path(base).expanduser().resolve() / "imet_ray")
+
+    def pack(self, data_digest: str, split: str, short_side: int) -> Path:
+        return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
+
+
+def newest_run(runs: Path) -> Store:
+    """The run in `runs` whose experiment was written last.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found = sorted(runs.glob("*/experiment.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"no run in {runs}: start one with `python launch.py --sweep`")
+    return Store(found[-1].parent)
+
+
+def open_run(runs: Path, name: str) -> Store:
+    """The run called `name`.
+
+    Raises:
+        ConfigError: if there is none, naming those that exist.
+    """
+    store = Store(runs / name)
+    if not store.experiment.exists():
+        known = (
+            ", ".join(sorted(p.parent.name for p in runs.glob("*/experiment.json"))) or "none yet"
+        )
+        raise ConfigError(f"no run {name!r} in {runs}: choose one of: {known}")
+    return store
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, put in its place when the block ends well.
+
+    Raises:
+        StoreError: one line, if the disk is full or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> StoreError:
+    """The one line for an artefact that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"disk full while writing {path}: free some space, then run the same command"
+        )
+    return StoreError(f"cannot write {path}: {error.strerror or error}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, atomically."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that a person can read, atomically. NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON artefact.
+
+    Raises:
+        StoreError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}): delete it and run the same command"
+        ) from None
+
+
+def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_json_lines` wrote; nothing if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz file, atomically."""
+    with writing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz file whole.
+
+    Raises:
+        StoreError: if it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise StoreError(
+            f"{path} is damaged ({error}): delete it and run the same command"
+        ) from None
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(root: Path) -> Path:
+    """Rename a run directory so that its name is free; nothing is deleted."""
+    kept = root.with_name(f"{root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    root.rename(kept)
+    return kept
+
+
+def guard_disk(write: Callable[[], None], path: Path) -> None:
+    """Run a library's writer, turning what it raises about the disk into a `StoreError`."""
+    try:
+        write()
+    except OSError as error:
+        raise disk_error(path, error) from error

@@ -1,0 +1,209 @@
+"""imet_ray's command line: one flag a stage. Parsing and printing only; the work is in `imet_ray`.
+
+python launch.py --sweep                         search, train, predict, blend, submit; again: continue
+python launch.py --train --variant V --fold K    one trial, without a sweep
+python launch.py --oof                           out-of-fold predictions of the newest run
+python launch.py --predict ENSEMBLE              test predictions and the submission file
+python launch.py --check-data DIR                what is wrong with a data directory
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from imet_ray.errors import ConfigError, ImetError
+
+STAGES = ("sweep", "train", "oof", "predict", "check_data")
+ALWAYS = {"runs", "cache"}
+OPTIONS = {  # which options each stage reads; any other is refused
+    "sweep": {
+        *("space", "data", "from", "name", "address", "concurrency", "trials_per_variant"),
+        *("folds", "epochs", "time_budget", "fresh"),
+    },
+    "train": {
+        "space",
+        "data",
+        "from",
+        "name",
+        "folds",
+        "epochs",
+        "variant",
+        "fold",
+        "set",
+        "fresh",
+    },
+    "oof": {"name", "address", "concurrency"},
+    "predict": {"name", "address", "concurrency", "out"},
+    "check_data": set(),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage; 0 when it did what was asked."""
+    args = _parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stage = next(name for name in STAGES if getattr(args, name) not in (None, False))
+    try:
+        _refuse_strangers(args, stage)
+        from imet_ray import stages  # torch and timm take seconds to import: not for a wrong flag
+
+        if stage == "check_data":
+            return stages.check_data(args.check_data)
+        cache = stages.cache_at(args.cache)
+        if stage in ("sweep", "train"):
+            plan = stages.plan(
+                space=args.space,
+                data=args.data,
+                source=args.source,
+                name=args.name,
+                runs=args.runs,
+                cache=cache,
+                folds=args.folds,
+                overrides={
+                    key: value
+                    for key in ("trials_per_variant", "epochs")
+                    if (value := getattr(args, key)) is not None
+                },
+                fresh=args.fresh,
+            )
+        if stage == "train":
+            return stages.train(plan, args.variant, args.fold, _settings(args.set or []))
+        ray = {"address": args.address, "concurrency": args.concurrency}
+        from imet_ray.cluster import stages as cluster_stages
+
+        if stage == "sweep":
+            budget = _duration(args.time_budget) if args.time_budget else None
+            return cluster_stages.sweep(plan, budget_s=budget, **ray)
+        run = stages.reopen(args.runs, args.name, cache)
+        if stage == "oof":
+            return cluster_stages.oof(run, **ray)
+        return cluster_stages.predict(run, args.predict, out=args.out, **ray)
+    except ImetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="launch.py",
+        description="From a folder of labelled images to the best blended multi-label tagger.",
+        epilog="Settings of variants, ranges and budgets stand in search_spaces/*.yml.",
+        allow_abbrev=False,
+    )
+    stage = parser.add_mutually_exclusive_group(required=True)
+    stage.add_argument(
+        "--sweep", action="store_true", help="the main job, from search to submission"
+    )
+    stage.add_argument("--train", action="store_true", help="train one --variant on one --fold")
+    stage.add_argument("--oof", action="store_true", help="out-of-fold predictions of a run")
+    stage.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
+    parser.add_argument(
+        "--space",
+        metavar="FILE",
+        type=Path,
+        help="default: search_spaces/<data>.yml, else demo.yml",
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="demo, openclipart, or a directory; default: the space's"
+    )
+    parser.add_argument(
+        "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
+    )
+    parser.add_argument(
+        "--name", help="run directory; default: the space's name, or the newest run"
+    )
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="generated data and packs; default: ~/.cache/imet_ray",
+    )
+    parser.add_argument(
+        "--address", help="join this Ray (auto, or HOST:PORT) instead of starting one"
+    )
+    parser.add_argument(
+        "--concurrency", metavar="N", type=_positive, help="trials at once, at most"
+    )
+    parser.add_argument("--trials-per-variant", metavar="N", type=_positive)
+    parser.add_argument("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
+    parser.add_argument("--epochs", metavar="N", type=_positive, help="of every variant")
+    parser.add_argument(
+        "--time-budget", metavar="2h", help="no new trial after it; all else finishes"
+    )
+    parser.add_argument("--fresh", action="store_true", help="set an older run of that name aside")
+    parser.add_argument("--variant", metavar="NAME")
+    parser.add_argument("--fold", metavar="K", type=int)
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="where the submission goes as well"
+    )
+    args = parser.parse_args(argv)
+    if args.train and (args.variant is None or args.fold is None):
+        parser.error("--train needs --variant NAME and --fold K")
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}: see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
+    """An option that a stage would ignore is an error."""
+    given = {
+        {"source": "from"}.get(key, key)
+        for key, value in vars(args).items()
+        if value not in (None, False) and key not in STAGES
+    }
+    for option in sorted(given - ALWAYS - OPTIONS[stage]):
+        readers = " or ".join(f"--{s.replace('_', '-')}" for s in STAGES if option in OPTIONS[s])
+        raise ConfigError(
+            f"--{option.replace('_', '-')} has no meaning for --{stage.replace('_', '-')}: "
+            f"it is for {readers}"
+        )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """`dropout=0.3` as YAML would read the value."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def _duration(text: str) -> float:
+    """Seconds in `2h`, `90m`, `1h30m`, `45s`."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not match or not text:
+        raise ConfigError(f"--time-budget takes 2h, 90m or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
+    sys.exit(main())
