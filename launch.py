@@ -100,9 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     stage = parser.add_mutually_exclusive_group(required=True)
-    stage.add_argument(
-        "--sweep", action="store_true", help="the main job, from search to submission"
-    )
+    stage.add_argument("--sweep", action="store_true", help="the main job, from search to submission")
     stage.add_argument("--train", action="store_true", help="train one --variant on one --fold")
     stage.add_argument("--oof", action="store_true", help="out-of-fold predictions of a run")
     stage.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
@@ -119,9 +117,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
     )
-    parser.add_argument(
-        "--name", help="run directory; default: the space's name, or the newest run"
-    )
+    parser.add_argument("--name", help="run directory; default: the space's name, or the newest run")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
     parser.add_argument(
         "--cache",
@@ -129,27 +125,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="generated data and packs; default: ~/.cache/imet_ray",
     )
-    parser.add_argument(
-        "--address", help="join this Ray (auto, or HOST:PORT) instead of starting one"
-    )
-    parser.add_argument(
-        "--concurrency", metavar="N", type=_positive, help="trials at once, at most"
-    )
+    parser.add_argument("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
+    parser.add_argument("--concurrency", metavar="N", type=_positive, help="trials at once, at most")
     parser.add_argument("--trials-per-variant", metavar="N", type=_positive)
     parser.add_argument("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
     parser.add_argument("--epochs", metavar="N", type=_positive, help="of every variant")
-    parser.add_argument(
-        "--time-budget", metavar="2h", help="no new trial after it; all else finishes"
-    )
+    parser.add_argument("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     parser.add_argument("--fresh", action="store_true", help="set an older run of that name aside")
     parser.add_argument("--variant", metavar="NAME")
     parser.add_argument("--fold", metavar="K", type=int)
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable"
-    )
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="where the submission goes as well"
-    )
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where the submission goes as well")
     args = parser.parse_args(argv)
     if args.train and (args.variant is None or args.fold is None):
         parser.error("--train needs --variant NAME and --fold K")

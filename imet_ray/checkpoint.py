@@ -39,8 +39,8 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> No
         "spec": info.spec.model_dump_json(),
         "label_ids": json.dumps(info.label_ids),
         "epoch": str(info.epoch),
-        "f2": repr(info.f2),
-        "threshold": repr(info.threshold),
+        "f2": repr(float(info.f2)),
+        "threshold": repr(float(info.threshold)),
     }
     with writing(path) as temporary:
         try:

@@ -13,9 +13,8 @@ import numpy as np
 from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
-from imet_ray.results import Standing
 from imet_ray.specs import Frozen
-from imet_ray.store import EnsembleStore, Store, read_json, write_json
+from imet_ray.store import EnsembleStore, Store, TrialStore, read_json, write_json
 
 
 class EnsembleMember(Frozen):
@@ -61,15 +60,19 @@ def read_ensemble(store: EnsembleStore) -> Ensemble:
     return Ensemble.model_validate(read_json(store.ensemble))
 
 
-def gather_oof(standing: Standing, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def gather_oof(
+    trials: Sequence[TrialStore], ids: Sequence[str], variant: str
+) -> tuple[np.ndarray, list[str]]:
     """A variant's out-of-fold probabilities in the order of train.csv.
 
     Args:
+        trials: one a fold.
         ids: (N,) training ids, in order.
+        variant: its name, for the errors.
 
     Returns:
-        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digests of the
-        checkpoints, by fold.
+        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digest of each
+        trial's checkpoint.
 
     Raises:
         DataError: if a picture is covered twice, not at all, or is no training picture.
@@ -78,15 +81,12 @@ def gather_oof(standing: Standing, ids: Sequence[str]) -> tuple[np.ndarray, list
     seen = np.zeros(len(ids), dtype=np.int64)
     probs: np.ndarray | None = None
     digests = []
-    for fold in sorted(standing.trials):
-        trial = standing.trials[fold]
+    for trial in trials:
         found = read_predictions(trial.oof)
         try:
             rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)
         except KeyError as error:
-            raise DataError(
-                f"{trial.oof} predicts picture {error}, which train.csv lacks"
-            ) from None
+            raise DataError(f"{trial.oof} predicts picture {error}, which train.csv lacks") from None
         if probs is None:
             probs = np.zeros((len(ids), found.probs.shape[1]), dtype=np.float16)
         probs[rows] = found.probs
@@ -95,10 +95,27 @@ def gather_oof(standing: Standing, ids: Sequence[str]) -> tuple[np.ndarray, list
     if probs is None or (seen != 1).any():
         wrong = int(np.flatnonzero(seen != 1)[0])
         raise DataError(
-            f"variant {standing.variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of "
-            "fold, must be once: run `python launch.py --oof`"
+            f"variant {variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of fold, "
+            "must be once: run `python launch.py --oof`"
         )
     return probs, digests
+
+
+def blend_oof(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
+    """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32."""
+    total: np.ndarray | None = None
+    for member in ensemble.members:
+        trials = [store.trial(trial_id) for trial_id in member.trials]
+        probs, digests = gather_oof(trials, ids, member.variant)
+        if digests != member.checkpoints:
+            raise StoreError(
+                f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
+                "fitted with: blend again"
+            )
+        part = np.float32(member.weight) * probs.astype(np.float32)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
@@ -126,10 +143,6 @@ def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarr
 
 def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:
     if found.checkpoint != checkpoint:
-        raise StoreError(
-            f"{path} comes from other weights than the ensemble was fitted with: blend again"
-        )
+        raise StoreError(f"{path} comes from other weights than the ensemble was fitted with: blend again")
     if not np.array_equal(found.ids, ids):
-        raise StoreError(
-            f"{path} holds other pictures than the test split: delete it and predict again"
-        )
+        raise StoreError(f"{path} holds other pictures than the test split: delete it and predict again")

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.space import SearchSpace
@@ -98,9 +97,7 @@ def begin(store: Store, experiment: Experiment) -> None:
                 )
             ranges = before.space.ranges.get(variant.name)
             if was is not None and ranges != experiment.space.ranges[variant.name]:
-                raise StoreError(
-                    f"{store.root} searched variant {variant.name!r} over other ranges: {out}"
-                )
+                raise StoreError(f"{store.root} searched variant {variant.name!r} over other ranges: {out}")
     write_json(store.experiment, experiment.model_dump(mode="json"))
 
 

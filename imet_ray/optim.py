@@ -35,9 +35,7 @@ class Schedule(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Variant, *, updates_per_epoch: int
-) -> Schedule:
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: Variant, *, updates_per_epoch: int) -> Schedule:
     """The schedule that the recipe names."""
     total = recipe.epochs * updates_per_epoch
     warmup = round(recipe.warmup_epochs * updates_per_epoch)
@@ -51,9 +49,7 @@ def build_schedule(
 class _Cosine:
     """timm's cosine with warm restarts; each cycle ends at a hundredth of the rate."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         self.scheduler = CosineLRScheduler(
             optimizer,
             t_initial=max(1, -(-(total - warmup) // recipe.cycles)),
@@ -81,9 +77,7 @@ class _Cosine:
 class _OneCycle:
     """torch's one-cycle (Smith & Topin 2017); warm-up epochs set the share of the rise, 30 % without."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         rise = warmup / total if warmup else 0.3
         self.scheduler = OneCycleLR(
             optimizer, max_lr=recipe.lr, total_steps=max(2, total) + 1, pct_start=rise

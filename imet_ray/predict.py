@@ -61,9 +61,7 @@ def predict_rows(
     """
     while True:
         try:
-            return _predict_rows(
-                model, pack, rows, views, image_size, batch_size, device, bf16, workers
-            )
+            return _predict_rows(model, pack, rows, views, image_size, batch_size, device, bf16, workers)
         except torch.cuda.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -86,13 +84,9 @@ def _predict_rows(
 ) -> np.ndarray:
     model.eval()
     parts = []
-    for images in view_batches(
-        pack, rows, views, image_size, batch_size=batch_size, workers=workers
-    ):
+    for images in view_batches(pack, rows, views, image_size, batch_size=batch_size, workers=workers):
         n, n_views = images.shape[:2]
         flat = images.flatten(0, 1).to(device, non_blocking=True)
-        if device.type == "cuda":
-            flat = flat.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model(flat)
         probs = logits.float().sigmoid().view(n, n_views, -1).mean(1)
@@ -140,11 +134,7 @@ def fits(path: Path, checkpoint: str, views: Sequence[str], ids: np.ndarray) -> 
     except StoreError as error:
         logger.warning("%s", error)
         return False
-    return (
-        have.checkpoint == checkpoint
-        and have.views == tuple(views)
-        and np.array_equal(have.ids, ids)
-    )
+    return have.checkpoint == checkpoint and have.views == tuple(views) and np.array_equal(have.ids, ids)
 
 
 def predict_checkpoint(
@@ -180,9 +170,7 @@ def predict_checkpoint(
     if fits(path, digest, recipe.views, ids):
         return False
     model, _ = load_tagger(trial.best)
-    model = model.to(device)
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     probs = predict_rows(
         model,
         split.pack(info.spec.pack_short_side),

@@ -19,9 +19,7 @@ class TrialResult(Frozen):
     trial_id: str
     status: Literal["complete", "stopped", "failed"]
     reason: str = ""
-    f2: float | None = (
-        None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
-    )
+    f2: float | None = None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
     threshold: float | None = None
     expected_f2: float | None = None  # the same epoch decoded without a threshold
     epoch: int | None = None

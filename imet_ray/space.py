@@ -163,9 +163,7 @@ class _Reader:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
             for key, wanted in search.items():
                 for value in wanted.corners():
-                    self.validate(
-                        Variant, settings | {key: value}, (), origin | {key: ("search", key)}
-                    )
+                    self.validate(Variant, settings | {key: value}, (), origin | {key: ("search", key)})
             variants.append(variant)
             ranges[variant.name] = search
         if not variants:
@@ -301,6 +299,4 @@ def describe(problem: Any, loc: Path_, model: type[BaseModel]) -> str:
 
 def _is_type_name(part: str | int) -> bool:
     """Pydantic puts the names of a union's members into the path of an error."""
-    return isinstance(part, str) and (
-        "[" in part or part in {"float", "int", "str", "bool", "none"}
-    )
+    return isinstance(part, str) and ("[" in part or part in {"float", "int", "str", "bool", "none"})

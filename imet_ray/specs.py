@@ -16,9 +16,7 @@ PresetName = Literal["none", "light", "medium", "hard", "strong"]
 CropName = Literal["random", "rectangular"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["cosine", "onecycle", "plateau", "constant"]
-ViewName = Literal[
-    "centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"
-]
+ViewName = Literal["centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"]
 
 Hparam = int | float | str | bool | None
 
@@ -61,17 +59,13 @@ class Variant(Frozen):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
-    keep: Literal["best", "last"] = (
-        "best"  # which epoch's weights; best is picked on the held-out fold
-    )
+    keep: Literal["best", "last"] = "best"  # which epoch's weights; best is picked on the held-out fold
     views: Annotated[tuple[ViewName, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs must be below epochs={self.epochs}, got {self.warmup_epochs}"
-            )
+            raise ValueError(f"warmup_epochs must be below epochs={self.epochs}, got {self.warmup_epochs}")
         if self.head_only_epochs >= self.epochs:
             raise ValueError(
                 f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
@@ -79,9 +73,7 @@ class Variant(Frozen):
         if self.cycles > 1 and self.schedule != "cosine":
             raise ValueError(f"cycles is for schedule 'cosine', got schedule {self.schedule!r}")
         if self.schedule == "plateau" and self.keep != "best":
-            raise ValueError(
-                "schedule 'plateau' goes back to the best weights: it needs keep 'best'"
-            )
+            raise ValueError("schedule 'plateau' goes back to the best weights: it needs keep 'best'")
         if self.cycles > self.epochs:
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self

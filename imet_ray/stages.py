@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from imet_ray.catalog import Catalog, check_data as check_directory, read_catalog
+from imet_ray.catalog import Catalog, read_catalog
+from imet_ray.catalog import check_data as check_directory
 from imet_ray.data import TrainingData, prepare
 from imet_ray.datasets import resolve_data
 from imet_ray.errors import ConfigError, StoreError, unknown_name
@@ -171,12 +172,8 @@ def reopen(runs: Path, name: str | None, cache: Cache) -> Run:
         root = resolve_data(experiment.data, cache=cache.root)
     catalog = read_catalog(root)
     if catalog.digest != experiment.data_digest:
-        raise StoreError(
-            f"the data in {root} have changed since {store.root} was begun: start a new run"
-        )
-    data = prepare(
-        catalog, store, cache, n_folds=experiment.space.n_folds, seed=experiment.space.seed
-    )
+        raise StoreError(f"the data in {root} have changed since {store.root} was begun: start a new run")
+    data = prepare(catalog, store, cache, n_folds=experiment.space.n_folds, seed=experiment.space.seed)
     return Run(experiment, store, cache, catalog, data)
 
 
@@ -202,8 +199,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             seed=plan.space.seed,
             data_digest=run.data.split.digest,
             folds_digest=run.data.folds_digest,
-            pack_short_side=plan.space.pack_short_side
-            or default_pack_short_side(recipe.image_size),
+            pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
         )
         trial = plan.store.trial(spec.trial_id)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -233,9 +229,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     if result.status == "failed":
         print(f"failed: {result.reason}", file=sys.stderr)
         return 1
-    print(
-        f"done: F2 {result.f2:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}"
-    )
+    print(f"done: F2 {result.f2:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
     return 0
 
 
@@ -271,6 +265,5 @@ def _count_folds(path: Path) -> int:
 def _describe(space: SearchSpace) -> str:
     n, searching = len(space.variants), space.trials_per_variant * len(space.search_folds)
     return (
-        f"{n} variants, {searching} searching trials each, the best trained on all of "
-        f"{space.n_folds} folds"
+        f"{n} variants, {searching} searching trials each, the best trained on all of {space.n_folds} folds"
     )

@@ -183,9 +183,7 @@ def open_run(runs: Path, name: str) -> Store:
     """
     store = Store(runs / name)
     if not store.experiment.exists():
-        known = (
-            ", ".join(sorted(p.parent.name for p in runs.glob("*/experiment.json"))) or "none yet"
-        )
+        known = ", ".join(sorted(p.parent.name for p in runs.glob("*/experiment.json"))) or "none yet"
         raise ConfigError(f"no run {name!r} in {runs}: choose one of: {known}")
     return store
 
@@ -213,9 +211,7 @@ def writing(path: Path) -> Iterator[Path]:
 def disk_error(path: Path, error: OSError) -> StoreError:
     """The one line for an artefact that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
-            f"disk full while writing {path}: free some space, then run the same command"
-        )
+        return StoreError(f"disk full while writing {path}: free some space, then run the same command")
     return StoreError(f"cannot write {path}: {error.strerror or error}")
 
 
@@ -241,9 +237,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error}): delete it and run the same command"
-        ) from None
+        raise StoreError(f"{path} is damaged ({error}): delete it and run the same command") from None
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -271,14 +265,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         StoreError: if it is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise StoreError(
-            f"{path} is damaged ({error}): delete it and run the same command"
-        ) from None
+        raise StoreError(f"{path} is damaged ({error}): delete it and run the same command") from None
 
 
 def file_digest(path: Path) -> str:

@@ -10,9 +10,7 @@ import numpy as np
 from imet_ray.store import write_text
 
 
-def write_submission(
-    path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray
-) -> None:
+def write_submission(path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray) -> None:
     """Write `id,attribute_ids`, a row a picture.
 
     Args:

@@ -45,9 +45,7 @@ def test_whatever_decides_the_result_changes_the_id(change):
 
 
 def test_one_recipe_has_one_id_however_it_was_asked_for():
-    fixed = SPEC.model_copy(
-        update={"variant": VARIANT.with_hparams({"dropout": 0.3}), "hparams": {}}
-    )
+    fixed = SPEC.model_copy(update={"variant": VARIANT.with_hparams({"dropout": 0.3}), "hparams": {}})
     assert fixed.trial_id == SPEC.trial_id
 
 

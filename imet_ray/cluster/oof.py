@@ -23,9 +23,7 @@ from imet_ray.store import Store, TrialStore
 TASK_RETRIES = 3  # of a task whose worker or node was lost
 
 
-def predict_held_out(
-    trials: Sequence[TrialStore], store: Store, data: TrainingData, session: Session
-) -> int:
+def predict_held_out(trials: Sequence[TrialStore], store: Store, data: TrainingData, session: Session) -> int:
     """Predict each checkpoint's own held-out fold; how many had to be predicted now."""
     return _predict("oof", trials, store, session, data.split, data.label_ids, data)
 
@@ -70,15 +68,15 @@ def _predict(
     ]
     predicted = 0
     what = {"oof": "out-of-fold", "test": "test"}[kind]
-    with tqdm(
-        total=len(waiting), desc=what, unit="checkpoint", disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(total=len(waiting), desc=what, unit="checkpoint", disable=not sys.stderr.isatty()) as bar:
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1)
             try:
                 outcome: bool | str = ray.get(ready[0])
+            except ray.exceptions.RayTaskError:
+                raise  # a fault in our own code: its traceback is what helps
             except ray.exceptions.RayError as error:
-                first = str(error).strip().splitlines()[-1]
+                first = str(error).strip().splitlines()[0]
                 raise StoreError(
                     f"a worker of the {what} pass was lost {TASK_RETRIES + 1} times ({first}): "
                     "run the same command again"

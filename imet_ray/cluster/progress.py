@@ -63,6 +63,9 @@ class SweepProgress(Callback):
         if self.live.is_started:
             self.live.stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks; this one keeps nothing that must survive
+
     @property
     def overhead_s(self) -> float:
         """Seconds a trial between a slot becoming free and the trial's end, less its training."""
@@ -176,7 +179,7 @@ class SweepProgress(Callback):
 
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 2:03:05."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 

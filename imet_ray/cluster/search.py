@@ -79,7 +79,7 @@ class Policy:
         for variant in self.space.variants:
             self._settle(variant)
 
-    def next(self) -> Assignment | None | Literal["finished"]:
+    def next(self) -> Assignment | Literal["finished"] | None:
         """The next trial, None if it depends on one that still runs, "finished" if none will come any more."""
         if self.deadline is not None and time.time() > self.deadline:
             return "finished"
@@ -105,10 +105,7 @@ class Policy:
             return
         study = self.studies[assignment.spec.variant.name]
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (
-                self._spec(assignment.spec.variant, frozen.params, assignment.spec.fold).trial_id
-                == trial_id
-            ):
+            if self._spec(assignment.spec.variant, frozen.params, assignment.spec.fold).trial_id == trial_id:
                 with warnings.catch_warnings():  # an epoch that was reported before a restart
                     warnings.simplefilter("ignore")
                     optuna.trial.Trial(study, frozen._trial_id).report(f2, step=epoch)
@@ -128,9 +125,7 @@ class Policy:
         folds = [self._result(spec) for spec in self._folds(variant, champion)] if champion else []
         complete = sum(result is not None and result.status == "complete" for result in folds)
         failed = searched >= self.space.trials_per_variant and champion is None
-        return Progress(
-            searched, self.space.trials_per_variant, complete, self.space.n_folds, failed
-        )
+        return Progress(searched, self.space.trials_per_variant, complete, self.space.n_folds, failed)
 
     def _promotion(self) -> Assignment | None:
         for variant in self.space.variants:
@@ -161,9 +156,7 @@ class Policy:
                 variant.name: len(self.studies[variant.name].get_trials(deepcopy=False))
                 for variant in self.space.variants
             }
-            open_variants = [
-                v for v in self.space.variants if counts[v.name] < self.space.trials_per_variant
-            ]
+            open_variants = [v for v in self.space.variants if counts[v.name] < self.space.trials_per_variant]
             if not open_variants:
                 return None
             variant = min(open_variants, key=lambda v: counts[v.name])
@@ -298,6 +291,9 @@ class SweepSearcher(Searcher):
         rows = read_json_lines(self.policy.store.trial(trial_id).metrics)
         return result is not None and len(rows) > result.epochs
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its parts; the journal and the store are the state
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the store are the state."""
 
@@ -333,15 +329,11 @@ def distributions(variant: Variant, ranges: dict[str, Range]) -> dict[str, BaseD
         if wanted.choices is not None:
             found[key] = CategoricalDistribution(wanted.choices)
         elif isinstance(wanted.low, int) and isinstance(wanted.high, int):
-            found[key] = IntDistribution(
-                wanted.low, wanted.high, log=wanted.log, step=int(wanted.step or 1)
-            )
+            found[key] = IntDistribution(wanted.low, wanted.high, log=wanted.log, step=int(wanted.step or 1))
         else:
             assert wanted.low is not None
             assert wanted.high is not None
-            found[key] = FloatDistribution(
-                wanted.low, wanted.high, log=wanted.log, step=wanted.step
-            )
+            found[key] = FloatDistribution(wanted.low, wanted.high, log=wanted.log, step=wanted.step)
     return found
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -17,12 +18,12 @@ from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import run_sweep
 from imet_ray.data import test_split
 from imet_ray.decode import decode
-from imet_ray.ensemble import blend_test, read_ensemble
+from imet_ray.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import only_driver
 from imet_ray.metrics import f2_score
 from imet_ray.report import write_report
-from imet_ray.results import Standing, failures, standings
+from imet_ray.results import Standing, failures, read_spec, standings
 from imet_ray.stages import Plan, Run, set_old_run_aside, start
 from imet_ray.store import TrialStore
 from imet_ray.submission import write_submission
@@ -30,9 +31,7 @@ from imet_ray.submission import write_submission
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
 
 
-def sweep(
-    plan: Plan, *, budget_s: float | None, address: str | None, concurrency: int | None
-) -> int:
+def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrency: int | None) -> int:
     """Everything from search to submission; 1 if no ensemble came out of it."""
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
@@ -50,11 +49,7 @@ def sweep(
             found = _leaderboard(run)
             whole = [standing for standing in found if standing.whole]
             if not whole:
-                why = (
-                    "the time budget ended the search"
-                    if summary.out_of_time
-                    else "see the failures"
-                )
+                why = "the time budget ended the search" if summary.out_of_time else "see the failures"
                 print(f"no variant is trained on all folds yet ({why}): no blend")
                 print("next: the same command continues, with a longer --time-budget or none")
                 return 0 if summary.out_of_time else 1
@@ -83,9 +78,7 @@ def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     return 0
 
 
-def predict(
-    run: Run, name: str, *, out: Path | None, address: str | None, concurrency: int | None
-) -> int:
+def predict(run: Run, name: str, *, out: Path | None, address: str | None, concurrency: int | None) -> int:
     """Test predictions of an ensemble and its submission file."""
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
@@ -115,7 +108,7 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
     catalog = run.catalog
     if not catalog.test.ids:
         print("the data have no test split: no submission")
-        write_report(run, ensemble, None)
+        _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache)
     trials: list[TrialStore] = [
@@ -124,7 +117,7 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
         if member.weight > 0
         for trial_id in member.trials
     ]
-    for short_side in sorted({_short_side(trial) for trial in trials}):
+    for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.pack(short_side, workers=session.threads, progress=True)
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
@@ -137,10 +130,16 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
         f"{len(trials) - done} were there; submission in {_near(out or place.submission)}"
     )
     if catalog.test_labels is not None:
-        print(
-            f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)"
-        )
-    write_report(run, ensemble, probs)
+        print(f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)")
+    _report(run, ensemble, probs)
+
+
+def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None:
+    variants = [variant.name for variant in run.experiment.space.variants]
+    place = run.store.ensemble(ensemble.name)
+    found = standings(run.store, variants)
+    write_report(place, ensemble, run.store, run.catalog, found, test_probs)
+    print(f"report: {_near(place.report)}")
 
 
 def _leaderboard(run: Run) -> list[Standing]:
@@ -150,9 +149,7 @@ def _leaderboard(run: Run) -> list[Standing]:
     console = Console()
     table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
     for column in ("variant", "best hparams", "F2 a fold", "mean", "spread", "expected-F2"):
-        table.add_column(
-            column, justify="left" if column in ("variant", "best hparams") else "right"
-        )
+        table.add_column(column, justify="left" if column in ("variant", "best hparams") else "right")
     for standing in found:
         folds = " ".join(f"{standing.f2[fold]:.4f}" for fold in sorted(standing.f2))
         missing = standing.n_folds - len(standing.f2)
@@ -181,9 +178,7 @@ def _leaderboard(run: Run) -> list[Standing]:
 def _describe(session: Session) -> str:
     gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
     where = f"; dashboard {session.dashboard}" if session.dashboard else ""
-    return (
-        f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{where}"
-    )
+    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{where}"
 
 
 def _near(path: Path) -> str:

@@ -36,9 +36,7 @@ def run_trial(
 
     try:
         device = worker_device(threads, use_gpu)
-        result = train_trial(
-            spec, data, trial, device=device, loader_workers=loader_workers, report=report
-        )
+        result = train_trial(spec, data, trial, device=device, loader_workers=loader_workers, report=report)
     except SupersededError:
         return
     except ImetError as error:

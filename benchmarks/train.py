@@ -1,0 +1,131 @@
+"""Images a second of a trial against a plain torch loop with the same model and its data already in memory.
+
+    python benchmarks/train.py [--size 96] [--batch 32] [--rounds 5] [--architecture tf_efficientnet_lite0]
+
+Ours is the real thing: `imet_ray.train.train_trial` on the packed demo pictures with `medium` augmentation, the
+loss, optimizer, schedule and NaN check of a sweep's trial. The peer is the shortest loop that trains the same
+model with torch alone: a tensor of ready crops, BCE, AdamW, nothing else. They take turns, an epoch each, in one
+process; the median of the rounds counts. On a GPU the model alone on synthetic pictures is timed as well.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from imet_ray.catalog import read_catalog
+
+from imet_ray.data import prepare
+from imet_ray.datasets import resolve_data
+from imet_ray.models import Tagger, build_model
+from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
+from imet_ray.store import Cache, Store
+from imet_ray.train import EpochMetrics, train_trial
+from imet_ray.transforms import apply_view
+
+
+def plain_epoch(
+    model: Tagger,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    batch: int,
+) -> float:
+    """Train one epoch as anyone would write it; images a second."""
+    device = images.device
+    bf16 = device.type == "cuda"
+    loss_of = torch.nn.BCEWithLogitsLoss()
+    model.train()
+    started = time.monotonic()
+    for rows in torch.randperm(len(images), device=device).split(batch):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = model(images[rows])
+        loss = loss_of(logits.float(), targets[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return len(images) / (time.monotonic() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--architecture", default="tf_efficientnet_lite0")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of ours")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cache = Cache.default()
+    catalog = read_catalog(resolve_data("demo", cache=cache.root))
+    variant = Variant(
+        name="bench",
+        architecture=args.architecture,
+        weights="none",
+        image_size=args.size,
+        epochs=args.rounds + 1,
+        batch_size=args.batch,
+        optimizer="adamw",
+        schedule="onecycle",
+        lr=1e-3,
+        keep="last",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        data = prepare(catalog, store, cache, n_folds=5, seed=0)
+        short_side = default_pack_short_side(args.size)
+        pack = data.split.pack(short_side)
+        rows = data.rows(0, held_out=False)
+        crops = np.stack([apply_view(pack[i], "centre", args.size) for i in rows])
+        images = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().to(device)
+        targets = torch.from_numpy(data.labels[rows]).float().to(device)
+        peer = build_model(
+            args.architecture,
+            n_labels=len(data.label_ids),
+            image_size=args.size,
+            dropout=0.0,
+            weights="none",
+        ).to(device)
+        if device.type == "cuda":
+            peer = peer.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3)
+        ours: list[float] = []
+        plain: list[float] = []
+
+        def take_turns(metrics: EpochMetrics) -> None:
+            ours.append(metrics["images_per_s"])
+            plain.append(plain_epoch(peer, optimizer, images, targets, args.batch))
+            kind = "warm-up" if len(ours) == 1 else f"round {len(ours) - 1}"
+            print(f"{kind:>8}  ours {ours[-1]:8.1f}  plain {plain[-1]:8.1f}  images/s", flush=True)
+
+        spec = TrialSpec(
+            variant=variant,
+            hparams={},
+            fold=0,
+            n_folds=5,
+            seed=0,
+            data_digest=data.split.digest,
+            folds_digest=data.folds_digest,
+            pack_short_side=short_side,
+        )
+        train_trial(
+            spec, data, store.trial("bench"), device=device, loader_workers=args.workers, report=take_turns
+        )
+    a, b = statistics.median(ours[1:]), statistics.median(plain[1:])
+    ratio = statistics.median(x / y for x, y in zip(ours[1:], plain[1:], strict=True))
+    print(
+        f"\n{args.architecture}, {args.size} px, batch {args.batch}, {device}, {torch.get_num_threads()} threads"
+    )
+    print(f"{'a trial of ours':<42}{a:9.1f} images/s")
+    print(f"{'plain torch loop, crops in memory':<42}{b:9.1f} images/s")
+    print(f"{'ratio, median of the rounds':<42}{ratio:9.3f}")
+
+
+if __name__ == "__main__":
+    main()

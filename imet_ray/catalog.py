@@ -1,0 +1,331 @@
+"""A data directory in Kaggle's layout: read, checked, and refused with all its problems at once.
+
+    train.csv                id, attribute_ids (separated by spaces)
+    labels.csv               attribute_id, attribute_name; without it the labels are those of train.csv
+    train/                   one picture an id: png, jpg, jpeg, webp
+    test/                    likewise; may be missing
+    sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
+
+Reading compares names only; `check_data` decodes every picture as well.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from imet_ray.errors import DataError
+from imet_ray.images import read_rgb
+from imet_ray.labels import LabelStatistics, multi_hot
+from imet_ray.tables import Problem, Row, read_table
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SHOWN = 50  # problems of one kind in a report; the rest is counted
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pictures of the training or the test split."""
+
+    ids: tuple[str, ...]  # as the CSV spells them
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A data directory that may be trained on."""
+
+    root: Path
+    label_ids: tuple[str, ...]
+    label_names: tuple[str, ...]
+    train: Split
+    labels: np.ndarray  # (N, C) uint8
+    test: Split
+    test_labels: np.ndarray | None  # (n, C) uint8, where test.csv has them
+    digest: str  # of the training split: ids, labels, names and sizes of files, not their bytes
+    test_digest: str
+
+    def summary(self) -> str:
+        """One line for people."""
+        mean = self.labels.sum() / len(self.labels)
+        return (
+            f"{len(self.train.ids):,} training and {len(self.test.ids):,} test pictures, "
+            f"{len(self.label_ids):,} labels, {mean:.1f} a picture"
+        )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check_data` found."""
+
+    root: Path
+    catalog: Catalog | None  # None where a problem forbids training
+    problems: tuple[Problem, ...]
+    sizes: np.ndarray  # (n, 2) int64: height and width of the decoded pictures
+
+    @property
+    def forbids(self) -> bool:
+        """True if the directory must not be trained on."""
+        return any(problem.forbids for problem in self.problems)
+
+    def text(self) -> str:
+        """The report, for people."""
+        lines = [f"data          {self.root}"]
+        if self.catalog is not None:
+            lines.append(f"training      {len(self.catalog.train.ids):,} pictures")
+            labelled = "with labels" if self.catalog.test_labels is not None else "without labels"
+            lines.append(f"test          {len(self.catalog.test.ids):,} pictures, {labelled}")
+            lines.append(LabelStatistics.of(self.catalog.labels).text(self.catalog.label_names))
+        if len(self.sizes):
+            short = self.sizes.min(axis=1)
+            aspect = (self.sizes.max(axis=1) / short).max()
+            low, middle, high = np.quantile(short, [0, 0.5, 1]).astype(int)
+            lines.append(f"short sides   {low} to {high} px, median {middle}; longest aspect {aspect:.1f}")
+        lines += _listed(self.problems)
+        verdict = "must not be trained on" if self.forbids else "may be trained on"
+        lines.append(f"verdict       {verdict}")
+        return "\n".join(lines)
+
+
+def read_catalog(root: Path) -> Catalog:
+    """Read and check a data directory, without decoding pictures.
+
+    Raises:
+        DataError: with all problems that forbid training.
+    """
+    catalog, problems = _read(root)
+    if catalog is None:
+        forbidding = [problem for problem in problems if problem.forbids]
+        raise DataError(f"{root} must not be trained on:\n" + "\n".join(_listed(forbidding)))
+    return catalog
+
+
+def check_data(root: Path, *, workers: int, progress: bool) -> DataReport:
+    """Read a data directory, decode all its pictures, and report every problem.
+
+    Args:
+        workers: threads; decoding releases the interpreter's lock.
+        progress: draw a bar, if stderr is a terminal.
+    """
+    catalog, problems = _read(root)
+    files = [file for folder in ("train", "test") for file in _listing(root / folder).values()]
+    sizes = []
+
+    def decode(file: Path) -> tuple[int, int] | str:
+        try:
+            height, width, _ = read_rgb(file).shape
+        except DataError as error:
+            return str(error)
+        return height, width
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = pool.map(decode, files)
+        disable = None if progress else True
+        for file, outcome in zip(
+            files, tqdm(found, total=len(files), desc="decoding", unit="img", disable=disable), strict=True
+        ):
+            if isinstance(outcome, str):
+                where = f"{file.parent.name}/{file.name}"
+                text = outcome.removeprefix(f"{file}: ")
+                problems.append(Problem("picture cannot be used", where, None, text))
+            else:
+                sizes.append(outcome)
+    forbidden = any(problem.forbids for problem in problems)
+    return DataReport(
+        root=root,
+        catalog=None if forbidden else catalog,
+        problems=tuple(problems),
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def _read(root: Path) -> tuple[Catalog | None, list[Problem]]:
+    """The catalog, or None where a problem forbids it, and all problems."""
+    problems: list[Problem] = []
+    if not root.is_dir():
+        return None, [Problem("no such directory", str(root), None, "expected train.csv and train/ in it")]
+    rows = read_table(root / "train.csv", ("id", "attribute_ids"), problems)
+    names = _label_names(root, problems)
+    if rows is None:
+        return None, problems
+    if not rows:
+        problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
+    known = names if names is not None else _labels_in_use(rows)
+    index = {label: i for i, label in enumerate(known)}
+    train, kept = _split(root, "train", "train.csv", rows, problems)
+    labels = _label_rows("train.csv", kept, index, problems, may_be_empty=False)
+    test_rows, test_table = _test_rows(root, problems)
+    test, test_kept = _split(root, "test", test_table, test_rows, problems)
+    test_labels = _test_labels(root, test_kept, index, problems)
+    if any(problem.forbids for problem in problems):
+        return None, problems
+    label_ids = tuple(known)
+    hot = multi_hot(labels, len(label_ids))
+    return (
+        Catalog(
+            root=root.resolve(),
+            label_ids=label_ids,
+            label_names=tuple(known.values()),
+            train=train,
+            labels=hot,
+            test=test,
+            test_labels=test_labels,
+            digest=_digest(train, label_ids, hot),
+            test_digest=_digest(test, (), None),
+        ),
+        problems,
+    )
+
+
+def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
+    """Label id to name, in the order of labels.csv; None without that file."""
+    if not (root / "labels.csv").exists():
+        return None
+    rows = read_table(root / "labels.csv", ("attribute_id", "attribute_name"), problems, optional=("group",))
+    names: dict[str, str] = {}
+    for row in rows or []:
+        if not row.values[0]:
+            problems.append(Problem("empty label id", "labels.csv", row.number, ""))
+        elif row.values[0] in names:
+            problems.append(Problem("repeated label", "labels.csv", row.number, repr(row.values[0])))
+        names[row.values[0]] = row.values[1]
+    return names
+
+
+def _labels_in_use(rows: list[Row]) -> dict[str, str]:
+    """The labels of train.csv as their own names: in the order of numbers if all are numbers."""
+    used = {label for row in rows for label in row.values[1].split()}
+    ordered = sorted(used, key=int) if all(label.isdecimal() for label in used) else sorted(used)
+    return {label: label for label in ordered}
+
+
+def _split(
+    root: Path, folder: str, table: str, rows: list[Row], problems: list[Problem]
+) -> tuple[Split, list[Row]]:
+    """Find the file of each id; the split and the rows that have one."""
+    listing = _listing(root / folder)
+    by_stem: dict[str, list[Path]] = {}
+    for file in listing.values():
+        by_stem.setdefault(file.stem, []).append(file)
+    if rows and not (root / folder).is_dir():
+        problems.append(Problem("no such directory", folder, None, f"{table} has {len(rows):,} ids"))
+        return Split((), ()), []
+    seen: dict[str, int] = {}
+    ids, files, kept = [], [], []
+    for row in rows:
+        picture = row.values[0]
+        if not picture:
+            problems.append(Problem("empty id", table, row.number, ""))
+            continue
+        if "/" in picture or "\\" in picture or picture in (".", ".."):
+            problems.append(Problem("id is a path", table, row.number, repr(picture)))
+            continue
+        if picture in seen:
+            problems.append(
+                Problem("duplicate id", table, row.number, f"{picture!r}, first in row {seen[picture]}")
+            )
+            continue
+        seen[picture] = row.number
+        exact = listing.get(picture)
+        found = [exact] if exact is not None else by_stem.get(picture, [])
+        if len(found) != 1:
+            kind = "several files for an id" if found else "id without a file"
+            text = repr(picture) + (f": {', '.join(sorted(f.name for f in found))}" if found else "")
+            problems.append(Problem(kind, table, row.number, f"{text} in {folder}/"))
+            continue
+        ids.append(picture)
+        files.append(found[0])
+        kept.append(row)
+    extra = len(listing) - len(set(files))
+    if rows and extra > 0 and len(files) == len(rows):
+        problems.append(
+            Problem("files without an id", folder, None, f"{extra:,} are not used", forbids=False)
+        )
+    return Split(tuple(ids), tuple(files)), kept
+
+
+def _label_rows(
+    table: str, rows: list[Row], index: dict[str, int], problems: list[Problem], *, may_be_empty: bool
+) -> list[list[int]]:
+    """Label indices of each row."""
+    found = []
+    for row in rows:
+        labels: list[int] = []
+        for label in row.values[1].split():
+            position = index.get(label)
+            if position is None:
+                problems.append(Problem("label that labels.csv lacks", table, row.number, repr(label)))
+            elif position in labels:
+                problems.append(Problem("repeated label", table, row.number, repr(label)))
+            else:
+                labels.append(position)
+        if not row.values[1].split() and not may_be_empty:
+            problems.append(Problem("row without labels", table, row.number, repr(row.values[0])))
+        found.append(labels)
+    return found
+
+
+def _test_rows(root: Path, problems: list[Problem]) -> tuple[list[Row], str]:
+    """The test ids in order, and where they stand."""
+    for table in ("sample_submission.csv", "test.csv"):
+        if (root / table).exists():
+            rows = read_table(root / table, ("id",), problems, optional=("attribute_ids",))
+            return rows or [], table
+    files = sorted(_listing(root / "test"))
+    return [Row(i + 1, (Path(name).stem, "")) for i, name in enumerate(files)], "test"
+
+
+def _test_labels(
+    root: Path, kept: list[Row], index: dict[str, int], problems: list[Problem]
+) -> np.ndarray | None:
+    """Labels of the test pictures, where test.csv has them: (n, C) uint8."""
+    if not kept or not (root / "test.csv").exists():
+        return None
+    rows = read_table(root / "test.csv", ("id",), problems, optional=("attribute_ids",), quiet=True)
+    by_id = {row.values[0]: row for row in rows or [] if row.values[1]}
+    if not by_id:
+        return None
+    missing = [row for row in kept if row.values[0] not in by_id]
+    if missing:
+        text = f"{len(missing):,} of {len(kept):,} test pictures have none: test labels are not used"
+        problems.append(Problem("test labels are incomplete", "test.csv", None, text, forbids=False))
+        return None
+    ordered = [by_id[row.values[0]] for row in kept]
+    return multi_hot(_label_rows("test.csv", ordered, index, problems, may_be_empty=True), len(index))
+
+
+def _listing(folder: Path) -> dict[str, Path]:
+    """Picture files by name: one directory listing, not a look-up an id."""
+    if not folder.is_dir():
+        return {}
+    return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
+
+
+def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None) -> str:
+    """sha256 of ids, labels and each file's name and size; not of 25 GB of bytes, nor of where they lie."""
+    found = hashlib.sha256()
+    for picture, file in zip(split.ids, split.files, strict=True):
+        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode())
+    found.update("\0".join(label_ids).encode())
+    if labels is not None:
+        found.update(np.ascontiguousarray(labels).tobytes())
+    return found.hexdigest()
+
+
+def _listed(problems: tuple[Problem, ...] | list[Problem]) -> Iterator[str]:
+    """Problems by kind; many of one kind are counted at the end."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    for kind, found in kinds.items():
+        mark = "problem" if found[0].forbids else "warning"
+        yield f"{mark}       {kind}: {len(found):,}"
+        for problem in found[:SHOWN]:
+            row = f" row {problem.row}" if problem.row is not None else ""
+            yield f"    {problem.where}{row}: {problem.text}".rstrip(": ")
+        if len(found) > SHOWN:
+            yield f"    and {len(found) - SHOWN:,} more"

@@ -1,0 +1,112 @@
+"""Pictures from files: any mode as 8-bit RGB, damaged or oversized ones refused by name."""
+
+import struct
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from imet_ray.errors import DataError
+
+MAX_PIXELS = 178_000_000  # just below the size that Pillow itself refuses
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
+WHITE = (255, 255, 255, 255)
+
+
+def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
+    """Decode a picture.
+
+    Transparent pixels are composed over white, 16-bit ones scaled to 8, and the EXIF orientation is applied.
+
+    Args:
+        short_side: scale down to this many pixels (by area); smaller pictures keep their size.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DataError: naming the file, if it cannot be decoded whole or is larger than `MAX_PIXELS`.
+    """
+    try:
+        with _open(path) as image:
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                pixels = _to_rgb(ImageOps.exif_transpose(image))
+            else:
+                pixels = _to_rgb(image)
+    except DataError:
+        raise
+    except Exception as error:  # each decoder raises its own
+        raise _undecodable(path, error) from error
+    if short_side is None:
+        return pixels
+    height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width from the header alone, turned as the EXIF orientation says.
+
+    Raises:
+        DataError: naming the file, if the header cannot be read or promises more than `MAX_PIXELS`.
+    """
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+    except DataError:
+        raise
+    except Exception as error:
+        raise _undecodable(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width after scaling down to a short side; never up."""
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return height, width
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header and refuse a bomb before anything is decoded."""
+    try:
+        with warnings.catch_warnings():  # Pillow warns from half our bound on
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise _too_large(path, "it") from None
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise _too_large(path, size)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, in whatever Pillow keeps them
+        values = np.asarray(image).astype(np.float32)
+        top = 65535 if image.mode != "F" or values.max(initial=0) > 255 else 255
+        grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _too_large(path: Path, size: str) -> DataError:
+    return DataError(f"{path}: {size} has more than {MAX_PIXELS:,} pixels: a decompression bomb?")
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{path}: not a picture")
+    if isinstance(error, struct.error | SyntaxError | ValueError | OSError):
+        return DataError(f"{path}: cannot be decoded: {error or type(error).__name__}")
+    return DataError(f"{path}: cannot be decoded: {type(error).__name__}: {error}")

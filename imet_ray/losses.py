@@ -1,0 +1,123 @@
+"""Losses for multi-label pictures whose labels are long-tailed and partly missing.
+
+Each takes logits (B, C) and targets (B, C) in [0, 1], soft ones from mixup included, computes in float32, and
+returns a mean over all entries. What a variant's `loss_weight` means is said at each.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
+
+from imet_ray.errors import ConfigError, unknown_name
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+FOCAL_GAMMA = 2.0
+
+
+def build_loss(name: str, weight: float | None) -> Loss:
+    """The loss of that name.
+
+    Args:
+        weight: what the loss makes of it; None is its default.
+
+    Raises:
+        ConfigError: for an unknown name or a weight that is negative or not finite.
+    """
+    if name not in LOSSES:
+        raise unknown_name("loss", name, LOSSES)
+    builder, default = LOSSES[name]
+    chosen = default if weight is None else weight
+    if not math.isfinite(chosen) or chosen < 0:
+        raise ConfigError(f"loss_weight must be 0 or more, got {chosen}")
+    return builder(chosen)
+
+
+def _bce(weight: float) -> Loss:
+    """Binary cross-entropy; the weight multiplies what positive entries cost."""
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        positive = torch.tensor(weight, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=positive)
+
+    return loss
+
+
+def _focal(weight: float) -> Loss:
+    """Focal loss, gamma 2 (Lin et al. 2017); the weight multiplies what positive entries cost."""
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        probs = logits.sigmoid()
+        positive = targets * (1 - probs) ** FOCAL_GAMMA * F.softplus(-logits)
+        negative = (1 - targets) * probs**FOCAL_GAMMA * F.softplus(logits)
+        return (weight * positive + negative).mean()
+
+    return loss
+
+
+def _soft_f2(weight: float) -> Loss:
+    """One less the F-beta of each picture with probabilities in place of decisions; beta^2 is 4 x the weight."""
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        probs = logits.float().sigmoid()
+        beta2 = 4 * weight
+        hits = (probs * targets).sum(1)
+        score = (1 + beta2) * hits / (beta2 * targets.sum(1) + probs.sum(1) + 1e-6)
+        return 1 - score.mean()
+
+    return loss
+
+
+def _forgiving(weight: float) -> Loss:
+    """`BCE(x, y) + weight * BCE(x * y, y)`: where y = 0 the second term is constant.
+
+    On hard labels its gradient is that of `bce` with the weight 1 + weight.
+    """
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        plain = F.binary_cross_entropy_with_logits(logits, targets)
+        return plain + weight * F.binary_cross_entropy_with_logits(logits * targets, targets)
+
+    return loss
+
+
+def _bce_focal(weight: float) -> Loss:
+    """Binary cross-entropy and the weight times focal loss."""
+    bce, focal = _bce(1.0), _focal(1.0)
+    return lambda logits, targets: bce(logits, targets) + weight * focal(logits, targets)
+
+
+def _bce_f2(weight: float) -> Loss:
+    """Binary cross-entropy and the weight times soft F2."""
+    bce, soft = _bce(1.0), _soft_f2(1.0)
+    return lambda logits, targets: bce(logits, targets) + weight * soft(logits, targets)
+
+
+def _asymmetric(weight: float) -> Loss:
+    """timm's asymmetric loss (Ridnik et al. 2021); the weight is gamma_neg.
+
+    timm sums over all entries; this is the mean, the scale of the other losses.
+    """
+    summed = AsymmetricLossMultiLabel(gamma_neg=weight)
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = summed(logits.float(), targets)
+        return total / logits.numel()
+
+    return loss
+
+
+LOSSES: dict[str, tuple[Callable[[float], Loss], float]] = {  # builder, default weight
+    "bce": (_bce, 1.0),
+    "focal": (_focal, 1.0),
+    "soft_f2": (_soft_f2, 1.0),
+    "forgiving": (_forgiving, 1.0),
+    "bce+focal": (_bce_focal, 1.0),
+    "bce+f2": (_bce_f2, 1.0),
+    "asymmetric": (_asymmetric, 4.0),
+}

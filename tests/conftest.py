@@ -1,0 +1,68 @@
+"""What tests share: a tiny data set in the Kaggle layout, made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from imet_ray.catalog import Catalog, read_catalog
+
+from imet_ray.data import TrainingData, prepare
+from imet_ray.datasets import demo
+from imet_ray.specs import TrialSpec, Variant
+from imet_ray.store import Cache, Store
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+TINY = {  # timm's own test model: 0.5 M parameters
+    "name": "tiny",
+    "architecture": "test_resnet",
+    "weights": "none",
+    "image_size": 32,
+    "augmentation": "light",
+    "epochs": 3,
+    "batch_size": 16,
+    "lr": 0.003,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory) -> Path:
+    """A data directory of 90 training and 20 test pictures."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    demo.generate(root, n_images=90, n_test=20, seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_catalog(tiny_root) -> Catalog:
+    return read_catalog(tiny_root)
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_catalog, tiny_cache, tmp_path_factory) -> TrainingData:
+    store = Store(tmp_path_factory.mktemp("folds"))
+    return prepare(tiny_catalog, store, tiny_cache, n_folds=3, seed=0)
+
+
+@pytest.fixture
+def make_spec(tiny_data):
+    """A trial of the tiny variant, with settings of one's own."""
+
+    def _make(fold: int = 0, **settings) -> TrialSpec:
+        return TrialSpec(
+            variant=Variant.model_validate(TINY | settings),
+            hparams={},
+            fold=fold,
+            n_folds=3,
+            seed=0,
+            data_digest=tiny_data.split.digest,
+            folds_digest=tiny_data.folds_digest,
+            pack_short_side=64,
+        )
+
+    return _make

@@ -1,0 +1,17 @@
+"""The submission file: order and form of the sample."""
+
+import numpy as np
+import pytest
+
+from imet_ray.submission import write_submission
+
+
+def test_rows_stand_in_the_samples_order_with_space_separated_labels(tmp_path):
+    decoded = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
+    write_submission(tmp_path / "s.csv", ["b", "a"], ["7", "8", "x"], decoded)
+    assert (tmp_path / "s.csv").read_text() == "id,attribute_ids\nb,7 x\na,8\n"
+
+
+def test_a_picture_without_a_label_is_a_bug(tmp_path):
+    with pytest.raises(AssertionError):
+        write_submission(tmp_path / "s.csv", ["a"], ["7"], np.zeros((1, 1), dtype=bool))
