@@ -58,7 +58,7 @@ def test_a_batch_is_uint8_pictures_and_float_labels(dataset: TrainDataset) -> No
     images, targets = next(iter(train_batches(dataset, batch_size=4, workers=0)))
     assert (images.shape, images.dtype) == ((4, 3, SIZE, SIZE), torch.uint8)
     assert (targets.shape, targets.dtype) == ((4, N), torch.float32)
-    assert images.is_contiguous()
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_picture_is_what_its_transform_gives_under_its_label(dataset: TrainDataset) -> None:

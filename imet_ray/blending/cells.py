@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imet_ray.metrics import BETA2
+from imet_ray.metrics import f2_of_counts
 
 ROWS = 2048  # pictures a block while building
 
@@ -35,6 +35,9 @@ class DisputedCells:
             probs: M arrays (N, C) float16 or float32, memory-mapped or not.
             thresholds: M floats, one a member.
             labels: (N, C) uint8 or bool.
+
+        Returns:
+            The disputed cells, by picture; for one member there are none.
         """
         margins, images, truths, hits, chosen = [], [], [], [], []
         for start in range(0, len(labels), ROWS):
@@ -59,32 +62,17 @@ class DisputedCells:
             true=np.count_nonzero(labels, axis=1),
         )
 
-    def rows(self, kept: np.ndarray) -> "DisputedCells":
-        """The same of some pictures only: (n,) indices, rising."""
-        place = np.full(len(self.true), -1, dtype=np.int32)
-        place[kept] = np.arange(len(kept))
-        cells = place[self.image] >= 0
-        return DisputedCells(
-            margins=np.ascontiguousarray(self.margins[:, cells]),
-            image=place[self.image[cells]],
-            label=self.label[cells],
-            hits=self.hits[kept],
-            chosen=self.chosen[kept],
-            true=self.true[kept],
-        )
-
-    def f2_per_image(self, weights: np.ndarray) -> np.ndarray:
-        """F2 of each picture under the weights: (N,) float64."""
+    def counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels predicted and true, and labels predicted, of each picture: (N,) int64 each."""
         n = len(self.true)
         won = weighted_margin(self.margins, weights) > 0
         chosen = self.chosen + np.bincount(self.image[won], minlength=n)
-        hits = self.hits + np.bincount(self.image[won & self.label], minlength=n)
-        score: np.ndarray = (1 + BETA2) * hits / np.maximum(BETA2 * self.true + chosen, 1)
-        return score
+        return self.hits + np.bincount(self.image[won & self.label], minlength=n), chosen
 
     def score(self, weights: np.ndarray) -> float:
         """Mean F2 under the weights: (M,) >= 0, not all 0."""
-        return float(self.f2_per_image(weights).mean())
+        hits, chosen = self.counts(weights)
+        return float(f2_of_counts(hits, self.true, chosen).mean())
 
 
 def member_margin(probs: np.ndarray, threshold: float) -> np.ndarray:

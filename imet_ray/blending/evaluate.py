@@ -1,8 +1,9 @@
 """What a blend is worth: its own score, and the nested one that does not flatter it.
 
 Own: weights and thresholds fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but
-one, scored on that one. Both decoders are scored; the weights for expected F2 are those fitted under the threshold
-objective.
+one, scored on that one. Both decoders are scored. The weights for expected F2 are those fitted under the threshold
+objective; under it a single member or uniform weights have nothing tuned, so their own score is their nested one.
+One optimism is left: the choice of decoder and of uniform or fitted weights is the best nested one of four.
 """
 
 from collections.abc import Sequence
@@ -11,14 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.fit import fit_weights, uniform
-from imet_ray.decode import Decoder, at_least_one, decode_expected_f2
+from imet_ray.blending.fit import uniform
+from imet_ray.blending.scoring import (
+    Candidates,
+    bootstrap,
+    by_expected_f2,
+    by_threshold,
+    nested_by_expected_f2,
+    nested_by_threshold,
+    tune,
+)
+from imet_ray.decode import Decoder
 from imet_ray.errors import DataError
-from imet_ray.metrics import best_threshold, f2_per_image
 
-ROWS = 8192  # pictures a block
-RESAMPLES = 1000  # of the bootstrap
+ROWS = 8192  # pictures a block of the checks
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Member:
     """One variant's out-of-fold probabilities."""
 
     name: str
-    probs: np.ndarray  # (N, C) float16, in the order of train.csv
+    probs: np.ndarray  # (N, C) float16, memory-mapped or not
+    ids: Sequence[str] | None = None  # (N,) of the rows; where known they are compared
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,19 @@ class Score:
 
     own: float
     nested: float
+    of: str  # fitted | uniform | the variant's name
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How much the blend is above something else, nested: mean and bootstrap 95 % interval over pictures."""
+    """How far one is above another, nested: mean and bootstrap 95 % interval over pictures."""
 
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,11 @@ class BlendReport:
     weights_by_fold: tuple[tuple[float, ...], ...]  # fitted without each fold
     thresholds: tuple[float, ...]  # each member's own best
     decoder: Decoder
-    scores: dict[str, dict[str, Score]]  # decoder -> fitted | uniform | best single
-    best_single: str
+    scores: dict[str, dict[str, Score]]  # decoder -> fitted | uniform | single: the best one by its own score
+    best_single: str  # under the decoder that suits it
     members: dict[str, dict[str, float]]  # each member's own F2 by decoder
-    over_uniform: Gain
-    over_single: Gain
+    over_uniform: Gain  # fitted weights over uniform ones, under `decoder`
+    over_single: Gain  # the blend over the best single variant, each under its better decoder
 
     @property
     def nested(self) -> float:
@@ -74,43 +86,46 @@ class BlendReport:
 
     def text(self) -> str:
         """A table, and one honest sentence about it."""
+        decoders = tuple(self.scores)
+        single = " / ".join(dict.fromkeys(self.scores[decoder]["single"].of for decoder in decoders))
+        titles = {
+            "fitted": "blend, fitted weights",
+            "uniform": "blend, uniform weights",
+            "single": f"best single: {single}",
+        }
+        wide = max(len(title) for title in titles.values()) + 2
         lines = [
-            f"{'':<34}{'threshold':^20}{'expected-F2':^20}",
-            f"{'':<34}" + f"{'own':>9} {'nested':>9} " * 2,
+            " " * wide + "".join(f"{decoder:>20}" for decoder in decoders),
+            " " * wide + f"{'own':>10}{'nested':>10}" * len(decoders),
         ]
-        for kind, title in (
-            ("fitted", "blend, fitted weights"),
-            ("uniform", "blend, uniform weights"),
-            ("single", f"best single: {self.best_single}"[:33]),
-        ):
-            row = "".join(
-                f"{self.scores[decoder][kind].own:>9.4f} {self.scores[decoder][kind].nested:>9.4f} "
-                for decoder in ("threshold", "expected-f2")
-            )
-            lines.append(f"{title:<34}{row}")
-        lines.append(
-            "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on"
-        )
-        lines.append("")
+        for kind, title in titles.items():
+            found = [self.scores[decoder][kind] for decoder in decoders]
+            lines.append(f"{title:<{wide}}" + "".join(f"{s.own:>10.4f}{s.nested:>10.4f}" for s in found))
+        lines += [
+            "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on",
+            "the weights are fitted under the threshold decoder and used for both",
+            "",
+        ]
         for name, weight, threshold in zip(self.names, self.weights, self.thresholds, strict=True):
             lines.append(f"  {weight:6.3f}  {name}  (threshold {threshold:.3f})")
         lines.append(f"weights: {self.weights_are}; decoder: {self.decoder.name}")
+        if len(self.names) > 1:
+            lines.append(f"fitted weights over uniform ones: {self.over_uniform} (nested)")
         lines.append(self.verdict())
         return "\n".join(lines)
 
     def verdict(self) -> str:
         """Whether the blend is worth it, in one sentence."""
-        gain = self.over_single
-        interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         if len(self.names) == 1:
             return f"one variant, nothing to blend: nested F2 {self.nested:.4f}"
+        gain = self.over_single
         if gain.low > 0:
             beats = "beats the best single variant by"
         elif gain.mean > 0:
             beats = "is above the best single variant, though not beyond noise:"
         else:
             beats = "does NOT beat the best single variant:"
-        return f"the blend {beats} {interval} (nested, 95 % over pictures): nested F2 {self.nested:.4f}"
+        return f"the blend {beats} {gain} (nested, 95 % over pictures): nested F2 {self.nested:.4f}"
 
 
 def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *, seed: int) -> BlendReport:
@@ -120,90 +135,82 @@ def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *
     ones in the nested estimate.
 
     Args:
+        members: M of them, in one order of rows.
         labels: (N, C) uint8.
-        folds: (N,) int64.
+        folds: (N,) int64, at least two of them.
         seed: of the bootstrap.
 
     Raises:
         DataError: naming the member whose predictions cannot be used.
     """
     check_members(members, labels)
+    if folds.shape != labels.shape[:1] or len(np.unique(folds)) < 2:
+        raise DataError(
+            f"the nested estimate needs a fold a picture and two folds: got {folds.shape} for {len(labels)} "
+            f"pictures, folds {np.unique(folds)[:5].tolist()}: train the variants on more folds"
+        )
     probs = [member.probs for member in members]
-    thresholds = [best_threshold(p, labels)[0] for p in probs]
-    cells = DisputedCells.build(probs, thresholds, labels)
-    fitted = fit_weights(cells).weights
+    names = tuple(member.name for member in members)
+    whole = tune(probs, labels)
     even = uniform(len(members))
-    own_threshold = {
-        "fitted": cells.f2_per_image(fitted),
-        "uniform": cells.f2_per_image(even),
-        **{m.name: cells.f2_per_image(np.eye(len(members))[i]) for i, m in enumerate(members)},
-    }
-    own_expected = {
-        "fitted": _expected(probs, fitted, labels),
-        "uniform": _expected(probs, even, labels),
-        **{m.name: _expected([m.probs], np.ones(1), labels) for m in members},
-    }
-    nested, by_fold = _nested(members, labels, folds)
-    best = {
-        decoder: max(members, key=lambda m, own=own: own[m.name].mean()).name  # type: ignore[misc]
-        for decoder, own in (("threshold", own_threshold), ("expected-f2", own_expected))
-    }
-    scores: dict[str, dict[str, Score]] = {}
-    pictures: dict[str, dict[str, np.ndarray]] = {}
-    for decoder, own in (("threshold", own_threshold), ("expected-f2", own_expected)):
-        if decoder == "threshold":
-            honest = nested
-        else:  # nothing is tuned for one member or uniform weights; fitted weights come from the other folds
-            honest = own_expected | {"fitted": _expected_nested(probs, by_fold, labels, folds)}
-        pictures[decoder] = {
-            "fitted": honest["fitted"],
-            "uniform": honest["uniform"],
-            "single": honest[best[decoder]],
+    own, nested = {}, {}
+    own["threshold"] = by_threshold(probs, labels, whole.cells, whole.weights)
+    nested["threshold"], by_fold = nested_by_threshold(probs, labels, folds)
+    own["expected-f2"] = Candidates(
+        by_expected_f2(probs, labels, whole.weights),
+        by_expected_f2(probs, labels, even),
+        tuple(by_expected_f2([p], labels, np.ones(1)) for p in probs),
+    )
+    nested["expected-f2"] = Candidates(
+        nested_by_expected_f2(probs, labels, folds, by_fold),
+        own["expected-f2"].uniform,
+        own["expected-f2"].singles,
+    )
+    best = {decoder: int(np.argmax([s.mean() for s in found.singles])) for decoder, found in own.items()}
+    scores = {
+        decoder: {
+            "fitted": _score(own[decoder].fitted, nested[decoder].fitted, "fitted"),
+            "uniform": _score(own[decoder].uniform, nested[decoder].uniform, "uniform"),
+            "single": _score(own[decoder].singles[i], nested[decoder].singles[i], names[i]),
         }
-        scores[decoder] = {
-            kind: Score(float(own[best[decoder] if kind == "single" else kind].mean()), float(found.mean()))
-            for kind, found in pictures[decoder].items()
-        }
+        for decoder, i in best.items()
+    }
+    # of equals the first, so uniform
     name, weights_are = max(
-        ((decoder, kind) for decoder in scores for kind in ("uniform", "fitted")),
+        ((decoder, kind) for kind in ("uniform", "fitted") for decoder in scores),
         key=lambda choice: scores[choice[0]][choice[1]].nested,
     )
-    weights = fitted if weights_are == "fitted" else even
+    weights = whole.weights if weights_are == "fitted" else even
     # the threshold of the blend's averaged probabilities: sum w (p - t) > 0 is sum w p > sum w t
-    decoder_used = Decoder(
-        name="threshold" if name == "threshold" else "expected-f2",
-        threshold=float(weights @ np.array(thresholds)) if name == "threshold" else None,
+    decoder_used = (
+        Decoder(name="threshold", threshold=float(weights @ np.array(whole.thresholds)))
+        if name == "threshold"
+        else Decoder(name="expected-f2")
     )
     single_decoder = max(scores, key=lambda decoder: scores[decoder]["single"].nested)
+    single = nested[single_decoder].singles[best[single_decoder]]
+    chosen = nested[name].fitted if weights_are == "fitted" else nested[name].uniform
     rng = np.random.default_rng(seed)
-    blended = pictures[name][weights_are]
     return BlendReport(
-        names=tuple(member.name for member in members),
+        names=names,
         weights=tuple(weights.tolist()),
         weights_are=weights_are,
         weights_by_fold=tuple(tuple(w.tolist()) for w in by_fold.values()),
-        thresholds=tuple(thresholds),
+        thresholds=whole.thresholds,
         decoder=decoder_used,
         scores=scores,
-        best_single=best[single_decoder],
+        best_single=scores[single_decoder]["single"].of,
         members={
-            m.name: {
-                "threshold": float(own_threshold[m.name].mean()),
-                "expected-f2": float(own_expected[m.name].mean()),
-            }
-            for m in members
+            name: {decoder: float(own[decoder].singles[i].mean()) for decoder in own}
+            for i, name in enumerate(names)
         },
-        over_uniform=_bootstrap(blended - pictures[name]["uniform"], rng),
-        over_single=_bootstrap(blended - pictures[single_decoder]["single"], rng),
+        over_uniform=Gain(*bootstrap(nested[name].fitted - nested[name].uniform, rng)),
+        over_single=Gain(*bootstrap(chosen - single, rng)),
     )
 
 
-def blended_probs(probs: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of M arrays (n, C): float32."""
-    total = np.float32(weights[0]) * probs[0].astype(np.float32)
-    for p, weight in zip(probs[1:], weights[1:], strict=True):
-        total += np.float32(weight) * p.astype(np.float32)
-    return np.asarray(total)
+def _score(own: np.ndarray, nested: np.ndarray, of: str) -> Score:
+    return Score(float(own.mean()), float(nested.mean()), of)
 
 
 def check_members(members: Sequence[Member], labels: np.ndarray) -> None:
@@ -213,66 +220,37 @@ def check_members(members: Sequence[Member], labels: np.ndarray) -> None:
         DataError: naming the member and what is wrong with it.
     """
     if not members:
-        raise DataError("no member to blend")
+        raise DataError("no member to blend: train a variant on all folds first")
+    seen: set[str] = set()
+    known = next((member for member in members if member.ids is not None), None)
     for member in members:
+        if member.name in seen:
+            raise DataError(f"member {member.name} comes twice: name each variant once")
+        seen.add(member.name)
         if member.probs.shape != labels.shape:
             raise DataError(
                 f"member {member.name} has predictions of shape {member.probs.shape}, labels are {labels.shape}"
             )
+        if known is not None and member.ids is not None:
+            _check_order(member, known)
         for start in range(0, len(labels), ROWS):
             block = member.probs[start : start + ROWS]
             if not np.isfinite(block).all():
-                raise DataError(f"member {member.name} has NaN or infinite probabilities")
+                raise DataError(f"member {member.name} has NaN or infinite probabilities: predict it again")
             if (block < 0).any() or (block > 1).any():
-                raise DataError(f"member {member.name} has probabilities outside 0..1")
+                raise DataError(
+                    f"member {member.name} has probabilities outside 0..1: are they logits? store them raw, "
+                    "after the sigmoid"
+                )
 
 
-def _expected(probs: Sequence[np.ndarray], weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """F2 of each picture, decoded by expected F2: (N,) float64."""
-    parts = []
-    for start in range(0, len(labels), ROWS):
-        block = slice(start, start + ROWS)
-        mixed = blended_probs([p[block] for p in probs], weights)
-        parts.append(f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[block]))
-    return np.concatenate(parts)
-
-
-def _expected_nested(
-    probs: Sequence[np.ndarray], by_fold: dict[int, np.ndarray], labels: np.ndarray, folds: np.ndarray
-) -> np.ndarray:
-    scores = np.zeros(len(labels))
-    for fold, weights in by_fold.items():
-        rows = np.flatnonzero(folds == fold)
-        scores[rows] = _expected([p[rows] for p in probs], weights, labels[rows])
-    return scores
-
-
-def _nested(
-    members: Sequence[Member], labels: np.ndarray, folds: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
-    """F2 of each picture with thresholds and weights fitted without its fold, and the weights of each fold.
-
-    The first is by `fitted`, `uniform` and the members' names.
-    """
-    probs, n_members = [member.probs for member in members], len(members)
-    found = {kind: np.zeros(len(labels)) for kind in ("fitted", "uniform", *(m.name for m in members))}
-    weights: dict[int, np.ndarray] = {}
-    for fold in np.unique(folds):
-        inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        thresholds = [best_threshold(p[outside], labels[outside])[0] for p in probs]
-        fitted = fit_weights(DisputedCells.build([p[outside] for p in probs], thresholds, labels[outside]))
-        weights[int(fold)] = fitted.weights
-        cells = DisputedCells.build([p[inside] for p in probs], thresholds, labels[inside])
-        found["fitted"][inside] = cells.f2_per_image(fitted.weights)
-        found["uniform"][inside] = cells.f2_per_image(uniform(n_members))
-        for i, member in enumerate(members):
-            found[member.name][inside] = cells.f2_per_image(np.eye(n_members)[i])
-    return found, weights
-
-
-def _bootstrap(differences: np.ndarray, rng: np.random.Generator) -> Gain:
-    """Mean of (N,) differences, with its 95 % interval over resampled pictures."""
-    n = len(differences)
-    means = np.array([differences[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Gain(float(differences.mean()), float(low), float(high))
+def _check_order(member: Member, known: Member) -> None:
+    ids, wanted = np.asarray(member.ids), np.asarray(known.ids)
+    if len(ids) != len(member.probs):
+        raise DataError(f"member {member.name} has {len(ids)} ids for {len(member.probs)} rows")
+    if len(ids) != len(wanted) or (ids != wanted).any():
+        row = int(np.argmax(ids != wanted)) if len(ids) == len(wanted) else min(len(ids), len(wanted))
+        raise DataError(
+            f"member {member.name} has its pictures in another order than {known.name}: row {row} is "
+            f"{str(ids[row])!r}, not {str(wanted[row])!r}"
+        )

@@ -25,9 +25,10 @@ def uniform(n_members: int) -> np.ndarray:
 
 
 def fit_weights(cells: DisputedCells) -> FitResult:
-    """Search the simplex from uniform weights; uniform itself where nothing beats it.
+    """Search the simplex from uniform weights; uniform itself, or one member alone, where that is no worse.
 
-    The objective is a step function, so the first simplex is wide: each corner gives one member half the weight.
+    The objective is a step function, so the first simplex is wide: each corner gives one member half the weight
+    more. Nothing is drawn at random: the same cells give the same weights.
     """
     n_members = len(cells.margins)
     start = uniform(n_members)
@@ -50,9 +51,10 @@ def fit_weights(cells: DisputedCells) -> FitResult:
             "fatol": 1e-7,
         },
     )
-    if -found.fun <= at_start:
-        return FitResult(start, at_start, int(found.nfev) + 1)
-    return FitResult(on_simplex(found.x), float(-found.fun), int(found.nfev) + 1)
+    ends = [start, *np.eye(n_members), on_simplex(found.x)]
+    scores = [at_start, *(cells.score(end) for end in ends[1:])]
+    best = int(np.argmax(scores))  # the first of equals: uniform, then one member
+    return FitResult(ends[best], scores[best], int(found.nfev) + len(ends))
 
 
 def on_simplex(raw: np.ndarray) -> np.ndarray:
