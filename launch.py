@@ -75,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         if stage == "train":
             return stages.train(plan, args.variant, args.fold, _settings(args.set or []))
         ray = {"address": args.address, "concurrency": args.concurrency}
+        from imet_ray.cluster.session import prepare_environment
+
+        prepare_environment()
         from imet_ray.cluster import stages as cluster_stages
 
         if stage == "sweep":
@@ -192,4 +195,5 @@ def _duration(text: str) -> float:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     sys.exit(main())

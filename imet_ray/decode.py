@@ -153,7 +153,7 @@ def _width(matter: np.ndarray) -> np.ndarray:
     """The counts of a (N, C) mask, each rounded up to a power of two, 8..C: (N,) int."""
     counts = np.count_nonzero(matter, axis=1)
     powers = 2 ** np.ceil(np.log2(np.maximum(counts, 8))).astype(int)
-    return np.minimum(powers, matter.shape[1])
+    return np.asarray(np.minimum(powers, matter.shape[1]))
 
 
 def _order(p: np.ndarray, k: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Losses for multi-label pictures whose labels are long-tailed and partly missing.
 
-Each takes logits (B, C) and targets (B, C) in [0, 1], soft ones from mixup included, computes in float32, and
-returns a mean over all entries. What a variant's `loss_weight` means is said at each.
+Each takes logits (B, C) and targets (B, C) in [0, 1], soft ones from mixup included, computes in float32 whatever
+autocast does, and returns a scalar on the scale of a mean over all entries. What a variant's `loss_weight` means
+is said at each.
 """
 
 import math
@@ -16,41 +17,54 @@ from imet_ray.errors import ConfigError, unknown_name
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 FOCAL_GAMMA = 2.0
+EPSILON = 1e-6  # keeps soft F2 finite where a picture has neither labels nor probabilities
 
 
 def build_loss(name: str, weight: float | None) -> Loss:
-    """The loss of that name.
+    """The loss of that name: (logits, targets) to a scalar.
 
     Args:
-        weight: what the loss makes of it; None is its default.
+        name: one of `LOSSES`.
+        weight: what the loss makes of it, 0 or more; None is the loss's own default.
 
     Raises:
-        ConfigError: for an unknown name or a weight that is negative or not finite.
+        ConfigError: for an unknown name, or a weight that the loss cannot mean.
     """
     if name not in LOSSES:
         raise unknown_name("loss", name, LOSSES)
     builder, default = LOSSES[name]
-    chosen = default if weight is None else weight
+    chosen = default if weight is None else float(weight)
     if not math.isfinite(chosen) or chosen < 0:
-        raise ConfigError(f"loss_weight must be 0 or more, got {chosen}")
-    return builder(chosen)
+        raise ConfigError(
+            f"loss_weight must be a number from 0 up, got {chosen} for {name}: its default is {default}"
+        )
+    loss = builder(chosen)
+
+    def in_float32(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return loss(logits.float(), targets.float())
+
+    return in_float32
 
 
 def _bce(weight: float) -> Loss:
     """Binary cross-entropy; the weight multiplies what positive entries cost."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        positive = torch.tensor(weight, device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=positive)
+        positive = None if weight == 1 else logits.new_full((), weight)
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive)
 
     return loss
 
 
 def _focal(weight: float) -> Loss:
-    """Focal loss, gamma 2 (Lin et al. 2017); the weight multiplies what positive entries cost."""
+    """Focal loss, gamma 2 (Lin et al. 2017); the weight multiplies what positive entries cost.
+
+    On hard labels and with weight 1 it is `torchvision.ops.sigmoid_focal_loss` without its alpha. Soft targets
+    mix the costs of the two hard ones, as in cross-entropy.
+    """
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
         probs = logits.sigmoid()
         positive = targets * (1 - probs) ** FOCAL_GAMMA * F.softplus(-logits)
         negative = (1 - targets) * probs**FOCAL_GAMMA * F.softplus(logits)
@@ -60,13 +74,13 @@ def _focal(weight: float) -> Loss:
 
 
 def _soft_f2(weight: float) -> Loss:
-    """One less the F-beta of each picture with probabilities in place of decisions; beta^2 is 4 x the weight."""
+    """One less the F-beta of each picture, probabilities in place of decisions; beta^2 is 4 times the weight."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        probs = logits.float().sigmoid()
+        probs = logits.sigmoid()
         beta2 = 4 * weight
         hits = (probs * targets).sum(1)
-        score = (1 + beta2) * hits / (beta2 * targets.sum(1) + probs.sum(1) + 1e-6)
+        score = (1 + beta2) * hits / (beta2 * targets.sum(1) + probs.sum(1) + EPSILON)
         return 1 - score.mean()
 
     return loss
@@ -79,7 +93,6 @@ def _forgiving(weight: float) -> Loss:
     """
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
         plain = F.binary_cross_entropy_with_logits(logits, targets)
         return plain + weight * F.binary_cross_entropy_with_logits(logits * targets, targets)
 
@@ -99,16 +112,16 @@ def _bce_f2(weight: float) -> Loss:
 
 
 def _asymmetric(weight: float) -> Loss:
-    """timm's asymmetric loss (Ridnik et al. 2021); the weight is gamma_neg.
+    """timm's asymmetric loss (Ridnik et al. 2021); the weight is gamma_neg, 0 or at least 1.
 
-    timm sums over all entries; this is the mean, the scale of the other losses.
+    timm's own default sums over the labels; here the mean over all entries is taken, the scale of the others.
     """
-    summed = AsymmetricLossMultiLabel(gamma_neg=weight)
-
-    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = summed(logits.float(), targets)
-        return total / logits.numel()
-
+    if 0 < weight < 1:  # the derivative of 0**gamma, taken where clipping has made a negative's cost 0
+        raise ConfigError(
+            f"loss_weight of the asymmetric loss is gamma_neg, which must be 0 or at least 1, got {weight}: "
+            "its gradient has no value between them"
+        )
+    loss: Loss = AsymmetricLossMultiLabel(gamma_neg=weight, reduction="mean")
     return loss
 
 

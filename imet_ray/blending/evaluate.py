@@ -201,8 +201,8 @@ def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *
         scores=scores,
         best_single=scores[single_decoder]["single"].of,
         members={
-            name: {decoder: float(own[decoder].singles[i].mean()) for decoder in own}
-            for i, name in enumerate(names)
+            variant: {decoder: float(own[decoder].singles[i].mean()) for decoder in own}
+            for i, variant in enumerate(names)
         },
         over_uniform=Gain(*bootstrap(nested[name].fitted - nested[name].uniform, rng)),
         over_single=Gain(*bootstrap(chosen - single, rng)),

@@ -26,6 +26,15 @@ class Session:
         return max(1, int(self.cpus_per_trial))
 
 
+def prepare_environment() -> None:
+    """Set what Ray reads from the environment; before it is imported."""
+    # under `uv run` Ray would zip the working directory and build an environment a worker: +7 s, for nothing
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning each worker
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its CSV and JSON; we have our own
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+
 @contextlib.contextmanager
 def ray_session(
     resources: Resources, *, address: str | None = None, concurrency: int | None = None
@@ -37,14 +46,8 @@ def ray_session(
     Raises:
         ConfigError: if there is no Ray at `address`, or no trial fits on it.
     """
-    # `uv run` would make Ray zip the working directory and build an environment a worker: +7 s, for nothing.
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    import ray  # after the environment: Ray reads it at import
+    prepare_environment()
+    import ray
 
     try:
         context = ray.init(
@@ -94,7 +97,7 @@ def _fit(
         )
     if concurrency is not None:
         slots = min(slots, concurrency) if not joined else concurrency
-    workers = resources.loader_workers
-    if workers == "auto":  # on a CPU the model needs the cores itself
-        workers = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
+    on_a_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
+    # on a CPU the model needs the cores itself
+    workers = on_a_gpu if resources.loader_workers == "auto" else resources.loader_workers
     return Session(dashboard, resources.cpus_per_trial, gpus_per_trial, workers, max(1, slots))

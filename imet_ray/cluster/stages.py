@@ -3,6 +3,7 @@
 Each prints what a person wants to read and returns the exit code.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,31 +37,31 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
-    with only_driver(plan.store):
+    with only_driver(plan.store), contextlib.ExitStack() as stack:
         run = start(plan)
-        with ray_session(plan.space.resources, address=address, concurrency=concurrency) as session:
-            print(_describe(session))
-            summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
-            if summary.trials:
-                print(
-                    f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead "
-                    f"{summary.overhead_s:.2f} s a trial (time its slot was held, less training)"
-                )
-            found = _leaderboard(run)
-            whole = [standing for standing in found if standing.whole]
-            if not whole:
-                why = "the time budget ended the search" if summary.out_of_time else "see the failures"
-                print(f"no variant is trained on all folds yet ({why}): no blend")
-                print("next: the same command continues, with a longer --time-budget or none")
-                return 0 if summary.out_of_time else 1
-            _out_of_fold(run, whole, session)
-            report = blend_run(run.store, run.data, whole, ENSEMBLE, seed=run.experiment.space.seed)
-            print(f"\n{report.text()}\n")
-            _predict(run, ENSEMBLE, session, out=None)
-    name = plan.store.root.name
+        session = stack.enter_context(
+            ray_session(plan.space.resources, address=address, concurrency=concurrency)
+        )
+        print(_describe(session), flush=True)
+        summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
+        if summary.trials:
+            print(
+                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {summary.overhead_s:.2f} s "
+                "a trial (time that its slot was held, less training)"
+            )
+        whole = [standing for standing in _leaderboard(run) if standing.whole]
+        if not whole:
+            why = "the time budget ended the search" if summary.out_of_time else "see the failures"
+            print(f"no variant is trained on all folds yet ({why}): no blend")
+            print("next: the same command continues, with a longer --time-budget or none")
+            return 0 if summary.out_of_time else 1
+        _out_of_fold(run, whole, session)
+        report = blend_run(run.store, run.data, whole, ENSEMBLE, seed=run.experiment.space.seed)
+        print(f"\n{report.text()}\n")
+        _predict(run, ENSEMBLE, session, out=None)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     print(f"  look at      {_near(run.store.ensemble(ENSEMBLE).report)}")
-    print(f"  blend again  python blend.py --name {name}")
+    print(f"  blend again  python blend.py --name {plan.store.root.name}")
     return 0
 
 

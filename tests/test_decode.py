@@ -1,0 +1,128 @@
+"""Expected F2 against the sum over all label sets and all truths."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imet_ray import decode as decode_module
+from imet_ray.decode import (
+    CANDIDATE,
+    TAIL,
+    Decoder,
+    at_least_one,
+    decode,
+    decode_expected_f2,
+    decode_threshold,
+    expected_f2,
+)
+from imet_ray.errors import ConfigError
+
+SETS = np.array(list(itertools.product([0, 1], repeat=10)))
+F2 = 5 * (SETS @ SETS.T) / np.maximum(4 * SETS.sum(1) + SETS.sum(1)[:, None], 1)  # (set, truth)
+
+
+def expectation_of_all_sets(p) -> np.ndarray:
+    """E[F2] of each of the 2^10 sets, over all 2^10 truths: (1024,)."""
+    return F2 @ np.where(SETS, p, 1 - p).prod(axis=1)
+
+
+def expectation_by_counting(p, k) -> float:
+    """E[F2 | k] with the Poisson-binomial distribution built label by label."""
+    total = 0.0
+    for j in range(k):
+        counts = np.array([1.0])
+        for i in range(len(p)):
+            if i != j:
+                counts = np.append(counts * (1 - p[i]), 0) + np.append(0, counts * p[i])
+        total += p[j] * (counts * 5 / (k + 4 * (1 + np.arange(len(counts))))).sum()
+    return total
+
+
+probability = st.one_of(
+    st.floats(0, 1), st.floats(0, 0.1), st.sampled_from([0.0, 1e-4, CANDIDATE, 0.02, 0.1, 0.5, 1.0])
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(probability, min_size=10, max_size=10), st.sampled_from([np.float16, np.float32]))
+def test_no_label_set_has_a_larger_expected_f2(values, dtype):
+    probs = np.array([values], dtype)
+    expected = expectation_of_all_sets(probs[0].astype(np.float64))
+    chosen = decode_expected_f2(probs)[0]
+    place = int((chosen == SETS).all(axis=1).argmax())
+    assert expected[place] == pytest.approx(expected.max(), rel=1e-7, abs=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.02, 0.3, 2.0]), st.sampled_from([0, 3]))
+def test_expected_f2_is_exact_where_most_labels_are_in_the_tail(seed, scale, certain):
+    rng = np.random.default_rng(seed)
+    p = np.minimum(rng.exponential(scale, size=40) * rng.random(40) ** 4, 1)
+    p[:certain] = 1
+    p = -np.sort(-p)
+    head = max(8, int((p > TAIL).sum()))
+    fast = expected_f2(p[None], head=head, k_max=40)[0]
+    slow = [expectation_by_counting(p, k) for k in range(1, 41)]
+    assert np.allclose(fast, slow, rtol=2e-7, atol=1e-15)
+
+
+@pytest.mark.parametrize(("scale", "certain"), [(0.3, 3), (2.4, 40), (30.0, 0)])
+def test_more_quadrature_nodes_change_nothing(monkeypatch, scale, certain):
+    rng = np.random.default_rng(0)
+    p = np.minimum(rng.exponential(scale, size=1103) * rng.random(1103) ** 4, 1)
+    p[:certain] = 1
+    p = -np.sort(-p)[None]
+    head = max(8, int((p > TAIL).sum()))
+    few = expected_f2(p, head=head, k_max=1103)
+    monkeypatch.setattr(decode_module, "_node_count", lambda *_: 600)
+    assert np.allclose(few, expected_f2(p, head=head, k_max=1103), rtol=2e-9, atol=0)
+
+
+def test_labels_of_the_tail_are_chosen_where_nothing_better_is_there():
+    assert decode_expected_f2(np.full((3, 300), 0.004, np.float16)).sum() > 3 * 100
+
+
+def test_a_picture_is_decoded_alike_alone_and_among_others():
+    rng = np.random.default_rng(0)
+    probs = (rng.random((40, 50)) ** rng.integers(1, 40, size=(40, 1))).astype(np.float16)
+    together = decode_expected_f2(probs)
+    alone = np.concatenate([decode_expected_f2(row[None]) for row in probs])
+    assert (together == alone).all()
+
+
+def test_a_threshold_between_two_neighbouring_float16_numbers_parts_them():
+    low = np.float16(0.5)
+    for _ in range(2):  # rounding half to even would fail at one of two
+        high = np.nextafter(low, np.float16(1))
+        middle = (float(low) + float(high)) / 2
+        assert decode_threshold(np.array([[low, high]]), middle).tolist() == [[False, True]]
+        low = high
+
+
+def test_a_label_at_the_threshold_is_not_predicted():
+    assert decode_threshold(np.array([[0.5, 0.75]], np.float32), 0.5).tolist() == [[False, True]]
+
+
+def test_an_empty_set_gets_its_most_probable_label_and_others_stay():
+    probs = np.array([[0.1, 0.3, 0.2], [0.9, 0.1, 0.8]])
+    decoded = np.array([[False, False, False], [False, True, False]])
+    assert at_least_one(probs, decoded).tolist() == [[False, True, False], [False, True, False]]
+
+
+@pytest.mark.parametrize("decoder", [Decoder(name="threshold", threshold=0.5), Decoder(name="expected-f2")])
+def test_no_decoder_leaves_a_picture_without_a_label(decoder):
+    probs = np.array([[0.0, 0.0, 0.0], [0.01, 0.02, 0.0], [1.0, 1.0, 0.0]], np.float16)
+    assert decode(probs, decoder).any(axis=1).all()
+
+
+def test_a_threshold_decoder_without_a_threshold_is_refused():
+    with pytest.raises(ConfigError, match="needs a threshold"):
+        decode(np.zeros((1, 2)), Decoder(name="threshold"))
+
+
+def test_probabilities_a_rounding_above_one_are_taken_for_one():
+    probs = np.array([[1.0000001, 0.5] + [0.0] * 30], np.float32)
+    assert decode_expected_f2(probs).sum() == decode_expected_f2(np.minimum(probs, 1)).sum()

@@ -1,0 +1,156 @@
+"""The command line: the user's own mistakes get one clear line, and nothing is ignored."""
+
+import pytest
+
+import blend
+import launch
+
+
+def run(capsys, *argv, program=launch):
+    try:
+        code = program.main([str(arg) for arg in argv])
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "one of the arguments --sweep"),
+        (["--sweep", "--train"], "not allowed with"),
+        (["--sweep", "--epoch", "3"], "unrecognized arguments"),
+        (["--sweep", "--epochs", "0"], "must be 1 or more"),
+        (["--train", "--variant", "a"], "--train needs --variant NAME and --fold K"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--sweep", "--fold", "1"], "--fold has no meaning for --sweep: it is for --train"),
+        (["--oof", "--epochs", "2"], "--epochs has no meaning for --oof: it is for --sweep or --train"),
+        (["--sweep", "--time-budget", "soon"], "--time-budget takes 2h"),
+        (["--sweep", "--space", "search_spaces/dmeo.yml"], "choose one of search_spaces/ablation_losses.yml"),
+        (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
+        (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
+        (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
+        (["--sweep", "--folds", "five"], "--folds takes a number or a folds.csv"),
+        (["--sweep", "--from", "/tmp"], "--from is for --data openclipart"),
+        (["--oof"], "no run in"),
+        (["--predict", "blend", "--name", "x"], "no run 'x' in"),
+        (["--check-data", "/nowhere"], None),
+    ],
+)
+def test_a_mistake_exits_with_1_and_says_what_to_do(capsys, tmp_path, argv, expected):
+    extra = [] if "--check-data" in argv else ["--runs", tmp_path / "runs", "--cache", tmp_path / "cache"]
+    code, out, err = run(capsys, *argv, *extra)
+    assert code == 1
+    if expected is not None:
+        assert expected in err
+        assert err.startswith("error: ")
+    else:
+        assert "must not be trained on" in out
+
+
+def test_every_option_is_read_by_some_stage():
+    parser_options = {
+        "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
+        "time_budget", "fresh", "variant", "fold", "set", "out",
+    }  # fmt: skip
+    assert set().union(*launch.OPTIONS.values()) == parser_options
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("0.5h", 1800)]
+)
+def test_durations(text, seconds):
+    assert launch._duration(text) == seconds
+
+
+def test_check_data_reports_on_a_good_directory(capsys, tiny_root):
+    code, out, _ = run(capsys, "--check-data", tiny_root)
+    assert code == 0
+    for words in ("90 pictures", "labels", "head", "tail", "may be trained on"):
+        assert words in out
+
+
+@pytest.fixture
+def trained(capsys, tiny_root, tiny_cache, tmp_path):
+    """The command line that trains one tiny trial, and where."""
+    space = tmp_path / "tiny.yml"
+    space.write_text(
+        "n_folds: 3\nbase: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1}\n"
+        "variants: [{name: a}]\n"
+    )
+    return [
+        *("--train", "--variant", "a", "--fold", 0, "--space", space, "--data", tiny_root),
+        *("--runs", tmp_path / "runs", "--cache", tiny_cache.root, "--name", "r"),
+    ]
+
+
+def test_train_trains_one_trial_without_a_sweep(capsys, trained, tmp_path):
+    code, out, _ = run(capsys, *trained, "--set", "dropout=0.3")
+    assert code == 0
+    assert "epoch   1/1" in out
+    assert len(list(tmp_path.glob("runs/r/trials/*/best.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("dropuot=0.3", "did you mean 'dropout'?"),
+        ("dropout=2", "less than 1"),
+        ("dropout", "--set takes KEY=VALUE"),
+        ("loss=bcee", "'bce'"),
+    ],
+)
+def test_a_wrong_setting_of_train_is_refused(capsys, trained, setting, expected):
+    code, _, err = run(capsys, *trained, "--set", setting)
+    assert code == 1
+    assert expected in err
+
+
+def test_a_run_never_mixes_folds_data_or_recipes(capsys, trained, tmp_path):
+    assert run(capsys, *trained)[0] == 0
+    code, _, err = run(capsys, *trained, "--folds", 4)
+    assert code == 1
+    assert "was begun with 3 folds" in err
+    code, _, err = run(capsys, *trained, "--epochs", 2)
+    assert code == 1
+    assert "knows variant 'a' with epochs=1, now it is 2" in err
+    assert "--fresh" in err
+
+
+def test_fresh_keeps_the_old_run(capsys, trained, tmp_path):
+    run(capsys, *trained)
+    assert run(capsys, *trained, "--epochs", 2, "--fresh")[0] == 0
+    assert len([path for path in (tmp_path / "runs").iterdir() if path.name.startswith("r")]) == 2
+
+
+def test_folds_of_ones_own_are_used(capsys, trained, tiny_catalog, tmp_path):
+    from imet_ray.store import Store
+
+    folds = tmp_path / "mine.csv"
+    rows = "\n".join(f"{picture},{i % 2}" for i, picture in enumerate(tiny_catalog.train.ids))
+    folds.write_text(f"id,fold\n{rows}\n")
+    assert run(capsys, *trained, "--folds", folds)[0] == 0
+    assert Store(tmp_path / "runs" / "r").folds.read_text() == folds.read_text()
+
+
+def test_blend_without_a_whole_variant_says_what_to_do(capsys, trained, tmp_path, tiny_cache):
+    run(capsys, *trained)
+    where = ["--runs", tmp_path / "runs", "--cache", tiny_cache.root]
+    code, _, err = run(capsys, *where, program=blend)
+    assert code == 1
+    assert "sweep first" in err
+    code, _, err = run(capsys, *where, "--members", "b", program=blend)
+    assert code == 1
+    assert "unknown member 'b'" in err
