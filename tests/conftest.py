@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from imet_ray.catalog import Catalog, read_catalog
 
+from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.data import TrainingData, prepare
 from imet_ray.datasets import demo
 from imet_ray.specs import TrialSpec, Variant
