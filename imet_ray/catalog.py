@@ -6,25 +6,20 @@
     test/                    likewise; may be missing
     sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
 
-Reading compares names only; `check_data` decodes every picture as well.
+Reading compares names only; `imet_ray.data_report` decodes every picture as well.
 """
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from imet_ray.errors import DataError
-from imet_ray.images import read_rgb
-from imet_ray.labels import LabelStatistics, multi_hot
-from imet_ray.tables import Problem, Row, read_table
+from imet_ray.labels import multi_hot
+from imet_ray.tables import Problem, Row, listed, read_table
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-SHOWN = 50  # problems of one kind in a report; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -59,36 +54,12 @@ class Catalog:
 
 
 @dataclass(frozen=True)
-class DataReport:
-    """What `check_data` found."""
+class Reading:
+    """A directory as it was found, whether it may be trained on or not."""
 
-    root: Path
     catalog: Catalog | None  # None where a problem forbids training
     problems: tuple[Problem, ...]
-    sizes: np.ndarray  # (n, 2) int64: height and width of the decoded pictures
-
-    @property
-    def forbids(self) -> bool:
-        """True if the directory must not be trained on."""
-        return any(problem.forbids for problem in self.problems)
-
-    def text(self) -> str:
-        """The report, for people."""
-        lines = [f"data          {self.root}"]
-        if self.catalog is not None:
-            lines.append(f"training      {len(self.catalog.train.ids):,} pictures")
-            labelled = "with labels" if self.catalog.test_labels is not None else "without labels"
-            lines.append(f"test          {len(self.catalog.test.ids):,} pictures, {labelled}")
-            lines.append(LabelStatistics.of(self.catalog.labels).text(self.catalog.label_names))
-        if len(self.sizes):
-            short = self.sizes.min(axis=1)
-            aspect = (self.sizes.max(axis=1) / short).max()
-            low, middle, high = np.quantile(short, [0, 0.5, 1]).astype(int)
-            lines.append(f"short sides   {low} to {high} px, median {middle}; longest aspect {aspect:.1f}")
-        lines += _listed(self.problems)
-        verdict = "must not be trained on" if self.forbids else "may be trained on"
-        lines.append(f"verdict       {verdict}")
-        return "\n".join(lines)
+    rows: dict[Path, tuple[str, int]]  # picture file -> table and row that name it
 
 
 def read_catalog(root: Path) -> Catalog:
@@ -97,61 +68,23 @@ def read_catalog(root: Path) -> Catalog:
     Raises:
         DataError: with all problems that forbid training.
     """
-    catalog, problems = _read(root)
-    if catalog is None:
-        forbidding = [problem for problem in problems if problem.forbids]
-        raise DataError(f"{root} must not be trained on:\n" + "\n".join(_listed(forbidding)))
-    return catalog
+    reading = read_directory(root)
+    if reading.catalog is None:
+        forbidding = [problem for problem in reading.problems if problem.forbids]
+        raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
+    return reading.catalog
 
 
-def check_data(root: Path, *, workers: int, progress: bool) -> DataReport:
-    """Read a data directory, decode all its pictures, and report every problem.
-
-    Args:
-        workers: threads; decoding releases the interpreter's lock.
-        progress: draw a bar, if stderr is a terminal.
-    """
-    catalog, problems = _read(root)
-    files = [file for folder in ("train", "test") for file in _listing(root / folder).values()]
-    sizes = []
-
-    def decode(file: Path) -> tuple[int, int] | str:
-        try:
-            height, width, _ = read_rgb(file).shape
-        except DataError as error:
-            return str(error)
-        return height, width
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(decode, files)
-        disable = None if progress else True
-        for file, outcome in zip(
-            files, tqdm(found, total=len(files), desc="decoding", unit="img", disable=disable), strict=True
-        ):
-            if isinstance(outcome, str):
-                where = f"{file.parent.name}/{file.name}"
-                text = outcome.removeprefix(f"{file}: ")
-                problems.append(Problem("picture cannot be used", where, None, text))
-            else:
-                sizes.append(outcome)
-    forbidden = any(problem.forbids for problem in problems)
-    return DataReport(
-        root=root,
-        catalog=None if forbidden else catalog,
-        problems=tuple(problems),
-        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-    )
-
-
-def _read(root: Path) -> tuple[Catalog | None, list[Problem]]:
-    """The catalog, or None where a problem forbids it, and all problems."""
+def read_directory(root: Path) -> Reading:
+    """Read a data directory and collect all that is wrong with it, without decoding pictures."""
     problems: list[Problem] = []
     if not root.is_dir():
-        return None, [Problem("no such directory", str(root), None, "expected train.csv and train/ in it")]
+        text = "expected train.csv and train/ in it"
+        return Reading(None, (Problem("no such directory", str(root), None, text),), {})
     rows = read_table(root / "train.csv", ("id", "attribute_ids"), problems)
     names = _label_names(root, problems)
     if rows is None:
-        return None, problems
+        return Reading(None, tuple(problems), {})
     if not rows:
         problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
     known = names if names is not None else _labels_in_use(rows)
@@ -161,24 +94,27 @@ def _read(root: Path) -> tuple[Catalog | None, list[Problem]]:
     test_rows, test_table = _test_rows(root, problems)
     test, test_kept = _split(root, "test", test_table, test_rows, problems)
     test_labels = _test_labels(root, test_kept, index, problems)
+    places = {
+        file: (table, row.number)
+        for split, table, found in ((train, "train.csv", kept), (test, test_table, test_kept))
+        for file, row in zip(split.files, found, strict=True)
+    }
     if any(problem.forbids for problem in problems):
-        return None, problems
+        return Reading(None, tuple(problems), places)
     label_ids = tuple(known)
     hot = multi_hot(labels, len(label_ids))
-    return (
-        Catalog(
-            root=root.resolve(),
-            label_ids=label_ids,
-            label_names=tuple(known.values()),
-            train=train,
-            labels=hot,
-            test=test,
-            test_labels=test_labels,
-            digest=_digest(train, label_ids, hot),
-            test_digest=_digest(test, (), None),
-        ),
-        problems,
+    catalog = Catalog(
+        root=root.resolve(),
+        label_ids=label_ids,
+        label_names=tuple(known.values()),
+        train=train,
+        labels=hot,
+        test=test,
+        test_labels=test_labels,
+        digest=_digest(train, label_ids, hot),
+        test_digest=_digest(test, (), None),
     )
+    return Reading(catalog, tuple(problems), places)
 
 
 def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
@@ -207,7 +143,7 @@ def _split(
     root: Path, folder: str, table: str, rows: list[Row], problems: list[Problem]
 ) -> tuple[Split, list[Row]]:
     """Find the file of each id; the split and the rows that have one."""
-    listing = _listing(root / folder)
+    listing = picture_files(root / folder)
     by_stem: dict[str, list[Path]] = {}
     for file in listing.values():
         by_stem.setdefault(file.stem, []).append(file)
@@ -275,7 +211,7 @@ def _test_rows(root: Path, problems: list[Problem]) -> tuple[list[Row], str]:
         if (root / table).exists():
             rows = read_table(root / table, ("id",), problems, optional=("attribute_ids",))
             return rows or [], table
-    files = sorted(_listing(root / "test"))
+    files = sorted(picture_files(root / "test"))
     return [Row(i + 1, (Path(name).stem, "")) for i, name in enumerate(files)], "test"
 
 
@@ -298,8 +234,8 @@ def _test_labels(
     return multi_hot(_label_rows("test.csv", ordered, index, problems, may_be_empty=True), len(index))
 
 
-def _listing(folder: Path) -> dict[str, Path]:
-    """Picture files by name: one directory listing, not a look-up an id."""
+def picture_files(folder: Path) -> dict[str, Path]:
+    """The picture files of a folder by name: one directory listing, not a look-up an id."""
     if not folder.is_dir():
         return {}
     return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
@@ -314,18 +250,3 @@ def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None)
     if labels is not None:
         found.update(np.ascontiguousarray(labels).tobytes())
     return found.hexdigest()
-
-
-def _listed(problems: tuple[Problem, ...] | list[Problem]) -> Iterator[str]:
-    """Problems by kind; many of one kind are counted at the end."""
-    kinds: dict[str, list[Problem]] = {}
-    for problem in problems:
-        kinds.setdefault(problem.kind, []).append(problem)
-    for kind, found in kinds.items():
-        mark = "problem" if found[0].forbids else "warning"
-        yield f"{mark}       {kind}: {len(found):,}"
-        for problem in found[:SHOWN]:
-            row = f" row {problem.row}" if problem.row is not None else ""
-            yield f"    {problem.where}{row}: {problem.text}".rstrip(": ")
-        if len(found) > SHOWN:
-            yield f"    and {len(found) - SHOWN:,} more"

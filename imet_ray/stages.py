@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from imet_ray.catalog import Catalog, read_catalog
-from imet_ray.catalog import check_data as check_directory
 from imet_ray.data import TrainingData, prepare
+from imet_ray.data_report import check_data as check_directory
 from imet_ray.datasets import resolve_data
 from imet_ray.errors import ConfigError, StoreError, unknown_name
 from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve

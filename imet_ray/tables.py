@@ -2,8 +2,11 @@
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+SHOWN = 50  # problems of one kind in a report; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,20 @@ class Row:
 
     number: int
     values: tuple[str, ...]
+
+
+def listed(problems: Sequence[Problem]) -> Iterator[str]:
+    """Lines that name problems by kind; many of one kind are counted at the end."""
+    kinds: dict[tuple[bool, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((not problem.forbids, problem.kind), []).append(problem)
+    for (mild, kind), found in sorted(kinds.items(), key=lambda item: item[0][0]):
+        yield f"{'warning' if mild else 'problem'}       {kind}: {len(found):,}"
+        for problem in found[:SHOWN]:
+            row = f" row {problem.row}" if problem.row is not None else ""
+            yield f"    {problem.where}{row}: {problem.text}".rstrip(": ")
+        if len(found) > SHOWN:
+            yield f"    and {len(found) - SHOWN:,} more"
 
 
 def read_table(
