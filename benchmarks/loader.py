@@ -1,6 +1,6 @@
 """Images a second, on one core, of the packed path against decoding and normalising each picture each time.
 
-    python benchmarks/loader.py [--images 256] [--size 288] [--preset medium] [--rounds 5]
+    uv run python -m benchmarks.loader [--images 256] [--size 288] [--preset medium] [--rounds 5]
 
 Ours: a crop out of the pack, the augmentations, a uint8 batch (normalised on the device, in the model). The
 peer is what most training scripts do: PIL decodes the file, the same augmentations with the same seeds, then
@@ -11,7 +11,6 @@ short side 300 pixels as iMet's, PNG (iMet's format) and JPEG.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +20,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project is not installed
 
 from imet_ray.dataset import TrainDataset
 from imet_ray.pack import build_pack

@@ -1,6 +1,6 @@
 """Images a second of a trial against a plain torch loop with the same model and its data already in memory.
 
-    python benchmarks/train.py [--size 96] [--batch 32] [--rounds 5] [--architecture tf_efficientnet_lite0]
+    uv run python -m benchmarks.train [--size 96] [--batch 32] [--rounds 5] [--architecture tf_efficientnet_lite0]
 
 Ours is the real thing: `imet_ray.train.train_trial` on the packed demo pictures with `medium` augmentation, the
 loss, optimizer, schedule and NaN check of a sweep's trial. The peer is the shortest loop that trains the same
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from imet_ray.catalog import read_catalog
 
+from imet_ray.catalog import read_catalog
 from imet_ray.data import prepare
 from imet_ray.datasets import resolve_data
 from imet_ray.models import Tagger, build_model

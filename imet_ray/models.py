@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 
+from imet_ray.depthwise import train_small_maps_fast
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.weights import (
     classifier_parameters,
@@ -93,6 +94,7 @@ def build_model(
     body = _create(architecture, n_labels, image_size, dropout, pretrained=weights == "hub")
     if dropout_rate(body) != dropout:
         raise ConfigError(f"{architecture} ignores dropout (got {dropout}): set dropout: 0")
+    train_small_maps_fast(body)
     config = _config(body)
     tagger = Tagger(body, tuple(config["mean"]), tuple(config["std"]))
     head_is_new = True
