@@ -84,16 +84,17 @@ def read_directory(root: Path) -> Reading:
     rows = read_table(root / "train.csv", ("id", "attribute_ids"), problems)
     names = _label_names(root, problems)
     if rows is None:
-        return Reading(None, tuple(problems), {})
-    if not rows:
+        rows = []  # its problem forbids training; the others are still to be found
+    elif not rows:
         problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
     known = names if names is not None else _labels_in_use(rows)
+    known_from = "labels.csv" if names is not None else "train.csv"
     index = {label: i for i, label in enumerate(known)}
     train, kept = _split(root, "train", "train.csv", rows, problems)
-    labels = _label_rows("train.csv", kept, index, problems, may_be_empty=False)
+    labels = _label_rows("train.csv", kept, index, known_from, problems, may_be_empty=False)
     test_rows, test_table = _test_rows(root, problems)
     test, test_kept = _split(root, "test", test_table, test_rows, problems)
-    test_labels = _test_labels(root, test_kept, index, problems)
+    test_labels = _test_labels(root, test_table, test_kept, index, known_from, problems)
     places = {
         file: (table, row.number)
         for split, table, found in ((train, "train.csv", kept), (test, test_table, test_kept))
@@ -122,8 +123,10 @@ def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
     if not (root / "labels.csv").exists():
         return None
     rows = read_table(root / "labels.csv", ("attribute_id", "attribute_name"), problems, optional=("group",))
+    if rows is None:
+        return None
     names: dict[str, str] = {}
-    for row in rows or []:
+    for row in rows:
         if not row.values[0]:
             problems.append(Problem("empty label id", "labels.csv", row.number, ""))
         elif row.values[0] in names:
@@ -135,7 +138,10 @@ def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
 def _labels_in_use(rows: list[Row]) -> dict[str, str]:
     """The labels of train.csv as their own names: in the order of numbers if all are numbers."""
     used = {label for row in rows for label in row.values[1].split()}
-    ordered = sorted(used, key=int) if all(label.isdecimal() for label in used) else sorted(used)
+    if all(label.isdecimal() for label in used):  # no int(): it refuses more than 4,300 digits
+        ordered = sorted(used, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label))
+    else:
+        ordered = sorted(used)
     return {label: label for label in ordered}
 
 
@@ -151,6 +157,7 @@ def _split(
         problems.append(Problem("no such directory", folder, None, f"{table} has {len(rows):,} ids"))
         return Split((), ()), []
     seen: dict[str, int] = {}
+    taken: dict[Path, int] = {}  # a and a.png are one picture
     ids, files, kept = [], [], []
     for row in rows:
         picture = row.values[0]
@@ -173,6 +180,14 @@ def _split(
             text = repr(picture) + (f": {', '.join(sorted(f.name for f in found))}" if found else "")
             problems.append(Problem(kind, table, row.number, f"{text} in {folder}/"))
             continue
+        if found[0] in taken:
+            text = f"{picture!r} is the picture of row {taken[found[0]]}"
+            problems.append(Problem("duplicate id", table, row.number, text))
+            continue
+        if not found[0].is_file():  # a directory, or a link to nowhere
+            problems.append(Problem("not a file", table, row.number, f"{folder}/{found[0].name}"))
+            continue
+        taken[found[0]] = row.number
         ids.append(picture)
         files.append(found[0])
         kept.append(row)
@@ -185,7 +200,13 @@ def _split(
 
 
 def _label_rows(
-    table: str, rows: list[Row], index: dict[str, int], problems: list[Problem], *, may_be_empty: bool
+    table: str,
+    rows: list[Row],
+    index: dict[str, int],
+    known_from: str,
+    problems: list[Problem],
+    *,
+    may_be_empty: bool,
 ) -> list[list[int]]:
     """Label indices of each row."""
     found = []
@@ -194,7 +215,7 @@ def _label_rows(
         for label in row.values[1].split():
             position = index.get(label)
             if position is None:
-                problems.append(Problem("label that labels.csv lacks", table, row.number, repr(label)))
+                problems.append(Problem(f"label that {known_from} lacks", table, row.number, repr(label)))
             elif position in labels:
                 problems.append(Problem("repeated label", table, row.number, repr(label)))
             else:
@@ -216,12 +237,14 @@ def _test_rows(root: Path, problems: list[Problem]) -> tuple[list[Row], str]:
 
 
 def _test_labels(
-    root: Path, kept: list[Row], index: dict[str, int], problems: list[Problem]
+    root: Path, table: str, kept: list[Row], index: dict[str, int], known_from: str, problems: list[Problem]
 ) -> np.ndarray | None:
     """Labels of the test pictures, where test.csv has them: (n, C) uint8."""
     if not kept or not (root / "test.csv").exists():
         return None
-    rows = read_table(root / "test.csv", ("id",), problems, optional=("attribute_ids",), quiet=True)
+    rows = read_table(
+        root / "test.csv", ("id",), problems, optional=("attribute_ids",), quiet=table == "test.csv"
+    )
     by_id = {row.values[0]: row for row in rows or [] if row.values[1]}
     if not by_id:
         return None
@@ -231,7 +254,9 @@ def _test_labels(
         problems.append(Problem("test labels are incomplete", "test.csv", None, text, forbids=False))
         return None
     ordered = [by_id[row.values[0]] for row in kept]
-    return multi_hot(_label_rows("test.csv", ordered, index, problems, may_be_empty=True), len(index))
+    return multi_hot(
+        _label_rows("test.csv", ordered, index, known_from, problems, may_be_empty=True), len(index)
+    )
 
 
 def picture_files(folder: Path) -> dict[str, Path]:
@@ -245,7 +270,7 @@ def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None)
     """sha256 of ids, labels and each file's name and size; not of 25 GB of bytes, nor of where they lie."""
     found = hashlib.sha256()
     for picture, file in zip(split.ids, split.files, strict=True):
-        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode())
+        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
     found.update("\0".join(label_ids).encode())
     if labels is not None:
         found.update(np.ascontiguousarray(labels).tobytes())

@@ -12,6 +12,8 @@ from imet_ray.errors import DataError
 
 MAX_PIXELS = 178_000_000  # just below the size that Pillow itself refuses
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
+TURNS = range(2, 9)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not PostScript: Pillow starts Ghostscript for it
 WHITE = (255, 255, 255, 255)
 
 
@@ -31,7 +33,7 @@ def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
     """
     try:
         with _open(path) as image:
-            if image.getexif().get(ORIENTATION, 1) != 1:
+            if _orientation(image) in TURNS:
                 pixels = _to_rgb(ImageOps.exif_transpose(image))
             else:
                 pixels = _to_rgb(image)
@@ -56,12 +58,17 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with _open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            turned = _orientation(image) in (5, 6, 7, 8)
     except DataError:
         raise
     except Exception as error:
         raise _undecodable(path, error) from error
     return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> object:
+    """From the header: the PNG reader's own `getexif` decodes the picture to look behind the pixels as well."""
+    return Image.Image.getexif(image).get(ORIENTATION)
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -77,7 +84,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():  # Pillow warns from half our bound on
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         raise _too_large(path, "it") from None
     if image.width * image.height > MAX_PIXELS:
@@ -92,6 +99,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         values = np.asarray(image).astype(np.float32)
         top = 65535 if image.mode != "F" or values.max(initial=0) > 255 else 255
         grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[values == clear] = 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image.convert("RGBA"))

@@ -37,7 +37,11 @@ def listed(problems: Sequence[Problem]) -> Iterator[str]:
         yield f"{'warning' if mild else 'problem'}       {kind}: {len(found):,}"
         for problem in found[:SHOWN]:
             row = f" row {problem.row}" if problem.row is not None else ""
-            yield f"    {problem.where}{row}: {problem.text}".rstrip(": ")
+            yield (
+                f"    {problem.where}{row}: {problem.text}".rstrip(": ")
+                .encode(errors="backslashreplace")
+                .decode()
+            )
         if len(found) > SHOWN:
             yield f"    and {len(found) - SHOWN:,} more"
 
@@ -95,6 +99,7 @@ def _read(
     if not text.strip():
         problems.append(Problem("empty file", name, None, f"expected columns {', '.join(columns)}"))
         return None
+    number = 1  # where the row begins; a field may have line ends
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [column.strip() for column in next(reader)]
@@ -104,7 +109,11 @@ def _read(
                 Problem("missing column", name, 1, f"{', '.join(missing)}; found {', '.join(header)[:100]}")
             )
             return None
-        stray = [column for column in header if column not in columns + optional]
+        stray = [
+            column
+            for i, column in enumerate(header)
+            if column not in columns + optional or column in header[:i]
+        ]
         if stray:
             problems.append(Problem("stray column", name, 1, f"{', '.join(stray)}: ignored", forbids=False))
         places = [header.index(column) if column in header else None for column in columns + optional]
@@ -119,6 +128,6 @@ def _read(
                 problems.append(Problem(kind, name, number, f"{len(fields)} of {len(header)} fields"))
             number = reader.line_num + 1
     except csv.Error as error:
-        problems.append(Problem("damaged CSV", name, reader.line_num, str(error)))
+        problems.append(Problem("damaged CSV", name, number, str(error)))
         return None
     return rows

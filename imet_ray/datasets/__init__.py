@@ -1,9 +1,8 @@
 """Data sets by name: `demo` is drawn, `openclipart` is fetched, anything else is a directory."""
 
 import hashlib
+import os
 from pathlib import Path
-
-import yaml
 
 from imet_ray.datasets import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
@@ -34,8 +33,8 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     if data == "openclipart":
         openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
         return folder / "openclipart"
-    root = Path(data).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(data))  # pathlib's raises for a user that is not there
+    if not os.path.isdir(root):  # pathlib's raises for a name that is too long
         raise ConfigError(
             f"no data at {data}: give --data demo, --data openclipart, or a directory with train.csv and train/ in it"
         )
@@ -51,10 +50,12 @@ def _demo_options(text: str) -> dict[str, int | float]:
         key, _, value = part.partition("=")
         if key not in DEMO_OPTIONS:
             raise unknown_name("option of demo", key, DEMO_OPTIONS)
-        number = yaml.safe_load(value) if value else None
+        if key in given:
+            raise ConfigError(f"demo's {key} is given twice: choose one")
         whole = key != "missing"
-        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+        try:
+            given[key] = int(value) if whole else float(value)
+        except ValueError:
             kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"demo's {key} takes {kind}, got {value!r}")
-        given[key] = number
+            raise ConfigError(f"demo's {key} takes {kind}, got {value!r}") from None
     return given

@@ -141,9 +141,10 @@ def generate(
         ConfigError: for numbers that make no data set.
         StoreError: if the disk is full.
     """
-    if n_images < 10 or n_test < 0 or not 0 <= missing < 1:
+    if n_images < 10 or n_test < 0 or seed < 0 or not 0 <= missing < 1:
         raise ConfigError(
-            f"demo needs n_images >= 10, n_test >= 0 and missing in [0, 1), got {n_images}, {n_test}, {missing}"
+            f"demo needs n_images >= 10, n_test >= 0, seed >= 0 and missing in [0, 1), "
+            f"got {n_images}, {n_test}, {seed}, {missing}"
         )
     if (root / "sample_submission.csv").exists():
         return

@@ -149,12 +149,16 @@ def _pairs(unpacked: Path) -> list[tuple[str, Path, list[str]]]:
             "packages were unpacked"
         )
     pairs = []
+    names: Counter[str] = Counter()
     for png in sorted(pngs.rglob("*.png")):
         svg = (svgs / png.relative_to(pngs)).with_suffix(".svg")
         if svg.exists():
             words = keywords(svg.read_text(encoding="utf-8", errors="replace"))
             if words:
                 name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(png.relative_to(pngs).with_suffix("").parts))
+                names[name] += 1  # "a b" and "a&b" give one name
+                if names[name] > 1:
+                    name += f".{names[name]}"
                 pairs.append((name, png, words))
     return pairs
 

@@ -1,0 +1,259 @@
+"""The data directory: what may be trained on, and every problem of what may not, by file and row."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from imet_ray.catalog import read_catalog
+from imet_ray.data_report import check_data
+from imet_ray.errors import DataError
+
+NAMES = b"attribute_id,attribute_name\n0,culture::a\n1,tag::b\n2,tag::c\n"
+HEAD = b"id,attribute_ids\n"
+TRAIN = HEAD + b"a,0 2\nb,1\nc.webp,0\n"
+LABELS = [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
+SAMPLE = HEAD + b"u,0 1\ns,0 1\nt.jpg,0 1\n"  # in no order of names
+
+
+def picture(suffix="png"):
+    file = BytesIO()
+    Image.new("RGB", (5, 4), (9, 99, 199)).save(file, {"jpg": "jpeg"}.get(suffix, suffix))
+    return file.getvalue()
+
+
+def bomb():
+    """A PNG whose header promises 2,500 megapixels."""
+    data = picture()
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def make(root, **files):
+    """A directory that may be trained on, with some files written anew (None: left out)."""
+    good = {
+        "train.csv": TRAIN,
+        "labels.csv": NAMES,
+        "sample_submission.csv": SAMPLE,
+        **{f"train/{name}": picture(name[2:]) for name in ("a.png", "b.jpg", "c.webp")},
+        **{f"test/{name}": picture(name[2:]) for name in ("s.png", "t.jpg", "u.webp")},
+    }
+    for name, data in (good | files).items():
+        if data is not None:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+    return root
+
+
+def problems(root):
+    """Kind, place and verdict of each problem, after decoding."""
+    report = check_data(root, workers=2, progress=False)
+    return [(p.kind, f"{p.where} row {p.row}", p.forbids) for p in report.problems]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_a_good_directory_has_no_problem(tmp_path, end):
+    tables = {"train.csv": TRAIN, "labels.csv": NAMES, "sample_submission.csv": SAMPLE}
+    root = make(tmp_path, **{name: data.replace(b"\n", end) for name, data in tables.items()})
+    assert problems(root) == []
+    assert read_catalog(root).labels.tolist() == LABELS
+
+
+def test_ids_with_and_without_extension_name_files_of_all_formats(tmp_path):
+    catalog = read_catalog(make(tmp_path))
+    assert catalog.train.ids == ("a", "b", "c.webp")
+    assert [file.name for file in catalog.train.files] == ["a.png", "b.jpg", "c.webp"]
+    assert catalog.label_names == ("culture::a", "tag::b", "tag::c")
+
+
+@pytest.mark.parametrize("n", [1, 2, 1103])
+def test_any_number_of_classes(tmp_path, n):
+    names = "attribute_id,attribute_name\n" + "".join(f"{i},n{i}\n" for i in range(n))
+    train = HEAD + f"a,{n - 1}\nb,0\n".encode()
+    labels = read_catalog(make(tmp_path, **{"labels.csv": names.encode(), "train.csv": train})).labels
+    assert (labels.shape, labels.dtype, labels[0].argmax()) == ((2, n), np.uint8, n - 1)
+
+
+@pytest.mark.parametrize("largest", ["100", "1" * 5000], ids=["short", "long"])
+def test_without_labels_csv_labels_are_those_in_use_in_the_order_of_numbers(tmp_path, largest):
+    train = HEAD + f"a,10 9\nb,{largest}\nc,9\n".encode()
+    catalog = read_catalog(make(tmp_path, **{"labels.csv": None, "train.csv": train}))
+    assert catalog.label_ids == catalog.label_names == ("9", "10", largest)
+    assert catalog.labels.tolist() == [[1, 1, 0], [0, 0, 1], [1, 0, 0]]
+
+
+def test_the_test_order_is_that_of_sample_submission(tmp_path):
+    table = HEAD + b"s,0\nt.jpg,1\nu,2 0\n"
+    catalog = read_catalog(make(tmp_path, **{"test.csv": table}))
+    assert catalog.test.ids == ("u", "s", "t.jpg")
+    assert [file.name for file in catalog.test.files] == ["u.webp", "s.png", "t.jpg"]
+    assert catalog.test_labels.tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ({"test.csv": b"id\nt.jpg\ns\n"}, ("t.jpg", "s")),
+        ({}, ("s", "t", "u")),
+        ({"test/s.png": None, "test/t.jpg": None, "test/u.webp": None}, ()),
+    ],
+)
+def test_the_test_split_needs_neither_labels_nor_tables_nor_pictures(tmp_path, files, ids):
+    root = make(tmp_path, **{"sample_submission.csv": None}, **files)
+    catalog = read_catalog(root)
+    assert (catalog.test.ids, catalog.test_labels) == (ids, None)
+    assert not check_data(root, workers=1, progress=False).forbids
+
+
+PROBLEMS = [  # file, what it now holds, what is wrong, and where
+    ("train/b.jpg", b"not a picture", "picture cannot be used", "train.csv row 3"),
+    ("train/a.png", picture("png")[:50], "picture cannot be used", "train.csv row 2"),
+    ("train/a.png", bomb(), "picture cannot be used", "train.csv row 2"),
+    ("test/s.png", b"", "picture cannot be used", "sample_submission.csv row 3"),
+    ("train/a.jpg", picture("jpg"), "several files for an id", "train.csv row 2"),
+    ("train.csv", TRAIN + b"e,1\n", "id without a file", "train.csv row 5"),
+    ("train.csv", TRAIN + b"b,0\n", "duplicate id", "train.csv row 5"),
+    ("train.csv", TRAIN + b"b.jpg,0\n", "duplicate id", "train.csv row 5"),  # as b it is there
+    ("train.csv", TRAIN + b",0\n", "empty id", "train.csv row 5"),
+    ("train.csv", TRAIN + b"../test/s,0\n", "id is a path", "train.csv row 5"),
+    ("train.csv", TRAIN.replace(b"b,1", b"b,1 7"), "label that labels.csv lacks", "train.csv row 3"),
+    ("train.csv", TRAIN.replace(b"0 2", b"0 2 0"), "repeated label", "train.csv row 2"),
+    ("train.csv", TRAIN.replace(b"b,1", b"b, "), "row without labels", "train.csv row 3"),
+    ("labels.csv", NAMES + b"1,again\n", "repeated label", "labels.csv row 5"),
+    ("labels.csv", NAMES + b",nothing\n", "empty label id", "labels.csv row 5"),
+    ("test.csv", HEAD + b"s,0\nt.jpg,7\nu,0\n", "label that labels.csv lacks", "test.csv row 3"),
+    ("train.csv", b"", "empty file", "train.csv row None"),
+    ("train.csv", HEAD, "empty table", "train.csv row None"),
+    ("train.csv", None, "no such file", "train.csv row None"),
+    ("train.csv", TRAIN + b"e", "truncated row", "train.csv row 5"),
+    ("train.csv", TRAIN + b"e,1,2\n", "row with too many fields", "train.csv row 5"),
+    ("train.csv", TRAIN.replace(b"b,1", b'b,"1'), "damaged CSV", "train.csv row 3"),
+    ("train.csv", TRAIN.replace(b"b,1", b"b,\0"), "NUL byte", "train.csv row 3"),
+    ("train.csv", TRAIN.replace(b"b,1", b"b,\xe9"), "not UTF-8", "train.csv row 3"),
+    ("train.csv", TRAIN.replace(b"attribute_ids", b"labels"), "missing column", "train.csv row 1"),
+    ("labels.csv", NAMES + b"\0", "NUL byte", "labels.csv row 5"),
+    ("labels.csv", b"id,name\n0,a\n", "missing column", "labels.csv row 1"),
+    ("sample_submission.csv", SAMPLE + b"\xff\n", "not UTF-8", "sample_submission.csv row 5"),
+    ("test.csv", HEAD + b"s,\0\n", "NUL byte", "test.csv row 2"),
+]
+WARNINGS = [
+    ("train/d.png", picture(), "files without an id", "train row None"),
+    ("train.csv", b"\xef\xbb\xbf" + TRAIN, "byte-order mark", "train.csv row 1"),
+    ("test.csv", HEAD + b"s,0\n", "test labels are incomplete", "test.csv row None"),
+    ("train.csv", TRAIN.replace(b"\n", b",9\n"), "stray column", "train.csv row 1"),
+    ("train.csv", TRAIN.replace(b"\n", b",1\n").replace(b"s,1", b"s,id"), "stray column", "train.csv row 1"),
+]
+
+
+@pytest.mark.parametrize(("file", "data", "kind", "where"), PROBLEMS, ids=[case[2] for case in PROBLEMS])
+def test_a_problem_is_the_only_one_named_with_its_row_and_forbids_training(tmp_path, file, data, kind, where):
+    assert problems(make(tmp_path, **{file: data})) == [(kind, where, True)]
+
+
+@pytest.mark.parametrize(("file", "data", "kind", "where"), WARNINGS, ids=[case[2] for case in WARNINGS])
+def test_what_does_no_harm_is_warned_of(tmp_path, file, data, kind, where):
+    root = make(tmp_path, **{file: data})
+    assert problems(root) == [(kind, where, False)]
+    assert read_catalog(root).labels.tolist() == LABELS
+
+
+def test_a_label_that_only_test_pictures_have_is_not_blamed_on_a_file_that_is_not_there(tmp_path):
+    root = make(tmp_path, **{"labels.csv": None, "test.csv": HEAD + b"s,0\nt.jpg,1\nu,7\n"})
+    assert "labels.csv" not in check_data(root, workers=1, progress=False).text()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_dangling_link_forbids_training_and_is_no_traceback(tmp_path, split):
+    train = TRAIN + b"d,1\n" if split == "train" else TRAIN
+    root = make(tmp_path, **{"sample_submission.csv": None, "train.csv": train})
+    (root / split / "d.png").symlink_to("nowhere.png")
+    assert check_data(root, workers=1, progress=False).forbids
+
+
+def test_a_file_name_that_is_not_utf8_is_no_traceback(tmp_path, capsys):
+    root = make(tmp_path, **{"sample_submission.csv": None})
+    Path(os.fsdecode(os.fsencode(root / "test") + b"/\xe9.png")).write_bytes(b"no picture")
+    assert launch.main(["--check-data", str(root)]) == 1
+    assert "not a picture" in capsys.readouterr().out
+
+
+MANY = {
+    "train.csv": TRAIN.replace(b"b,1", b"b,7").replace(b"0 2", b"0 0") + b"a,1\ne,1\nf\n",
+    "labels.csv": NAMES + b"2,c\n",
+    "sample_submission.csv": b"id\nu\nu\nx\n",
+    "train/c.webp": picture("webp")[:30],
+    "train/z.png": bomb(),
+}
+FORBIDDING = {
+    *(f"train.csv row {row}" for row in (2, 3, 4, 5, 6, 7)),
+    *("labels.csv row 5", "sample_submission.csv row 3", "sample_submission.csv row 4"),
+}
+
+
+def test_all_problems_stand_in_one_report(tmp_path, capsys):
+    root = make(tmp_path, **MANY)
+    found = problems(root)
+    assert {where for _, where, forbids in found if forbids} == FORBIDDING
+    assert ("unused picture cannot be decoded", "train/z.png row None", False) in found
+    assert launch.main(["--check-data", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert all(f"    {where}: " in out for where in FORBIDDING)
+
+
+def test_read_catalog_refuses_with_all_problems_but_those_of_pixels(tmp_path):
+    with pytest.raises(DataError, match="must not be trained on") as caught:
+        read_catalog(make(tmp_path, **MANY))
+    assert all(f"    {where}: " in str(caught.value) for where in FORBIDDING - {"train.csv row 4"})
+
+
+def test_problems_of_other_tables_are_reported_when_train_csv_cannot_be_read(tmp_path):
+    found = problems(make(tmp_path, **{"train.csv": b"\0", "sample_submission.csv": SAMPLE + b"v,0\n"}))
+    assert {where for _, where, _ in found} == {"train.csv row 1", "sample_submission.csv row 5"}
+
+
+def test_check_data_exits_with_0_where_nothing_or_only_little_is_wrong(tmp_path, capsys):
+    root = make(tmp_path, **{"train.csv": b"\xef\xbb\xbf" + TRAIN})
+    assert launch.main(["--check-data", str(root)]) == 0
+    out = capsys.readouterr().out
+    for words in ("train.csv row 1: read without it", "short sides   4 to 4 px", "may be trained on"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.csv": TRAIN.replace(b"b,1", b"b,2")},
+        {"train.csv": TRAIN.replace(b"\nb,", b"\nb.jpg,")},
+        {"train.csv": TRAIN.replace(b"b,1\n", b"") + b"b,1\n"},
+        {"labels.csv": NAMES.replace(b"1,", b"8,").replace(b"2,", b"1,").replace(b"8,", b"2,")},
+        {"train/b.jpg": None, "train/b.png": picture("jpg")},
+        {"train/b.jpg": picture("jpg") + b" "},
+    ],
+)
+def test_the_digest_changes_with_labels_ids_and_files(tmp_path, change):
+    digest = read_catalog(make(tmp_path / "one")).digest
+    assert read_catalog(make(tmp_path / "two", **change)).digest != digest
+
+
+def test_the_digest_stays_when_the_directory_moves(tmp_path):
+    before = read_catalog(make(tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = read_catalog(tmp_path / "there")
+    assert (after.digest, after.test_digest) == (before.digest, before.test_digest)
+
+
+def test_the_digest_is_the_same_in_every_process(tmp_path):
+    train = HEAD + b"a,1 01\nb,001 0001\nc,00001 000001\n"  # equal numbers, unequal labels
+    root = make(tmp_path, **{"train.csv": train, "labels.csv": None})
+    code = f"from imet_ray.catalog import *; print(read_catalog(Path({str(root)!r})).digest)"
+    command, cwd = [sys.executable, "-c", code], Path(launch.__file__).parent
+    digests = [subprocess.check_output(command, cwd=cwd, env={"PYTHONHASHSEED": seed}) for seed in "123"]
+    assert len(set(digests)) == 1
