@@ -21,7 +21,7 @@ class DepthwiseConv2d(torch.nn.Conv2d):
         small = min(images.shape[2:]) < self.kernel_size[0]
         if not (small and images.device.type == "cpu" and torch.is_grad_enabled()):
             return super().forward(images)
-        output: torch.Tensor = _Depthwise.apply(images, self.weight)
+        output: torch.Tensor = _Depthwise.apply(images, self.weight)  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias.view(-1, 1, 1)
 
 

@@ -144,7 +144,7 @@ class _Plateau:
         before = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step(f2)
         after = float(self.optimizer.param_groups[0]["lr"])
-        return after < before
+        return bool(after < before)
 
     def state_dict(self) -> dict[str, Any]:
         if self.scheduler is None:

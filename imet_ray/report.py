@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure  # draws without pyplot: no display is needed, or asked for
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from imet_ray.catalog import Catalog
@@ -115,7 +116,7 @@ def _curves(store: Store, variants: Sequence[str]) -> Figure:
         )
     axes.set_xlabel("epoch")
     axes.set_ylabel("F2")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return figure
 

@@ -134,7 +134,7 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None) -> SearchSpa
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
-    if not isinstance(content, dict):
+    if tree is None or not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings such as 'variants:', got {content!r}")
     reader = _Reader(path, tree)
     reader.refuse_twins(tree)

@@ -210,7 +210,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image.copy()
     shrinks = 2 * image.shape[0] > 3 * height or 2 * image.shape[1] > 3 * width
     filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=filter_)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=filter_))
 
 
 def _affine(*, scale: float, rotate: float, shear: float, p: float) -> A.BasicTransform:

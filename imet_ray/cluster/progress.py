@@ -33,7 +33,7 @@ class _Running:
     training_s: float = 0.0  # in this sitting
 
 
-class SweepProgress(Callback):
+class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for mypy
     """Draws the sweep from Tune's events; a context manager around `Tuner.fit`."""
 
     def __init__(self, policy: Policy, session: Session) -> None:

@@ -239,7 +239,7 @@ class Policy:
         return self.known[trial_id]
 
 
-class SweepSearcher(Searcher):
+class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for mypy
     """Ray Tune's view of `Policy`."""
 
     def __init__(self, policy: Policy, on_change: Callable[[], None]) -> None:

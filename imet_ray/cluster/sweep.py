@@ -109,7 +109,7 @@ def run_sweep(
     )
 
 
-class SearchOnlyAsha(FIFOScheduler):
+class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types for mypy
     """ASHA (Li et al. 2020) on searching trials, rungs of their own for each variant and fold.
 
     Promoted trials are never stopped. Rungs are not saved: after a restart they start empty.
@@ -161,7 +161,7 @@ class SearchOnlyAsha(FIFOScheduler):
         self.judged.pop(trial.trial_id, None)
 
 
-class _StopOnFault(tune.Stopper):
+class _StopOnFault(tune.Stopper):  # type: ignore[misc]
     """Ends the whole sweep when a trial reports a fault of the set-up."""
 
     def __init__(self) -> None:

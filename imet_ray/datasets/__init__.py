@@ -1,7 +1,6 @@
 """Data sets by name: `demo` is drawn, `openclipart` is fetched, anything else is a directory."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from imet_ray.datasets import demo, openclipart
@@ -33,8 +32,12 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     if data == "openclipart":
         openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
         return folder / "openclipart"
-    root = Path(os.path.expanduser(data))  # pathlib's raises for a user that is not there
-    if not os.path.isdir(root):  # pathlib's raises for a name that is too long
+    try:
+        root = Path(data).expanduser()
+        found = root.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, a ~user that is not there
+        found = False
+    if not found:
         raise ConfigError(
             f"no data at {data}: give --data demo, --data openclipart, or a directory with train.csv and train/ in it"
         )
