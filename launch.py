@@ -196,4 +196,5 @@ def _duration(text: str) -> float:
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows the job as it goes
     sys.exit(main())

@@ -4,8 +4,9 @@
 
 Ours is the real thing: `imet_ray.train.train_trial` on the packed demo pictures with `medium` augmentation, the
 loss, optimizer, schedule and NaN check of a sweep's trial. The peer is the shortest loop that trains the same
-model with torch alone: a tensor of ready crops, BCE, AdamW, nothing else. They take turns, an epoch each, in one
-process; the median of the rounds counts. On a GPU the model alone on synthetic pictures is timed as well.
+model with torch alone: a tensor of ready crops, BCE, AdamW, nothing else; it is timed with timm's model as it is, and
+with the depthwise gradient that our models have on a CPU. They take turns, an epoch each, in one process; the median of
+the rounds counts. On a GPU the peer's crops lie there: it is the model alone.
 """
 
 import argparse
@@ -15,15 +16,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 
 from imet_ray.catalog import read_catalog
 from imet_ray.data import prepare
 from imet_ray.datasets import resolve_data
-from imet_ray.models import Tagger, build_model
+from imet_ray.depthwise import train_small_maps_fast
+from imet_ray.models import Tagger
+from imet_ray.sitting import EpochMetrics
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
 from imet_ray.store import Cache, Store
-from imet_ray.train import EpochMetrics, train_trial
+from imet_ray.train import train_trial
 from imet_ray.transforms import apply_view
 
 
@@ -84,25 +88,26 @@ def main() -> None:
         crops = np.stack([apply_view(pack[i], "centre", args.size) for i in rows])
         images = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().to(device)
         targets = torch.from_numpy(data.labels[rows]).float().to(device)
-        peer = build_model(
-            args.architecture,
-            n_labels=len(data.label_ids),
-            image_size=args.size,
-            dropout=0.0,
-            weights="none",
-        ).to(device)
-        if device.type == "cuda":
-            peer = peer.to(memory_format=torch.channels_last)
-            images = images.contiguous(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3)
+        peers = {}
+        for kind in ("as timm has it", "our depthwise gradient"):
+            body = timm.create_model(args.architecture, num_classes=len(data.label_ids))
+            if kind != "as timm has it":
+                train_small_maps_fast(body)
+            config = body.pretrained_cfg
+            peer = Tagger(body, config["mean"], config["std"])
+            peer = peer.to(device).to(memory_format=torch.channels_last)
+            peers[kind] = peer, torch.optim.AdamW(peer.parameters(), lr=1e-3)
+        images = images.contiguous(memory_format=torch.channels_last)
         ours: list[float] = []
-        plain: list[float] = []
+        plain: dict[str, list[float]] = {kind: [] for kind in peers}
 
         def take_turns(metrics: EpochMetrics) -> None:
             ours.append(metrics["images_per_s"])
-            plain.append(plain_epoch(peer, optimizer, images, targets, args.batch))
-            kind = "warm-up" if len(ours) == 1 else f"round {len(ours) - 1}"
-            print(f"{kind:>8}  ours {ours[-1]:8.1f}  plain {plain[-1]:8.1f}  images/s", flush=True)
+            for kind, (peer, optimizer) in peers.items():
+                plain[kind].append(plain_epoch(peer, optimizer, images, targets, args.batch))
+            turn = "warm-up" if len(ours) == 1 else f"round {len(ours) - 1}"
+            rates = "  ".join(f"{rates[-1]:8.1f}" for rates in (ours, *plain.values()))
+            print(f"{turn:>8}  {rates}  images/s", flush=True)
 
         spec = TrialSpec(
             variant=variant,
@@ -117,14 +122,14 @@ def main() -> None:
         train_trial(
             spec, data, store.trial("bench"), device=device, loader_workers=args.workers, report=take_turns
         )
-    a, b = statistics.median(ours[1:]), statistics.median(plain[1:])
-    ratio = statistics.median(x / y for x, y in zip(ours[1:], plain[1:], strict=True))
     print(
         f"\n{args.architecture}, {args.size} px, batch {args.batch}, {device}, {torch.get_num_threads()} threads"
     )
-    print(f"{'a trial of ours':<42}{a:9.1f} images/s")
-    print(f"{'plain torch loop, crops in memory':<42}{b:9.1f} images/s")
-    print(f"{'ratio, median of the rounds':<42}{ratio:9.3f}")
+    print(f"{'a trial of ours':<58}{statistics.median(ours[1:]):9.1f} images/s")
+    for kind, rates in plain.items():
+        ratio = statistics.median(x / y for x, y in zip(ours[1:], rates[1:], strict=True))
+        what = f"plain torch loop, crops in memory, {kind}"
+        print(f"{what:<58}{statistics.median(rates[1:]):9.1f} images/s   ratio {ratio:5.3f}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,6 @@ def multi_hot(rows: Sequence[Sequence[int]], n_labels: int) -> np.ndarray:
     return hot
 
 
-def group_of(name: str) -> str | None:
-    """The group in names such as `culture::french`; None without one."""
-    group, separator, _ = name.partition("::")
-    return group if separator else None
-
-
 @dataclass(frozen=True)
 class LabelStatistics:
     """How labels are spread."""

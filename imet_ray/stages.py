@@ -19,12 +19,13 @@ from imet_ray.datasets import resolve_data
 from imet_ray.errors import ConfigError, StoreError, unknown_name
 from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.models import check_architecture
+from imet_ray.sitting import EpochMetrics
 from imet_ray.space import SearchSpace, read_space, unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
-from imet_ray.train import EpochMetrics, train_trial
+from imet_ray.train import train_trial
 
-SPACES = Path("search_spaces")
+SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def plan(
     """
     if space is None:
         own = SPACES / f"{(data or 'demo').partition(':')[0]}.yml"
-        space = own if own.exists() else SPACES / "demo.yml"
+        space = near(own if own.is_file() else SPACES / "demo.yml")
     given_folds = None
     if folds is not None:
         if folds.isdigit():
@@ -244,6 +245,12 @@ def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
         raise ConfigError(f"--set: {' '.join(lines)}") from None
 
 
+def near(path: Path) -> Path:
+    """The path as the user would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def _pack_sizes(space: SearchSpace) -> list[int]:
     """The packs that the space's trials need."""
     if space.pack_short_side is not None:
@@ -257,9 +264,12 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
 
 
 def _count_folds(path: Path) -> int:
-    """How many folds a folds.csv has; the file is checked in full later."""
-    last = [line.rpartition(",")[2].strip() for line in path.read_text("utf-8-sig").splitlines()]
-    return 1 + max((int(fold) for fold in last if fold.isdigit()), default=0)
+    """How many folds a folds.csv has; the file is checked in full later, by id."""
+    try:
+        last = [line.rpartition(",")[2].strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the folds file {path}: {error}") from None
+    return 1 + max((int(fold) for fold in last if fold.isascii() and fold.isdigit()), default=0)
 
 
 def _describe(space: SearchSpace) -> str:

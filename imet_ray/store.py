@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class Store:
     @property
     def tune(self) -> Path:
         return self.root / "tune"
-
-    @property
-    def leaderboard(self) -> Path:
-        return self.root / "leaderboard.csv"
 
     @property
     def driver_lock(self) -> Path:
@@ -284,11 +280,3 @@ def set_aside(root: Path) -> Path:
     kept = root.with_name(f"{root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     root.rename(kept)
     return kept
-
-
-def guard_disk(write: Callable[[], None], path: Path) -> None:
-    """Run a library's writer, turning what it raises about the disk into a `StoreError`."""
-    try:
-        write()
-    except OSError as error:
-        raise disk_error(path, error) from error

@@ -1,44 +1,21 @@
 """Train one trial: one variant on one fold, from nothing or from where it was interrupted.
 
-All randomness of an epoch derives from (seed, epoch), and the state is written after each epoch, so a trial
-that is killed and started again ends with the same weights as one that ran through. Knows nothing of
-schedulers: whoever calls it passes `report` and may stop it there.
+Halves the batch where the GPU's memory is too small, and turns the trial's own failures into a result. Knows nothing
+of schedulers: whoever calls it passes `report` and may stop it there. The training itself is `imet_ray.sitting`.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
 
-import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 
-from imet_ray.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
 from imet_ray.data import TrainingData
-from imet_ray.dataset import Timed, TrainDataset, train_batches
-from imet_ray.decode import decode_expected_f2
 from imet_ray.errors import TrialError
-from imet_ray.losses import build_loss
-from imet_ray.metrics import best_threshold, f2_score
-from imet_ray.models import Tagger, build_model, head_parameters
-from imet_ray.optim import build_optimizer, build_schedule
-from imet_ray.predict import EVAL_BATCH, predict_rows
 from imet_ray.results import TrialResult, read_result, write_result
+from imet_ray.sitting import EpochMetrics, Sitting
 from imet_ray.specs import TrialSpec
-from imet_ray.store import (
-    TrialStore,
-    file_digest,
-    read_json_lines,
-    write_json,
-    write_json_lines,
-)
-from imet_ray.transforms import TrainTransform, mixup
+from imet_ray.store import TrialStore, read_json_lines, write_json
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
-NAN_CHECK_UPDATES = 20  # each check waits for the GPU
-
-EpochMetrics = dict[str, Any]
 
 
 def train_trial(
@@ -71,7 +48,7 @@ def train_trial(
     splits = 1
     while True:
         try:
-            return _Training(spec, data, trial, token, device, loader_workers, splits).run(report)
+            return Sitting(spec, data, trial, token, device, loader_workers, splits).run(report)
         except torch.cuda.OutOfMemoryError:
             reason = f"out of GPU memory, even with each batch in {splits} parts"
         except TrialError as error:
@@ -88,251 +65,3 @@ def train_trial(
             return result
         splits *= 2
         torch.cuda.empty_cache()
-
-
-@dataclass
-class _Best:
-    """The epoch whose weights are kept."""
-
-    epoch: int
-    f2: float
-    threshold: float
-    expected_f2: float
-
-
-class _Training:
-    """The state of one sitting."""
-
-    def __init__(
-        self,
-        spec: TrialSpec,
-        data: TrainingData,
-        trial: TrialStore,
-        token: str,
-        device: torch.device,
-        loader_workers: int,
-        splits: int,
-    ) -> None:
-        self.spec, self.recipe = spec, spec.recipe
-        self.data, self.trial, self.token = data, trial, token
-        self.device, self.loader_workers, self.splits = device, loader_workers, splits
-        recipe = self.recipe
-        self.pack = data.split.pack(spec.pack_short_side)
-        self.held_out = data.rows(spec.fold, held_out=True)
-        self.dataset = TrainDataset(
-            self.pack,
-            data.rows(spec.fold, held_out=False),
-            data.labels,
-            TrainTransform(recipe.augmentation, recipe.crop, recipe.image_size),
-            spec.seed,
-        )
-        state = load_state(trial.last)
-        torch.manual_seed(spec.seed)
-        self.model = build_model(
-            recipe.architecture,
-            n_labels=len(data.label_ids),
-            image_size=recipe.image_size,
-            dropout=recipe.dropout,
-            weights=recipe.weights if state is None else "none",
-            prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
-        )
-        # on a CPU core 1.5 to 1.7 x, too
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = build_loss(recipe.loss, recipe.loss_weight)
-        self.optimizer = build_optimizer(self.model, recipe)
-        batches = len(train_batches(self.dataset, batch_size=recipe.batch_size, workers=0))
-        self.updates_per_epoch = -(-batches // recipe.accumulate)
-        self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
-        self.ema = (
-            ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-        )
-        self.epoch = 0  # the next to train
-        self.best: _Best | None = None
-        self.history: list[EpochMetrics] = []
-        if state is not None:
-            self._restore(state)
-
-    def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
-        while True:
-            metrics = self._train_epoch() | self._evaluate()
-            self._save(metrics)
-            if self.epoch == self.recipe.epochs:
-                result = self._finish()
-                report(metrics)
-                return result
-            report(metrics)
-
-    def _train_epoch(self) -> EpochMetrics:
-        recipe, epoch, device = self.recipe, self.epoch, self.device
-        torch.manual_seed(_epoch_seed(self.spec.seed, epoch))
-        mixing = np.random.default_rng((self.spec.seed, epoch, 1))
-        self._freeze_body(epoch < recipe.head_only_epochs)
-        self.dataset.set_epoch(epoch)
-        batches = Timed(
-            train_batches(self.dataset, batch_size=recipe.batch_size, workers=self.loader_workers)
-        )
-        total = len(batches)
-        started = time.monotonic()
-        loss_sum = torch.zeros((), device=device)
-        update = epoch * self.updates_per_epoch
-        seen = 0
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, (images, targets) in enumerate(batches):
-            if i % recipe.accumulate == 0:
-                self.schedule.before_update(update)
-                share = min(recipe.accumulate, total - i)  # batches in this update
-            images = images.to(device, non_blocking=True)
-            targets = targets.to(device, non_blocking=True)
-            if recipe.mixup:
-                images, targets = mixup(images, targets, alpha=recipe.mixup, generator=mixing)
-            loss_sum += self._backward(images, targets, share)
-            seen += 1
-            if (i + 1) % recipe.accumulate == 0 or i + 1 == total:
-                if recipe.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                update += 1
-                if self.ema is not None:
-                    self.ema.update(self.model, step=update)
-                if update % NAN_CHECK_UPDATES == 0:
-                    self._refuse_nan(loss_sum, update)
-        self._refuse_nan(loss_sum, update)
-        seconds = time.monotonic() - started
-        return {
-            "epoch": epoch + 1,
-            "train_loss": float(loss_sum) / seen,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "images_per_s": round(len(self.dataset) / seconds, 1),
-            "wait_s": round(batches.waited, 3),
-            "seconds": seconds,
-        }
-
-    def _backward(self, images: torch.Tensor, targets: torch.Tensor, share: int) -> torch.Tensor:
-        """Add one batch's gradient; returns its mean loss, on the device."""
-        total = torch.zeros((), device=self.device)
-        for part, wanted in zip(images.chunk(self.splits), targets.chunk(self.splits), strict=True):
-            bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits = self.model(part)
-            loss = self.loss(logits.float(), wanted) * (len(part) / len(images))
-            torch.autograd.backward(loss / share)
-            total += loss.detach()
-        return total
-
-    def _evaluate(self) -> EpochMetrics:
-        """Score the held-out fold, one view, the averaged weights where there are any."""
-        started = time.monotonic()
-        labels = self.data.labels[self.held_out]
-        probs = predict_rows(
-            self._kept_model(),
-            self.pack,
-            self.held_out,
-            views=self.recipe.views[:1],
-            image_size=self.recipe.image_size,
-            batch_size=EVAL_BATCH,
-            device=self.device,
-            bf16=self.device.type == "cuda" and self.recipe.precision == "bf16",
-            workers=self.loader_workers,
-        )
-        if not np.isfinite(probs).all():
-            raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
-        threshold, f2 = best_threshold(probs, labels)
-        p = np.clip(probs.astype(np.float32), 1e-6, 1 - 1e-6)
-        valid_loss = -np.where(labels, np.log(p), np.log1p(-p)).mean()
-        return {
-            "valid_loss": float(valid_loss),
-            "f2": f2,
-            "threshold": threshold,
-            "expected_f2": f2_score(decode_expected_f2(probs), labels),
-            "evaluate_s": round(time.monotonic() - started, 3),
-        }
-
-    def _save(self, metrics: EpochMetrics) -> None:
-        """Write everything of the epoch that has just ended."""
-        self.trial.check(self.token)
-        recipe, f2 = self.recipe, metrics["f2"]
-        last = metrics["epoch"] == recipe.epochs
-        better = self.best is None or f2 > self.best.f2
-        if better if recipe.keep == "best" else last:
-            self.best = _Best(metrics["epoch"], f2, metrics["threshold"], metrics["expected_f2"])
-            info = CheckpointInfo(
-                spec=self.spec,
-                label_ids=self.data.label_ids,
-                epoch=metrics["epoch"],
-                f2=f2,
-                threshold=metrics["threshold"],
-            )
-            save_weights(self.trial.best, self._kept_model(), info)
-        if self.schedule.after_epoch(f2):
-            load_weights(self.trial.best, self.model)
-            if self.ema is not None:
-                self.ema.set(self.model)
-        self.epoch += 1
-        self.history.append(metrics)
-        if (
-            not last
-        ):  # the result follows at once: 0.3 s saved a trial, for an epoch lost if it is killed just then
-            state = {
-                "epoch": self.epoch,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema is not None else None,
-                "best": vars(self.best) if self.best is not None else None,
-                "history": self.history,
-            }
-            save_state(self.trial.last, state)
-        write_json_lines(self.trial.metrics, self.history)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.best = _Best(**state["best"]) if state["best"] else None
-        self.history = state["history"]
-
-    def _finish(self) -> TrialResult:
-        assert self.best is not None
-        result = TrialResult(
-            trial_id=self.spec.trial_id,
-            status="complete",
-            f2=self.best.f2,
-            threshold=self.best.threshold,
-            expected_f2=self.best.expected_f2,
-            epoch=self.best.epoch,
-            epochs=self.epoch,
-            seconds=sum(row["seconds"] + row["evaluate_s"] for row in self.history),
-            images_per_s=float(np.mean([row["images_per_s"] for row in self.history])),
-            batch_splits=self.splits,
-            checkpoint_digest=file_digest(self.trial.best),
-        )
-        self.trial.check(self.token)
-        write_result(self.trial, result)
-        self.trial.last.unlink(missing_ok=True)  # a finished trial never goes on
-        return result
-
-    def _kept_model(self) -> Tagger:
-        return self.model if self.ema is None else cast(Tagger, self.ema.module)
-
-    def _freeze_body(self, frozen: bool) -> None:
-        """Train the head alone, with the body's batch norms as they are, or everything."""
-        self.model.train(not frozen)
-        head = {id(parameter) for parameter in head_parameters(self.model)}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(not frozen or id(parameter) in head)
-
-    def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> None:
-        if not torch.isfinite(loss_sum):
-            lr = self.optimizer.param_groups[0]["lr"]
-            raise TrialError(
-                f"the loss became NaN by update {update} (epoch {self.epoch + 1}, lr {lr:.2g}): "
-                "lower lr, or set clip_norm"
-            )
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.default_rng((seed, epoch)).integers(2**62))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imet_ray import train
+from imet_ray import sitting
 from imet_ray.checkpoint import load_state, load_tagger, read_info
 from imet_ray.predict import predict_checkpoint, read_predictions
 from imet_ray.results import read_result
@@ -97,13 +97,13 @@ def test_interrupted_between_the_last_epoch_and_the_result_it_loses_one_epoch(ru
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "_finish", cut)
+        patch.setattr(sitting.Sitting, "_finish", cut)
         with pytest.raises(Interrupted):
             run(spec)
     began = []
-    really = train._Training._train_epoch
+    really = sitting.Sitting._train_epoch
     monkeypatch.setattr(
-        train._Training, "_train_epoch", lambda self: began.append(self.epoch) or really(self)
+        sitting.Sitting, "_train_epoch", lambda self: began.append(self.epoch) or really(self)
     )
     result, trial = run(spec)
     assert began == [2]
@@ -148,7 +148,7 @@ def test_a_nan_loss_fails_the_trial_with_its_reason(run, make_spec):
 
 
 def test_a_batch_too_large_for_the_gpu_is_halved_at_most_twice(run, make_spec, monkeypatch):
-    really = train._Training._train_epoch
+    really = sitting.Sitting._train_epoch
     needed = 2
 
     def out_of_memory(self):
@@ -156,7 +156,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_at_most_twice(run, make_spec, m
             raise torch.cuda.OutOfMemoryError
         return really(self)
 
-    monkeypatch.setattr(train._Training, "_train_epoch", out_of_memory)
+    monkeypatch.setattr(sitting.Sitting, "_train_epoch", out_of_memory)
     result, _ = run(make_spec(), "fits")
     assert (result.status, result.batch_splits) == ("complete", 2)
     needed = 8
@@ -170,7 +170,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
     gradients = []
     for splits in (1, 4):
         trial = Store(tmp_path / str(splits)).trial(spec.trial_id)
-        training = train._Training(spec, tiny_data, trial, trial.acquire(), CPU, 0, splits)
+        training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, splits)
         torch.manual_seed(0)
         images = torch.randint(0, 255, (8, 3, 160, 160), dtype=torch.uint8)
         targets = torch.randint(0, 2, (8, len(tiny_data.label_ids))).float()
@@ -193,7 +193,7 @@ def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
 def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
     spec = make_spec(head_only_epochs=1)
     trial = Store(tmp_path).trial(spec.trial_id)
-    training = train._Training(spec, tiny_data, trial, trial.acquire(), CPU, 0, 1)
+    training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, 1)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     training._train_epoch()
     after = training.model.state_dict()
@@ -206,7 +206,7 @@ def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
 
 def test_on_a_plateau_training_goes_back_to_its_best_weights(tiny_data, make_spec, tmp_path, monkeypatch):
     scores = iter([0.5, 0.1, 0.1])
-    monkeypatch.setattr(train, "best_threshold", lambda probs, labels: (0.2, next(scores)))
+    monkeypatch.setattr(sitting, "best_threshold", lambda probs, labels: (0.2, next(scores)))
     spec = make_spec(schedule="plateau", plateau_patience=0, plateau_factor=0.5)
     trial = Store(tmp_path).trial(spec.trial_id)
     seen = []

@@ -25,11 +25,12 @@ from imet_ray.experiment import only_driver
 from imet_ray.metrics import f2_score
 from imet_ray.report import write_report
 from imet_ray.results import Standing, failures, read_spec, standings
-from imet_ray.stages import Plan, Run, set_old_run_aside, start
+from imet_ray.stages import Plan, Run, near, set_old_run_aside, start
 from imet_ray.store import TrialStore
 from imet_ray.submission import write_submission
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
+WIDE = 140  # columns of the leaderboard in a file or a pipe
 
 
 def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrency: int | None) -> int:
@@ -60,7 +61,7 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         print(f"\n{report.text()}\n")
         _predict(run, ENSEMBLE, session, out=None)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
-    print(f"  look at      {_near(run.store.ensemble(ENSEMBLE).report)}")
+    print(f"  look at      {near(run.store.ensemble(ENSEMBLE).report)}")
     print(f"  blend again  python blend.py --name {plan.store.root.name}")
     return 0
 
@@ -128,7 +129,7 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
         write_submission(path, split.ids, run.data.label_ids, decoded)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
-        f"{len(trials) - done} were there; submission in {_near(out or place.submission)}"
+        f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
     )
     if catalog.test_labels is not None:
         print(f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)")
@@ -140,7 +141,7 @@ def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None
     place = run.store.ensemble(ensemble.name)
     found = standings(run.store, variants)
     write_report(place, ensemble, run.store, run.catalog, found, test_probs)
-    print(f"report: {_near(place.report)}")
+    print(f"report: {near(place.report)}")
 
 
 def _leaderboard(run: Run) -> list[Standing]:
@@ -148,9 +149,12 @@ def _leaderboard(run: Run) -> list[Standing]:
     variants = [variant.name for variant in run.experiment.space.variants]
     found = standings(run.store, variants)
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
     table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
     for column in ("variant", "best hparams", "F2 a fold", "mean", "spread", "expected-F2"):
-        table.add_column(column, justify="left" if column in ("variant", "best hparams") else "right")
+        left = column in ("variant", "best hparams")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for standing in found:
         folds = " ".join(f"{standing.f2[fold]:.4f}" for fold in sorted(standing.f2))
         missing = standing.n_folds - len(standing.f2)
@@ -180,9 +184,3 @@ def _describe(session: Session) -> str:
     gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
     where = f"; dashboard {session.dashboard}" if session.dashboard else ""
     return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{where}"
-
-
-def _near(path: Path) -> str:
-    """The path as the user would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

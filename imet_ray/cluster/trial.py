@@ -14,9 +14,10 @@ from ray import tune
 from imet_ray.data import TrainingData
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.results import TrialResult, write_result
+from imet_ray.sitting import EpochMetrics
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store, SupersededError, write_text
-from imet_ray.train import EpochMetrics, train_trial
+from imet_ray.train import train_trial
 
 
 def run_trial(

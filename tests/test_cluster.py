@@ -1,0 +1,182 @@
+"""What adapts the sweep to Ray, without a Ray: slots and early stopping."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from imet_ray.cluster.session import Session, _fit
+from imet_ray.cluster.sweep import SearchOnlyAsha, _StopOnFault
+from imet_ray.errors import ConfigError
+from imet_ray.space import Resources, SearchSpace, read_space
+from imet_ray.specs import TrialSpec
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 2
+asha: {grace_epochs: 1, factor: 2}
+base: {epochs: 4}
+variants: [{name: a, architecture: resnet18}, {name: b, architecture: resnet34}]
+search: {dropout: {low: 0.0, high: 0.5}}
+"""
+STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
+
+
+@pytest.fixture
+def space(tmp_path) -> SearchSpace:
+    (tmp_path / "space.yml").write_text(SPACE)
+    return read_space(tmp_path / "space.yml")
+
+
+def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=(2, 0), **more) -> Session:
+    wanted = Resources(
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, loader_workers=loader_workers
+    )
+    how = {"dashboard": None, "concurrency": None, "joined": False} | more
+    return _fit(wanted, {"CPU": float(total[0]), "GPU": float(total[1]), "memory": 1e9}, **how)
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_trial", "gpus_per_trial", "total", "slots"),
+    [
+        (1, "auto", (2, 0), 2),
+        (3, "auto", (8, 0), 2),
+        (0.5, "auto", (2, 0), 4),
+        (0.1, "auto", (2, 0), 20),  # 2 // 0.1 is 19
+        (1, "auto", (16, 2), 2),
+        (4, "auto", (6, 2), 1),
+        (1, 0, (16, 2), 16),
+        (1, 0.5, (16, 2), 4),
+        (1, 0.1, (16, 1), 10),
+        (1, 0.6, (16, 2), 2),  # a fraction lies on one GPU
+        (1, 2, (16, 5), 2),
+    ],
+)
+def test_as_many_trials_run_at_once_as_fit(cpus_per_trial, gpus_per_trial, total, slots):
+    assert fit(cpus_per_trial, gpus_per_trial, total=total).slots == slots
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_trial", "gpus", "expected"), [("auto", 0, 0.0), ("auto", 4, 1.0), (0, 4, 0.0), (0.25, 4, 0.25)]
+)
+def test_a_trial_gets_a_gpu_where_there_are_any_unless_told_otherwise(gpus_per_trial, gpus, expected):
+    assert fit(gpus_per_trial=gpus_per_trial, total=(8, gpus)).gpus_per_trial == expected
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(4, "auto"), (1, 1)])
+def test_where_no_trial_fits_one_line_says_what_it_needs(cpus, gpus):
+    with pytest.raises(ConfigError, match=r"^no trial fits: it needs .* there are 2 and 0: lower [^\n]*$"):
+        fit(cpus, gpus)
+    assert fit(cpus, gpus, joined=True).slots == 1  # the cluster may grow
+
+
+@pytest.mark.parametrize(("concurrency", "joined", "slots"), [(1, False, 1), (9, False, 4), (9, True, 9)])
+def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, slots):
+    assert fit(total=(4, 0), concurrency=concurrency, joined=joined).slots == slots
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "given", "threads", "workers"),
+    [
+        (1, 0, "auto", 1, 0),
+        (4, 0, "auto", 4, 0),
+        (4, 1, "auto", 4, 3),
+        (0.5, 1, "auto", 1, 0),
+        (4, 1, 7, 4, 7),
+    ],
+)
+def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given, threads, workers):
+    session = fit(cpus, gpus, given, total=(8, 1))
+    assert (session.threads, session.loader_workers) == (threads, workers)
+
+
+def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamespace:
+    """What Tune's trials have that is read here."""
+    spec = TrialSpec(
+        variant=variant,
+        hparams=hparams,
+        fold=fold,
+        n_folds=3,
+        seed=0,
+        data_digest="data",
+        folds_digest="folds",
+        pack_short_side=64,
+    )
+    return SimpleNamespace(trial_id=name, config={"phase": phase, "spec": spec.model_dump_json()})
+
+
+def judge(asha, trial, epoch, f2) -> str:
+    return asha.on_trial_result(None, trial, {"epoch": epoch, "f2": f2})
+
+
+def after_a_good_one(space) -> SearchOnlyAsha:
+    """ASHA that has seen a searching trial of variant a on fold 0 go well to its end."""
+    asha = SearchOnlyAsha(space)
+    good = tune_trial("good", space.variants[0])
+    asha.on_trial_add(None, good)
+    assert [judge(asha, good, epoch, 0.9) for epoch in (1, 2, 3, 4)] == [CONTINUE] * 4
+    return asha
+
+
+@pytest.mark.parametrize("epoch", [1, 2])  # where the rungs are, the last epoch apart
+def test_a_searching_trial_behind_its_rung_is_stopped(space, epoch):
+    asha, late = after_a_good_one(space), tune_trial("late", space.variants[0])
+    asha.on_trial_add(None, late)
+    assert [judge(asha, late, early, 0.95) for early in range(1, epoch)] == [CONTINUE] * (epoch - 1)
+    assert judge(asha, late, epoch, 0.1) == STOP
+
+
+def test_a_trial_whose_worker_died_is_judged_again(space):
+    asha, late = after_a_good_one(space), tune_trial("late", space.variants[0])
+    asha.on_trial_add(None, late)
+    asha.on_trial_error(None, late)
+    asha.on_trial_add(None, late)
+    assert judge(asha, late, 1, 0.1) == STOP
+
+
+@pytest.mark.parametrize(
+    ("variant", "fold", "phase"), [(1, 0, "search"), (0, 1, "search"), (0, 0, "promote")]
+)
+def test_other_variants_other_folds_and_promoted_trials_are_not_measured_by_a_rung(
+    space, variant, fold, phase
+):
+    asha = after_a_good_one(space)
+    trial = tune_trial("t", space.variants[variant], fold, phase)
+    asha.on_trial_add(None, trial)
+    assert [judge(asha, trial, epoch, 0.1) for epoch in (1, 2, 3, 4)] == [CONTINUE] * 4
+
+
+def test_the_last_epoch_is_never_stopped(space):
+    asha, late = after_a_good_one(space), tune_trial("late", space.variants[0])
+    asha.on_trial_add(None, late)
+    assert [judge(asha, late, early, 0.95) for early in (1, 2, 3)] == [CONTINUE] * 3
+    assert judge(asha, late, 4, 0.1) == CONTINUE
+
+
+def test_the_last_epoch_is_that_of_the_trials_own_hparams(space):
+    asha, long = SearchOnlyAsha(space), tune_trial("long", space.variants[0], epochs=8)
+    asha.on_trial_add(None, long)
+    assert [judge(asha, long, epoch, 0.9) for epoch in range(1, 9)] == [CONTINUE] * 8  # it leads
+
+
+def test_without_asha_nothing_is_stopped(space):
+    asha = after_a_good_one(space.model_copy(update={"asha": None}))
+    late = tune_trial("late", space.variants[0])
+    asha.on_trial_add(None, late)
+    assert judge(asha, late, 1, 0.0) == CONTINUE
+
+
+def test_a_report_without_an_epoch_stops_nothing(space):
+    asha, late = after_a_good_one(space), tune_trial("late", space.variants[0])
+    asha.on_trial_add(None, late)
+    assert asha.on_trial_result(None, late, {"failed": "NaN"}) == CONTINUE
+
+
+def test_a_fault_of_the_set_up_stops_every_trial_and_the_first_is_kept():
+    stopper = _StopOnFault()
+    assert not stopper("t", {"f2": 0.5})
+    assert not stopper.stop_all()
+    assert stopper("t", {"fatal": "disk full"})
+    assert stopper("other", {"f2": 0.5, "fatal": "second"})
+    assert stopper.stop_all()
+    assert stopper.fault == "disk full"

@@ -1,0 +1,259 @@
+"""Predictions and what is made of them: nothing that does not belong together is combined."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imet_ray.decode import Decoder
+from imet_ray.ensemble import (
+    Ensemble,
+    EnsembleMember,
+    blend_oof,
+    blend_test,
+    gather_oof,
+    read_ensemble,
+    write_ensemble,
+)
+from imet_ray.errors import DataError, StoreError
+from imet_ray.pack import Pack, build_pack
+from imet_ray.predict import Predictions, fits, predict_rows, read_predictions, write_predictions
+from imet_ray.store import Store, write_arrays
+from imet_ray.transforms import apply_view
+
+IDS = [f"p{i}" for i in range(7)]  # the order of train.csv
+N_LABELS = 3
+TEST_IDS = ["t2", "t0", "t1"]
+CPU = torch.device("cpu")
+
+
+def predicted(ids, checkpoint="weights", views=("centre",), seed=0) -> Predictions:
+    probs = np.random.default_rng((seed, len(ids))).random((len(ids), N_LABELS)).astype(np.float16)
+    return Predictions(np.array(ids), probs, checkpoint, views, 1.5)
+
+
+def held_out(store, *folds):
+    """The trials of these folds, with an out-of-fold file of the given pictures each."""
+    trials = [store.trial(f"fold{i}") for i in range(len(folds))]
+    for i, (trial, ids) in enumerate(zip(trials, folds, strict=True)):
+        write_predictions(trial.oof, predicted(ids, f"weights of fold{i}", seed=i))
+    return trials
+
+
+def ensemble_of(store, weights=(0.75, 0.25), n_folds=2) -> Ensemble:
+    """Members with predictions of all pictures, train and test."""
+    members = []
+    for m, weight in enumerate(weights):
+        trials = [store.trial(f"m{m}f{fold}") for fold in range(n_folds)]
+        for fold, trial in enumerate(trials):
+            write_predictions(trial.oof, predicted(IDS[fold::n_folds], trial.trial_id, seed=10 * m + fold))
+            write_predictions(trial.test, predicted(TEST_IDS, trial.trial_id, seed=100 + 10 * m + fold))
+        ids = [trial.trial_id for trial in trials]
+        settings = {"variant": f"v{m}", "weight": weight, "threshold": 0.2, "f2": 0.5}
+        members.append(EnsembleMember(**settings, trials=ids, checkpoints=ids))
+    return Ensemble(
+        name="blend",
+        data_digest="data",
+        folds_digest="folds",
+        label_ids=["a", "b", "c"],
+        members=members,
+        decoder=Decoder(name="threshold", threshold=0.2),
+        report={"nested": 0.5},
+    )
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "run")
+
+
+def test_rows_of_all_folds_come_into_the_order_of_train_csv(store):
+    folds = [["p5", "p0"], ["p3", "p6", "p1"], ["p4", "p2"]]
+    trials = held_out(store, *folds)
+    probs, digests = gather_oof(trials, IDS, "a")
+    for trial, ids in zip(trials, folds, strict=True):
+        found = read_predictions(trial.oof)
+        for picture, row in zip(ids, found.probs, strict=True):
+            assert np.array_equal(probs[IDS.index(picture)], row)
+    assert probs.dtype == np.float16
+    assert digests == ["weights of fold0", "weights of fold1", "weights of fold2"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "expected"),
+    [
+        ([IDS[:4], IDS[3:]], r"variant a: picture 'p3' is predicted 2 times out of fold"),
+        ([[*IDS, "p2"]], r"variant a: picture 'p2' is predicted 2 times"),
+        ([IDS[:4], IDS[5:]], r"variant a: picture 'p4' is predicted 0 times.*launch.py --oof"),
+        ([], r"variant a: picture 'p0' is predicted 0 times"),
+        ([IDS[:4], [*IDS[4:], "stranger"]], r"fold1.*predicts picture 'stranger', which train.csv lacks"),
+    ],
+)
+def test_a_picture_that_is_not_covered_just_once_is_named(store, folds, expected):
+    trials = held_out(store, *folds)
+    with pytest.raises(DataError, match=expected):
+        gather_oof(trials, IDS, "a")
+
+
+def test_an_ensemble_is_read_as_it_was_written(store):
+    ensemble = ensemble_of(store)
+    write_ensemble(store.ensemble("blend"), ensemble)
+    assert read_ensemble(store.ensemble("blend")) == ensemble
+
+
+def test_an_unknown_ensemble_names_those_that_exist(store):
+    with pytest.raises(StoreError, match=r"no ensemble 'best'.*make one with `python blend.py`"):
+        read_ensemble(store.ensemble("best"))
+    for name in ("blend", "all"):
+        write_ensemble(store.ensemble(name), ensemble_of(store))
+    with pytest.raises(StoreError, match=r"no ensemble 'best'.*choose one of: all, blend"):
+        read_ensemble(store.ensemble("best"))
+
+
+@pytest.mark.parametrize(("weights", "n_folds"), [((1.0,), 1), ((0.75, 0.25), 2), ((0.2, 0.3, 0.5), 3)])
+def test_test_predictions_are_averaged_over_folds_then_variants(store, weights, n_folds):
+    ensemble = ensemble_of(store, weights, n_folds)
+    blended = blend_test(ensemble, store, TEST_IDS)
+    assert blended.shape == (len(TEST_IDS), N_LABELS)
+    for i, c in np.ndindex(blended.shape):
+        cell = 0.0
+        for member in ensemble.members:
+            of_folds = [float(read_predictions(store.trial(t).test).probs[i, c]) for t in member.trials]
+            cell += member.weight * sum(of_folds) / len(of_folds)
+        assert blended[i, c] == pytest.approx(cell, abs=1e-6)
+
+
+def test_out_of_fold_predictions_are_averaged_over_variants(store):
+    ensemble = ensemble_of(store)
+    blended = blend_oof(ensemble, store, IDS)
+    for i, picture in enumerate(IDS):
+        row = np.zeros(N_LABELS)
+        for member in ensemble.members:
+            for trial in member.trials:
+                found = read_predictions(store.trial(trial).oof)
+                row += member.weight * found.probs[found.ids == picture].astype(float).sum(0)
+        assert blended[i] == pytest.approx(row, abs=1e-6)
+
+
+def test_a_member_of_weight_0_needs_no_test_predictions(store):
+    ensemble = ensemble_of(store, (1.0, 0.0))
+    for trial in ensemble.members[1].trials:
+        store.trial(trial).test.unlink()  # the test pass leaves such members out
+    alone = ensemble.model_copy(update={"members": ensemble.members[:1]})
+    assert np.array_equal(blend_test(ensemble, store, TEST_IDS), blend_test(alone, store, TEST_IDS))
+
+
+def test_test_predictions_of_other_weights_are_refused(store):
+    ensemble = ensemble_of(store)
+    path = store.trial("m1f1").test
+    write_predictions(path, predicted(TEST_IDS, "trained again"))
+    with pytest.raises(StoreError, match=r"m1f1.*other weights than the ensemble was fitted with"):
+        blend_test(ensemble, store, TEST_IDS)
+
+
+def test_out_of_fold_predictions_of_other_weights_are_refused(store):
+    ensemble = ensemble_of(store)
+    write_predictions(store.trial("m1f0").oof, predicted(IDS[0::2], "trained again"))
+    with pytest.raises(StoreError, match=r"variant v1 was predicted by other weights.*blend again"):
+        blend_oof(ensemble, store, IDS)
+
+
+@pytest.mark.parametrize("ids", [["t0", "t1", "t2"], ["t2", "t0", "t9"], ["t2", "t0"]])
+def test_test_predictions_of_other_pictures_or_in_another_order_are_refused(store, ids):
+    ensemble = ensemble_of(store)
+    write_predictions(store.trial("m0f1").test, predicted(ids, "m0f1"))
+    with pytest.raises(StoreError, match=r"m0f1.*other pictures than the test split"):
+        blend_test(ensemble, store, TEST_IDS)
+
+
+def test_a_file_fits_its_own_checkpoint_views_and_pictures(store):
+    path = store.trial("t").test
+    ids = np.array(["a", "b"])
+    assert not fits(path, "digest", ("centre", "flip"), ids)  # not there yet
+    write_predictions(path, predicted(["a", "b"], "digest", ("centre", "flip")))
+    assert fits(path, "digest", ("centre", "flip"), ids)
+    assert not fits(path, "digest", ("flip", "centre"), ids)
+    assert not fits(path, "digest", ("centre",), ids)
+    assert not fits(path, "other", ("centre", "flip"), ids)
+    assert not fits(path, "digest", ("centre", "flip"), ids[::-1])
+    assert not fits(path, "digest", ("centre", "flip"), ids[:1])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def hold_something_else(path):
+    write_arrays(path, ids=np.array(["a", "b"]))
+
+
+@pytest.mark.parametrize("harm", [cut, hold_something_else])
+def test_a_damaged_file_does_not_fit_and_is_refused_when_read(store, harm):
+    path = store.trial("t").oof
+    write_predictions(path, predicted(["a", "b"], "digest"))
+    harm(path)
+    assert not fits(path, "digest", ("centre",), np.array(["a", "b"]))
+    with pytest.raises(StoreError, match=r"oof\.npz"):
+        read_predictions(path)
+
+
+class Counting(torch.nn.Module):
+    """Exact in integers, so that no batch size can change a bit; left and right count differently."""
+
+    def __init__(self, most: int = 10**6) -> None:
+        super().__init__()
+        self.most = most  # pictures times views that the memory holds
+        self.sizes: list[int] = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        if len(images) > self.most:
+            raise torch.cuda.OutOfMemoryError("too many")
+        sums = (images.long() * torch.arange(1, images.shape[-1] + 1)).sum((2, 3))  # (B, 3)
+        return (sums % 101) / 20 - 2.5
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Pack:
+    root = tmp_path_factory.mktemp("pack")
+    rng = np.random.default_rng(0)
+    files = [root / f"{i}.png" for i in range(9)]
+    for i, file in enumerate(files):
+        Image.fromarray(rng.integers(0, 256, (20 + i, 31, 3), np.uint8)).save(file)
+    return build_pack(files, [f.stem for f in files], short_side=18, path=root / "p", workers=1)
+
+
+def predict(model, pack, rows, views, batch_size):
+    how = {"image_size": 16, "device": CPU, "bf16": False}
+    return predict_rows(model, pack, np.array(rows), views=views, batch_size=batch_size, **how)
+
+
+def test_the_mean_over_the_views_is_predicted_in_the_order_of_the_rows(pack):
+    rows, views = [7, 0, 3], ("centre", "flip", "end")
+    probs = predict(Counting(), pack, rows, views, 2)
+    for found, row in zip(probs, rows, strict=True):
+        seen = [torch.from_numpy(apply_view(pack[row], v, 16)).permute(2, 0, 1)[None] for v in views]
+        mean = np.mean([Counting()(image).double().sigmoid().numpy() for image in seen], axis=0)
+        assert found == pytest.approx(mean[0], abs=5e-4)  # float16
+    assert probs.dtype == np.float16
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
+def test_the_batch_size_changes_nothing(pack, batch_size):
+    rows, views = list(range(9)), ("centre", "flip")
+    assert np.array_equal(
+        predict(Counting(), pack, rows, views, batch_size), predict(Counting(), pack, rows, views, 3)
+    )
+
+
+def test_when_memory_runs_out_the_batch_is_halved_until_it_fits(pack):
+    rows, views = list(range(9)), ("centre", "flip")
+    model = Counting(most=5)
+    probs = predict(model, pack, rows, views, 8)
+    assert model.sizes == [16, 8, 4, 4, 4, 4, 2]  # pictures times two views
+    assert np.array_equal(probs, predict(Counting(), pack, rows, views, 8))
+
+
+def test_one_picture_that_does_not_fit_is_an_error(pack):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        predict(Counting(most=1), pack, [0, 1], ("centre", "flip"), 2)

@@ -1,0 +1,189 @@
+"""A run directory belongs to one experiment and to one driver at a time."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import imet_ray
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.space import read_space
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store, write_json
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 2
+search_folds: [0]
+variants: [{name: a, architecture: resnet18}, {name: b, architecture: resnet34}]
+search: {dropout: {low: 0.0, high: 0.5}, batch_size: {low: 8, high: 32}}
+"""
+HOLDER = """
+import sys, time
+from pathlib import Path
+from imet_ray.experiment import only_driver
+from imet_ray.store import Store
+with only_driver(Store(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "run")
+
+
+@pytest.fixture
+def make(tmp_path) -> Callable[..., Experiment]:
+    """The experiment, with other data or with parts of the space's text replaced."""
+
+    def _make(*changes: tuple[str, str], data="data", folds="folds") -> Experiment:
+        text = SPACE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "space.yml"
+        path.write_text(text)
+        return resolve(
+            read_space(path),
+            data="demo",
+            data_root=tmp_path,
+            data_digest=data,
+            folds_digest=folds,
+            label_ids=("0", "1"),
+        )
+
+    return _make
+
+
+def test_an_experiment_is_read_as_it_was_written(store, make):
+    begin(store, make())
+    assert read_experiment(store) == make()
+
+
+def test_an_experiment_records_the_versions_that_run_it(make):
+    versions = make().versions
+    assert versions["imet_ray"] == imet_ray.__version__
+    assert versions["python"] == platform.python_version()
+    for package in ("ray", "torch", "timm", "optuna", "numpy"):
+        assert versions[package] == metadata.version(package)
+
+
+def test_the_same_experiment_goes_on(store, make):
+    begin(store, make())
+    begin(store, make())
+    assert read_experiment(store) == make()
+
+
+def refused(store, experiment) -> str:
+    """Why the run does not go on with this experiment; what was written stays."""
+    before = store.experiment.read_bytes()
+    with pytest.raises(StoreError) as caught:
+        begin(store, experiment)
+    assert store.experiment.read_bytes() == before
+    assert str(store.root) in str(caught.value)
+    assert str(caught.value).endswith("choose another --name, or --fresh to set the old run aside")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("digests", "expected"),
+    [({"data": "else"}, "begun with other data"), ({"folds": "else"}, "begun with other folds")],
+)
+def test_other_data_or_folds_are_refused(store, make, digests, expected):
+    begin(store, make())
+    assert expected in refused(store, make(**digests))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("n_folds: 3", "n_folds: 4"), "begun with n_folds=3"),
+        (("n_folds: 3", "n_folds: 3\nseed: 5"), "begun with seed=0"),
+        (("resnet34", "resnet50"), "variant 'b' with architecture='resnet34', now it is 'resnet50'"),
+        (("resnet18", "resnet18, lr: 0.1"), "variant 'a' with lr=0.0001, now it is 0.1"),
+        (("high: 0.5", "high: 0.6"), "searched variant 'a' over other ranges"),
+        (("low: 8, high: 32", "low: 8, high: 32, log: true"), "variant 'a' over other ranges"),
+        ((", batch_size: {low: 8, high: 32}", ""), "variant 'a' over other ranges"),
+        (("resnet34", "resnet34, search: {lr: [0.1]}"), "variant 'b' over other ranges"),
+        (("n_folds: 3", "n_folds: 3\npack_short_side: 64"), "pack_short_side"),
+    ],
+)
+def test_a_change_that_would_mix_results_is_refused_by_name(store, make, change, expected):
+    begin(store, make())
+    assert expected in refused(store, make(change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("trials_per_variant: 2", "trials_per_variant: 9"),
+        ("trials_per_variant: 2", "trials_per_variant: 1"),
+        ("search_folds: [0]", "asha: {grace_epochs: 2}"),
+        ("search_folds: [0]", "resources: {cpus_per_trial: 4}"),
+        ("variants: [", "variants: [{name: c, architecture: resnet50},"),
+        (", {name: b, architecture: resnet34}", ""),
+    ],
+)
+def test_budgets_and_the_list_of_variants_may_change(store, make, change):
+    begin(store, make())
+    begin(store, make(change))
+    assert read_experiment(store) == make(change)
+
+
+def test_a_variant_that_was_left_out_comes_back_only_as_it_was(store, make):
+    begin(store, make())
+    variant = make().space.variants[1]
+    spec = TrialSpec(
+        variant=variant,
+        hparams={},
+        fold=0,
+        n_folds=3,
+        seed=0,
+        data_digest="data",
+        folds_digest="folds",
+        pack_short_side=64,
+    )
+    write_json(store.trial(spec.trial_id).spec, spec.model_dump(mode="json"))  # it was trained
+    begin(store, make((", {name: b, architecture: resnet34}", "")))
+    assert "variant 'b'" in refused(store, make(("resnet34", "resnet50")))
+
+
+def start_holder(store) -> "subprocess.Popen[str]":
+    """Another process that drives the run."""
+    repository = Path(imet_ray.__file__).parent.parent
+    command = [sys.executable, "-c", HOLDER, str(store.root)]
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_driver_is_refused_with_the_first_ones_pid_until_that_is_killed(store):
+    holder = start_holder(store)
+    try:
+        with (
+            pytest.raises(ConfigError, match=rf"driven by process {holder.pid} on .*--name"),
+            only_driver(store),
+        ):
+            pass
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+    with only_driver(store):
+        assert store.driver_lock.read_text() == f"{os.getpid()} on {platform.node()}"
+
+
+def test_a_driver_that_ends_leaves_the_run_to_the_next(store):
+    with pytest.raises(KeyError), only_driver(store):
+        raise KeyError
+    with only_driver(store):
+        assert store.driver_lock.exists()

@@ -1,0 +1,242 @@
+"""The searcher's duties to Tune, and the sweep's policy under accidents; no Ray is started."""
+
+import time
+
+import pytest
+from ray.tune.search import Searcher
+
+from imet_ray.cluster.search import Policy, SweepSearcher
+from imet_ray.results import TrialResult, failures, read_result, standings, write_result
+from imet_ray.space import SearchSpace, read_space
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store, write_json, write_json_lines
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 2
+variants: [{name: a, architecture: resnet18, epochs: 4}]
+search: {dropout: {low: 0.0, high: 0.5}, lr: {low: 0.001, high: 0.1, log: true}}
+"""
+
+
+@pytest.fixture
+def make_space(tmp_path):
+    """The space, with parts of its text replaced."""
+
+    def _make(*changes: tuple[str, str]) -> SearchSpace:
+        text = SPACE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "space.yml").write_text(text)
+        return read_space(tmp_path / "space.yml")
+
+    return _make
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "run")
+
+
+@pytest.fixture
+def policy(make_space, store) -> Policy:
+    return Policy(make_space(), store, "data", "folds")
+
+
+@pytest.fixture
+def changes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def searcher(policy, changes) -> SweepSearcher:
+    return SweepSearcher(policy, lambda: changes.append("changed"))
+
+
+def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
+    """What a worker leaves."""
+    write_result(
+        store.trial(trial_id),
+        TrialResult(trial_id=trial_id, status=status, f2=f2, expected_f2=f2, epochs=4),
+    )
+
+
+def train(store, trial_id, *scores) -> None:
+    """An epoch for each score, and no result."""
+    rows = [
+        {"epoch": i, "f2": f2, "threshold": 0.2, "expected_f2": f2 + 0.01, "seconds": 10.0, "evaluate_s": 2.0}
+        for i, f2 in enumerate(scores, start=1)
+    ]
+    write_json_lines(store.trial(trial_id).metrics, [row | {"images_per_s": 9.0} for row in rows])
+
+
+def suggested(searcher, name="tune") -> TrialSpec:
+    """The next trial's spec, written where its worker would."""
+    config = searcher.suggest(name)
+    assert isinstance(config, dict), config
+    spec = TrialSpec.model_validate_json(config["spec"])
+    write_json(searcher.policy.store.trial(spec.trial_id).spec, spec.model_dump(mode="json"))
+    return spec
+
+
+def states(policy) -> list[str]:
+    return [trial.state.name for trial in policy.studies["a"].trials]
+
+
+def test_a_whole_sweep_is_suggested_trial_by_trial_and_then_finished(searcher, store):
+    phases = []
+    while (config := searcher.suggest(f"t{len(phases)}")) != Searcher.FINISHED:
+        spec = TrialSpec.model_validate_json(config["spec"])
+        write(store, spec.trial_id)
+        searcher.on_trial_complete(f"t{len(phases)}", {"f2": 0.5})
+        phases.append((config["phase"], spec.fold))
+    assert phases == [("search", 0), ("search", 0), ("promote", 1), ("promote", 2)]
+
+
+def test_while_all_depends_on_trials_that_run_tune_is_to_ask_again(searcher, store):
+    first, second = suggested(searcher, "t0"), suggested(searcher, "t1")
+    assert searcher.suggest("t2") is None
+    for name, spec in (("t0", first), ("t1", second)):
+        write(store, spec.trial_id)
+        searcher.on_trial_complete(name)
+    assert searcher.suggest("t2")["phase"] == "promote"
+
+
+def test_an_epochs_score_reaches_optuna(searcher, policy):
+    suggested(searcher)
+    searcher.on_trial_result("tune", {"epoch": 1, "f2": 0.25})
+    searcher.on_trial_result("tune", {"failed": "NaN"})
+    assert policy.studies["a"].trials[0].intermediate_values == {1: 0.25}
+
+
+def test_a_trial_that_is_told_to_have_ended_twice_counts_once(searcher, store, policy, changes):
+    spec = suggested(searcher)
+    write(store, spec.trial_id, f2=0.75)
+    searcher.on_trial_complete("tune", {"f2": 0.75})
+    written = store.trial(spec.trial_id).result.read_bytes()
+    searcher.on_trial_complete("tune", error=True)
+    searcher.on_trial_complete("never heard of")
+    assert store.trial(spec.trial_id).result.read_bytes() == written
+    assert states(policy) == ["COMPLETE"]
+    assert changes == ["changed"]
+
+
+def test_a_trial_that_was_stopped_early_gets_its_result_from_its_epochs(searcher, store, policy):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3, 0.5, 0.4)
+    searcher.on_trial_complete("tune", {"f2": 0.4, "epoch": 3})
+    result = read_result(store.trial(spec.trial_id))
+    assert (result.status, result.f2, result.epoch, result.epochs) == ("stopped", 0.5, 2, 3)
+    assert result.seconds == 36.0  # in training and evaluation
+    assert states(policy) == ["PRUNED"]
+
+
+def test_a_stopped_trial_that_went_on_and_was_cut_short_counts_its_new_epochs(searcher, store):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3, 0.5)
+    searcher.on_trial_complete("tune", {"f2": 0.5})
+    other = suggested(searcher)
+    write(store, other.trial_id, "failed", None)
+    searcher.on_trial_complete("tune", {"failed": "NaN"})
+    assert suggested(searcher, "again") == spec  # promoted
+    train(store, spec.trial_id, 0.3, 0.5, 0.6)
+    searcher.on_trial_complete("again", {"f2": 0.6})
+    assert read_result(store.trial(spec.trial_id)).epochs == 3
+
+
+def test_a_trial_whose_worker_died_too_often_has_failed(searcher, store, policy):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3)
+    searcher.on_trial_complete("tune", error=True)
+    assert [(found.trial_id, why.split(":")[0]) for found, why in failures(store)] == [
+        (spec.trial_id, "its worker died again and again")
+    ]
+    assert states(policy) == ["FAIL"]
+
+
+def test_a_trial_whose_worker_died_before_it_wrote_anything_is_listed_as_failed(searcher, store):
+    config = searcher.suggest("tune")
+    searcher.on_trial_complete("tune", error=True)
+    assert [spec.model_dump_json() for spec, _ in failures(store)] == [config["spec"]]
+
+
+def test_a_result_that_is_complete_outlives_its_workers_death(searcher, store, policy):
+    spec = suggested(searcher)
+    write(store, spec.trial_id, f2=0.75)
+    searcher.on_trial_complete("tune", error=True)
+    assert read_result(store.trial(spec.trial_id)).status == "complete"
+    assert states(policy) == ["COMPLETE"]
+
+
+def test_a_trial_that_met_a_fault_of_the_set_up_is_issued_again_in_the_next_sitting(searcher, store):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3)
+    searcher.on_trial_complete("tune", {"fatal": "disk full"})
+    again = Policy(searcher.policy.space, store, "data", "folds")
+    assert again.next().spec == spec
+
+
+def run_out(policy) -> list[TrialSpec]:
+    """Train everything that comes, one after another."""
+    done = []
+    while (given := policy.next()) != "finished":
+        assert given is not None, "nothing runs that it could wait for"
+        write_json(policy.store.trial(given.spec.trial_id).spec, given.spec.model_dump(mode="json"))
+        write(policy.store, given.spec.trial_id)
+        policy.done(given.spec.trial_id)
+        done.append(given.spec)
+    return done
+
+
+@pytest.mark.parametrize("search", ["{}", "{batch_size: [16]}"])
+def test_when_the_last_set_repeats_one_that_was_tried_its_promotion_still_comes(make_space, store, search):
+    _, _, searched = SPACE.partition("search: ")
+    space = make_space((searched.strip(), search))
+    run_out(Policy(space, store, "data", "folds"))
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missing(policy, store):
+    study = policy.studies["a"]
+    study._storage.create_new_trial(study._study_id)  # the journal's first entry of `ask`
+    done = run_out(Policy(policy.space, store, "data", "folds"))
+    assert {frozenset(spec.hparams) for spec in done} == {frozenset({"dropout", "lr"})}
+
+
+def test_hparams_that_do_not_go_together_fail_alone(make_space, store):
+    space = make_space(
+        ("trials_per_variant: 2", "trials_per_variant: 12"),
+        ("dropout: {low: 0.0, high: 0.5}", "epochs: [2, 4], warmup_epochs: [0.0, 3.0]"),
+    )
+    done = run_out(Policy(space, store, "data", "folds"))
+    assert all(spec.recipe.warmup_epochs < spec.recipe.epochs for spec in done)
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(policy, store):
+    policy.next()
+    store.journal.write_bytes(store.journal.read_bytes()[:-9])
+    Policy(policy.space, store, "data", "folds").next()  # writes behind the cut
+    run_out(Policy(policy.space, store, "data", "folds"))  # reads it
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, store, monkeypatch):
+    store.journal.with_name(f"{store.journal.name}.lock").symlink_to(store.journal)
+
+    def refuse(seconds):
+        raise AssertionError("Optuna waits for the lock, 30 s")
+
+    monkeypatch.setattr(time, "sleep", refuse)
+    assert Policy(policy.space, store, "data", "folds").next().phase == "search"
+
+
+def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):
+    first = policy.next()
+    write(store, first.spec.trial_id)
+    policy.done(first.spec.trial_id)
+    policy.next()  # interrupted
+    less = policy.space.model_copy(update={"trials_per_variant": 1})
+    again = Policy(less, store, "data", "folds")
+    assert not again.progress(less.variants[0]).failed
