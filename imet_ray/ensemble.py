@@ -14,7 +14,7 @@ from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
-from imet_ray.store import EnsembleStore, Store, TrialStore, read_json, write_json
+from imet_ray.store import EnsembleStore, Store, TrialStore, read_model, write_json
 
 
 class EnsembleMember(Frozen):
@@ -57,7 +57,7 @@ def read_ensemble(store: EnsembleStore) -> Ensemble:
             f"no ensemble {store.root.name!r} in {store.root.parent}: "
             + (f"choose one of: {known}" if known else "make one with `python blend.py`")
         )
-    return Ensemble.model_validate(read_json(store.ensemble))
+    return read_model(store.ensemble, Ensemble)
 
 
 def gather_oof(
@@ -130,6 +130,8 @@ def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarr
     total: np.ndarray | None = None
     wanted = np.array(ids)
     for member in ensemble.members:
+        if member.weight == 0:
+            continue  # the test pass leaves it out
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             found = read_predictions(store.trial(trial_id).test)
             _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)

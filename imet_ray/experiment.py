@@ -15,9 +15,10 @@ from pathlib import Path
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.results import read_spec
 from imet_ray.space import SearchSpace
 from imet_ray.specs import Frozen
-from imet_ray.store import Store, read_json, write_json
+from imet_ray.store import Store, read_model, write_json
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 
@@ -63,7 +64,7 @@ def resolve(
 
 def read_experiment(store: Store) -> Experiment:
     """The experiment that a run was begun with."""
-    return Experiment.model_validate(read_json(store.experiment))
+    return read_model(store.experiment, Experiment)
 
 
 def begin(store: Store, experiment: Experiment) -> None:
@@ -78,25 +79,26 @@ def begin(store: Store, experiment: Experiment) -> None:
         for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
             if getattr(before, field) != getattr(experiment, field):
                 raise StoreError(f"{store.root} was begun with other {what}: {out}")
-        if before.space.n_folds != experiment.space.n_folds:
-            raise StoreError(f"{store.root} was begun with n_folds={before.space.n_folds}: {out}")
-        if before.space.seed != experiment.space.seed:
-            raise StoreError(f"{store.root} was begun with seed={before.space.seed}: {out}")
-        known = {variant.name: variant for variant in before.space.variants}
+        for field in ("n_folds", "seed", "search_folds", "pack_short_side"):
+            was = getattr(before.space, field)
+            if was != getattr(experiment.space, field):
+                raise StoreError(f"{store.root} was begun with {field}={was}: {out}")
+        known = {spec.variant.name: spec.variant for spec in map(read_spec, store.begun_trials())}
+        known |= {variant.name: variant for variant in before.space.variants}
         for variant in experiment.space.variants:
-            was = known.get(variant.name)
-            if was is not None and was != variant:
+            old = known.get(variant.name, variant)
+            if old != variant:
                 changed = next(
                     field
                     for field in type(variant).model_fields
-                    if getattr(was, field) != getattr(variant, field)
+                    if getattr(old, field) != getattr(variant, field)
                 )
                 raise StoreError(
                     f"{store.root} knows variant {variant.name!r} with {changed}="
-                    f"{getattr(was, changed)!r}, now it is {getattr(variant, changed)!r}: {out}"
+                    f"{getattr(old, changed)!r}, now it is {getattr(variant, changed)!r}: {out}"
                 )
             ranges = before.space.ranges.get(variant.name)
-            if was is not None and ranges != experiment.space.ranges[variant.name]:
+            if ranges is not None and ranges != experiment.space.ranges[variant.name]:
                 raise StoreError(f"{store.root} searched variant {variant.name!r} over other ranges: {out}")
     write_json(store.experiment, experiment.model_dump(mode="json"))
 
@@ -111,7 +113,7 @@ def only_driver(store: Store) -> Iterator[None]:
     store.root.mkdir(parents=True, exist_ok=True)
     with store.driver_lock.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loaders would keep it
         except OSError:
             file.seek(0)
             raise ConfigError(

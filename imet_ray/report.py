@@ -7,6 +7,7 @@ that is not in them.
 import base64
 import html
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,9 +97,9 @@ def _curves(store: Store, variants: Sequence[str]) -> Figure:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     labelled: set[str] = set()
-    for trial in store.trials():
+    for trial in store.begun_trials():
         rows = read_json_lines(trial.metrics)
-        if not rows or not trial.spec.exists():
+        if not rows:
             continue
         name = read_spec(trial).variant.name
         if name not in variants:
@@ -135,7 +136,11 @@ def _labels(ensemble: Ensemble, store: Store, catalog: Catalog) -> Figure:
     order = np.argsort(counts)
     for label in [*order[-3:], *order[:3]]:
         axes.annotate(
-            catalog.label_names[label], (counts[label], recall[label]), fontsize="small", rotation=15
+            catalog.label_names[label],
+            (counts[label], recall[label]),
+            fontsize="small",
+            rotation=15,
+            parse_math=False,
         )
     return figure
 
@@ -174,7 +179,9 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _image(figure: Figure) -> str:
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
+    with warnings.catch_warnings():  # of names in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(data, format="png", dpi=110)
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
 
 

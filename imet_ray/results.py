@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from imet_ray.specs import Frozen, Hparam, TrialSpec
-from imet_ray.store import Store, TrialStore, read_json, write_json
+from imet_ray.store import Store, TrialStore, read_model, write_json
 
 
 class TrialResult(Frozen):
@@ -38,7 +38,7 @@ def read_result(trial: TrialStore) -> TrialResult | None:
     """
     if not trial.result.exists():
         return None
-    return TrialResult.model_validate(read_json(trial.result))
+    return read_model(trial.result, TrialResult)
 
 
 def write_result(trial: TrialStore, result: TrialResult) -> None:
@@ -48,7 +48,7 @@ def write_result(trial: TrialStore, result: TrialResult) -> None:
 
 def read_spec(trial: TrialStore) -> TrialSpec:
     """What the trial was asked to be."""
-    return TrialSpec.model_validate(read_json(trial.spec))
+    return read_model(trial.spec, TrialSpec)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def standings(store: Store, variants: Iterable[str]) -> list[Standing]:
     A variant without a complete trial is left out.
     """
     groups: dict[tuple[str, str], list[tuple[TrialSpec, TrialResult, TrialStore]]] = {}
-    for trial in store.trials():
+    for trial in store.begun_trials():
         result = read_result(trial)
-        if result is not None and result.status == "complete" and trial.spec.exists():
+        if result is not None and result.status == "complete":
             spec = read_spec(trial)
             key = (spec.variant.name, spec.recipe.model_dump_json())
             groups.setdefault(key, []).append((spec, result, trial))
@@ -109,7 +109,7 @@ def standings(store: Store, variants: Iterable[str]) -> list[Standing]:
 def failures(store: Store) -> list[tuple[TrialSpec, str]]:
     """Failed trials and their reasons."""
     found = []
-    for trial in store.trials():
+    for trial in store.begun_trials():
         result = read_result(trial)
         if result is not None and result.status == "failed":
             found.append((read_spec(trial), result.reason))

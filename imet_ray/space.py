@@ -60,6 +60,13 @@ class Resources(Frozen):
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
+    @model_validator(mode="after")
+    def _gpus_are_whole_or_a_part_of_one(self) -> Self:
+        gpus = self.gpus_per_trial
+        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_trial must be at most 1, or a whole number, got {gpus}")
+        return self
+
 
 class SearchSpace(Frozen):
     """A whole experiment: what is tried, on what data, with what budget."""

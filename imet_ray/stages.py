@@ -156,7 +156,9 @@ def start(plan: Plan) -> Run:
 def set_old_run_aside(plan: Plan) -> None:
     """What `--fresh` means: the old run keeps its files under another name."""
     if plan.fresh and plan.store.experiment.exists():
-        print(f"fresh   the old run is kept as {set_aside(plan.store.root)}")
+        with only_driver(plan.store):  # not while another process drives it
+            kept = set_aside(plan.store.root)
+        print(f"fresh   the old run is kept as {kept}")
 
 
 def reopen(runs: Path, name: str | None, cache: Cache) -> Run:

@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from imet_ray.errors import ConfigError, StoreError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class SupersededError(Exception):
@@ -58,6 +61,10 @@ class Store:
     def trials(self) -> list["TrialStore"]:
         """All trials that were ever started here, by id."""
         return [TrialStore(path) for path in sorted(self.root.glob("trials/*")) if path.is_dir()]
+
+    def begun_trials(self) -> list["TrialStore"]:
+        """Those of them that got as far as writing their spec."""
+        return [trial for trial in self.trials() if trial.spec.exists()]
 
     def ensemble(self, name: str) -> "EnsembleStore":
         return EnsembleStore(self.root / "ensembles" / name)
@@ -234,6 +241,22 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): delete it and run the same command") from None
+
+
+def read_model(path: Path, model: type[Model]) -> Model:
+    """Read a JSON artefact that holds one of our frozen models.
+
+    Raises:
+        StoreError: if it is missing, damaged, or of another version.
+    """
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise StoreError(
+            f"{path} is damaged or of another version ({where}: {first['msg']}): delete it and run the same command"
+        ) from None
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:

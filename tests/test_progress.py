@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress, clock
-from imet_ray.cluster.search import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.stages import _leaderboard
 from imet_ray.results import TrialResult, write_result

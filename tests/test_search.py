@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from imet_ray.cluster.search import Policy, stopped_result
+from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.search import stopped_result
 from imet_ray.results import TrialResult, failures, standings, write_result
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.store import Store, write_json, write_json_lines

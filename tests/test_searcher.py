@@ -5,7 +5,8 @@ import time
 import pytest
 from ray.tune.search import Searcher
 
-from imet_ray.cluster.search import Policy, SweepSearcher
+from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.search import SweepSearcher
 from imet_ray.results import TrialResult, failures, read_result, standings, write_result
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import TrialSpec

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from imet_ray.cluster.search import Policy
+from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.results import TrialResult, read_result
 from imet_ray.specs import TrialSpec
@@ -45,7 +45,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.held_s = 0.0
         self.started = time.time()
         self.free_since: list[float] = []  # when slots became free
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -73,9 +73,11 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
-        spec = TrialSpec.model_validate_json(trial.config["spec"])
-        free = self.free_since.pop(0) if self.free_since else time.time()
-        self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free)
+        if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
+            spec = TrialSpec.model_validate_json(trial.config["spec"])
+            # the slot that became free last: one that had nothing to do for a while is no overhead
+            free = self.free_since.pop() if self.free_since else time.time()
+            self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free)
         self.refresh()
 
     def on_trial_result(
@@ -171,7 +173,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             own = self.epoch_s.get(variant.name, [])
             a_epoch = sum(own) / len(own) if own else mean
             promotions = row.to_promote - max(row.promoted, len(self.policy.space.search_folds))
-            trials = row.to_search - row.searched + max(0, promotions)
+            sets = max(0, row.to_search - row.searched)
+            trials = sets * len(self.policy.space.search_folds) + max(0, promotions)
             running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
             seconds += a_epoch * (trials * variant.epochs - sum(r.epoch for r in running))
         return max(0.0, seconds) / self.session.slots

@@ -87,9 +87,10 @@ def _fit(
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     wanted = resources.gpus_per_trial
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
-    slots = int(cpus // resources.cpus_per_trial)
+    slots = int(cpus / resources.cpus_per_trial + 1e-9)
     if gpus_per_trial:
-        slots = min(slots, int(gpus / gpus_per_trial + 1e-9))
+        share = int(1 / gpus_per_trial + 1e-9)  # a fraction of a GPU lies on one GPU
+        slots = min(slots, int(gpus) * share if share else int(gpus / gpus_per_trial))
     if slots < 1 and not joined:
         raise ConfigError(
             f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "

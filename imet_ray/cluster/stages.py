@@ -148,7 +148,7 @@ def _leaderboard(run: Run) -> list[Standing]:
     """Print the best set of hparams of each variant, and what failed."""
     variants = [variant.name for variant in run.experiment.space.variants]
     found = standings(run.store, variants)
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         console.width = WIDE
     table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")

@@ -12,8 +12,9 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
-from imet_ray.cluster.search import Policy, SweepSearcher
+from imet_ray.cluster.search import SweepSearcher
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.trial import run_trial
 from imet_ray.data import TrainingData
@@ -76,7 +77,7 @@ def run_sweep(
                 {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
             ),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(policy, progress.refresh),
+                search_alg=SweepSearcher(policy, progress.refresh, lambda: stopper.fault is not None),
                 scheduler=SearchOnlyAsha(space),
                 num_samples=-1,
                 max_concurrent_trials=session.slots,
@@ -133,7 +134,7 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
                 time_attr="epoch",
                 metric="f2",
                 mode="max",
-                max_t=epochs + 1,  # the last epoch is never stopped: the trial ends by itself
+                max_t=10**6,  # the last epoch is never stopped: the trial ends by itself
                 grace_period=min(self.asha.grace_epochs, epochs),
                 reduction_factor=self.asha.factor,
             )
