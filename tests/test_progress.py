@@ -86,15 +86,16 @@ class Sweep:
 
 def test_overhead_is_the_time_that_a_slot_was_held_less_training(make_space, store, monkeypatch):
     sweep = Sweep(make_space(), store, monkeypatch, slots=1)
-    first = sweep.start(after=2)  # seconds; the slot is free from the beginning
+    first = sweep.start(after=2)  # seconds, of the workers' start
     sweep.epoch(first, 1, after=11)
     sweep.epoch(first, 2, after=10)
-    sweep.end(first, after=1)  # held 24, trained 20
+    sweep.end(first, after=1)  # held 22, trained 20
     second = sweep.start(after=3)
     sweep.epoch(second, 1, after=12)
     sweep.end(second, after=0)  # held 15, trained 10
     assert sweep.progress.ended == 2
-    assert sweep.progress.overhead_s == pytest.approx((4 + 5) / 2)
+    assert sweep.progress.start_up_s == pytest.approx(2)
+    assert sweep.progress.overhead_s == pytest.approx((2 + 5) / 2)
     sweep.progress.on_trial_complete(1, [], second)  # told twice
     assert sweep.progress.ended == 2
 

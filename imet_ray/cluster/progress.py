@@ -44,6 +44,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s = 0.0
         self.held_s = 0.0
         self.started = time.time()
+        self.first_start: float | None = None
         self.free_since: list[float] = []  # when slots became free
         self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -51,7 +52,6 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             self.live.start()
-        self.free_since = [self.started] * self.session.slots
         return self
 
     def __exit__(
@@ -67,12 +67,20 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         return {}  # Tune pickles its callbacks; this one keeps nothing that must survive
 
     @property
+    def start_up_s(self) -> float:
+        """Seconds until the first trial began: workers start and import torch, once a sweep."""
+        return (self.first_start or time.time()) - self.started
+
+    @property
     def overhead_s(self) -> float:
         """Seconds a trial between a slot becoming free and the trial's end, less its training."""
         return (self.held_s - self.training_s) / max(1, self.ended)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
+        if self.first_start is None:
+            self.first_start = time.time()
+            self.free_since = [self.first_start] * self.session.slots
         if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
             # the slot that became free last: one that had nothing to do for a while is no overhead

@@ -39,16 +39,16 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
     with only_driver(plan.store), contextlib.ExitStack() as stack:
-        run = start(plan)
         session = stack.enter_context(
             ray_session(plan.space.resources, address=address, concurrency=concurrency)
         )
-        print(_describe(session), flush=True)
+        print(_describe(session))
+        run = start(plan)  # while Ray's workers start
         summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
         if summary.trials:
             print(
-                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {summary.overhead_s:.2f} s "
-                "a trial (time that its slot was held, less training)"
+                f"\n{summary.trials} trials in {clock(summary.wall_s)}, the first after {summary.start_up_s:.0f} s; "
+                f"overhead {summary.overhead_s:.2f} s a trial (time that its slot was held, less training)"
             )
         whole = [standing for standing in _leaderboard(run) if standing.whole]
         if not whole:

@@ -37,6 +37,7 @@ class SweepSummary:
     trials: int  # that ended
     wall_s: float
     training_s: float
+    start_up_s: float  # of the workers, once
     overhead_s: float  # a trial: time that a slot was held, less training
     out_of_time: bool
 
@@ -60,7 +61,7 @@ def run_sweep(
     """
     policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
     if policy.next_is_last():
-        return SweepSummary(0, 0.0, 0.0, 0.0, False)
+        return SweepSummary(0, 0.0, 0.0, 0.0, 0.0, False)
     started = time.time()
     with SweepProgress(policy, session) as progress:
         stopper = _StopOnFault()
@@ -105,6 +106,7 @@ def run_sweep(
         trials=progress.ended,
         wall_s=time.time() - started,
         training_s=progress.training_s,
+        start_up_s=progress.start_up_s,
         overhead_s=progress.overhead_s,
         out_of_time=out_of_time,
     )
