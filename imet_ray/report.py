@@ -134,12 +134,16 @@ def _labels(ensemble: Ensemble, store: Store, catalog: Catalog) -> Figure:
     axes.set_xlabel("training pictures with the label")
     axes.set_ylabel("recall, out of fold")
     order = np.argsort(counts)
-    for label in [*order[-3:], *order[:3]]:
+    for place, label in enumerate([*order[-3:], *order[:3]]):
+        above = place % 3 + 1  # lines of text: the rarest and the commonest labels stand close together
         axes.annotate(
             catalog.label_names[label],
             (counts[label], recall[label]),
+            xytext=(0, 12 * above if place >= 3 else -12 * above - 6),
+            textcoords="offset points",
+            horizontalalignment="left" if place >= 3 else "right",
+            arrowprops={"arrowstyle": "-", "alpha": 0.3},
             fontsize="small",
-            rotation=15,
             parse_math=False,
         )
     return figure

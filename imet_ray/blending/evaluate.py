@@ -115,9 +115,9 @@ class BlendReport:
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """Whether the blend is worth it, in one sentence."""
+        """Whether the blend is worth it, in one sentence, and what to expect of it."""
         if len(self.names) == 1:
-            return f"one variant, nothing to blend: nested F2 {self.nested:.4f}"
+            return f"one variant, nothing to blend\nits nested F2: {self.nested:.4f}"
         gain = self.over_single
         if gain.low > 0:
             beats = "beats the best single variant by"
@@ -125,7 +125,7 @@ class BlendReport:
             beats = "is above the best single variant, though not beyond noise:"
         else:
             beats = "does NOT beat the best single variant:"
-        return f"the blend {beats} {gain} (nested, 95 % over pictures): nested F2 {self.nested:.4f}"
+        return f"the blend {beats} {gain} (nested, 95 % over pictures)\nits nested F2: {self.nested:.4f}"
 
 
 def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *, seed: int) -> BlendReport:
