@@ -5,6 +5,7 @@ python blend.py --name RUN --members a,b --out NAME
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def blend(args: argparse.Namespace) -> int:
     """What the command line asks for."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", args.out):
+        raise ConfigError(f"--out takes letters, digits, '.', '_', '+' and '-', got {args.out!r}")
     from imet_ray.blending.run import blend_run
     from imet_ray.results import standings
     from imet_ray.stages import cache_at, reopen

@@ -8,6 +8,7 @@ python launch.py --check-data DIR                what is wrong with a data direc
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     stage = next(name for name in STAGES if getattr(args, name) not in (None, False))
     try:
         _refuse_strangers(args, stage)
+        settings = _settings(args.set or [])
+        budget = _duration(args.time_budget) if args.time_budget is not None else None
         from imet_ray import stages  # torch and timm take seconds to import: not for a wrong flag
 
         if stage == "check_data":
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
                 fresh=args.fresh,
             )
         if stage == "train":
-            return stages.train(plan, args.variant, args.fold, _settings(args.set or []))
+            return stages.train(plan, args.variant, args.fold, settings)
         ray = {"address": args.address, "concurrency": args.concurrency}
         from imet_ray.cluster.session import prepare_environment
 
@@ -81,7 +84,6 @@ def main(argv: list[str] | None = None) -> int:
         from imet_ray.cluster import stages as cluster_stages
 
         if stage == "sweep":
-            budget = _duration(args.time_budget) if args.time_budget else None
             return cluster_stages.sweep(plan, budget_s=budget, **ray)
         run = stages.reopen(args.runs, args.name, cache)
         if stage == "oof":
@@ -156,7 +158,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     given = {
         {"source": "from"}.get(key, key)
         for key, value in vars(args).items()
-        if value not in (None, False) and key not in STAGES
+        if value is not None and value is not False and key not in STAGES
     }
     for option in sorted(given - ALWAYS - OPTIONS[stage]):
         readers = " or ".join(f"--{s.replace('_', '-')}" for s in STAGES if option in OPTIONS[s])
@@ -180,7 +182,13 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}") from None
+        with contextlib.suppress(TypeError, ValueError):
+            if isinstance(settings[key], str):
+                settings[key] = float(settings[key])  # 1e-4: YAML 1.1 takes it for a word
     return settings
 
 

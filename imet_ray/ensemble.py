@@ -41,7 +41,9 @@ class Ensemble(Frozen):
 
 
 def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
-    """Write `ensemble.json`."""
+    """Write `ensemble.json`; what an earlier ensemble of that name predicted goes."""
+    for path in (store.test, store.submission, store.report):
+        path.unlink(missing_ok=True)
     write_json(store.ensemble, ensemble.model_dump(mode="json"))
 
 
@@ -82,6 +84,8 @@ def gather_oof(
     probs: np.ndarray | None = None
     digests = []
     for trial in trials:
+        if not trial.oof.exists():
+            raise StoreError(f"{trial.oof} is missing: run `python launch.py --oof` first")
         found = read_predictions(trial.oof)
         try:
             rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)

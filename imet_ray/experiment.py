@@ -18,7 +18,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.results import read_spec
 from imet_ray.space import SearchSpace
 from imet_ray.specs import Frozen
-from imet_ray.store import Store, read_model, write_json
+from imet_ray.store import Store, disk_error, read_model, write_json
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 
@@ -110,8 +110,12 @@ def only_driver(store: Store) -> Iterator[None]:
     Raises:
         ConfigError: if another process drives the same run.
     """
-    store.root.mkdir(parents=True, exist_ok=True)
-    with store.driver_lock.open("a+") as file:
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        opened = store.driver_lock.open("a+")
+    except OSError as error:
+        raise disk_error(store.root, error) from error
+    with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loaders would keep it
         except OSError:

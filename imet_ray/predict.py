@@ -34,6 +34,7 @@ class Predictions:
     probs: np.ndarray  # (n, C) float16
     checkpoint: str  # sha256 of the weights
     views: tuple[str, ...]
+    pictures: str  # digest of the split they are of
     seconds: float  # that the pass took
 
 
@@ -102,6 +103,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         probs=predictions.probs,
         checkpoint=np.array(predictions.checkpoint),
         views=np.array(predictions.views),
+        pictures=np.array(predictions.pictures),
         seconds=np.array(predictions.seconds),
     )
 
@@ -119,13 +121,14 @@ def read_predictions(path: Path) -> Predictions:
             probs=arrays["probs"],
             checkpoint=str(arrays["checkpoint"]),
             views=tuple(str(view) for view in arrays["views"]),
+            pictures=str(arrays["pictures"]),
             seconds=float(arrays["seconds"]),
         )
     except KeyError as error:
         raise StoreError(f"{path} has no array {error}: it is no prediction of imet_ray") from None
 
 
-def fits(path: Path, checkpoint: str, views: Sequence[str], ids: np.ndarray) -> bool:
+def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray) -> bool:
     """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures."""
     if not path.exists():
         return False
@@ -134,7 +137,8 @@ def fits(path: Path, checkpoint: str, views: Sequence[str], ids: np.ndarray) -> 
     except StoreError as error:
         logger.warning("%s", error)
         return False
-    return have.checkpoint == checkpoint and have.views == tuple(views) and np.array_equal(have.ids, ids)
+    made_from = (have.checkpoint, have.views, have.pictures)
+    return made_from == (checkpoint, tuple(views), pictures) and np.array_equal(have.ids, ids)
 
 
 def predict_checkpoint(
@@ -167,7 +171,7 @@ def predict_checkpoint(
     recipe = info.spec.recipe
     digest = file_digest(trial.best)
     ids = np.array(split.ids)[rows]
-    if fits(path, digest, recipe.views, ids):
+    if fits(path, digest, recipe.views, split.digest, ids):
         return False
     model, _ = load_tagger(trial.best)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -185,5 +189,5 @@ def predict_checkpoint(
     if not np.isfinite(probs).all():
         raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
     seconds = time.monotonic() - started
-    write_predictions(path, Predictions(ids, probs, digest, recipe.views, seconds))
+    write_predictions(path, Predictions(ids, probs, digest, recipe.views, split.digest, seconds))
     return True

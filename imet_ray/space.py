@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError
-from imet_ray.specs import Frozen, Hparam, Variant
+from imet_ray.specs import WEIGHTS, Frozen, Hparam, Variant
 
 Model = TypeVar("Model", bound=BaseModel)
 Path_ = tuple[str | int, ...]  # where a value stands in the YAML tree
@@ -57,15 +57,10 @@ class Resources(Frozen):
     """What one trial holds while it runs."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = (
+        "auto"  # a trial trains on one GPU
+    )
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _gpus_are_whole_or_a_part_of_one(self) -> Self:
-        gpus = self.gpus_per_trial
-        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_trial must be at most 1, or a whole number, got {gpus}")
-        return self
 
 
 class SearchSpace(Frozen):
@@ -165,6 +160,8 @@ class _Reader:
             settings.update(of_variants)
             for key in of_variants:  # what the command line fixes is not searched
                 search.pop(key, None)
+            if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
+                settings["weights"] = str(Path(weights).expanduser().resolve())  # workers run elsewhere
             variant = self.validate(Variant, settings, (), origin)
             if variant.name in ranges:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
@@ -211,7 +208,7 @@ class _Reader:
                 low, high = wanted.low, wanted.high
                 assert low is not None
                 assert high is not None
-                if int(low) != low or int(high) != high:
+                if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
                 ranges[key] = Range.model_construct(
                     choices=None, low=int(low), high=int(high), step=wanted.step, log=wanted.log
@@ -301,9 +298,21 @@ def describe(problem: Any, loc: Path_, model: type[BaseModel]) -> str:
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         return f"{key} must be one of {expected}, got {got!r}. {hint}".rstrip()
     rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key} must be {rule}, got {got!r}"
+    return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
+
+
+def _as_number(got: object) -> str:
+    """The hint for 1e-4, which YAML 1.1 takes for a word."""
+    if not isinstance(got, str):
+        return ""
+    try:
+        return f": write {float(got)!r}" if "e" not in repr(float(got)) else f": write {float(got):.6e}"
+    except ValueError:
+        return ""
 
 
 def _is_type_name(part: str | int) -> bool:
     """Pydantic puts the names of a union's members into the path of an error."""
-    return isinstance(part, str) and ("[" in part or part in {"float", "int", "str", "bool", "none"})
+    return isinstance(part, str) and (
+        "[" in part or part.startswith("constrained-") or part in {"float", "int", "str", "bool", "none"}
+    )

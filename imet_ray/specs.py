@@ -18,6 +18,8 @@ OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["cosine", "onecycle", "plateau", "constant"]
 ViewName = Literal["centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"]
 
+WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
+
 Hparam = int | float | str | bool | None
 
 
@@ -32,7 +34,7 @@ class Variant(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     architecture: str
-    weights: str = "hub"  # hub | package | none | path of a local file
+    weights: str = "hub"  # one of WEIGHTS, or the path of a local file
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
@@ -70,6 +72,8 @@ class Variant(Frozen):
             raise ValueError(
                 f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
             )
+        if self.loss == "asymmetric" and self.loss_weight is not None and 0 < self.loss_weight < 1:
+            raise ValueError(f"loss_weight of 'asymmetric' must be 0 or at least 1, got {self.loss_weight}")
         if self.cycles > 1 and self.schedule != "cosine":
             raise ValueError(f"cycles is for schedule 'cosine', got schedule {self.schedule!r}")
         if self.schedule == "plateau" and self.keep != "best":

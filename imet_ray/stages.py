@@ -3,6 +3,7 @@
 Each prints what a person wants to read and returns the exit code.
 """
 
+import csv
 import re
 import sys
 import time
@@ -155,7 +156,7 @@ def start(plan: Plan) -> Run:
 
 def set_old_run_aside(plan: Plan) -> None:
     """What `--fresh` means: the old run keeps its files under another name."""
-    if plan.fresh and plan.store.experiment.exists():
+    if plan.fresh and (plan.store.experiment.exists() or plan.store.folds.exists()):
         with only_driver(plan.store):  # not while another process drives it
             kept = set_aside(plan.store.root)
         print(f"fresh   the old run is kept as {kept}")
@@ -176,7 +177,12 @@ def reopen(runs: Path, name: str | None, cache: Cache) -> Run:
     catalog = read_catalog(root)
     if catalog.digest != experiment.data_digest:
         raise StoreError(f"the data in {root} have changed since {store.root} was begun: start a new run")
+    lost = StoreError(f"{store.folds} is not the file that the run was begun with: put it back")
+    if not store.folds.exists():
+        raise lost
     data = prepare(catalog, store, cache, n_folds=experiment.space.n_folds, seed=experiment.space.seed)
+    if data.folds_digest != experiment.folds_digest:
+        raise lost
     return Run(experiment, store, cache, catalog, data)
 
 
@@ -240,6 +246,8 @@ def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
     for key in settings:
         if key not in Variant.model_fields or key == "name":
             raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
+        if not isinstance(settings[key], Hparam):
+            raise ConfigError(f"--set takes single values, and {key} is a list: write it into a search space")
     try:
         return variant.with_hparams(settings)
     except ValueError as error:  # pydantic's: one line of it is enough
@@ -268,10 +276,11 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
 def _count_folds(path: Path) -> int:
     """How many folds a folds.csv has; the file is checked in full later, by id."""
     try:
-        last = [line.rpartition(",")[2].strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True)
+        folds = [str(row.get("fold")).strip() for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read the folds file {path}: {error}") from None
-    return 1 + max((int(fold) for fold in last if fold.isascii() and fold.isdigit()), default=0)
+    return 1 + max((int(fold) for fold in folds if fold.isascii() and fold.isdigit()), default=0)
 
 
 def _describe(space: SearchSpace) -> str:

@@ -4,6 +4,7 @@ Halves the batch where the GPU's memory is too small, and turns the trial's own 
 of schedulers: whoever calls it passes `report` and may stop it there. The training itself is `imet_ray.sitting`.
 """
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -64,4 +65,5 @@ def train_trial(
             write_result(trial, result)
             return result
         splits *= 2
+        gc.collect()  # optimizer and schedule hold each other
         torch.cuda.empty_cache()

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from imet_ray.cluster.search import StopOnFault
 from imet_ray.cluster.session import Session, _fit
-from imet_ray.cluster.sweep import SearchOnlyAsha, _StopOnFault
+from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.errors import ConfigError
 from imet_ray.space import Resources, SearchSpace, read_space
 from imet_ray.specs import TrialSpec
@@ -49,7 +50,6 @@ def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=
         (1, 0.5, (16, 2), 4),
         (1, 0.1, (16, 1), 10),
         (1, 0.6, (16, 2), 2),  # a fraction lies on one GPU
-        (1, 2, (16, 5), 2),
     ],
 )
 def test_as_many_trials_run_at_once_as_fit(cpus_per_trial, gpus_per_trial, total, slots):
@@ -173,7 +173,7 @@ def test_a_report_without_an_epoch_stops_nothing(space):
 
 
 def test_a_fault_of_the_set_up_stops_every_trial_and_the_first_is_kept():
-    stopper = _StopOnFault()
+    stopper = StopOnFault()
     assert not stopper("t", {"f2": 0.5})
     assert not stopper.stop_all()
     assert stopper("t", {"fatal": "disk full"})

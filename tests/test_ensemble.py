@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def predicted(ids, checkpoint="weights", views=("centre",), seed=0) -> Predictions:
     probs = np.random.default_rng((seed, len(ids))).random((len(ids), N_LABELS)).astype(np.float16)
-    return Predictions(np.array(ids), probs, checkpoint, views, 1.5)
+    return Predictions(np.array(ids), probs, checkpoint, views, "pictures", 1.5)
 
 
 def held_out(store, *folds):
@@ -169,14 +169,15 @@ def test_test_predictions_of_other_pictures_or_in_another_order_are_refused(stor
 def test_a_file_fits_its_own_checkpoint_views_and_pictures(store):
     path = store.trial("t").test
     ids = np.array(["a", "b"])
-    assert not fits(path, "digest", ("centre", "flip"), ids)  # not there yet
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids)  # not there yet
     write_predictions(path, predicted(["a", "b"], "digest", ("centre", "flip")))
-    assert fits(path, "digest", ("centre", "flip"), ids)
-    assert not fits(path, "digest", ("flip", "centre"), ids)
-    assert not fits(path, "digest", ("centre",), ids)
-    assert not fits(path, "other", ("centre", "flip"), ids)
-    assert not fits(path, "digest", ("centre", "flip"), ids[::-1])
-    assert not fits(path, "digest", ("centre", "flip"), ids[:1])
+    assert fits(path, "digest", ("centre", "flip"), "pictures", ids)
+    assert not fits(path, "digest", ("flip", "centre"), "pictures", ids)
+    assert not fits(path, "digest", ("centre",), "pictures", ids)
+    assert not fits(path, "other", ("centre", "flip"), "pictures", ids)
+    assert not fits(path, "digest", ("centre", "flip"), "others", ids)
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[::-1])
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[:1])
 
 
 def cut(path):
@@ -192,7 +193,7 @@ def test_a_damaged_file_does_not_fit_and_is_refused_when_read(store, harm):
     path = store.trial("t").oof
     write_predictions(path, predicted(["a", "b"], "digest"))
     harm(path)
-    assert not fits(path, "digest", ("centre",), np.array(["a", "b"]))
+    assert not fits(path, "digest", ("centre",), "pictures", np.array(["a", "b"]))
     with pytest.raises(StoreError, match=r"oof\.npz"):
         read_predictions(path)
 

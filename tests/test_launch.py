@@ -1,9 +1,12 @@
 """The command line: the user's own mistakes get one clear line, and nothing is ignored."""
 
+import json
+
 import pytest
 
 import blend
 import launch
+from imet_ray import stages
 
 
 def run(capsys, *argv, program=launch):
@@ -35,6 +38,8 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
+        (["--sweep", "--fold", "0"], "--fold has no meaning for --sweep: it is for --train"),
+        (["--sweep", "--address", "ray://127.0.0.1:10001"], "--address takes auto or HOST:PORT"),
         (["--sweep", "--fold", "1"], "--fold has no meaning for --sweep: it is for --train"),
         (["--oof", "--epochs", "2"], "--epochs has no meaning for --oof: it is for --sweep or --train"),
         (["--sweep", "--time-budget", "soon"], "--time-budget takes 2h"),
@@ -109,6 +114,8 @@ def test_train_trains_one_trial_without_a_sweep(capsys, trained, tmp_path):
         ("dropuot=0.3", "did you mean 'dropout'?"),
         ("dropout=2", "less than 1"),
         ("dropout", "--set takes KEY=VALUE"),
+        ("dropout=[", "--set takes KEY=VALUE"),
+        ("views=[centre]", "write it into a search space"),
         ("loss=bcee", "'bce'"),
     ],
 )
@@ -116,6 +123,51 @@ def test_a_wrong_setting_of_train_is_refused(capsys, trained, setting, expected)
     code, _, err = run(capsys, *trained, "--set", setting)
     assert code == 1
     assert expected in err
+
+
+def test_a_rate_in_scientific_notation_is_a_number(capsys, trained, tmp_path):
+    assert run(capsys, *trained, "--set", "lr=1e-4")[0] == 0
+    spec = next(tmp_path.glob("runs/r/trials/*/spec.json"))
+    assert json.loads(spec.read_text())["hparams"] == {"lr": 1e-4}
+
+
+@pytest.mark.parametrize("harm", ["missing", "other"])
+def test_a_run_whose_folds_were_lost_is_not_blended(capsys, trained, tmp_path, tiny_cache, harm):
+    run(capsys, *trained)
+    folds = tmp_path / "runs" / "r" / "folds.csv"
+    rows = folds.read_text().splitlines()
+    folds.unlink()
+    if harm == "other":
+        swapped = [row[:-1] + str((int(row[-1]) + 1) % 3) for row in rows[1:]]
+        folds.write_text("\n".join([rows[0], *swapped]) + "\n")
+    where = ["--runs", tmp_path / "runs", "--cache", tiny_cache.root]
+    code, _, err = run(capsys, *where, program=blend)
+    assert code == 1
+    assert "is not the file that the run was begun with" in err
+
+
+@pytest.mark.parametrize(
+    "text", ["fold,id\n{f},{i}\n", "id,fold,weight\n{i},{f},9\n", '"id","fold"\n"{i}","{f}"\n']
+)
+def test_folds_are_counted_whatever_the_columns(tmp_path, text):
+    header, row = text.splitlines()
+    lines = [header, *(row.format(i=f"p{i}", f=i % 4) for i in range(8))]
+    (tmp_path / "folds.csv").write_text("\n".join(lines) + "\n")
+    assert stages._count_folds(tmp_path / "folds.csv") == 4
+
+
+def test_the_name_of_an_ensemble_is_no_path(capsys, trained, tmp_path):
+    code, _, err = run(capsys, "--out", "../x", program=blend)
+    assert code == 1
+    assert "--out takes letters" in err
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_line(capsys, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    argv = [tmp_path / "file" if arg == tmp_path / "runs" else arg for arg in trained]
+    code, _, err = run(capsys, *argv)
+    assert code == 1
+    assert err.startswith("error: cannot write")
 
 
 def test_a_run_never_mixes_folds_data_or_recipes(capsys, trained, tmp_path):

@@ -104,7 +104,9 @@ def store(tmp_path_factory, catalog) -> Store:
             trial = trained(store, variant, fold)
             own = np.array(catalog.train.ids[fold::N_FOLDS])
             probs = rng.random((len(own), 4)).astype(np.float16)
-            write_predictions(store.trial(trial).oof, Predictions(own, probs, trial, ("centre",), 1.0))
+            write_predictions(
+                store.trial(trial).oof, Predictions(own, probs, trial, ("centre",), "pictures", 1.0)
+            )
     return store
 
 

@@ -1,12 +1,13 @@
 """The searcher's duties to Tune, and the sweep's policy under accidents; no Ray is started."""
 
+import errno
 import time
 
 import pytest
 from ray.tune.search import Searcher
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.search import SweepSearcher
+from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.results import TrialResult, failures, read_result, standings, write_result
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import TrialSpec
@@ -52,7 +53,7 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def searcher(policy, changes) -> SweepSearcher:
-    return SweepSearcher(policy, lambda: changes.append("changed"))
+    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault())
 
 
 def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
@@ -241,3 +242,24 @@ def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(polic
     less = policy.space.model_copy(update={"trials_per_variant": 1})
     again = Policy(less, store, "data", "folds")
     assert not again.progress(less.variants[0]).failed
+
+
+def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store, policy, monkeypatch):
+    spec = suggested(searcher)
+    write(store, spec.trial_id, f2=0.75)
+
+    def full(trial_id):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(policy, "done", full)
+    searcher.on_trial_complete("tune")
+    assert searcher.stopper.stop_all()
+    assert searcher.stopper.fault.startswith("disk full while writing")
+
+
+def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3)
+    searcher.stopper.fault = "disk full"
+    searcher.on_trial_complete("tune", {"f2": 0.3})
+    assert read_result(store.trial(spec.trial_id)) is None

@@ -101,3 +101,26 @@ def test_a_missing_file_names_those_that_exist(write, tmp_path):
     write(GRID)
     with pytest.raises(ConfigError, match=r"space\.yml"):
         read_space(tmp_path / "spcae.yml")
+
+
+def test_a_file_of_weights_is_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "space.yml"
+    path.write_text("variants: [{name: a, architecture: resnet18, weights: mine.pth}]\n")
+    assert read_space(path).variants[0].weights == str(tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: {lr: 1e-4}", "write 0.0001"),
+        ("search: {batch_size: {low: 16, high: 64, step: 0.5}}", "batch_size is a whole number"),
+        ("resources: {gpus_per_trial: 2}", "gpus_per_trial must be less than or equal to 1"),
+        ("base: {loss: asymmetric, loss_weight: 0.5}", "must be 0 or at least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, expected):
+    path = tmp_path / "space.yml"
+    path.write_text(f"{text}\nvariants: [{{name: a, architecture: resnet18}}]\n")
+    with pytest.raises(ConfigError, match=expected):
+        read_space(path)

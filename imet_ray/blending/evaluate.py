@@ -3,7 +3,8 @@
 Own: weights and thresholds fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but
 one, scored on that one. Both decoders are scored. The weights for expected F2 are those fitted under the threshold
 objective; under it a single member or uniform weights have nothing tuned, so their own score is their nested one.
-One optimism is left: the choice of decoder and of uniform or fitted weights is the best nested one of four.
+What optimism is left: the choice of decoder and of uniform or fitted weights is the best nested one of four, and
+whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class BlendReport:
     best_single: str  # under the decoder that suits it
     members: dict[str, dict[str, float]]  # each member's own F2 by decoder
     over_uniform: Gain  # fitted weights over uniform ones, under `decoder`
+    remarks: tuple[str, ...]  # what still flatters the nested score
     over_single: Gain  # the blend over the best single variant, each under its better decoder
 
     @property
@@ -111,7 +113,7 @@ class BlendReport:
         lines.append(f"weights: {self.weights_are}; decoder: {self.decoder.name}")
         if len(self.names) > 1:
             lines.append(f"fitted weights over uniform ones: {self.over_uniform} (nested)")
-        lines.append(self.verdict())
+        lines += [self.verdict(), *self.remarks]
         return "\n".join(lines)
 
     def verdict(self) -> str:
@@ -128,7 +130,14 @@ class BlendReport:
         return f"the blend {beats} {gain} (nested, 95 % over pictures)\nits nested F2: {self.nested:.4f}"
 
 
-def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *, seed: int) -> BlendReport:
+def evaluate(
+    members: Sequence[Member],
+    labels: np.ndarray,
+    folds: np.ndarray,
+    *,
+    seed: int,
+    remarks: Sequence[str] = (),
+) -> BlendReport:
     """Fit, score honestly, choose.
 
     The ensemble uses the decoder whose nested score is better, and fitted weights only where they beat uniform
@@ -139,6 +148,7 @@ def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *
         labels: (N, C) uint8.
         folds: (N,) int64, at least two of them.
         seed: of the bootstrap.
+        remarks: what flatters the nested score all the same, for the report.
 
     Raises:
         DataError: naming the member whose predictions cannot be used.
@@ -205,6 +215,7 @@ def evaluate(members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, *
             for i, variant in enumerate(names)
         },
         over_uniform=Gain(*bootstrap(nested[name].fitted - nested[name].uniform, rng)),
+        remarks=tuple(remarks),
         over_single=Gain(*bootstrap(chosen - single, rng)),
     )
 

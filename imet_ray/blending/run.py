@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from imet_ray.blending.evaluate import BlendReport, Member, evaluate
 from imet_ray.data import TrainingData
 from imet_ray.ensemble import Ensemble, EnsembleMember, gather_oof, write_ensemble
-from imet_ray.results import Standing
+from imet_ray.results import Standing, read_spec
 from imet_ray.store import Store
 
 
@@ -26,10 +26,10 @@ def blend_run(
     for standing in whole:
         own = [standing.trials[fold] for fold in sorted(standing.trials)]
         probs, checkpoints = gather_oof(own, data.split.ids, standing.variant)
-        members.append(Member(standing.variant, probs))
+        members.append(Member(standing.variant, probs, data.split.ids))
         digests.append(checkpoints)
         trials.append([trial.trial_id for trial in own])
-    report = evaluate(members, data.labels, data.folds, seed=seed)
+    report = evaluate(members, data.labels, data.folds, seed=seed, remarks=_remarks(whole))
     ensemble = Ensemble(
         name=name,
         data_digest=data.split.digest,
@@ -51,3 +51,16 @@ def blend_run(
     )
     write_ensemble(store.ensemble(name), ensemble)
     return report
+
+
+def _remarks(whole: Sequence[Standing]) -> list[str]:
+    """What the nested estimate cannot see, for it was decided while training."""
+    found = []
+    if any(standing.hparams for standing in whole):
+        found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
+    recipes = [read_spec(trial).recipe for standing in whole for trial in standing.trials.values()]
+    if any(recipe.keep == "best" and recipe.epochs > 1 for recipe in recipes):
+        found.append(
+            "optimistic: keep: best picked epochs on the folds that are scored (keep: last does not)"
+        )
+    return found

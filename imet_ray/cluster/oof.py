@@ -48,11 +48,9 @@ def _predict(
     label_ids: tuple[str, ...],
     data: TrainingData | None,
 ) -> int:
-    task = ray.remote(_task).options(
-        num_cpus=session.cpus_per_trial,
-        num_gpus=session.gpus_per_trial,
-        max_retries=TASK_RETRIES,
-    )
+    task = ray.remote(  # not by .options(): only so does Ray end a worker that held a GPU
+        num_cpus=session.cpus_per_trial, num_gpus=session.gpus_per_trial, max_retries=TASK_RETRIES
+    )(_task)
     shared = ray.put((split, label_ids, data))
     waiting = [
         task.remote(

@@ -25,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from imet_ray.errors import StoreError
 from imet_ray.results import TrialResult, read_result
 from imet_ray.space import Range, SearchSpace
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
@@ -176,7 +177,13 @@ class Policy:
                 constant_liar=True,
                 n_startup_trials=4,
             )
-            study.ask(distributions(variant, self.space.ranges[variant.name]))
+            try:
+                study.ask(distributions(variant, self.space.ranges[variant.name]))
+            except ValueError as error:  # Optuna's, of a study whose variant was left out for a while
+                raise StoreError(
+                    f"variant {variant.name!r} was searched over other ranges ({error}): choose another --name, or "
+                    "--fresh to set the old run aside"
+                ) from None
             self._settle(variant)  # tried before, or impossible together: nothing to train
             if (assignment := self._interrupted()) is not None:
                 return assignment

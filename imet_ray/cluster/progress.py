@@ -20,6 +20,8 @@ from imet_ray.cluster.session import Session
 from imet_ray.results import TrialResult, read_result
 from imet_ray.specs import TrialSpec
 
+REDRAW_S = 2.0
+
 
 @dataclass
 class _Running:
@@ -41,6 +43,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.running: dict[str, _Running] = {}  # by Tune's trial id
         self.epoch_s: dict[str, list[float]] = {}  # variant -> measured
         self.ended = 0
+        self.drawn = 0.0
         self.training_s = 0.0
         self.held_s = 0.0
         self.started = time.time()
@@ -102,6 +105,11 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.epoch_s.setdefault(running.spec.variant.name, []).append(result["trial_seconds"])
         self.refresh()
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's clock: long epochs are seen to go on."""
+        if time.time() - self.drawn > REDRAW_S:
+            self.refresh()
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by early stopping."""
         self._end(trial)
@@ -112,6 +120,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
 
     def refresh(self) -> None:
         """Draw the table anew."""
+        self.drawn = time.time()
         if self.live.is_started:
             self.live.update(self._picture(), refresh=True)
 

@@ -3,38 +3,55 @@
 Runs in the driver. Lives in a module that can be imported, for Tune pickles its searcher.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from ray import tune
 from ray.tune.search import Searcher
 
-from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.policy import Assignment, Policy
+from imet_ray.errors import ImetError
 from imet_ray.results import TrialResult, read_result, write_result
-from imet_ray.store import Store, read_json_lines, write_json
+from imet_ray.store import Store, disk_error, read_json_lines, write_json
+
+
+class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
+    """Ends the whole sweep at a fault of the set-up, which all trials would meet."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.fault = self.fault or result.get("fatal")
+        return self.fault is not None
+
+    def stop_all(self) -> bool:
+        return self.fault is not None
 
 
 class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for mypy
-    """Ray Tune's view of `Policy`."""
+    """Ray Tune's view of `Policy`. What it meets itself, such as a full disk, becomes the stopper's fault."""
 
-    def __init__(
-        self, policy: Policy, on_change: Callable[[], None], broken: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, policy: Policy, on_change: Callable[[], None], stopper: StopOnFault) -> None:
         """
         Args:
             on_change: called when a trial has ended.
-            broken: true once a fault of the set-up ends the sweep: trials that Tune then stops are only interrupted.
+            stopper: once it has a fault, trials that Tune stops are only interrupted.
         """
         super().__init__()  # no metric: Tune would refuse the results of failed trials
-        self.broken = broken
         self.policy = policy
         self.on_change = on_change
+        self.stopper = stopper
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, None to be asked again, FINISHED at the end."""
-        assignment = self.policy.next()
-        if assignment == "finished":
+        assignment: Assignment | str | None = "finished"
+        with self._faults():
+            assignment = self.policy.next()
+        if isinstance(assignment, str):
             return Searcher.FINISHED  # type: ignore[no-any-return]
         if assignment is None:
             return None
@@ -43,18 +60,32 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's score on to Optuna."""
-        if "f2" in result and "epoch" in result:
-            self.policy.report(self.trial_ids[trial_id], result["epoch"], result["f2"])
+        if "f2" in result and "epoch" in result and trial_id in self.trial_ids:
+            with self._faults():
+                self.policy.report(self.trial_ids[trial_id], result["epoch"], result["f2"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Make sure that the ended trial has a result, then let the policy see it. May be called twice."""
         ours = self.trial_ids.pop(trial_id, None)
-        if ours is None:
+        if ours is None or self.stopper.fault is not None or (result or {}).get("fatal"):
             return
-        if self.broken() or (result or {}).get("fatal"):
-            return
+        with self._faults():
+            self._record(ours, error)
+            self.policy.done(ours)
+        self.on_change()
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except ImetError as error:
+            self.stopper.fault = str(error)
+        except OSError as error:
+            self.stopper.fault = str(disk_error(self.policy.store.journal, error))
+
+    def _record(self, ours: str, error: bool) -> None:
         trial = self.policy.store.trial(ours)
         have = read_result(trial)
         if error and (have is None or have.status == "stopped"):
@@ -70,8 +101,6 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
             )
         elif have is None or (have.status == "stopped" and self._trained_on(ours)):
             write_result(trial, stopped_result(self.policy.store, ours))
-        self.policy.done(ours)
-        self.on_change()
 
     def _trained_on(self, trial_id: str) -> bool:
         result = read_result(self.policy.store.trial(trial_id))

@@ -33,6 +33,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning each worker
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its CSV and JSON; we have our own
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune gives a reused actor 2 s to leave its last trial; on a busy machine that is too short
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
 
 
 @contextlib.contextmanager
@@ -46,6 +48,8 @@ def ray_session(
     Raises:
         ConfigError: if there is no Ray at `address`, or no trial fits on it.
     """
+    if address is not None and address.startswith("ray://"):
+        raise ConfigError("--address takes auto or HOST:PORT, not ray://: run this on a node of the cluster")
     prepare_environment()
     import ray
 
@@ -57,11 +61,12 @@ def ray_session(
             dashboard_host="127.0.0.1" if address is None else None,
             configure_logging=True,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if address is None:
+            raise ConfigError(f"Ray does not start on this machine: {first}") from error
         raise ConfigError(
-            f"no Ray to join at {address!r} ({first}): start one with `ray start --head` or "
-            "`ray up cluster.yaml`, or leave out --address"
+            f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
         ) from error
     try:
         url = context.dashboard_url
@@ -89,8 +94,7 @@ def _fit(
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
     slots = int(cpus / resources.cpus_per_trial + 1e-9)
     if gpus_per_trial:
-        share = int(1 / gpus_per_trial + 1e-9)  # a fraction of a GPU lies on one GPU
-        slots = min(slots, int(gpus) * share if share else int(gpus / gpus_per_trial))
+        slots = min(slots, int(gpus) * int(1 / gpus_per_trial + 1e-9))  # a fraction lies on one GPU
     if slots < 1 and not joined:
         raise ConfigError(
             f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "

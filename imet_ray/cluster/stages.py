@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ from imet_ray.metrics import f2_score
 from imet_ray.report import write_report
 from imet_ray.results import Standing, failures, read_spec, standings
 from imet_ray.stages import Plan, Run, near, set_old_run_aside, start
-from imet_ray.store import TrialStore
+from imet_ray.store import TrialStore, write_arrays
 from imet_ray.submission import write_submission
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
@@ -52,10 +53,15 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
             )
         whole = [standing for standing in _leaderboard(run) if standing.whole]
         if not whole:
-            why = "the time budget ended the search" if summary.out_of_time else "see the failures"
-            print(f"no variant is trained on all folds yet ({why}): no blend")
-            print("next: the same command continues, with a longer --time-budget or none")
-            return 0 if summary.out_of_time else 1
+            if summary.out_of_time:
+                print("no variant is trained on all folds yet: the time budget ended the search, so no blend")
+                print("next: the same command continues, with a longer --time-budget or none")
+                return 0
+            print("every variant failed on some fold, for the reasons above: no blend")
+            print("next: mend the space, then the same command with --fresh")
+            return 1
+        if summary.out_of_time and len(whole) < len(plan.space.variants):
+            print("the time budget ended the search: the same command continues with the other variants")
         _out_of_fold(run, whole, session)
         report = blend_run(run.store, run.data, whole, ENSEMBLE, seed=run.experiment.space.seed)
         print(f"\n{report.text()}\n")
@@ -120,10 +126,11 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
         for trial_id in member.trials
     ]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
-        split.pack(short_side, workers=session.threads, progress=True)
+        split.pack(short_side, workers=torch.get_num_threads(), progress=True)
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids)
+    write_arrays(place.test, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = decode(probs, ensemble.decoder)
     for path in [place.submission, *([out] if out else [])]:
         write_submission(path, split.ids, run.data.label_ids, decoded)

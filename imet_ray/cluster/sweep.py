@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
-from imet_ray.cluster.search import SweepSearcher
+from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.trial import run_trial
 from imet_ray.data import TrainingData
@@ -36,7 +36,6 @@ class SweepSummary:
 
     trials: int  # that ended
     wall_s: float
-    training_s: float
     start_up_s: float  # of the workers, once
     overhead_s: float  # a trial: time that a slot was held, less training
     out_of_time: bool
@@ -61,10 +60,10 @@ def run_sweep(
     """
     policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
     if policy.next_is_last():
-        return SweepSummary(0, 0.0, 0.0, 0.0, 0.0, False)
+        return SweepSummary(0, 0.0, 0.0, 0.0, False)
     started = time.time()
     with SweepProgress(policy, session) as progress:
-        stopper = _StopOnFault()
+        stopper = StopOnFault()
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(
@@ -78,7 +77,7 @@ def run_sweep(
                 {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
             ),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(policy, progress.refresh, lambda: stopper.fault is not None),
+                search_alg=SweepSearcher(policy, progress.refresh, stopper),
                 scheduler=SearchOnlyAsha(space),
                 num_samples=-1,
                 max_concurrent_trials=session.slots,
@@ -105,7 +104,6 @@ def run_sweep(
     return SweepSummary(
         trials=progress.ended,
         wall_s=time.time() - started,
-        training_s=progress.training_s,
         start_up_s=progress.start_up_s,
         overhead_s=progress.overhead_s,
         out_of_time=out_of_time,
@@ -162,20 +160,6 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Forget the trial."""
         self.judged.pop(trial.trial_id, None)
-
-
-class _StopOnFault(tune.Stopper):  # type: ignore[misc]
-    """Ends the whole sweep when a trial reports a fault of the set-up."""
-
-    def __init__(self) -> None:
-        self.fault: str | None = None
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.fault = self.fault or result.get("fatal")
-        return self.fault is not None
-
-    def stop_all(self) -> bool:
-        return self.fault is not None
 
 
 def _trial_name(trial: Any) -> str:

@@ -4,10 +4,12 @@ A trial's own failure becomes a result. A fault of the set-up is reported as `fa
 """
 
 import gc
+import os
 import traceback
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from ray import tune
 
@@ -44,6 +46,10 @@ def run_trial(
         tune.report({"fatal": str(error)})
         return
     except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
+        if isinstance(error, torch.AcceleratorError) or "DataLoader worker" in str(error):
+            os._exit(
+                1
+            )  # nothing can be trained in this process any more: Ray counts the death and starts another
         kept = trial.root / "error.txt"
         write_text(kept, traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
@@ -64,6 +70,7 @@ def worker_device(threads: int, use_gpu: bool) -> torch.device:
         ConfigError: if it was given a GPU that torch cannot see.
     """
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     gc.collect()
     if use_gpu:
         if not torch.cuda.is_available():
