@@ -4,6 +4,7 @@
 training needs to go on as if nothing had happened; it is read with `weights_only=True`.
 """
 
+import errno
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> No
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(getattr(error, "errno", None) or 0, str(error)) from error
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else 0, str(error)) from error
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -107,7 +109,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
         except RuntimeError as error:  # torch's zip writer hides the errno of a full disk
             free = os.statvfs(path.parent).f_bavail
-            raise OSError(28 if free < 1024 else 0, str(error)) from error
+            raise OSError(errno.ENOSPC if free < 1024 else 0, str(error)) from error
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

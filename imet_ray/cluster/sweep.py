@@ -4,6 +4,7 @@ Hands out trials, watches them, and returns when every variant is trained on all
 convenience; continuing never needs it.
 """
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def run_sweep(
     if policy.next_is_last():
         return SweepSummary(0, 0.0, 0.0, 0.0, False)
     started = time.time()
+    # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     with SweepProgress(policy, session) as progress:
         stopper = StopOnFault()
         tuner = tune.Tuner(
