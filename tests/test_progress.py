@@ -56,11 +56,11 @@ class Sweep:
         self.progress = SweepProgress(self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots))
         self.progress.__enter__()
 
-    def start(self, after) -> SimpleNamespace:
+    def start(self, after, asked=0.0) -> SimpleNamespace:
         self.now += after
         given = self.policy.next()
         spec = given.spec
-        config = {"phase": given.phase, "spec": spec.model_dump_json()}
+        config = {"phase": given.phase, "spec": spec.model_dump_json(), "asked": asked}
         trial = SimpleNamespace(trial_id=f"tune-{spec.trial_id}", config=config, spec=spec)
         self.progress.on_trial_start(1, [], trial)
         return trial
@@ -98,6 +98,10 @@ def test_overhead_is_the_time_that_a_slot_was_held_less_training(make_space, sto
     assert sweep.progress.overhead_s == pytest.approx((2 + 5) / 2)
     sweep.progress.on_trial_complete(1, [], second)  # told twice
     assert sweep.progress.ended == 2
+    waited = sweep.start(after=100, asked=sweep.now + 99)  # there was nothing to do for 99 s
+    sweep.epoch(waited, 1, after=10)
+    sweep.end(waited, after=0)
+    assert sweep.progress.overhead_s == pytest.approx((2 + 5 + 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             self.free_since = [self.first_start] * self.session.slots
         if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
-            # the slot that became free last: one that had nothing to do for a while is no overhead
-            free = self.free_since.pop() if self.free_since else time.time()
+            free = self.free_since.pop(0) if self.free_since else time.time()
+            free = max(free, min(trial.config["asked"], time.time()))  # before, there was nothing to do
             self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free)
         self.refresh()
 

@@ -4,6 +4,7 @@ Runs in the driver. Lives in a module that can be imported, for Tune pickles its
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,7 +57,11 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         if assignment is None:
             return None
         self.trial_ids[trial_id] = assignment.spec.trial_id
-        return {"phase": assignment.phase, "spec": assignment.spec.model_dump_json()}
+        return {
+            "phase": assignment.phase,
+            "spec": assignment.spec.model_dump_json(),
+            "asked": time.time(),  # a slot that waited for it until now is no overhead
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's score on to Optuna."""
