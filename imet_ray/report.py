@@ -139,7 +139,7 @@ def _labels(ensemble: Ensemble, store: Store, catalog: Catalog) -> Figure:
         axes.annotate(
             catalog.label_names[label],
             (counts[label], recall[label]),
-            xytext=(0, 12 * above if place >= 3 else -12 * above - 6),
+            xytext=(0, 18 * above if place >= 3 else -12 * above - 6),
             textcoords="offset points",
             horizontalalignment="left" if place >= 3 else "right",
             arrowprops={"arrowstyle": "-", "alpha": 0.3},
