@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from imet_ray.errors import ConfigError, ImetError
+from imet_ray.startup import heavy_imports
 
 STAGES = ("sweep", "train", "oof", "predict", "check_data")
 ALWAYS = {"runs", "cache"}
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         _refuse_strangers(args, stage)
         settings = _settings(args.set or [])
         budget = _duration(args.time_budget) if args.time_budget is not None else None
-        from imet_ray import stages  # torch and timm take seconds to import: not for a wrong flag
+        with heavy_imports():  # not for a wrong flag
+            from imet_ray import stages
 
         if stage == "check_data":
             return stages.check_data(args.check_data)

@@ -54,6 +54,7 @@ class Sitting:
         trial: TrialStore,
         token: str,
         device: torch.device,
+        gpus: int,
         loader_workers: int,
         splits: int,
     ) -> None:
@@ -82,6 +83,9 @@ class Sitting:
         )
         # on a CPU core 1.5 to 1.7 x, too
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.on_gpus: torch.nn.Module = (
+            torch.nn.DataParallel(self.model, device_ids=list(range(gpus))) if gpus > 1 else self.model
+        )
         self.loss = build_loss(recipe.loss, recipe.loss_weight)
         self.optimizer = build_optimizer(self.model, recipe)
         batches = len(train_batches(self.dataset, batch_size=recipe.batch_size, workers=0))
@@ -158,7 +162,7 @@ class Sitting:
         for part, wanted in zip(images.chunk(self.splits), targets.chunk(self.splits), strict=True):
             bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits = self.model(part)
+                logits = self.on_gpus(part)
             loss = self.loss(logits.float(), wanted) * (len(part) / len(images))
             torch.autograd.backward(loss / share)
             total += loss.detach()

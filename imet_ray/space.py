@@ -57,10 +57,15 @@ class Resources(Frozen):
     """What one trial holds while it runs."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = (
-        "auto"  # a trial trains on one GPU
-    )
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # auto: one, where there are any
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _fraction_or_count(self) -> Self:
+        gpus = self.gpus_per_trial
+        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_trial is a fraction of one GPU or a whole number, got {gpus}")
+        return self
 
 
 class SearchSpace(Frozen):

@@ -211,7 +211,14 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
         )
         trial = plan.store.trial(spec.trial_id)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = plan.space.resources.gpus_per_trial
+        gpus = min(1, torch.cuda.device_count()) if wanted == "auto" else -int(-wanted // 1)
+        if gpus > torch.cuda.device_count():
+            raise ConfigError(
+                f"gpus_per_trial is {wanted:g} and torch sees {torch.cuda.device_count()}: "
+                "install a CUDA build of torch, or set gpus_per_trial: auto"
+            )
+        device = torch.device("cuda" if gpus else "cpu")
         print(f"trial   {trial.root} on {device}")
         began = time.monotonic()
 
@@ -230,6 +237,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             run.data,
             trial,
             device=device,
+            gpus=gpus,
             loader_workers=(torch.get_num_threads() - 1 if device.type == "cuda" else 0)
             if workers == "auto"
             else workers,

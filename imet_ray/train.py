@@ -25,12 +25,14 @@ def train_trial(
     trial: TrialStore,
     *,
     device: torch.device,
+    gpus: int = 1,
     loader_workers: int = 0,
     report: Callable[[EpochMetrics], None] = lambda metrics: None,
 ) -> TrialResult:
     """Train until the result is there; at once if it is there already.
 
     Args:
+        gpus: where there are several, each batch is split over the first of them.
         report: called after each epoch, when everything of that epoch is on disk; for the last epoch, when the
             result is. What it raises ends the training and is passed on.
 
@@ -49,7 +51,7 @@ def train_trial(
     splits = 1
     while True:
         try:
-            return Sitting(spec, data, trial, token, device, loader_workers, splits).run(report)
+            return Sitting(spec, data, trial, token, device, gpus, loader_workers, splits).run(report)
         except torch.cuda.OutOfMemoryError:
             reason = f"out of GPU memory, even with each batch in {splits} parts"
         except TrialError as error:

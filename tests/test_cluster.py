@@ -50,6 +50,7 @@ def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=
         (1, 0.5, (16, 2), 4),
         (1, 0.1, (16, 1), 10),
         (1, 0.6, (16, 2), 2),  # a fraction lies on one GPU
+        (1, 2, (16, 5), 2),
     ],
 )
 def test_as_many_trials_run_at_once_as_fit(cpus_per_trial, gpus_per_trial, total, slots):

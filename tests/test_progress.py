@@ -94,14 +94,13 @@ def test_overhead_is_the_time_that_a_slot_was_held_less_training(make_space, sto
     sweep.epoch(second, 1, after=12)
     sweep.end(second, after=0)  # held 15, trained 10
     assert sweep.progress.ended == 2
-    assert sweep.progress.start_up_s == pytest.approx(2)
-    assert sweep.progress.overhead_s == pytest.approx((2 + 5) / 2)
+    assert sweep.progress.overhead_s == pytest.approx((4 + 5) / 2)
     sweep.progress.on_trial_complete(1, [], second)  # told twice
     assert sweep.progress.ended == 2
     waited = sweep.start(after=100, asked=sweep.now + 99)  # there was nothing to do for 99 s
     sweep.epoch(waited, 1, after=10)
     sweep.end(waited, after=0)
-    assert sweep.progress.overhead_s == pytest.approx((2 + 5 + 1) / 3)
+    assert sweep.progress.overhead_s == pytest.approx((4 + 5 + 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,10 @@ def test_a_file_of_weights_is_found_from_any_directory(tmp_path, monkeypatch):
     [
         ("base: {lr: 1e-4}", "write 0.0001"),
         ("search: {batch_size: {low: 16, high: 64, step: 0.5}}", "batch_size is a whole number"),
-        ("resources: {gpus_per_trial: 2}", "gpus_per_trial must be less than or equal to 1"),
+        (
+            "resources: {gpus_per_trial: 1.5}",
+            "gpus_per_trial is a fraction of one GPU or a whole number, got 1.5",
+        ),
         ("base: {loss: asymmetric, loss_weight: 0.5}", "must be 0 or at least 1"),
     ],
 )

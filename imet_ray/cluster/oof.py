@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.trial import worker_device
+from imet_ray.cluster.worker import predict_in_worker
 from imet_ray.data import SplitData, TrainingData
 from imet_ray.errors import ImetError, StoreError
 from imet_ray.predict import predict_checkpoint
@@ -48,9 +49,10 @@ def _predict(
     label_ids: tuple[str, ...],
     data: TrainingData | None,
 ) -> int:
+    gpus = min(1.0, session.gpus_per_trial)  # prediction uses one
     task = ray.remote(  # not by .options(): only so does Ray end a worker that held a GPU
-        num_cpus=session.cpus_per_trial, num_gpus=session.gpus_per_trial, max_retries=TASK_RETRIES
-    )(_task)
+        num_cpus=session.cpus_per_trial, num_gpus=gpus, max_retries=TASK_RETRIES
+    )(predict_in_worker)
     shared = ray.put((split, label_ids, data))
     waiting = [
         task.remote(
@@ -59,8 +61,8 @@ def _predict(
             trial.trial_id,
             shared,
             session.threads,
-            session.gpus_per_trial > 0,
             session.loader_workers,
+            gpus,
         )
         for trial in trials
     ]
@@ -86,14 +88,14 @@ def _predict(
     return predicted
 
 
-def _task(
-    kind: Literal["oof", "test"],
+def predict_one(
+    kind: str,
     run: Path,
     trial_id: str,
     shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
     threads: int,
-    use_gpu: bool,
     loader_workers: int,
+    gpus: float,
 ) -> bool | str:
     """Predict one checkpoint; the text of an error that is the user's to mend."""
     split, label_ids, data = shared
@@ -109,7 +111,7 @@ def _task(
             rows,
             path=trial.oof if kind == "oof" else trial.test,
             label_ids=label_ids,
-            device=worker_device(threads, use_gpu),
+            device=worker_device(threads, gpus),
             workers=loader_workers,
         )
     except ImetError as error:

@@ -47,8 +47,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s = 0.0
         self.held_s = 0.0
         self.started = time.time()
-        self.first_start: float | None = None
-        self.free_since: list[float] = []  # when slots became free
+        self.free_since = [self.started] * session.slots  # when slots became free
         self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -70,20 +69,15 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         return {}  # Tune pickles its callbacks; this one keeps nothing that must survive
 
     @property
-    def start_up_s(self) -> float:
-        """Seconds until the first trial began: workers start and import torch, once a sweep."""
-        return (self.first_start or time.time()) - self.started
-
-    @property
     def overhead_s(self) -> float:
-        """Seconds a trial between a slot becoming free and the trial's end, less its training."""
+        """Seconds a trial between a slot becoming free and the trial's end, less its training.
+
+        The start of the workers is in it: their slots are free from the beginning.
+        """
         return (self.held_s - self.training_s) / max(1, self.ended)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
-        if self.first_start is None:
-            self.first_start = time.time()
-            self.free_since = [self.first_start] * self.session.slots
         if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
             free = self.free_since.pop(0) if self.free_since else time.time()

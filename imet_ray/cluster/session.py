@@ -94,7 +94,8 @@ def _fit(
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
     slots = int(cpus / resources.cpus_per_trial + 1e-9)
     if gpus_per_trial:
-        slots = min(slots, int(gpus) * int(1 / gpus_per_trial + 1e-9))  # a fraction lies on one GPU
+        on_one = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
+        slots = min(slots, int(gpus) * on_one if on_one else int(gpus / gpus_per_trial))
     if slots < 1 and not joined:
         raise ConfigError(
             f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "

@@ -48,8 +48,8 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
         if summary.trials:
             print(
-                f"\n{summary.trials} trials in {clock(summary.wall_s)}, the first after {summary.start_up_s:.0f} s; "
-                f"overhead {summary.overhead_s:.2f} s a trial (time that its slot was held, less training)"
+                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {summary.overhead_s:.2f} s a trial "
+                "(time that its slot was held, the start of the workers included, less training)"
             )
         whole = [standing for standing in _leaderboard(run) if standing.whole]
         if not whole:

@@ -17,7 +17,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.trial import run_trial
+from imet_ray.cluster.worker import train_in_worker
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
 from imet_ray.space import SearchSpace
@@ -37,8 +37,7 @@ class SweepSummary:
 
     trials: int  # that ended
     wall_s: float
-    start_up_s: float  # of the workers, once
-    overhead_s: float  # a trial: time that a slot was held, less training
+    overhead_s: float  # a trial: time that a slot was held, less training; the start of the workers included
     out_of_time: bool
 
 
@@ -61,7 +60,7 @@ def run_sweep(
     """
     policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
     if policy.next_is_last():
-        return SweepSummary(0, 0.0, 0.0, 0.0, False)
+        return SweepSummary(0, 0.0, 0.0, False)
     started = time.time()
     # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
@@ -70,12 +69,12 @@ def run_sweep(
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(
-                    run_trial,
+                    train_in_worker,
                     data=data,
                     run=store.root,
                     threads=session.threads,
                     loader_workers=session.loader_workers,
-                    use_gpu=session.gpus_per_trial > 0,
+                    gpus=session.gpus_per_trial,
                 ),
                 {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
             ),
@@ -107,7 +106,6 @@ def run_sweep(
     return SweepSummary(
         trials=progress.ended,
         wall_s=time.time() - started,
-        start_up_s=progress.start_up_s,
         overhead_s=progress.overhead_s,
         out_of_time=out_of_time,
     )

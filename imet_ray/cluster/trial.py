@@ -28,7 +28,7 @@ def run_trial(
     run: Path,
     threads: int,
     loader_workers: int,
-    use_gpu: bool,
+    gpus: float,
 ) -> None:
     """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
@@ -38,8 +38,16 @@ def run_trial(
         tune.report(metrics | {"trial_seconds": metrics["seconds"] + metrics["evaluate_s"]})
 
     try:
-        device = worker_device(threads, use_gpu)
-        result = train_trial(spec, data, trial, device=device, loader_workers=loader_workers, report=report)
+        device = worker_device(threads, gpus)
+        result = train_trial(
+            spec,
+            data,
+            trial,
+            device=device,
+            gpus=max(1, int(gpus)),
+            loader_workers=loader_workers,
+            report=report,
+        )
     except SupersededError:
         return
     except ImetError as error:
@@ -63,20 +71,20 @@ def run_trial(
         tune.report({"failed": result.reason})
 
 
-def worker_device(threads: int, use_gpu: bool) -> torch.device:
+def worker_device(threads: int, gpus: float) -> torch.device:
     """Prepare a worker that may have trained another trial before: threads, memory, device.
 
     Raises:
-        ConfigError: if it was given a GPU that torch cannot see.
+        ConfigError: if it was given GPUs that torch cannot see.
     """
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     gc.collect()
-    if use_gpu:
-        if not torch.cuda.is_available():
+    if gpus:
+        if torch.cuda.device_count() < gpus:
             raise ConfigError(
-                "the trial was given a GPU and torch sees none: install a CUDA build of torch, "
-                "or set gpus_per_trial: 0"
+                f"the trial was given {gpus:g} GPUs and torch sees {torch.cuda.device_count()}: "
+                "install a CUDA build of torch, or set gpus_per_trial: 0"
             )
         torch.cuda.empty_cache()
         torch.backends.cudnn.benchmark = True  # one size of crop a trial
