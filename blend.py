@@ -1,59 +1,155 @@
-"""Blend a run's variants: fit weights on their out-of-fold predictions and freeze the ensemble.
+"""Blend out-of-fold predictions: fit weights, say what they are worth, freeze the ensemble.
 
-python blend.py                                 the newest run, all variants that are trained on all folds
+python blend.py                                   the newest run, all variants that are trained on all folds
 python blend.py --name RUN --members a,b --out NAME
+python blend.py --member mine=oof.npz             with another tool's predictions
+python blend.py --seconds 8h40m --images 38801 --bytes 20GB    the best ensemble that fits
+python blend.py NAME level1_train_MODEL_f0_e14_0.5975.npy ... --folds folds.npy --labels train.csv
 """
 
 import argparse
+import contextlib
+import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from imet_ray.errors import ConfigError, ImetError, unknown_name
+from imet_ray.durations import duration
+from imet_ray.errors import ConfigError, ImetError
+from imet_ray.startup import heavy_imports
+
+if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
+    from imet_ray.blending.solve import Runner
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Blend, print the report; 0 when the ensemble is written."""
-    parser = _Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
-    parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
-    parser.add_argument("--out", metavar="NAME", default="blend", help="the ensemble's name")
-    args = parser.parse_args(argv)
+    args = _parse(argv)
     try:
-        return blend(args)
+        _check(args)
+        with heavy_imports():
+            from imet_ray.blending import stages
+            from imet_ray.blending.run import BlendOptions
+        options = BlendOptions(
+            methods=() if args.method else None,
+            use=args.method,
+            decoders=(args.decoder,) if args.decoder else None,
+            min_weight=args.min_weight,
+            max_members=args.max_members,
+            seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
+            images=args.images,
+            size=_size(args.bytes) if args.bytes is not None else None,
+            level2=args.level2,
+        )
+        with _runner(args.address) as runner:
+            if args.files:
+                found = stages.blend_2019(
+                    args.files[0],
+                    [Path(file) for file in args.files[1:]],
+                    folds=args.folds,
+                    labels=args.labels,
+                    runs=args.runs,
+                    options=options,
+                    runner=runner,
+                )
+            else:
+                found = stages.blend(
+                    args.name,
+                    runs=args.runs,
+                    cache=args.cache,
+                    members=args.members.split(",") if args.members else None,
+                    outside=args.member or (),
+                    out=args.out,
+                    options=options,
+                    runner=runner,
+                )
+        print(json.dumps(found) if args.json else found["text"])
+        return 0
     except ImetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
         return 130
 
 
-def blend(args: argparse.Namespace) -> int:
-    """What the command line asks for."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", args.out):
-        raise ConfigError(f"--out takes letters, digits, '.', '_', '+' and '-', got {args.out!r}")
-    from imet_ray.blending.run import blend_run
-    from imet_ray.results import standings
-    from imet_ray.stages import cache_at, reopen
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
+    )
+    parser.add_argument("--name", help="the run; default: the newest one")
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
+    parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
+    parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
+    parser.add_argument("--out", metavar="NAME", default="blend", help="the ensemble's name")
+    parser.add_argument("--method", help="use this one: uniform, greedy, nelder-mead, powell, line, smooth")
+    parser.add_argument("--decoder", help="use this one: threshold, group-thresholds, expected-f2")
+    parser.add_argument(
+        "--min-weight", metavar="W", type=float, default=0.0, help="members below it are left out"
+    )
+    parser.add_argument("--max-members", metavar="K", type=int, help="at most so many of weight above 0")
+    parser.add_argument("--seconds", metavar="8h40m", help="that prediction may take")
+    parser.add_argument("--images", metavar="N", type=int, help="test pictures; default: those of the data")
+    parser.add_argument("--bytes", metavar="20GB", help="that checkpoints may take")
+    parser.add_argument("--level2", help="judge stacking beside the blend: logistic, lightgbm")
+    parser.add_argument("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
+    parser.add_argument("--json", action="store_true", help="everything as JSON instead of the table")
+    parser.add_argument("--folds", metavar="FOLDS.npy", type=Path, help="with the 2019 solution's files")
+    parser.add_argument("--labels", metavar="TRAIN.csv", type=Path, help="with the 2019 solution's files")
+    return parser.parse_args(argv)
 
-    run = reopen(args.runs, args.name, cache_at(args.cache))
-    variants = [variant.name for variant in run.experiment.space.variants]
-    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
-    if args.members:
-        for name in args.members.split(","):
-            if name not in whole:
-                raise unknown_name("member", name, whole, "trained on all folds: ")
-        whole = {name: whole[name] for name in args.members.split(",")}
-    if not whole:
-        raise ConfigError(f"no variant in {run.store.root} is trained on all folds: sweep first")
-    report = blend_run(run.store, run.data, list(whole.values()), args.out, seed=run.experiment.space.seed)
-    print(report.text())
-    name = run.store.root.name
-    print(f"\nnext: python launch.py --predict {args.out} --name {name}")
-    return 0
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, before anything is imported."""
+    if args.files:
+        if len(args.files) < 2 or args.folds is None or args.labels is None:
+            raise ConfigError(
+                "the 2019 solution's files need a name first, and their folds and labels: "
+                "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
+            )
+        for option in ("name", "members", "member", "seconds", "images", "bytes"):
+            if getattr(args, option) is not None:
+                raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
+    elif args.folds is not None or args.labels is not None:
+        raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
+    if args.images is not None and args.seconds is None:
+        raise ConfigError("--images counts the pictures that --seconds is for: give both")
+    for name in (args.out, *args.files[:1]):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+            raise ConfigError(
+                f"an ensemble's name takes letters, digits, '.', '_', '+' and '-', got {name!r}"
+            )
+
+
+def _size(text: str) -> int:
+    """20GB, 500MB or plain bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2].upper() not in UNITS or float(found[1]) <= 0:
+        raise ConfigError(f"--bytes takes a size such as 20GB or 500MB, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+@contextlib.contextmanager
+def _runner(address: str | None) -> "Iterator[Runner]":
+    """Where the fits run: in this process, or on a Ray."""
+    if address is None:
+        from imet_ray.blending.solve import solve_here
+
+        yield solve_here
+        return
+    from imet_ray.cluster.session import ray_session
+    from imet_ray.space import Resources
+
+    with ray_session(Resources(), address=None if address == "local" else address):
+        from imet_ray.cluster.blend import solve_on_ray
+
+        yield solve_on_ray
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,13 +11,13 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.startup import heavy_imports
 
@@ -41,7 +41,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
         "fresh",
     },
     "oof": {"name", "address", "concurrency"},
-    "predict": {"name", "address", "concurrency", "out"},
+    "predict": {"name", "address", "concurrency", "out", "member"},
     "check_data": set(),
 }
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _refuse_strangers(args, stage)
         settings = _settings(args.set or [])
-        budget = _duration(args.time_budget) if args.time_budget is not None else None
+        budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
         with heavy_imports():  # not for a wrong flag
             from imet_ray import stages
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         run = stages.reopen(args.runs, args.name, cache)
         if stage == "oof":
             return cluster_stages.oof(run, **ray)
-        return cluster_stages.predict(run, args.predict, out=args.out, **ray)
+        return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
     except ImetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -142,6 +142,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", metavar="NAME")
     parser.add_argument("--fold", metavar="K", type=int)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
+    parser.add_argument(
+        "--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the submission goes as well")
     args = parser.parse_args(argv)
     if args.train and (args.variant is None or args.fold is None):
@@ -192,15 +195,6 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             if isinstance(settings[key], str):
                 settings[key] = float(settings[key])  # 1e-4: YAML 1.1 takes it for a word
     return settings
-
-
-def _duration(text: str) -> float:
-    """Seconds in `2h`, `90m`, `1h30m`, `45s`."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    if not match or not text:
-        raise ConfigError(f"--time-budget takes 2h, 90m or 1h30m, got {text!r}")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
 
 
 if __name__ == "__main__":

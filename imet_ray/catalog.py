@@ -10,6 +10,7 @@ Reading compares names only; `imet_ray.data_report` decodes every picture as wel
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Catalog:
     labels: np.ndarray  # (N, C) uint8
     test: Split
     test_labels: np.ndarray | None  # (n, C) uint8, where test.csv has them
+    label_groups: tuple[str, ...]  # (C,), of labels.csv or of names such as culture::french; "" without
     digest: str  # of the training split: ids, labels, names and sizes of files, not their bytes
     test_digest: str
 
@@ -82,7 +84,7 @@ def read_directory(root: Path) -> Reading:
         text = "expected train.csv and train/ in it"
         return Reading(None, (Problem("no such directory", str(root), None, text),), {})
     rows = read_table(root / "train.csv", ("id", "attribute_ids"), problems)
-    names = _label_names(root, problems)
+    names, groups = _label_names(root, problems)
     if rows is None:
         rows = []  # its problem forbids training; the others are still to be found
     elif not rows:
@@ -112,19 +114,28 @@ def read_directory(root: Path) -> Reading:
         labels=hot,
         test=test,
         test_labels=test_labels,
+        label_groups=label_groups(tuple(known.values()), [groups.get(label, "") for label in known]),
         digest=_digest(train, label_ids, hot),
         test_digest=_digest(test, (), None),
     )
     return Reading(catalog, tuple(problems), places)
 
 
-def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
-    """Label id to name, in the order of labels.csv; None without that file."""
+def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """The group of each label: the given ones, else the prefix where all names are such as culture::french."""
+    if not any(given) and names and all("::" in name for name in names):
+        return tuple(name.partition("::")[0] for name in names)
+    return tuple(given)
+
+
+def _label_names(root: Path, problems: list[Problem]) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """Label id to name, in the order of labels.csv, None without that file; and label id to group."""
     if not (root / "labels.csv").exists():
-        return None
+        return None, {}
     rows = read_table(root / "labels.csv", ("attribute_id", "attribute_name"), problems, optional=("group",))
     if rows is None:
-        return None
+        return None, {}
+    groups = {row.values[0]: row.values[2] for row in rows}
     names: dict[str, str] = {}
     for row in rows:
         if not row.values[0]:
@@ -132,7 +143,7 @@ def _label_names(root: Path, problems: list[Problem]) -> dict[str, str] | None:
         elif row.values[0] in names:
             problems.append(Problem("repeated label", "labels.csv", row.number, repr(row.values[0])))
         names[row.values[0]] = row.values[1]
-    return names
+    return names, groups
 
 
 def _labels_in_use(rows: list[Row]) -> dict[str, str]:

@@ -4,7 +4,8 @@ Made by the blend, read by the prediction of test pictures. The members' probabi
 folds of a variant, then over variants with the blend's weights.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,19 @@ class EnsembleMember(Frozen):
     variant: str
     weight: float
     threshold: float  # the variant's own best, over its out-of-fold predictions
-    trials: list[str]  # trial ids, one a fold
+    trials: list[str]  # trial ids, one a fold; none where another tool made the predictions
     checkpoints: list[str]  # sha256 of each one's weights
-    f2: float  # out of fold, at `threshold`
+    f2: float  # alone, out of fold, nested, under the ensemble's decoder
+    seconds: float | None = None  # a test picture takes, through all its checkpoints and views
+    size: int | None = None  # bytes of its checkpoints
 
 
 class Ensemble(Frozen):
     """What `ensemble.json` holds."""
 
     name: str
-    data_digest: str
-    folds_digest: str
+    data_digest: str = ""  # unknown where other tools' files alone are blended
+    folds_digest: str = ""
     label_ids: list[str]
     members: list[EnsembleMember]
     decoder: Decoder
@@ -63,7 +66,7 @@ def read_ensemble(store: EnsembleStore) -> Ensemble:
 
 
 def gather_oof(
-    trials: Sequence[TrialStore], ids: Sequence[str], variant: str
+    trials: Sequence[TrialStore], ids: Sequence[str], variant: str, *, scratch: Path | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """A variant's out-of-fold probabilities in the order of train.csv.
 
@@ -71,6 +74,7 @@ def gather_oof(
         trials: one a fold.
         ids: (N,) training ids, in order.
         variant: its name, for the errors.
+        scratch: where to keep the array in a nameless file; in memory if None.
 
     Returns:
         probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digest of each
@@ -92,7 +96,7 @@ def gather_oof(
         except KeyError as error:
             raise DataError(f"{trial.oof} predicts picture {error}, which train.csv lacks") from None
         if probs is None:
-            probs = np.zeros((len(ids), found.probs.shape[1]), dtype=np.float16)
+            probs = _empty((len(ids), found.probs.shape[1]), scratch)
         probs[rows] = found.probs
         np.add.at(seen, rows, 1)
         digests.append(found.checkpoint)
@@ -105,10 +109,28 @@ def gather_oof(
     return probs, digests
 
 
+def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
+    if scratch is None:
+        return np.zeros(shape, dtype=np.float16)
+    with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it; no name is left behind
+        return np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+
+
+def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
+    """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
+    found = [read_predictions(trial.oof) for trial in trials]
+    seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
+    return seconds, sum(trial.best.stat().st_size for trial in trials)
+
+
 def blend_oof(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
     """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32."""
     total: np.ndarray | None = None
     for member in ensemble.members:
+        if not member.trials:
+            raise StoreError(
+                f"member {member.variant} comes from another tool: its predictions are not kept here"
+            )
         trials = [store.trial(trial_id) for trial_id in member.trials]
         probs, digests = gather_oof(trials, ids, member.variant)
         if digests != member.checkpoints:
@@ -122,8 +144,13 @@ def blend_oof(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarra
     return total
 
 
-def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
+def blend_test(
+    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
     """The members' test probabilities averaged with the ensemble's weights.
+
+    Args:
+        outside: (n, C) test probabilities of members that another tool predicts, by name.
 
     Returns:
         (n, C) float32, in the order of `ids`.
@@ -136,15 +163,19 @@ def blend_test(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarr
     for member in ensemble.members:
         if member.weight == 0:
             continue  # the test pass leaves it out
+        if not member.trials:
+            total = _add(total, np.float32(member.weight), (outside or {})[member.variant])
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             found = read_predictions(store.trial(trial_id).test)
             _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
-            share = np.float32(member.weight / len(member.trials))
-            if total is None:
-                total = np.zeros(found.probs.shape, dtype=np.float32)
-            total += share * found.probs.astype(np.float32)
+            total = _add(total, np.float32(member.weight / len(member.trials)), found.probs)
     assert total is not None
     return total
+
+
+def _add(total: np.ndarray | None, share: np.float32, probs: np.ndarray) -> np.ndarray:
+    part: np.ndarray = share * probs.astype(np.float32)
+    return part if total is None else total + part
 
 
 def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:

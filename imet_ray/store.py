@@ -208,7 +208,8 @@ def writing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as a folder that is a file: said above
+            temporary.unlink(missing_ok=True)
 
 
 def disk_error(path: Path, error: OSError) -> StoreError:

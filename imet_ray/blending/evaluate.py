@@ -1,133 +1,45 @@
-"""What a blend is worth: its own score, and the nested one that does not flatter it.
+"""What a blend is worth: each method under each decoder, its own score and the nested one that does not flatter it.
 
-Own: weights and thresholds fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but
-one, scored on that one. Both decoders are scored. The weights for expected F2 are those fitted under the threshold
-objective; under it a single member or uniform weights have nothing tuned, so their own score is their nested one.
-What optimism is left: the choice of decoder and of uniform or fitted weights is the best nested one of four, and
-whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
+Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one;
+everything that is fitted is fitted so: weights, thresholds, temperature, a single member's threshold, too. What
+optimism is left: the best nested of several is taken, which is why nothing but a gain beyond noise displaces uniform
+weights, and whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from imet_ray.blending.fit import uniform
-from imet_ray.blending.scoring import (
-    Candidates,
-    bootstrap,
-    by_expected_f2,
-    by_threshold,
-    nested_by_expected_f2,
-    nested_by_threshold,
-    tune,
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
+from imet_ray.blending.level2 import score_level2
+from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.report import BlendReport, Level2, Row
+from imet_ray.blending.scoring import bootstrap, decoder_of, own_and_nested
+from imet_ray.blending.solve import (
+    DIRECT,
+    EXPECTED,
+    GROUPS,
+    THRESHOLD,
+    Job,
+    Problem,
+    Runner,
+    Sample,
+    Solution,
+    known_methods,
+    solve_all,
+    solve_here,
 )
-from imet_ray.decode import Decoder
-from imet_ray.errors import DataError
+from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.metrics import best_threshold
 
-ROWS = 8192  # pictures a block of the checks
+DECODERS = (THRESHOLD, GROUPS, EXPECTED)
+SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
+WINDOW = 0.2  # how far shifts may go, in mean thresholds; doubled where one comes near its end
+LEAST_WINDOW = 0.01
 
-
-@dataclass(frozen=True)
-class Member:
-    """One variant's out-of-fold probabilities."""
-
-    name: str
-    probs: np.ndarray  # (N, C) float16, memory-mapped or not
-    ids: Sequence[str] | None = None  # (N,) of the rows; where known they are compared
-
-
-@dataclass(frozen=True)
-class Score:
-    """F2 of one way of blending, under one decoder."""
-
-    own: float
-    nested: float
-    of: str  # fitted | uniform | the variant's name
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How far one is above another, nested: mean and bootstrap 95 % interval over pictures."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-
-
-@dataclass(frozen=True)
-class BlendReport:
-    """The blend and what it is worth."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]  # that the ensemble uses
-    weights_are: str  # fitted | uniform
-    weights_by_fold: tuple[tuple[float, ...], ...]  # fitted without each fold
-    thresholds: tuple[float, ...]  # each member's own best
-    decoder: Decoder
-    scores: dict[str, dict[str, Score]]  # decoder -> fitted | uniform | single: the best one by its own score
-    best_single: str  # under the decoder that suits it
-    members: dict[str, dict[str, float]]  # each member's own F2 by decoder
-    over_uniform: Gain  # fitted weights over uniform ones, under `decoder`
-    remarks: tuple[str, ...]  # what still flatters the nested score
-    over_single: Gain  # the blend over the best single variant, each under its better decoder
-
-    @property
-    def nested(self) -> float:
-        """The honest estimate for what the ensemble will score."""
-        return self.scores[self.decoder.name][self.weights_are].nested
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON's form, with the text beside it."""
-        plain = asdict(self) | {"decoder": self.decoder.model_dump()}
-        return plain | {"nested": self.nested, "text": self.text()}
-
-    def text(self) -> str:
-        """A table, and one honest sentence about it."""
-        decoders = tuple(self.scores)
-        single = " / ".join(dict.fromkeys(self.scores[decoder]["single"].of for decoder in decoders))
-        titles = {
-            "fitted": "blend, fitted weights",
-            "uniform": "blend, uniform weights",
-            "single": f"best single: {single}",
-        }
-        wide = max(len(title) for title in titles.values()) + 2
-        lines = [
-            " " * wide + "".join(f"{decoder:>20}" for decoder in decoders),
-            " " * wide + f"{'own':>10}{'nested':>10}" * len(decoders),
-        ]
-        for kind, title in titles.items():
-            found = [self.scores[decoder][kind] for decoder in decoders]
-            lines.append(f"{title:<{wide}}" + "".join(f"{s.own:>10.4f}{s.nested:>10.4f}" for s in found))
-        lines += [
-            "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on",
-            "the weights are fitted under the threshold decoder and used for both",
-            "",
-        ]
-        for name, weight, threshold in zip(self.names, self.weights, self.thresholds, strict=True):
-            lines.append(f"  {weight:6.3f}  {name}  (threshold {threshold:.3f})")
-        lines.append(f"weights: {self.weights_are}; decoder: {self.decoder.name}")
-        if len(self.names) > 1:
-            lines.append(f"fitted weights over uniform ones: {self.over_uniform} (nested)")
-        lines += [self.verdict(), *self.remarks]
-        return "\n".join(lines)
-
-    def verdict(self) -> str:
-        """Whether the blend is worth it, in one sentence, and what to expect of it."""
-        if len(self.names) == 1:
-            return f"one variant, nothing to blend\nits nested F2: {self.nested:.4f}"
-        gain = self.over_single
-        if gain.low > 0:
-            beats = "beats the best single variant by"
-        elif gain.mean > 0:
-            beats = "is above the best single variant, though not beyond noise:"
-        else:
-            beats = "does NOT beat the best single variant:"
-        return f"the blend {beats} {gain} (nested, 95 % over pictures)\nits nested F2: {self.nested:.4f}"
+Progress = Callable[[str], None]
 
 
 def evaluate(
@@ -136,132 +48,205 @@ def evaluate(
     folds: np.ndarray,
     *,
     seed: int,
+    groups: Sequence[str] = (),
+    folds_digest: str | None = None,
+    methods: Sequence[str] | None = None,
+    decoders: Sequence[str] | None = None,
+    use: str | None = None,
+    min_weight: float = 0.0,
+    max_members: int | None = None,
+    level2: str | None = None,
     remarks: Sequence[str] = (),
+    runner: Runner = solve_here,
+    progress: Progress = lambda text: None,
 ) -> BlendReport:
-    """Fit, score honestly, choose.
-
-    The ensemble uses the decoder whose nested score is better, and fitted weights only where they beat uniform
-    ones in the nested estimate.
+    """Fit with every method under every decoder, score honestly, choose.
 
     Args:
         members: M of them, in one order of rows.
         labels: (N, C) uint8.
         folds: (N,) int64, at least two of them.
-        seed: of the bootstrap.
+        seed: of the searches, the sample and the bootstrap.
+        groups: (C,) names of the labels' groups; without two of them there are no group thresholds.
+        methods: of `known_methods()`; all if None. Uniform weights always are among them.
+        decoders: of DECODERS; all that can be had if None.
+        use: the method to choose, whatever it is worth; the best nested one if None.
+        min_weight: a member that would get less is left out.
+        max_members: of weight above 0.
+        level2: "logistic" or "lightgbm", judged beside the blend and never used; none if None.
         remarks: what flatters the nested score all the same, for the report.
+        runner: where the fits run.
 
     Raises:
         DataError: naming the member whose predictions cannot be used.
+        ConfigError: for a method or decoder that is unknown or cannot be had, or weights that cannot be.
     """
-    check_members(members, labels)
-    if folds.shape != labels.shape[:1] or len(np.unique(folds)) < 2:
-        raise DataError(
-            f"the nested estimate needs a fold a picture and two folds: got {folds.shape} for {len(labels)} "
-            f"pictures, folds {np.unique(folds)[:5].tolist()}: train the variants on more folds"
-        )
-    probs = [member.probs for member in members]
+    check_members(members, labels, folds, folds_digest)
+    wanted = _methods(methods, use)
     names = tuple(member.name for member in members)
-    whole = tune(probs, labels)
-    even = uniform(len(members))
-    own, nested = {}, {}
-    own["threshold"] = by_threshold(probs, labels, whole.cells, whole.weights)
-    nested["threshold"], by_fold = nested_by_threshold(probs, labels, folds)
-    own["expected-f2"] = Candidates(
-        by_expected_f2(probs, labels, whole.weights),
-        by_expected_f2(probs, labels, even),
-        tuple(by_expected_f2([p], labels, np.ones(1)) for p in probs),
+    m = len(members)
+    if not 0 <= min_weight <= 1:
+        raise ConfigError(
+            f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
+        )
+    if max_members is not None and max_members < 1:
+        raise ConfigError(f"--max-members must be at least 1, got {max_members}")
+    group_names = sorted(set(groups))
+    of_label = np.array([group_names.index(g) for g in groups]) if len(group_names) > 1 else None
+    under = _decoders(decoders, of_label is not None, members[0].margins)
+    if level2 is not None and members[0].margins:
+        raise ConfigError("--level2 needs probabilities: the members' thresholds are subtracted already")
+    values = [member.probs for member in members]
+    sample = draw_sample(values, labels, seed)
+    thresholds = [
+        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
+        for member, probs in zip(members, sample.probs, strict=True)
+    ]
+    window = 0.0 if members[0].margins else max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
+    unique = np.unique(folds).tolist()
+    jobs = [
+        Job(method, decoder, without)
+        for decoder in under
+        for method in [*wanted, *(f"member {i}" for i in range(m))]
+        for without in [None, *unique]
+    ]
+    if m == 1:
+        jobs = [job for job in jobs if job.method == "uniform" or job.method.startswith("member ")]
+
+    def cells_within(window: float) -> DisputedCells:
+        cells = DisputedCells.build(values, thresholds, labels, window=window, groups=of_label)
+        progress(
+            f"{len(cells.image):,} of {labels.size:,} cells in dispute, thresholds within {window:.3f}; fitting"
+        )
+        return cells
+
+    problem = Problem(
+        cells_within(window), folds, sample if EXPECTED in under else None, seed, min_weight, max_members
     )
-    nested["expected-f2"] = Candidates(
-        nested_by_expected_f2(probs, labels, folds, by_fold),
-        own["expected-f2"].uniform,
-        own["expected-f2"].singles,
+    solved, cells = solve_all(problem, jobs, runner, cells_within)
+    problem = replace(problem, cells=cells)
+    scored: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    for decoder in under:
+        for method in dict.fromkeys(job.method for job in jobs):
+            progress(f"scoring {_title(method, names)} under {decoder}")
+            scored[method, decoder] = own_and_nested(solved, method, decoder, folds, cells, values, labels)
+    nested = {key: float(found[1].mean()) for key, found in scored.items()}
+    singles = [key for key in scored if key[0].startswith("member ")]
+    blends = [key for key in scored if key not in singles]
+    best_single = max(singles, key=nested.__getitem__)
+    even = max((key for key in blends if key[0] == "uniform"), key=nested.__getitem__)
+    best = max(blends, key=nested.__getitem__)
+    stacked = {}
+    if level2 is not None:
+        progress(f"level 2: {level2}")
+        stacked = score_level2(level2, values, labels, folds, sample, seed)
+    gains = bootstrap(
+        np.stack(
+            [scored[key][1] - scored["uniform", key[1]][1] for key in scored]
+            + [scored[key][1] - scored[best_single][1] for key in scored]
+            + [found[1] - scored[best][1] for found in stacked.values()]
+            + [scored[best][1] - scored[even][1]]
+        ),
+        seed,
     )
-    best = {decoder: int(np.argmax([s.mean() for s in found.singles])) for decoder, found in own.items()}
-    scores = {
-        decoder: {
-            "fitted": _score(own[decoder].fitted, nested[decoder].fitted, "fitted"),
-            "uniform": _score(own[decoder].uniform, nested[decoder].uniform, "uniform"),
-            "single": _score(own[decoder].singles[i], nested[decoder].singles[i], names[i]),
-        }
-        for decoder, i in best.items()
+    beyond_noise = best[0] == "uniform" or gains[-1].low > 0
+    chosen = best if beyond_noise else even
+    if use is not None and m > 1:
+        chosen = max((key for key in blends if key[0] == use), key=nested.__getitem__)
+    rows = {
+        key: _row(
+            key,
+            names,
+            {fold: solved[Job(*key, fold)] for fold in (None, *unique)},
+            (float(scored[key][0].mean()), nested[key]),
+            (gains[i], gains[i + len(scored)]),
+        )
+        for i, key in enumerate(scored)
     }
-    # of equals the first, so uniform
-    name, weights_are = max(
-        ((decoder, kind) for kind in ("uniform", "fitted") for decoder in scores),
-        key=lambda choice: scores[choice[0]][choice[1]].nested,
-    )
-    weights = whole.weights if weights_are == "fitted" else even
-    # the threshold of the blend's averaged probabilities: sum w (p - t) > 0 is sum w p > sum w t
-    decoder_used = (
-        Decoder(name="threshold", threshold=float(weights @ np.array(whole.thresholds)))
-        if name == "threshold"
-        else Decoder(name="expected-f2")
-    )
-    single_decoder = max(scores, key=lambda decoder: scores[decoder]["single"].nested)
-    single = nested[single_decoder].singles[best[single_decoder]]
-    chosen = nested[name].fitted if weights_are == "fitted" else nested[name].uniform
-    rng = np.random.default_rng(seed)
+    used = solved[Job(*chosen)]
+    progress("weighing each member")
     return BlendReport(
         names=names,
-        weights=tuple(weights.tolist()),
-        weights_are=weights_are,
-        weights_by_fold=tuple(tuple(w.tolist()) for w in by_fold.values()),
-        thresholds=whole.thresholds,
-        decoder=decoder_used,
-        scores=scores,
-        best_single=scores[single_decoder]["single"].of,
-        members={
-            variant: {decoder: float(own[decoder].singles[i].mean()) for decoder in own}
-            for i, variant in enumerate(names)
-        },
-        over_uniform=Gain(*bootstrap(nested[name].fitted - nested[name].uniform, rng)),
+        pictures=len(labels),
+        n_folds=len(unique),
+        rows=tuple(rows.values()),
+        chosen=rows[chosen],
+        best=rows[best],
+        best_over_uniform=gains[-1],
+        single=rows[best_single],
+        thresholds=tuple(thresholds),
+        decoder=decoder_of(used, chosen[1], np.array(thresholds), of_label),
+        worth=worth_of_members(chosen, scored[chosen][1], solved, problem, values, labels, names, unique),
+        correlation=error_correlation(sample, names),
+        threshold_curve=threshold_curve(cells, used, np.array(thresholds)),
+        groups=tuple(group_names) if of_label is not None else (),
+        disputed=len(cells.image) / labels.size,
+        seconds=tuple(member.seconds for member in members),
+        sizes=tuple(member.size for member in members),
         remarks=tuple(remarks),
-        over_single=Gain(*bootstrap(chosen - single, rng)),
+        level2=tuple(
+            Level2(str(level2), decoder, float(own.mean()), float(nested.mean()), gains[2 * len(scored) + i])
+            for i, (decoder, (own, nested)) in enumerate(stacked.items())
+        ),
+        forced=use is not None and m > 1,
     )
 
 
-def _score(own: np.ndarray, nested: np.ndarray, of: str) -> Score:
-    return Score(float(own.mean()), float(nested.mean()), of)
+def _methods(methods: Sequence[str] | None, use: str | None) -> tuple[str, ...]:
+    wanted = known_methods() if methods is None else (*methods, *((use,) if use else ()))
+    for method in wanted:
+        if method not in known_methods():
+            raise unknown_name("method", method, known_methods())
+    return tuple(dict.fromkeys(["uniform", *wanted]))
 
 
-def check_members(members: Sequence[Member], labels: np.ndarray) -> None:
-    """Refuse predictions that cannot be blended.
-
-    Raises:
-        DataError: naming the member and what is wrong with it.
-    """
-    if not members:
-        raise DataError("no member to blend: train a variant on all folds first")
-    seen: set[str] = set()
-    known = next((member for member in members if member.ids is not None), None)
-    for member in members:
-        if member.name in seen:
-            raise DataError(f"member {member.name} comes twice: name each variant once")
-        seen.add(member.name)
-        if member.probs.shape != labels.shape:
-            raise DataError(
-                f"member {member.name} has predictions of shape {member.probs.shape}, labels are {labels.shape}"
+def _decoders(decoders: Sequence[str] | None, grouped: bool, margins: bool) -> tuple[str, ...]:
+    possible = [d for d in DECODERS if (d != GROUPS or grouped) and (d != EXPECTED or not margins)]
+    for decoder in decoders or ():
+        if decoder not in DECODERS:
+            raise unknown_name("decoder", decoder, DECODERS)
+        if decoder not in possible:
+            reason = (
+                "labels.csv needs a column `group` with two groups, or names such as culture::french"
+                if decoder == GROUPS
+                else "the members' thresholds are subtracted already: it needs probabilities"
             )
-        if known is not None and member.ids is not None:
-            _check_order(member, known)
-        for start in range(0, len(labels), ROWS):
-            block = member.probs[start : start + ROWS]
-            if not np.isfinite(block).all():
-                raise DataError(f"member {member.name} has NaN or infinite probabilities: predict it again")
-            if (block < 0).any() or (block > 1).any():
-                raise DataError(
-                    f"member {member.name} has probabilities outside 0..1: are they logits? store them raw, "
-                    "after the sigmoid"
-                )
+            raise ConfigError(f"the decoder {decoder!r} cannot be had: {reason}")
+    return tuple(possible if decoders is None else dict.fromkeys(decoders))
 
 
-def _check_order(member: Member, known: Member) -> None:
-    ids, wanted = np.asarray(member.ids), np.asarray(known.ids)
-    if len(ids) != len(member.probs):
-        raise DataError(f"member {member.name} has {len(ids)} ids for {len(member.probs)} rows")
-    if len(ids) != len(wanted) or (ids != wanted).any():
-        row = int(np.argmax(ids != wanted)) if len(ids) == len(wanted) else min(len(ids), len(wanted))
-        raise DataError(
-            f"member {member.name} has its pictures in another order than {known.name}: row {row} is "
-            f"{str(ids[row])!r}, not {str(wanted[row])!r}"
-        )
+def draw_sample(values: Sequence[np.ndarray], labels: np.ndarray, seed: int) -> Sample:
+    n = len(labels)
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:SAMPLE])
+    return Sample(rows, np.stack([np.asarray(value[rows]) for value in values]), labels[rows])
+
+
+def _title(method: str, names: Sequence[str]) -> str:
+    return names[int(method.removeprefix("member "))] if method.startswith("member ") else method
+
+
+def _row(
+    key: tuple[str, str],
+    names: Sequence[str],
+    solutions: dict[int | None, Solution],
+    scores: tuple[float, float],
+    gains: tuple[object, object],
+) -> Row:
+    method, decoder = key
+    whole = solutions[None]
+    return Row(
+        method=_title(method, names),
+        decoder=decoder,
+        is_single=method.startswith("member "),
+        transferred=decoder == EXPECTED and method not in (DIRECT, "uniform") and len(names) > 1,
+        own=scores[0],
+        nested=scores[1],
+        over_uniform=gains[0],  # type: ignore[arg-type]
+        over_single=gains[1],  # type: ignore[arg-type]
+        weights=tuple(whole.weights.tolist()),
+        weights_by_fold=tuple(tuple(s.weights.tolist()) for fold, s in solutions.items() if fold is not None),
+        shifts=tuple(whole.shifts.tolist()),
+        temperature=whole.temperature,
+        evaluations=whole.evaluations,
+        curve=whole.curve,
+    )

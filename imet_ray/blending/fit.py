@@ -1,22 +1,101 @@
-"""Weights that maximise F2 on the disputed cells: scipy's Nelder-Mead, from uniform."""
+"""Weights and shifts that maximise F2 on the disputed cells: the methods, each callable alone.
 
+    uniform      equal weights
+    greedy       forward selection with replacement (Caruana et al. 2004)
+    nelder-mead  scipy's, from uniform and from seeded random weights
+    powell       scipy's, likewise
+    line         exact line searches (`imet_ray.blending.line`), from uniform
+    smooth       L-BFGS on a sigmoid in place of the step, then `line`
+
+Every one of them ends with the shift that is exactly best for its weights. What a fit is worth is
+`imet_ray.blending.evaluate`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit, softmax
 
 from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.line import best_on_line, line_search
+from imet_ray.metrics import BETA2
 
-EVALUATIONS = 120  # a member
+EVALUATIONS = 40  # of a simplex or of Powell's lines: a start and unknown
+STARTS = 2  # the first is uniform
+GREEDY_STEPS = 30
+SHIFT_ROUNDS = 4  # through the groups
+SOFTNESS = (1.0, 0.3)  # of the sigmoid, in medians of the cells' margins: coarse, then fine
+ZERO = 1e-4  # weights below are none
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """What the search found."""
+class Fitted:
+    """What a search found."""
 
     weights: np.ndarray  # (M,) float64, >= 0, sum 1
-    score: float
+    shifts: np.ndarray  # (1,) or (G,) float64
+    score: float  # on the cells it was fitted on
     evaluations: int
+    curve: tuple[float, ...] = ()  # greedy: the score after each choice
+
+
+class Objective:
+    """F2 of x = raw weights, shifts: (M + G,), as scipy minimises it; counts how often it was asked."""
+
+    def __init__(self, cells: DisputedCells, n_shifts: int) -> None:
+        self.cells, self.n_shifts = cells, n_shifts
+        self.evaluations = 0
+
+    def __call__(self, x: np.ndarray) -> float:
+        weights, shifts = self.point(x)
+        self.evaluations += 1
+        return -self.cells.score(weights, shifts)
+
+    def point(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Any numbers as weights on the simplex and shifts in reach."""
+        m = self.cells.n_members
+        return on_simplex(x[:m]), np.clip(x[m:], -self.cells.reach, self.cells.reach)
+
+    def start(self, weights: np.ndarray) -> np.ndarray:
+        """x of these weights, no shift."""
+        return np.concatenate([weights, np.zeros(self.n_shifts)])
+
+
+Method = Callable[[Objective, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
+
+
+def fit(
+    cells: DisputedCells,
+    method: str,
+    *,
+    seed: int,
+    by_group: bool = False,
+    min_weight: float = 0.0,
+    max_members: int | None = None,
+) -> Fitted:
+    """Search the simplex with one method. The same cells and seed give the same result.
+
+    Args:
+        method: a key of `METHODS`.
+        by_group: one shift a label group instead of one for all labels.
+        min_weight: a member that would get less is left out.
+        max_members: of weight above 0.
+    """
+    kept = list(range(cells.n_members))
+    while True:
+        part = cells.members(kept)
+        found = _fit(part, method, seed, by_group)
+        used = np.flatnonzero(found.weights > 0)
+        lowest = found.weights[used].min()
+        if len(used) == 1 or (lowest >= min_weight and len(used) <= (max_members or len(used))):
+            weights = np.zeros(cells.n_members)
+            weights[kept] = found.weights
+            return Fitted(weights, found.shifts, found.score, found.evaluations, found.curve)
+        least = [i for i in used if found.weights[i] <= lowest + ZERO]
+        gone = max(least, key=lambda i: _without(part, found, int(i)))
+        kept = [kept[i] for i in used if i != gone]
 
 
 def uniform(n_members: int) -> np.ndarray:
@@ -24,41 +103,160 @@ def uniform(n_members: int) -> np.ndarray:
     return np.full(n_members, 1 / n_members)
 
 
-def fit_weights(cells: DisputedCells) -> FitResult:
-    """Search the simplex from uniform weights; uniform itself, or one member alone, where that is no worse.
-
-    The objective is a step function, so the first simplex is wide: each corner gives one member half the weight
-    more. Nothing is drawn at random: the same cells give the same weights.
-    """
-    n_members = len(cells.margins)
-    start = uniform(n_members)
-    at_start = cells.score(start)
-    if n_members == 1:
-        return FitResult(start, at_start, 1)
-
-    def loss(raw: np.ndarray) -> float:
-        return -cells.score(on_simplex(raw))
-
-    corners = 0.5 * np.eye(n_members) + 0.5 * start
-    found = minimize(
-        loss,
-        start,
-        method="Nelder-Mead",
-        options={
-            "initial_simplex": np.vstack([start, corners]),
-            "maxfev": EVALUATIONS * n_members,
-            "xatol": 1e-4,
-            "fatol": 1e-7,
-        },
-    )
-    ends = [start, *np.eye(n_members), on_simplex(found.x)]
-    scores = [at_start, *(cells.score(end) for end in ends[1:])]
-    best = int(np.argmax(scores))  # the first of equals: uniform, then one member
-    return FitResult(ends[best], scores[best], int(found.nfev) + len(ends))
-
-
 def on_simplex(raw: np.ndarray) -> np.ndarray:
     """Any numbers as weights >= 0 with sum 1."""
     positive = np.abs(raw)
     total = positive.sum()
     return positive / total if total > 0 else uniform(len(raw))
+
+
+def _fit(cells: DisputedCells, method: str, seed: int, by_group: bool) -> Fitted:
+    objective = Objective(cells, cells.n_groups if by_group else 1)
+    search = METHODS[method if cells.n_members > 1 else "uniform"]
+    x, curve = search(objective, np.random.default_rng(seed))
+    weights, shifts = objective.point(x)
+    weights = np.where(weights < ZERO, 0.0, weights)
+    weights /= weights.sum()
+    shifts = settled_shifts(cells, weights, shifts)
+    return Fitted(weights, shifts, cells.score(weights, shifts), objective.evaluations, curve)
+
+
+def settled_shifts(cells: DisputedCells, weights: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """The shift that is exactly best for the weights; of several, each in turn until none gains."""
+    best = cells.score(weights, shifts)
+    for _ in range(SHIFT_ROUNDS):
+        before = best
+        for axis in np.eye(len(shifts)):
+            trial = shifts + best_on_line(cells, weights, shifts, np.zeros(len(weights)), axis) * axis
+            score = cells.score(weights, trial)
+            if score > best:
+                shifts, best = trial, score
+        if best <= before or len(shifts) == 1:
+            break
+    return shifts
+
+
+def _without(cells: DisputedCells, found: Fitted, member: int) -> float:
+    weights = found.weights.copy()
+    weights[member] = 0
+    return cells.score(weights / weights.sum(), found.shifts)
+
+
+def _uniform(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    return objective.start(uniform(objective.cells.n_members)), ()
+
+
+def _greedy(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Caruana et al. 2004: take again and again the member that helps most; each choice is one share of weight."""
+    m = objective.cells.n_members
+    shares, best = np.zeros(m), (-1.0, np.zeros(m))
+    curve = []
+    for _ in range(GREEDY_STEPS):
+        scores = [-objective(objective.start(shares + one)) for one in np.eye(m)]
+        choice = int(np.argmax(scores))
+        shares[choice] += 1
+        curve.append(scores[choice])
+        if scores[choice] > best[0]:
+            best = scores[choice], shares.copy()
+    return objective.start(best[1] / best[1].sum()), tuple(curve)
+
+
+def _starts(objective: Objective, rng: np.random.Generator) -> list[np.ndarray]:
+    m = objective.cells.n_members
+    drawn = [rng.dirichlet(np.full(m, 2.0)) for _ in range(STARTS - 1)]
+    return [objective.start(weights) for weights in [uniform(m), *drawn]]
+
+
+def _nelder_mead(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The objective is a step function, so the first simplex is wide: each corner gives one member half."""
+    m, reach = objective.cells.n_members, objective.cells.reach
+    ends = []
+    for start in _starts(objective, rng):
+        simplex = np.tile(start, (len(start) + 1, 1))
+        simplex[1 : m + 1, :m] = 0.5 * start[:m] + 0.5 * np.eye(m)
+        simplex[m + 1 :, m:] += 0.3 * reach * np.eye(len(start) - m)
+        options = {
+            "initial_simplex": simplex,
+            "maxfev": EVALUATIONS * len(start),
+            "xatol": 1e-4,
+            "fatol": 1e-7,
+        }
+        ends.append(minimize(objective, start, method="Nelder-Mead", options=options))
+    return _best_of(ends), ()
+
+
+def _powell(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    m, reach = objective.cells.n_members, objective.cells.reach
+    ends = []
+    for start in _starts(objective, rng):
+        bounds = [(0.0, 1.0)] * m + [(-reach - 1e-9, reach + 1e-9)] * (len(start) - m)
+        options = {"maxfev": EVALUATIONS * len(start), "xtol": 1e-3, "ftol": 1e-7}
+        ends.append(minimize(objective, start, method="Powell", bounds=bounds, options=options))
+    return _best_of(ends), ()
+
+
+def _line(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    return _lines_from(objective, objective.start(uniform(objective.cells.n_members)), rng), ()
+
+
+def _smooth(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A cell counts sigmoid(margin / softness) instead of 0 or 1, so that the score has a gradient."""
+    cells = objective.cells
+    m = cells.n_members
+    typical = float(np.median(np.abs(cells.weighted(uniform(m))))) if len(cells.image) else 1.0
+    x = np.zeros(m + objective.n_shifts)  # logits of the weights, shifts
+    for softness in SOFTNESS:
+        x = minimize(
+            _soft_loss,
+            x,
+            args=(cells, softness * typical + 1e-12),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-8, 8)] * m + [(-cells.reach, cells.reach)] * objective.n_shifts,
+            options={"maxiter": 40},
+        ).x
+    found = np.concatenate([softmax(x[:m]), x[m:]])
+    ends = [found, objective.start(uniform(m))]
+    return _lines_from(objective, min(ends, key=objective), rng), ()
+
+
+def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[float, np.ndarray]:
+    """The negative score with soft cells, and its gradient: float, (M + G,)."""
+    m, n = cells.n_members, len(cells.true)
+    weights, shifts = softmax(x[:m]), x[m:]
+    of_cell = shifts[0] if len(shifts) == 1 else shifts[cells.group]
+    soft = expit((cells.weighted(weights) - of_cell) / softness)
+    chosen = cells.chosen + np.bincount(cells.image, soft, minlength=n)
+    hits = cells.hits + np.bincount(cells.image, soft * cells.label, minlength=n)
+    below = np.maximum(BETA2 * cells.true + chosen, 1e-9)
+    of_hit = (1 + BETA2) / below  # d F2 / d hits
+    of_choice = -of_hit * hits / below
+    pull = (of_choice[cells.image] + of_hit[cells.image] * cells.label) * soft * (1 - soft) / softness
+    of_weights = cells.margins @ pull.astype(np.float32)
+    of_logits = weights * (of_weights - weights @ of_weights)
+    of_shifts = (
+        -pull.sum()[None]
+        if len(shifts) == 1
+        else -np.bincount(cells.group, pull, minlength=len(shifts)).astype(np.float64)
+    )
+    score = float((of_hit * hits).sum() / n)
+    return -score, -np.concatenate([of_logits, of_shifts]).astype(np.float64) / n
+
+
+def _lines_from(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    options = {"cells": objective.cells, "rng": rng}
+    return np.asarray(minimize(objective, start, method=line_search, options=options).x)
+
+
+def _best_of(ends: list[object]) -> np.ndarray:
+    return np.asarray(min(ends, key=lambda end: end.fun).x)  # type: ignore[attr-defined]
+
+
+METHODS: dict[str, Method] = {
+    "uniform": _uniform,
+    "greedy": _greedy,
+    "nelder-mead": _nelder_mead,
+    "powell": _powell,
+    "line": _line,
+    "smooth": _smooth,
+}

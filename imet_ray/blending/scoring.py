@@ -1,126 +1,121 @@
-"""F2 of each picture for given weights: with member thresholds on the disputed cells, or decoded by expected F2.
+"""F2 of each picture under a solution, and how sure a difference between two of them is.
 
 Pictures left without a label get their most probable one, as in a submission. Everything goes in blocks of rows, so
 members may be memory-mapped; what to do with the scores is `imet_ray.blending.evaluate`.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.fit import fit_weights, uniform
-from imet_ray.decode import at_least_one, decode_expected_f2
-from imet_ray.metrics import best_threshold, f2_of_counts, f2_per_image
+from imet_ray.blending.solve import EXPECTED, Job, Solution, blended
+from imet_ray.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
+from imet_ray.metrics import f2_of_counts, f2_per_image
 
-ROWS = 8192  # pictures a block
+ROWS = 2048  # pictures a block
 RESAMPLES = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """F2 of each picture, (N,) float64 each, of what could be submitted."""
+class Gain:
+    """How far one is above another: mean and bootstrap 95 % interval over pictures."""
 
-    fitted: np.ndarray
-    uniform: np.ndarray
-    singles: tuple[np.ndarray, ...]  # one a member
+    mean: float
+    low: float
+    high: float
 
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was fitted on some pictures."""
-
-    thresholds: tuple[float, ...]  # each member's own best
-    weights: np.ndarray  # (M,) float64
-    cells: DisputedCells  # of these pictures, at these thresholds
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def tune(probs: Sequence[np.ndarray], labels: np.ndarray) -> Tuned:
-    """Each member's best threshold, and the weights that are best with them."""
-    thresholds = tuple(best_threshold(p, labels)[0] for p in probs)
-    cells = DisputedCells.build(probs, thresholds, labels)
-    return Tuned(thresholds, fit_weights(cells).weights, cells)
-
-
-def by_threshold(
-    probs: Sequence[np.ndarray], labels: np.ndarray, cells: DisputedCells, fitted: np.ndarray
-) -> Candidates:
-    """Scores where a cell is predicted if sum_m w_m (p_m - t_m) > 0.
+def score_pictures(
+    solution: Solution,
+    decoder: str,
+    rows: np.ndarray,
+    cells: DisputedCells,
+    values: Sequence[np.ndarray],
+    labels: np.ndarray,
+) -> np.ndarray:
+    """F2 of each picture: (n,) float64.
 
     Args:
-        probs: M arrays (n, C).
-        labels: (n, C).
-        cells: of the same pictures.
-        fitted: (M,) weights.
+        rows: (n,) rising indices of pictures.
+        cells: of all pictures.
+        values: M arrays (N, C).
+        labels: (N, C).
     """
-
-    def score(weights: np.ndarray) -> np.ndarray:
-        hits, chosen = cells.counts(weights)
-        none = np.flatnonzero(chosen == 0)
-        for start in range(0, len(none), ROWS):
-            rows = none[start : start + ROWS]
-            top = blended_probs([p[rows] for p in probs], weights).argmax(axis=1)
-            hits[rows] = labels[rows, top] > 0
-        return f2_of_counts(hits, cells.true, np.maximum(chosen, 1))
-
-    alone = np.eye(len(probs))
-    return Candidates(score(fitted), score(uniform(len(probs))), tuple(score(one) for one in alone))
+    if decoder == EXPECTED:
+        return _by_expected_f2(solution, rows, values, labels)
+    hits, chosen = (counts[rows] for counts in cells.counts(solution.weights, solution.shifts))
+    none = np.flatnonzero(chosen == 0)
+    for start in range(0, len(none), ROWS):
+        part = none[start : start + ROWS]
+        top = blended([value[rows[part]] for value in values], solution.weights).argmax(axis=1)
+        hits[part] = labels[rows[part], top] > 0
+    return f2_of_counts(hits, cells.true[rows], np.maximum(chosen, 1))
 
 
-def by_expected_f2(probs: Sequence[np.ndarray], labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """F2 of each picture, its averaged probabilities decoded by expected F2: (n,) float64."""
-    scores = np.zeros(len(labels))
-    for start in range(0, len(labels), ROWS):
-        block = slice(start, start + ROWS)
-        mixed = blended_probs([p[block] for p in probs], weights)
-        scores[block] = f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[block])
-    return scores
-
-
-def nested_by_threshold(
-    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray
-) -> tuple[Candidates, dict[int, np.ndarray]]:
-    """Scores of each fold with the thresholds and weights of the other folds, and these weights by fold."""
-    fitted, even = np.zeros(len(labels)), np.zeros(len(labels))
-    singles = tuple(np.zeros(len(labels)) for _ in probs)
-    weights: dict[int, np.ndarray] = {}
-    for fold in np.unique(folds).tolist():
-        inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        tuned = tune([p[outside] for p in probs], labels[outside])
-        held_out = [p[inside] for p in probs]
-        cells = DisputedCells.build(held_out, tuned.thresholds, labels[inside])
-        found = by_threshold(held_out, labels[inside], cells, tuned.weights)
-        weights[fold] = tuned.weights
-        fitted[inside], even[inside] = found.fitted, found.uniform
-        for single, part in zip(singles, found.singles, strict=True):
-            single[inside] = part
-    return Candidates(fitted, even, singles), weights
-
-
-def nested_by_expected_f2(
-    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, weights: dict[int, np.ndarray]
+def _by_expected_f2(
+    solution: Solution, rows: np.ndarray, values: Sequence[np.ndarray], labels: np.ndarray
 ) -> np.ndarray:
-    """F2 of each picture with the weights fitted without its fold: (N,) float64."""
-    scores = np.zeros(len(labels))
-    for fold, fitted in weights.items():
+    def score(start: int) -> np.ndarray:
+        part = rows[start : start + ROWS]
+        mixed = blended([value[part] for value in values], solution.weights)
+        mixed = with_temperature(mixed, solution.temperature)
+        return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[part])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(score, range(0, len(rows), ROWS))))
+
+
+def own_and_nested(
+    solved: Mapping[Job, Solution],
+    method: str,
+    decoder: str,
+    folds: np.ndarray,
+    cells: DisputedCells,
+    values: Sequence[np.ndarray],
+    labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """F2 of each picture, fitted on all pictures and fitted without the picture's fold: (N,) float64 each."""
+    everything = np.arange(len(labels))
+    own = score_pictures(solved[Job(method, decoder)], decoder, everything, cells, values, labels)
+    nested = np.empty(len(labels))
+    for fold in np.unique(folds).tolist():
         rows = np.flatnonzero(folds == fold)
-        scores[rows] = by_expected_f2([p[rows] for p in probs], labels[rows], fitted)
-    return scores
+        nested[rows] = score_pictures(
+            solved[Job(method, decoder, fold)], decoder, rows, cells, values, labels
+        )
+    return own, nested
 
 
-def blended_probs(probs: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of M arrays (n, C): float32."""
-    total = np.zeros(probs[0].shape, dtype=np.float32)
-    for p, weight in zip(probs, weights, strict=True):
-        if weight > 0:
-            total += np.float32(weight) * p.astype(np.float32)
-    return total
+def decoder_of(solution: Solution, name: str, thresholds: np.ndarray, groups: np.ndarray | None) -> Decoder:
+    """How the ensemble decides: sum_m w_m (p_m - t_m) > s is sum_m w_m p_m > sum_m w_m t_m + s.
+
+    Args:
+        thresholds: (M,) t_m.
+        groups: (C,) int of the labels.
+    """
+    if name == EXPECTED:
+        return Decoder(name="expected-f2", temperature=solution.temperature)
+    limits = float(solution.weights @ thresholds) + solution.shifts
+    if len(limits) == 1:
+        return Decoder(name="threshold", threshold=float(limits[0]))
+    assert groups is not None
+    return Decoder(name="group-thresholds", label_thresholds=tuple(limits[groups].tolist()))
 
 
-def bootstrap(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Mean of (N,) differences, and its 95 % interval over resampled pictures."""
-    n = len(differences)
-    means = np.array([differences[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high)
+def bootstrap(differences: np.ndarray, seed: int) -> list[Gain]:
+    """Means of (K, N) differences and their 95 % intervals, over the same resampled pictures for all K."""
+    k, n = differences.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty((RESAMPLES, k))
+    for i in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+        means[i] = differences @ times / n
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return [Gain(*map(float, row)) for row in zip(differences.mean(axis=1), low, high, strict=True)]

@@ -5,7 +5,7 @@ Each prints what a person wants to read and returns the exit code.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from imet_ray.blending.run import blend_run
+from imet_ray.blending.outside import parse_member, read_member
+from imet_ray.blending.run import BlendOptions, blend_run
+from imet_ray.blending.solve import solve_here
+from imet_ray.cluster.blend import solve_on_ray
 from imet_ray.cluster.oof import predict_held_out, predict_test
 from imet_ray.cluster.progress import clock
 from imet_ray.cluster.session import Session, ray_session
@@ -31,6 +34,7 @@ from imet_ray.store import TrialStore, write_arrays
 from imet_ray.submission import write_submission
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
+METHODS = ("greedy", "line")  # that a sweep compares with uniform weights; `blend.py` compares all
 WIDE = 140  # columns of the leaderboard in a file or a pipe
 
 
@@ -63,7 +67,16 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         if summary.out_of_time and len(whole) < len(plan.space.variants):
             print("the time budget ended the search: the same command continues with the other variants")
         _out_of_fold(run, whole, session)
-        report = blend_run(run.store, run.data, whole, ENSEMBLE, seed=run.experiment.space.seed)
+        report = blend_run(
+            run.store,
+            run.data,
+            run.catalog,
+            run.experiment.space,
+            whole,
+            ENSEMBLE,
+            options=BlendOptions(methods=METHODS),
+            runner=solve_here if address is None else solve_on_ray,
+        )
         print(f"\n{report.text()}\n")
         _predict(run, ENSEMBLE, session, out=None)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
@@ -86,18 +99,44 @@ def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     return 0
 
 
-def predict(run: Run, name: str, *, out: Path | None, address: str | None, concurrency: int | None) -> int:
-    """Test predictions of an ensemble and its submission file."""
+def predict(
+    run: Run,
+    name: str,
+    *,
+    outside: Sequence[str],
+    out: Path | None,
+    address: str | None,
+    concurrency: int | None,
+) -> int:
+    """Test predictions of an ensemble and its submission file.
+
+    Args:
+        outside: `NAME=FILE` of the test predictions of members that another tool predicts.
+    """
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
-    read_ensemble(run.store.ensemble(name))
+    given = _outside_predictions(run, read_ensemble(run.store.ensemble(name)), outside)
     resources = run.experiment.space.resources
     with (
         only_driver(run.store),
         ray_session(resources, address=address, concurrency=concurrency) as session,
     ):
-        _predict(run, name, session, out=out)
+        _predict(run, name, session, out=out, outside=given)
     return 0
+
+
+def _outside_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -> dict[str, np.ndarray]:
+    """The test probabilities of the ensemble's members that have no checkpoints here."""
+    needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
+    files = dict(parse_member(text) for text in outside)
+    for name in files.keys() - needed:
+        raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
+    for name in needed - files.keys():
+        raise ConfigError(
+            f"member {name} comes from another tool: give its test predictions with --member {name}=test.npz"
+        )
+    ids, n_labels = run.catalog.test.ids, len(run.data.label_ids)
+    return {name: read_member(name, path, ids, n_labels).probs for name, path in files.items()}
 
 
 def _out_of_fold(run: Run, whole: Sequence[Standing], session: Session) -> None:
@@ -110,7 +149,14 @@ def _out_of_fold(run: Run, whole: Sequence[Standing], session: Session) -> None:
     )
 
 
-def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None:
+def _predict(
+    run: Run,
+    name: str,
+    session: Session,
+    *,
+    out: Path | None,
+    outside: Mapping[str, np.ndarray] | None = None,
+) -> None:
     place = run.store.ensemble(name)
     ensemble = read_ensemble(place)
     catalog = run.catalog
@@ -129,7 +175,7 @@ def _predict(run: Run, name: str, session: Session, *, out: Path | None) -> None
         split.pack(short_side, workers=torch.get_num_threads(), progress=True)
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
-    probs = blend_test(ensemble, run.store, split.ids)
+    probs = blend_test(ensemble, run.store, split.ids, outside)
     write_arrays(place.test, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = decode(probs, ensemble.decoder)
     for path in [place.submission, *([out] if out else [])]:

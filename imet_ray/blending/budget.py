@@ -1,0 +1,165 @@
+"""The best ensemble that fits a limit of time and bytes: which members to take before weights are fitted.
+
+A member costs what its checkpoints take for all test pictures. Sets of members are scored with uniform weights on the
+exact objective, for good members blend to nearly uniform weights: all sets up to 15 members, beyond that forward
+selection by gain for the seconds it costs.
+"""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.evaluate import draw_sample
+from imet_ray.blending.fit import uniform
+from imet_ray.blending.members import Member, check_members
+from imet_ray.errors import ConfigError
+from imet_ray.metrics import best_threshold
+
+EXACT = 15  # members: 32,767 sets
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What prediction may take."""
+
+    images: int  # test pictures
+    seconds: float | None = None
+    size: int | None = None  # bytes of checkpoints
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of the curve: no set that is as fast is better."""
+
+    seconds: float
+    score: float
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The set that fits, and what other budgets would buy."""
+
+    names: tuple[str, ...]
+    seconds: float
+    size: int
+    exact: bool
+    limit_s: float | None
+    curve: tuple[Step, ...]
+
+    @property
+    def remark(self) -> str:
+        """What the report says of it."""
+        how = "of all sets that fit" if self.exact else "by forward selection"
+        return (
+            f"members chosen for the budget, {how}: {', '.join(self.names)}; {self.seconds:,.0f} s and "
+            f"{self.size / 1e9:.2f} GB; the choice saw the pictures that are scored"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose(
+    members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, budget: Budget, *, seed: int
+) -> Chosen:
+    """The best set of members within the budget.
+
+    Args:
+        members: each with its `seconds` and `size` where these are limited.
+        labels: (N, C) uint8.
+        folds: (N,) int64, for the checks.
+
+    Raises:
+        ConfigError: if a member's cost is unknown, or not even one member fits.
+    """
+    check_members(members, labels, folds)
+    seconds = _costs(members, "seconds", budget.seconds is not None) * budget.images
+    sizes = _costs(members, "size", budget.size is not None)
+    sample = draw_sample([member.probs for member in members], labels, seed)
+    thresholds = [
+        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
+        for member, probs in zip(members, sample.probs, strict=True)
+    ]
+    cells = DisputedCells.build([member.probs for member in members], thresholds, labels)
+
+    def fits(kept: Sequence[int]) -> bool:
+        kept = list(kept)
+        return bool(
+            (budget.seconds is None or seconds[kept].sum() <= budget.seconds)
+            and (budget.size is None or sizes[kept].sum() <= budget.size)
+        )
+
+    if not any(fits([i]) for i in range(len(members))):
+        raise ConfigError(
+            f"no member fits the budget: the fastest takes {seconds.min():,.0f} s for {budget.images:,} pictures, the "
+            f"smallest {sizes.min() / 1e9:.2f} GB: raise --seconds or --bytes"
+        )
+    exact = len(members) <= EXACT
+    scored = _all_sets(cells, fits) if exact else _forward(cells, seconds, fits)
+    best = max(scored, key=lambda kept: (scored[kept], -seconds[list(kept)].sum()))
+    curve: list[Step] = []
+    for kept in sorted(scored, key=lambda kept: (float(seconds[list(kept)].sum()), -scored[kept])):
+        if not curve or scored[kept] > curve[-1].score:
+            names = tuple(members[i].name for i in kept)
+            curve.append(Step(float(seconds[list(kept)].sum()), scored[kept], names))
+    return Chosen(
+        names=tuple(members[i].name for i in best),
+        seconds=float(seconds[list(best)].sum()),
+        size=int(sizes[list(best)].sum()),
+        exact=exact,
+        limit_s=budget.seconds,
+        curve=tuple(curve),
+    )
+
+
+def _costs(members: Sequence[Member], what: str, limited: bool) -> np.ndarray:
+    found = []
+    for member in members:
+        cost = getattr(member, what)
+        if cost is None and limited:
+            raise ConfigError(
+                f"member {member.name} does not say its {what}, so no budget can hold it: store `{what}` in its "
+                "file, or leave it out with --members"
+            )
+        found.append(float(cost or 0))
+    return np.array(found)
+
+
+def _all_sets(cells: DisputedCells, fits: Any) -> dict[tuple[int, ...], float]:
+    everyone = range(cells.n_members)
+    sets = [
+        kept
+        for size in range(1, cells.n_members + 1)
+        for kept in itertools.combinations(everyone, size)
+        if fits(kept)
+    ]
+    bar = tqdm(sets, desc="sets of members", disable=len(sets) < 500 or not sys.stderr.isatty())
+    return {kept: cells.members(kept).score(uniform(len(kept))) for kept in bar}
+
+
+def _forward(cells: DisputedCells, seconds: np.ndarray, fits: Any) -> dict[tuple[int, ...], float]:
+    """Add the member with the largest gain, or the largest gain a second, while one fits and helps; both ways."""
+    scored: dict[tuple[int, ...], float] = {}
+    for a_second in (False, True):
+        kept: tuple[int, ...] = ()
+        before, better = 0.0, True
+        while better:
+            grown = [tuple(sorted((*kept, i))) for i in range(cells.n_members) if i not in kept]
+            found = {g: cells.members(g).score(uniform(len(g))) for g in grown if fits(g)}
+            scored |= found
+            gains = {g: score - before for g, score in found.items() if score > before}
+            better = bool(gains)
+            if a_second:
+                spent = float(seconds[list(kept)].sum())
+                gains = {g: gain / max(1e-9, seconds[list(g)].sum() - spent) for g, gain in gains.items()}
+            if better:
+                kept = max(gains, key=gains.__getitem__)
+                before = scored[kept]
+    return scored

@@ -1,0 +1,60 @@
+"""Level 2 beside the blend: what stacking is worth, judged by the same nested score. The ensemble never uses it.
+
+Its probabilities are nested already: a fold's come from models that saw the other folds only. Expected F2 adds a
+temperature and the threshold decoder a threshold, each fitted without the fold that is scored, on probabilities of the
+other folds.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.scoring import own_and_nested
+from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Sample, solve_all, solve_here
+from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
+from imet_ray.errors import unknown_name
+from imet_ray.metrics import best_threshold
+
+Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
+
+STACKS: dict[str, Stack] = {
+    "logistic": lambda probs, labels, folds, seed: stack_logistic(probs, labels, folds),
+    "lightgbm": lambda probs, labels, folds, seed: stack_lightgbm(probs, labels, folds, seed=seed),
+}
+
+
+def score_level2(
+    kind: str, values: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, sample: Sample, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """F2 of each picture by decoder, as `own_and_nested` gives them: two (N,) float64 each.
+
+    Args:
+        kind: a key of `STACKS`.
+        values: M arrays (N, C) of probabilities.
+        sample: of pictures, for thresholds and temperature.
+
+    Raises:
+        ConfigError: for an unknown kind, or a library that is not installed.
+    """
+    if kind not in STACKS:
+        raise unknown_name("level 2", kind, STACKS)
+    stacked = STACKS[kind](values, labels, folds, seed)
+    own_sample = Sample(sample.rows, stacked[sample.rows][None], sample.labels)
+    threshold = best_threshold(own_sample.probs[0], sample.labels)[0]
+
+    def cells_within(window: float) -> DisputedCells:
+        return DisputedCells.build([stacked], [threshold], labels, window=window)
+
+    alone = "member 0"
+    jobs = [
+        Job(alone, decoder, fold)
+        for decoder in (THRESHOLD, EXPECTED)
+        for fold in (None, *np.unique(folds).tolist())
+    ]
+    problem = Problem(cells_within(threshold / 4), folds, own_sample, seed)
+    solved, cells = solve_all(problem, jobs, solve_here, cells_within)
+    return {
+        decoder: own_and_nested(solved, alone, decoder, folds, cells, [stacked], labels)
+        for decoder in (THRESHOLD, EXPECTED)
+    }

@@ -1,0 +1,222 @@
+"""One fit of the blend, wherever it runs: which pictures, which method, which decoder; in, weights and thresholds out.
+
+A `Problem` holds all that fits need and nothing of size N x C, so that it can be sent to other processes once. Jobs are
+independent and seeded, so the place where they run changes nothing.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import minimize, minimize_scalar
+
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.fit import METHODS, fit, on_simplex, settled_shifts, uniform
+from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
+from imet_ray.metrics import f2_score
+
+THRESHOLD, GROUPS, EXPECTED = "threshold", "group-thresholds", "expected-f2"
+TEMPERATURES = 0.5, 2.0  # searched between
+TEMPERATURE_STEPS = 8
+EXPECTED_STEPS = 12  # of Nelder-Mead under expected F2, a member: each decodes the sample
+NEAR_END = 0.95  # of the reach of the shifts
+WIDEST = 1.0  # window: probabilities go no further
+DIRECT = "nelder-mead"  # the method whose weights are fitted under expected F2 itself
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures drawn for expected F2, which has no short cut: all of them, where there are few."""
+
+    rows: np.ndarray  # (S,) rising
+    probs: np.ndarray  # (M, S, C) float16 or float32
+    labels: np.ndarray  # (S, C) uint8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted on."""
+
+    cells: DisputedCells
+    folds: np.ndarray  # (N,) int64
+    sample: Sample | None  # None where expected F2 cannot be had: thresholds are subtracted already
+    seed: int
+    min_weight: float = 0.0
+    max_members: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit: on all pictures, or without one fold's."""
+
+    method: str  # of METHODS, or "member 3": that member alone
+    decoder: str
+    without: int | None = None  # fold
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with what it starts from."""
+
+    job: Job
+    start: "Solution | None" = None  # expected F2: the same fit under the threshold
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a fit found."""
+
+    weights: np.ndarray  # (M,)
+    shifts: np.ndarray  # (1,) or (G,)
+    temperature: float
+    evaluations: int
+    curve: tuple[float, ...] = ()
+
+
+Runner = Callable[[Problem, Sequence[Task]], list[Solution]]
+
+
+def solve_here(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
+    """All tasks in this process, one thread a core: numpy lets go of the interpreter."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda task: solve(problem, task), tasks))
+
+
+def solve_all(
+    problem: Problem, jobs: Sequence[Job], runner: Runner, widen: Callable[[float], DisputedCells]
+) -> tuple[dict[Job, Solution], DisputedCells]:
+    """Do all jobs; those whose shift comes to the end of its window again, with twice the window.
+
+    Args:
+        widen: the problem's cells with another window.
+
+    Returns:
+        A solution for each job, and the cells with the widest window that was needed.
+    """
+    solved: dict[Job, Solution] = {}
+    cells = problem.cells
+    pending = [job for job in jobs if job.decoder != EXPECTED]
+    missing = {replace(job, decoder=THRESHOLD) for job in jobs if job.decoder == EXPECTED} - set(pending)
+    pending += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
+    while pending:
+        for job, found in zip(pending, runner(problem, [Task(job) for job in pending]), strict=True):
+            solved[job] = found
+        reach = cells.reach
+        pending = [job for job in pending if np.abs(solved[job].shifts).max() > NEAR_END * reach]
+        if cells.window >= WIDEST:
+            break
+        if pending:
+            cells = widen(2 * cells.window)
+            problem = replace(problem, cells=cells)
+    rest = [job for job in jobs if job.decoder == EXPECTED]
+    tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in rest]
+    solved |= dict(zip(rest, runner(problem, tasks), strict=True))
+    return {job: solved[job] for job in jobs}, cells
+
+
+def solve(problem: Problem, task: Task) -> Solution:
+    """Do one task."""
+    job, sample = task.job, problem.sample
+    if task.start is not None:
+        assert sample is not None
+        return _under_expected_f2(job, task.start, sample, problem.folds)
+    cells = problem.cells
+    if job.without is not None:
+        cells = cells.pictures(np.flatnonzero(problem.folds != job.without))
+    by_group = job.decoder == GROUPS
+    if job.method.startswith("member "):
+        alone = np.zeros(cells.n_members)
+        alone[int(job.method.removeprefix("member "))] = 1
+        shifts = settled_shifts(cells, alone, np.zeros(cells.n_groups if by_group else 1))
+        return Solution(alone, shifts, 1.0, 0)
+    found = fit(
+        cells,
+        job.method,
+        seed=problem.seed,
+        by_group=by_group,
+        min_weight=problem.min_weight,
+        max_members=problem.max_members,
+    )
+    return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve)
+
+
+def _under_expected_f2(job: Job, start: Solution, sample: Sample, folds: np.ndarray) -> Solution:
+    """The same weights with the best temperature; for one method weights of its own, too."""
+    kept = folds[sample.rows] != job.without  # all, where nothing is left out
+    judge = _ExpectedF2(sample.probs[:, kept], sample.labels[kept])
+    weights = start.weights
+    temperature = judge.best_temperature(weights)
+    if job.method == DIRECT and np.count_nonzero(weights) > 1:
+        weights = judge.best_weights(weights, temperature)
+        temperature = judge.best_temperature(weights)
+    return replace(
+        start, weights=weights, temperature=temperature, evaluations=start.evaluations + judge.evaluations
+    )
+
+
+class _ExpectedF2:
+    """The score under expected F2 of some pictures, decoded in full each time."""
+
+    def __init__(self, probs: np.ndarray, labels: np.ndarray) -> None:
+        self.probs, self.labels = probs, labels
+        self.evaluations = 0
+
+    def score(self, weights: np.ndarray, temperature: float) -> float:
+        self.evaluations += 1
+        mixed = with_temperature(blended(self.probs, weights), temperature)
+        return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), self.labels)
+
+    def best_temperature(self, weights: np.ndarray) -> float:
+        """1, unless another is better."""
+        mixed = blended(self.probs, weights)
+
+        def loss(logarithm: float) -> float:
+            self.evaluations += 1
+            warmed = with_temperature(mixed, float(np.exp(logarithm)))
+            return -f2_score(at_least_one(warmed, decode_expected_f2(warmed)), self.labels)
+
+        ends = tuple(np.log(TEMPERATURES))
+        found = minimize_scalar(
+            loss, bounds=ends, method="bounded", options={"maxiter": TEMPERATURE_STEPS, "xatol": 0.01}
+        )
+        return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+    def best_weights(self, start: np.ndarray, temperature: float) -> np.ndarray:
+        """Nelder-Mead among the members that `start` uses; `start` itself where nothing is better."""
+        used = np.flatnonzero(start)
+
+        def whole(raw: np.ndarray) -> np.ndarray:
+            weights = np.zeros(len(start))
+            weights[used] = on_simplex(raw)
+            return weights
+
+        first = start[used]
+        found = minimize(
+            lambda raw: -self.score(whole(raw), temperature),
+            first,
+            method="Nelder-Mead",
+            options={
+                "initial_simplex": np.vstack([first, 0.6 * first + 0.4 * np.eye(len(used))]),
+                "maxfev": EXPECTED_STEPS * len(used),
+                "xatol": 1e-3,
+                "fatol": 1e-6,
+            },
+        )
+        ends = [start, uniform(len(start)) if len(used) == len(start) else start, whole(found.x)]
+        return max(ends, key=lambda weights: self.score(weights, temperature))
+
+
+def blended(values: Sequence[np.ndarray] | np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted mean of M arrays (n, C): float32."""
+    total = np.zeros(values[0].shape, dtype=np.float32)
+    for value, weight in zip(values, weights, strict=True):
+        if weight > 0:
+            total += np.float32(weight) * value.astype(np.float32)
+    return total
+
+
+def known_methods() -> tuple[str, ...]:
+    """The methods that can be asked for."""
+    return tuple(METHODS)

@@ -1,0 +1,123 @@
+"""The stages of the blend's command line: a run's variants, or the 2019 solution's files, to a frozen ensemble.
+
+What they return is printed by the caller; progress goes to a terminal's stderr.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imet_ray.blending.files2019 import read_2019, write_2019
+from imet_ray.blending.outside import parse_member, read_member
+from imet_ray.blending.run import BlendOptions, blend_members, blend_run, frozen
+from imet_ray.blending.solve import Runner
+from imet_ray.ensemble import read_ensemble, write_ensemble
+from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.experiment import only_driver
+from imet_ray.report import write_findings, write_report
+from imet_ray.results import standings
+from imet_ray.stages import cache_at, near, reopen
+from imet_ray.store import Store
+
+RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
+
+
+def blend(
+    name: str | None,
+    *,
+    runs: Path,
+    cache: Path | None,
+    members: Sequence[str] | None,
+    outside: Sequence[str],
+    out: str,
+    options: BlendOptions,
+    runner: Runner,
+) -> dict[str, Any]:
+    """Blend a run, write its ensemble and page; the findings, as `ensemble.json` keeps them.
+
+    Args:
+        name: of the run; the newest if None.
+        members: variants to blend; all that are trained on all folds if None.
+        outside: `NAME=FILE` of other tools' predictions.
+        out: the ensemble's name.
+
+    Raises:
+        ImetError: one line for what cannot be blended.
+    """
+    run = reopen(runs, name, cache_at(cache))
+    variants = [variant.name for variant in run.experiment.space.variants]
+    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
+    if members is not None:
+        for member in members:
+            if member not in whole:
+                raise unknown_name("member", member, whole, "trained on all folds: ")
+        whole = {member: whole[member] for member in members}
+    if not whole:
+        raise ConfigError(f"no variant in {run.store.root} is trained on all folds: sweep first")
+    with only_driver(run.store):
+        blend_run(
+            run.store,
+            run.data,
+            run.catalog,
+            run.experiment.space,
+            list(whole.values()),
+            out,
+            options=options,
+            outside=[
+                read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids))
+                for text in outside
+            ],
+            runner=runner,
+            progress=show,
+        )
+        show("drawing the report")
+        place = run.store.ensemble(out)
+        found = standings(run.store, variants)
+        ensemble = read_ensemble(place)
+        write_report(place, ensemble, run.store, run.catalog, found, None)
+        show("")
+    print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
+    print(f"next     python launch.py --predict {out} --name {run.store.root.name}", file=sys.stderr)
+    return ensemble.report
+
+
+def blend_2019(
+    name: str,
+    files: Sequence[Path],
+    *,
+    folds: Path,
+    labels: Path,
+    runs: Path,
+    options: BlendOptions,
+    runner: Runner,
+) -> dict[str, Any]:
+    """Blend the 2019 solution's level-1 files; its own description of the ensemble is written beside ours.
+
+    Raises:
+        ImetError: one line for what cannot be blended.
+    """
+    found = read_2019(files, folds, labels)
+    report, _, _ = blend_members(
+        found.members,
+        found.labels,
+        found.folds,
+        seed=0,
+        options=options,
+        remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
+        runner=runner,
+        progress=show,
+    )
+    place = Store((runs / RUN_2019).resolve()).ensemble(name)
+    write_ensemble(place, frozen(name, found.members, report, found.label_ids))
+    theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
+    write_findings(place, name, report.to_dict())
+    show("")
+    print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
+    return report.to_dict()
+
+
+def show(text: str) -> None:
+    """What is being done, on one line of a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

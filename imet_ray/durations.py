@@ -1,0 +1,21 @@
+"""Spans of time as people write them."""
+
+import re
+
+from imet_ray.errors import ConfigError
+
+
+def duration(text: str, option: str) -> float:
+    """Seconds in `2h`, `90m`, `8h40m`, `45s`.
+
+    Args:
+        option: that the text was given to, for the error.
+
+    Raises:
+        ConfigError: if it is no such text, or nothing.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not match or not text:
+        raise ConfigError(f"{option} takes 2h, 90m or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds

@@ -1,0 +1,182 @@
+"""Level 2: what the stacked models learn, where they stay at the uniform blend, and that no label leaks."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from imet_ray.blending import stacking
+from imet_ray.blending.stacking import fit_logistic, stack_lightgbm, stack_logistic
+from imet_ray.errors import ConfigError
+
+
+def make_probs(scales, *, n=900, c=8, mean=-2.0, seed=0):
+    """Members that see the truth's log-odds through noise and then scale them; labels and three folds."""
+    rng = np.random.default_rng(seed)
+    odds = rng.normal(mean, 2, (n, c))
+    labels = (rng.random((n, c)) < expit(odds)).astype(np.uint8)
+    probs = [expit(scale * (odds + rng.normal(0, 1, (n, c)))).astype(np.float16) for scale in scales]
+    return probs, labels, rng.permutation(n) % 3
+
+
+def uniform_blend(probs):
+    return expit(np.mean([logit(np.clip(p.astype(np.float64), 1e-5, 1 - 2**-12)) for p in probs], axis=0))
+
+
+def log_loss(probs, labels) -> float:
+    p = np.clip(probs.astype(np.float64), 1e-6, 1 - 1e-6)
+    return float(-np.where(labels, np.log(p), np.log(1 - p)).mean())
+
+
+def by_scipy(x, y, weights, l2):
+    """The same penalised likelihood in float64, by another method."""
+    uniform = np.array([0] + [1 / (len(x) - 1)] * (len(x) - 1))
+
+    def loss(beta):
+        eta = beta @ x
+        pull = beta - uniform
+        gradient = x @ (weights * (expit(eta) - y)) + l2 * pull
+        return weights @ (np.logaddexp(0, eta) - y * eta) + l2 / 2 * pull @ pull, gradient
+
+    return minimize(loss, uniform, jac=True, method="L-BFGS-B", options={"gtol": 1e-7, "ftol": 0}).x
+
+
+def one_label(probs, labels, column=0):
+    x = torch.from_numpy(
+        np.vstack([np.ones(len(labels)), *(logit(p[:, column].clip(1e-5, 0.9997)) for p in probs)])
+    )
+    return x.float(), torch.from_numpy(labels[:, column]).float()
+
+
+@pytest.mark.parametrize("l2", [0.1, 30.0])
+@pytest.mark.parametrize("n_members", [1, 3, 50])
+def test_a_fit_is_the_minimum_that_scipy_finds(n_members, l2):
+    probs, labels, folds = make_probs([1.0, 0.5, 2.0] * 17)
+    x, y = one_label(probs[:n_members], labels)
+    outside = torch.from_numpy(folds != np.arange(3)[:, None]).float()
+    found = fit_logistic(x, y, outside, l2=l2).numpy()
+    for fitted, weights in zip(found, outside.double().numpy(), strict=True):
+        assert fitted == pytest.approx(by_scipy(x.double().numpy(), y.numpy(), weights, l2), abs=2e-3)
+
+
+@pytest.mark.parametrize("value", [1e-5, 0.9997])
+def test_a_fit_converges_where_a_full_newton_step_overshoots(value):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(np.vstack([np.ones(4000), np.full((2, 4000), logit(value))])).float()
+    y = torch.from_numpy(rng.random(4000) < 0.5).float()  # members are sure, and wrong half of the time
+    found = fit_logistic(x, y, torch.ones(1, 4000), l2=1e-3)[0].numpy()
+    assert expit(found @ x.double().numpy()) == pytest.approx(float(y.mean()), abs=1e-3)
+
+
+def test_a_label_with_few_positives_stays_at_the_uniform_blend():
+    probs, labels, _ = make_probs([1.0, 1.0, 1.0], mean=-9.0, n=3000)
+    rare = int(np.argmin(np.abs(labels.sum(axis=0) - 5)))
+    assert 2 <= labels[:, rare].sum() <= 10
+    x, y = one_label(probs, labels, rare)
+    weak, usual = (fit_logistic(x, y, torch.ones(1, 3000), l2=l2)[0].numpy() for l2 in (1e-3, stacking.L2))
+    uniform = [0, 1 / 3, 1 / 3, 1 / 3]
+    assert np.abs(usual - uniform).max() < 0.15
+    assert np.abs(weak - uniform).max() > 0.5
+
+
+def test_stacking_corrects_a_member_whose_logits_are_scaled():
+    probs, labels, folds = make_probs([1.0, 3.0, 0.3])
+    assert (
+        log_loss(stack_logistic(probs, labels, folds), labels) < log_loss(uniform_blend(probs), labels) - 0.01
+    )
+
+
+def test_a_strong_ridge_gives_the_uniform_blend():
+    probs, labels, folds = make_probs([1.0, 3.0])
+    stacked = stack_logistic(probs, labels, folds, l2=1e9)
+    assert stacked.astype(np.float64) == pytest.approx(uniform_blend(probs), abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_label_that_is_always_or_never_true_has_finite_probabilities(value):
+    probs, labels, folds = make_probs([1.0, 3.0])
+    probs[1][:100], probs[1][100:200] = 0, 1
+    stacked = stack_logistic(probs, np.full_like(labels, value), folds, l2=1e-3)
+    assert ((stacked >= 0) & (stacked <= 1)).all()
+    assert np.abs(stacked.astype(np.float64) - value).mean() < 0.01
+
+
+def test_the_predictions_of_a_fold_are_blind_to_its_labels():
+    probs, labels, folds = make_probs([1.0, 2.0])
+    shuffled = labels.copy()
+    shuffled[folds == 1] = labels[folds == 1][::-1]
+    one, two = (stack_logistic(probs, truth, folds) for truth in (labels, shuffled))
+    assert np.array_equal(one[folds == 1], two[folds == 1])
+    assert not np.array_equal(one[folds == 0], two[folds == 0])
+
+
+def test_blocks_and_memory_maps_change_nothing(tmp_path, monkeypatch):
+    probs, labels, folds = make_probs([1.0, 2.0])
+    whole = stack_logistic(probs, labels, folds)
+    mapped = []
+    for i, p in enumerate(probs):
+        np.save(tmp_path / f"{i}.npy", p)
+        mapped.append(np.load(tmp_path / f"{i}.npy", mmap_mode="r"))
+    monkeypatch.setattr(stacking, "BLOCK", 3 * 3 * len(labels))
+    monkeypatch.setattr(stacking, "ROWS", 100)
+    assert np.array_equal(stack_logistic(mapped, labels, folds), whole)
+
+
+def test_a_ridge_of_0_is_refused():
+    with pytest.raises(ConfigError, match="l2 must be above 0, got 0"):
+        stack_logistic(*make_probs([1.0]), l2=0)
+
+
+def test_log_odds_for_trees_leave_out_the_folds_of_the_cell_and_of_the_estimate():
+    _, labels, folds = make_probs([])
+    table = stacking._log_odds(labels, folds)
+    seen = labels[folds == 0]
+    assert expit(table[1, 2]) == pytest.approx((seen.sum(axis=0) + 0.5) / (len(seen) + 1))
+    assert expit(table[1, 1]) == pytest.approx(
+        (labels[folds != 1].sum(axis=0) + 0.5) / (1 + (folds != 1).sum())
+    )
+
+
+def test_trees_without_lightgbm_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ConfigError, match="uv sync --extra lightgbm"):
+        stack_lightgbm(*make_probs([1.0]), seed=0)
+
+
+def test_trees_correct_a_member_whose_logits_are_scaled():
+    pytest.importorskip("lightgbm")
+    probs, labels, folds = make_probs([1.0, 3.0, 0.3])
+    stacked = stack_lightgbm(probs, labels, folds, seed=0)
+    assert log_loss(stacked, labels) < log_loss(uniform_blend(probs), labels) - 0.01
+
+
+def test_trees_are_blind_to_the_labels_of_the_fold_they_predict():
+    pytest.importorskip("lightgbm")
+    probs, labels, folds = make_probs([1.0, 2.0])
+    shuffled = labels.copy()
+    shuffled[folds == 1] = labels[folds == 1][::-1]
+    one, two = (stack_lightgbm(probs, truth, folds, seed=0) for truth in (labels, shuffled))
+    assert np.array_equal(one[folds == 1], two[folds == 1])
+    assert not np.array_equal(one[folds == 0], two[folds == 0])
+
+
+def test_thinned_cells_give_the_same_trees_for_the_same_seed(monkeypatch):
+    pytest.importorskip("lightgbm")
+    monkeypatch.setattr(stacking, "CELLS", 3000)
+    case = make_probs([1.0, 2.0])
+    one, two, other = (stack_lightgbm(*case, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("floor", [0.2, 1.0])
+def test_cells_below_the_floor_keep_the_uniform_blend(floor):
+    pytest.importorskip("lightgbm")
+    probs, labels, folds = make_probs([1.0, 2.0])
+    stacked = stack_lightgbm(probs, labels, folds, floor=floor, seed=0)
+    below = np.maximum(*probs) <= np.float16(floor)
+    assert stacked[below] == pytest.approx(uniform_blend(probs)[below], abs=1e-3)
+    assert floor == 1 or np.abs(stacked - uniform_blend(probs))[~below].max() > 0.05
