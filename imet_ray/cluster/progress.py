@@ -28,6 +28,7 @@ class _Running:
     spec: TrialSpec
     phase: str
     started: float
+    first: bool  # of its slot: its worker starts
     epoch: int = 0
     f2: float | None = None
     images_per_s: float | None = None
@@ -48,6 +49,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.held_s = 0.0
         self.started = time.time()
         self.free_since = [self.started] * session.slots  # when slots became free
+        self.unused = session.slots  # slots that no trial has had yet
+        self.starting_s = 0.0  # of workers, until they train
         self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -76,13 +79,19 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         """
         return (self.held_s - self.training_s) / max(1, self.ended)
 
+    @property
+    def start_s(self) -> float:
+        """Seconds from the beginning until a worker trains: a process starts, and imports torch."""
+        return self.starting_s / max(1, self.session.slots - self.unused)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
         if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
             free = self.free_since.pop(0) if self.free_since else time.time()
             free = max(free, min(trial.config["asked"], time.time()))  # before, there was nothing to do
-            self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free)
+            self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free, self.unused > 0)
+            self.unused = max(0, self.unused - 1)
         self.refresh()
 
     def on_trial_result(
@@ -92,6 +101,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         running = self.running.get(trial.trial_id)
         if running is None or "f2" not in result or result["epoch"] <= running.epoch:
             return
+        if running.first and not running.epoch:
+            self.starting_s += time.time() - result["trial_seconds"] - running.started
         running.epoch, running.f2 = result["epoch"], result["f2"]
         running.images_per_s = result["images_per_s"]
         running.epoch_s = result["trial_seconds"]

@@ -38,6 +38,8 @@ class SweepSummary:
     trials: int  # that ended
     wall_s: float
     overhead_s: float  # a trial: time that a slot was held, less training; the start of the workers included
+    start_s: float  # of a worker
+    workers: int
     out_of_time: bool
 
 
@@ -60,7 +62,7 @@ def run_sweep(
     """
     policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
     if policy.next_is_last():
-        return SweepSummary(0, 0.0, 0.0, False)
+        return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
     started = time.time()
     # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
@@ -107,6 +109,8 @@ def run_sweep(
         trials=progress.ended,
         wall_s=time.time() - started,
         overhead_s=progress.overhead_s,
+        start_s=progress.start_s,
+        workers=session.slots - progress.unused,
         out_of_time=out_of_time,
     )
 
