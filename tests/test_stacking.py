@@ -51,10 +51,16 @@ def one_label(probs, labels, column=0):
     return x.float(), torch.from_numpy(labels[:, column]).float()
 
 
+@pytest.fixture
+def few_trees(monkeypatch):
+    pytest.importorskip("lightgbm")
+    monkeypatch.setattr(stacking, "ROUNDS", 60)
+
+
 @pytest.mark.parametrize("l2", [0.1, 30.0])
 @pytest.mark.parametrize("n_members", [1, 3, 50])
 def test_a_fit_is_the_minimum_that_scipy_finds(n_members, l2):
-    probs, labels, folds = make_probs([1.0, 0.5, 2.0] * 17)
+    probs, labels, folds = make_probs([1.0, 0.5, 2.0] * 17, n=300, c=1)
     x, y = one_label(probs[:n_members], labels)
     outside = torch.from_numpy(folds != np.arange(3)[:, None]).float()
     found = fit_logistic(x, y, outside, l2=l2).numpy()
@@ -146,15 +152,13 @@ def test_trees_without_lightgbm_say_how_to_install_it(monkeypatch):
         stack_lightgbm(*make_probs([1.0]), seed=0)
 
 
-def test_trees_correct_a_member_whose_logits_are_scaled():
-    pytest.importorskip("lightgbm")
+def test_trees_correct_a_member_whose_logits_are_scaled(few_trees):
     probs, labels, folds = make_probs([1.0, 3.0, 0.3])
     stacked = stack_lightgbm(probs, labels, folds, seed=0)
     assert log_loss(stacked, labels) < log_loss(uniform_blend(probs), labels) - 0.01
 
 
-def test_trees_are_blind_to_the_labels_of_the_fold_they_predict():
-    pytest.importorskip("lightgbm")
+def test_trees_are_blind_to_the_labels_of_the_fold_they_predict(few_trees):
     probs, labels, folds = make_probs([1.0, 2.0])
     shuffled = labels.copy()
     shuffled[folds == 1] = labels[folds == 1][::-1]
@@ -163,8 +167,7 @@ def test_trees_are_blind_to_the_labels_of_the_fold_they_predict():
     assert not np.array_equal(one[folds == 0], two[folds == 0])
 
 
-def test_thinned_cells_give_the_same_trees_for_the_same_seed(monkeypatch):
-    pytest.importorskip("lightgbm")
+def test_thinned_cells_give_the_same_trees_for_the_same_seed(monkeypatch, few_trees):
     monkeypatch.setattr(stacking, "CELLS", 3000)
     case = make_probs([1.0, 2.0])
     one, two, other = (stack_lightgbm(*case, seed=seed) for seed in (1, 1, 2))
@@ -173,8 +176,7 @@ def test_thinned_cells_give_the_same_trees_for_the_same_seed(monkeypatch):
 
 
 @pytest.mark.parametrize("floor", [0.2, 1.0])
-def test_cells_below_the_floor_keep_the_uniform_blend(floor):
-    pytest.importorskip("lightgbm")
+def test_cells_below_the_floor_keep_the_uniform_blend(floor, few_trees):
     probs, labels, folds = make_probs([1.0, 2.0])
     stacked = stack_lightgbm(probs, labels, folds, floor=floor, seed=0)
     below = np.maximum(*probs) <= np.float16(floor)

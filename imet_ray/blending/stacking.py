@@ -6,6 +6,7 @@ predicted by models fitted on the other folds only, so they are scored like a me
 they are used, or predicts new pictures.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from imet_ray.errors import ConfigError
 LOW = 1e-5  # clip of probabilities: one of iMet's 109,237 pictures is 9e-6
 HIGH = 1 - 2**-12  # float16 rounds what is above to 1
 ROWS = 2048  # pictures a block
-
 L2 = 30.0  # log loss with 1, 10, 30, 100: 3.991, 3.954, 3.941, 3.934 on OpenClipart (uniform blend: 3.966)
 BLOCK = 1 << 26  # numbers in the float32 array of a block of labels: 256 MB
 PASSES = 50  # over a label's pictures at most; 4-8 are usual
@@ -39,6 +39,7 @@ TREES = {
     "min_data_in_leaf": 100,
     "deterministic": True,
     "force_row_wise": True,
+    "num_threads": 1,  # a fold a thread: LightGBM's own wait, 3 times slower on a busy machine
     "verbosity": -1,
 }
 
@@ -48,10 +49,9 @@ def stack_logistic(
 ) -> np.ndarray:
     """A logistic regression a label on the members' logits (Wolpert 1992; Ting & Witten 1999).
 
-    The ridge pulls each one towards the uniform blend (weights 1/M, intercept 0). Its strength is counted against a
-    sum over pictures, so the 100s of positives of a common label outvote it, while a label with under 10, of which
-    iMet has many and M + 1 free numbers could memorise, stays at the uniform blend. Towards 0, as ridges usually
-    pull, it would fall to "probability 1/2 everywhere".
+    The ridge pulls towards the uniform blend (weights 1/M, intercept 0), not towards 0, i.e. probability 1/2. It is
+    weighed against a sum over pictures: hundreds of positives outvote it, and a label with under 10, of which iMet
+    has many and which M + 1 free numbers would memorise, stays near the uniform blend.
 
     Args:
         probs: M arrays (N, C) float16 or float32 in [0, 1], not margins; memory-mapped or not.
@@ -70,18 +70,15 @@ def stack_logistic(
     n, c = labels.shape
     _, fold = np.unique(folds, return_inverse=True)
     outside = torch.from_numpy(fold != np.arange(fold.max() + 1)[:, None]).float()  # (F, N)
-    own = torch.from_numpy(fold)[None]  # (1, N)
     stacked = np.empty((n, c), dtype=np.float16)
     size = max(1, BLOCK // ((len(probs) + 1) * n))
 
     def predict(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
         beta = fit_logistic(x, y, outside, l2=l2)
-        return (beta.float() @ x).gather(0, own)[0].sigmoid().half().numpy()
+        return (beta.float() @ x).gather(0, torch.from_numpy(fold)[None])[0].sigmoid().half().numpy()
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # a label a thread: torch's own wait for each other, 6 times as long on a busy machine
+    torch.set_num_threads(1)  # a label a thread: torch's wait for each other, 10 times slower on busy cores
     try:
         with ThreadPoolExecutor(threads) as pool, _bar(c, "label") as bar:
             for start in range(0, c, size):
@@ -158,40 +155,39 @@ def stack_lightgbm(
         ConfigError: if LightGBM is not installed.
     """
     lightgbm = _lightgbm()
-    n, m = len(labels), len(probs)
+    m = len(probs)
     _, fold = np.unique(folds, return_inverse=True)
-    n_folds = int(fold.max()) + 1
     log_odds = _log_odds(labels, fold)  # (F, F, C)
-    blocks = [slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
+    blocks = [slice(start, min(start + ROWS, len(labels))) for start in range(0, len(labels), ROWS)]
     share = CELLS / max(1, sum(np.count_nonzero(_above(probs, rows, floor)) for rows in blocks))
     rng = np.random.default_rng(seed)
     parts = []
-    for block in blocks:
-        part = _by_cell(probs, block, floor)
+    for rows in blocks:
+        part = _by_cell(probs, rows, floor)
         kept = rng.random(len(part[0])) < share
         parts.append([array[kept] for array in part])
     cells, image, label = (np.concatenate(part) for part in zip(*parts, strict=True))
-    models = {}
-    with _bar(n_folds * ROUNDS, "tree") as bar:
-        for f in range(n_folds):
-            chosen = np.flatnonzero(fold[image] != f)
-            if not len(chosen):
-                continue  # nothing is above the floor: all keep the uniform blend
-            x, rows, columns = cells[chosen], image[chosen], label[chosen]
-            x[:, -1] = log_odds[f, fold[rows], columns]
-            data = lightgbm.Dataset(x, labels[rows, columns], init_score=x[:, m])
-            settings = {**TREES, "seed": seed}
-            models[f] = lightgbm.train(settings, data, ROUNDS, callbacks=[lambda _: bar.update()])
+
+    def grow(f: int) -> Any:
+        chosen = np.flatnonzero(fold[image] != f)
+        if not len(chosen):
+            return None  # nothing is above the floor: all keep the uniform blend
+        x, i, c = cells[chosen], image[chosen], label[chosen]
+        x[:, -1] = log_odds[f, fold[i], c]
+        data = lightgbm.Dataset(x, labels[i, c], init_score=x[:, m])
+        return lightgbm.train({**TREES, "seed": seed}, data, ROUNDS, callbacks=[lambda _: bar.update()])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _bar(len(log_odds) * ROUNDS, "tree") as bar:
+        models = list(pool.map(grow, range(len(log_odds))))
     stacked = np.empty(labels.shape, dtype=np.float16)
-    for block in blocks:
-        stacked[block] = _uniform(probs, block)
-        cells, image, label = _by_cell(probs, block, floor)
-        for f, model in models.items():
-            chosen = np.flatnonzero(fold[image] == f)
-            if len(chosen):
-                x, rows, columns = cells[chosen], image[chosen], label[chosen]
-                x[:, -1] = log_odds[f, f, columns]
-                stacked[rows, columns] = expit(x[:, m] + model.predict(x, raw_score=True))
+    for rows in blocks:
+        stacked[rows] = _uniform(probs, rows)
+        x, i, c = _by_cell(probs, rows, floor)
+        for f, model in enumerate(models):
+            own = fold[i] == f
+            if model is not None and own.any():
+                x[own, -1] = log_odds[f, f, c[own]]
+                stacked[i[own], c[own]] = expit(x[own, m] + model.predict(x[own], raw_score=True))
     return stacked
 
 
@@ -237,14 +233,10 @@ def _above(probs: Sequence[np.ndarray], rows: slice, floor: float) -> np.ndarray
     return np.asarray(np.logical_or.reduce([p[rows] > floor for p in probs]))
 
 
-def _by_cell(
-    probs: Sequence[np.ndarray], rows: slice, floor: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, pictures and labels of the D cells above the floor in a block of pictures.
+def _by_cell(probs: Sequence[np.ndarray], rows: slice, floor: float) -> tuple[np.ndarray, ...]:
+    """Features (D, M + 5) float32, pictures (D,) and labels (D,) of the cells above the floor in a block of pictures.
 
-    Returns:
-        (D, M + 5) float32: logits, their mean, max and min, the picture's expected number of labels, and room for
-        the label's log-odds; (D,) int64 twice.
+    The last feature, the label's log-odds, is left to be filled.
     """
     m = len(probs)
     picture, label = np.nonzero(_above(probs, rows, floor))
@@ -254,8 +246,7 @@ def _by_cell(
         features[:, member] = _logits(p[rows][picture, label])
         expected += p[rows].sum(axis=1, dtype=np.float32) / m
     logits = features[:, :m]
-    features[:, m], features[:, m + 1], features[:, m + 2] = logits.mean(1), logits.max(1), logits.min(1)
-    features[:, m + 3] = expected[picture]
+    features[:, m:-1] = np.stack([logits.mean(1), logits.max(1), logits.min(1), expected[picture]], axis=1)
     return features, picture + rows.start, label
 
 
