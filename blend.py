@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
             images=args.images,
             size=_size(args.bytes) if args.bytes is not None else None,
+            scale=args.average,
             level2=args.level2,
         )
         with _runner(args.address) as runner:
@@ -97,6 +98,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", metavar="8h40m", help="that prediction may take")
     parser.add_argument("--images", metavar="N", type=int, help="test pictures; default: those of the data")
     parser.add_argument("--bytes", metavar="20GB", help="that checkpoints may take")
+    parser.add_argument(
+        "--average", choices=("probability", "log-odds"), help="what is averaged; default: the better one"
+    )
     parser.add_argument("--level2", help="judge stacking beside the blend: logistic, lightgbm")
     parser.add_argument("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
     parser.add_argument("--json", action="store_true", help="everything as JSON instead of the table")

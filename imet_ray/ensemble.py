@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
@@ -39,6 +40,7 @@ class Ensemble(Frozen):
     folds_digest: str = ""
     label_ids: list[str]
     members: list[EnsembleMember]
+    scale: Scale = "probability"  # on which members are averaged
     decoder: Decoder
     report: dict[str, Any]  # the blend's scores, own and nested
 
@@ -123,31 +125,39 @@ def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
     return seconds, sum(trial.best.stat().st_size for trial in trials)
 
 
-def blend_oof(ensemble: Ensemble, store: Store, ids: Sequence[str]) -> np.ndarray:
-    """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32."""
+def blend_oof(
+    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32.
+
+    Args:
+        outside: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
+    """
     total: np.ndarray | None = None
     for member in ensemble.members:
-        if not member.trials:
-            raise StoreError(
-                f"member {member.variant} comes from another tool: its predictions are not kept here"
-            )
-        trials = [store.trial(trial_id) for trial_id in member.trials]
-        probs, digests = gather_oof(trials, ids, member.variant)
-        if digests != member.checkpoints:
-            raise StoreError(
-                f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
-                "fitted with: blend again"
-            )
-        part = np.float32(member.weight) * probs.astype(np.float32)
-        total = part if total is None else total + part
+        if member.weight == 0:
+            continue
+        if member.trials:
+            trials = [store.trial(trial_id) for trial_id in member.trials]
+            probs, digests = gather_oof(trials, ids, member.variant)
+            if digests != member.checkpoints:
+                raise StoreError(
+                    f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
+                    "fitted with: blend again"
+                )
+        else:
+            probs = _given(member, outside)
+        total = _add(total, member.weight, on_scale(probs, ensemble.scale))
     assert total is not None
-    return total
+    return as_probability(total, ensemble.scale)
 
 
 def blend_test(
     ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """The members' test probabilities averaged with the ensemble's weights.
+
+    A member's folds are averaged as probabilities, members on the ensemble's scale.
 
     Args:
         outside: (n, C) test probabilities of members that another tool predicts, by name.
@@ -163,19 +173,32 @@ def blend_test(
     for member in ensemble.members:
         if member.weight == 0:
             continue  # the test pass leaves it out
-        if not member.trials:
-            total = _add(total, np.float32(member.weight), (outside or {})[member.variant])
+        probs: np.ndarray | None = None
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             found = read_predictions(store.trial(trial_id).test)
             _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
-            total = _add(total, np.float32(member.weight / len(member.trials)), found.probs)
+            probs = _add(probs, 1 / len(member.trials), found.probs.astype(np.float32))
+        if probs is None:
+            probs = _given(member, outside)
+        total = _add(total, member.weight, on_scale(probs, ensemble.scale))
     assert total is not None
+    return as_probability(total, ensemble.scale)
+
+
+def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    if outside is None or member.variant not in outside:
+        raise StoreError(
+            f"member {member.variant} comes from another tool: its predictions are not kept here"
+        )
+    return outside[member.variant]
+
+
+def _add(total: np.ndarray | None, share: float, values: np.ndarray) -> np.ndarray:
+    part: np.ndarray = np.float32(share) * values
+    if total is None:
+        return part
+    total += part
     return total
-
-
-def _add(total: np.ndarray | None, share: np.float32, probs: np.ndarray) -> np.ndarray:
-    part: np.ndarray = share * probs.astype(np.float32)
-    return part if total is None else total + part
 
 
 def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from imet_ray.averaging import Scale, on_scale
 from imet_ray.metrics import HALF_ONE, f2_of_counts
 
 ROWS = 1024  # pictures a block while building
@@ -47,6 +48,7 @@ class DisputedCells:
         labels: np.ndarray,
         *,
         window: float = 0.0,
+        scale: Scale = "probability",
         groups: np.ndarray | None = None,
         threads: int | None = None,
     ) -> "DisputedCells":
@@ -57,6 +59,7 @@ class DisputedCells:
             thresholds: M floats, one a member.
             labels: (N, C) uint8 or bool.
             window: how far the shift may move from 0.
+            scale: of thresholds and window, and on which the weights average.
             groups: (C,) int, the group of each label; one group if None.
             threads: of the pass; as many as there are cores if None.
 
@@ -66,7 +69,7 @@ class DisputedCells:
         n, c = labels.shape
         of_label = np.zeros(c, dtype=np.int16) if groups is None else groups.astype(np.int16)
         bounds = [
-            _Bounds.of(value.dtype, threshold, window)
+            _Bounds.of(value.dtype, threshold, window, scale)
             for value, threshold in zip(values, thresholds, strict=True)
         ]
 
@@ -82,7 +85,10 @@ class DisputedCells:
             cells = np.flatnonzero(some & ~every)
             rows = cells // c
             margins = np.stack(
-                [member_margin(part.ravel()[cells], t) for part, t in zip(parts, thresholds, strict=True)]
+                [
+                    member_margin(part.ravel()[cells], t, scale)
+                    for part, t in zip(parts, thresholds, strict=True)
+                ]
             )
             return (
                 margins,
@@ -253,17 +259,18 @@ class _Bounds:
 
     threshold: float
     window: float
+    scale: Scale
     lost: np.int16 | None  # bits of float16 in 0..1 below which the margin is at most -window
     won: np.int16 | None  # from which on it is above window
 
     @classmethod
-    def of(cls, dtype: np.dtype, threshold: float, window: float) -> "_Bounds":
+    def of(cls, dtype: np.dtype, threshold: float, window: float, scale: Scale) -> "_Bounds":
         if dtype != np.float16:
-            return cls(threshold, window, None, None)
+            return cls(threshold, window, scale, None, None)
         numbers = np.arange(HALF_ONE + 1, dtype=np.uint16).view(np.float16)
-        margins = member_margin(numbers, threshold)  # rises with the bits
+        margins = member_margin(numbers, threshold, scale)  # rises with the bits
         lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-window, window))
-        return cls(threshold, window, np.int16(lost), np.int16(won))
+        return cls(threshold, window, scale, np.int16(lost), np.int16(won))
 
     def split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cells that are not lost, and cells that are won: bool each."""
@@ -271,13 +278,13 @@ class _Bounds:
             bits = np.ascontiguousarray(values).view(np.int16)
             if bits.min(initial=0) >= 0:  # else margins of another tool, or -0.0
                 return bits >= self.lost, bits >= self.won
-        margin = member_margin(values, self.threshold)
+        margin = member_margin(values, self.threshold, self.scale)
         return margin > np.float32(-self.window), margin > np.float32(self.window)
 
 
-def member_margin(probs: np.ndarray, threshold: float) -> np.ndarray:
-    """p - t in float32, the one arithmetic that every way of deciding a cell uses."""
-    margin: np.ndarray = probs.astype(np.float32) - np.float32(threshold)
+def member_margin(probs: np.ndarray, threshold: float, scale: Scale = "probability") -> np.ndarray:
+    """p - t on the scale in float32, the one arithmetic that every way of deciding a cell uses."""
+    margin: np.ndarray = on_scale(probs, scale) - np.float32(threshold)
     return margin
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from imet_ray.averaging import Scale, as_probability
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.report import Worth
 from imet_ray.blending.scoring import bootstrap, score_pictures
@@ -22,7 +23,6 @@ def worth_of_members(
     values: Sequence[np.ndarray],
     labels: np.ndarray,
     names: Sequence[str],
-    unique: Sequence[int],
 ) -> tuple[Worth, ...]:
     """What the chosen blend loses, nested, where one member's weight goes to the others in proportion."""
     if len(names) == 1:
@@ -30,14 +30,14 @@ def worth_of_members(
     found, without = [], []
     for i in range(len(names)):
         nested = np.empty(len(labels))
-        for fold in unique:
+        for fold in np.unique(problem.folds).tolist():
             solution = solved[Job(*chosen, fold)]
             weights = solution.weights.copy()
             weights[i] = 0
             rest = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
             rows = np.flatnonzero(problem.folds == fold)
             nested[rows] = score_pictures(
-                replace(solution, weights=rest), chosen[1], rows, problem.cells, values, labels
+                replace(solution, weights=rest), chosen[1], rows, problem.cells, values, labels, problem.scale
             )
         without.append(nested_f2 - nested)
         found.append(float(nested.mean()))
@@ -59,10 +59,12 @@ def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float
     return tuple(tuple(row) for row in np.atleast_2d(np.corrcoef(errors)).tolist())
 
 
-def threshold_curve(
-    cells: DisputedCells, used: Solution, thresholds: np.ndarray
-) -> tuple[tuple[float, float], ...]:
+def threshold_curve(cells: DisputedCells, used: Solution, scale: Scale) -> tuple[tuple[float, float], ...]:
     """F2 of the chosen weights against the threshold of the blended probability."""
-    base = float(used.weights @ thresholds)
+    base = float(used.weights @ cells.thresholds)
     shifts = np.linspace(-cells.reach, cells.reach, CURVE)
-    return tuple((base + float(s), cells.score(used.weights, np.array([s]))) for s in shifts)
+    limits = as_probability(base + shifts, scale)
+    return tuple(
+        (float(limit), cells.score(used.weights, np.array([shift])))
+        for limit, shift in zip(limits, shifts, strict=True)
+    )

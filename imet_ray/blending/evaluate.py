@@ -6,17 +6,19 @@ optimism is left: the best nested of several is taken, which is why nothing but 
 weights, and whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from imet_ray.averaging import SCALES, Scale, as_probability, on_scale
 from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.level2 import score_level2
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.report import BlendReport, Level2, Row
-from imet_ray.blending.scoring import bootstrap, decoder_of, own_and_nested
+from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
 from imet_ray.blending.solve import (
     DIRECT,
     EXPECTED,
@@ -28,7 +30,6 @@ from imet_ray.blending.solve import (
     Sample,
     Solution,
     known_methods,
-    solve_all,
     solve_here,
 )
 from imet_ray.errors import ConfigError, unknown_name
@@ -38,8 +39,6 @@ DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
 WINDOW = 0.2  # how far shifts may go, in mean thresholds; doubled where one comes near its end
 LEAST_WINDOW = 0.01
-
-Progress = Callable[[str], None]
 
 
 def evaluate(
@@ -55,6 +54,7 @@ def evaluate(
     use: str | None = None,
     min_weight: float = 0.0,
     max_members: int | None = None,
+    scale: Scale | None = None,
     level2: str | None = None,
     remarks: Sequence[str] = (),
     runner: Runner = solve_here,
@@ -73,6 +73,7 @@ def evaluate(
         use: the method to choose, whatever it is worth; the best nested one if None.
         min_weight: a member that would get less is left out.
         max_members: of weight above 0.
+        scale: on which members are averaged; the one whose uniform blend is better, nested, if None.
         level2: "logistic" or "lightgbm", judged beside the blend and never used; none if None.
         remarks: what flatters the nested score all the same, for the report.
         runner: where the fits run.
@@ -82,58 +83,36 @@ def evaluate(
         ConfigError: for a method or decoder that is unknown or cannot be had, or weights that cannot be.
     """
     check_members(members, labels, folds, folds_digest)
-    wanted = _methods(methods, use)
-    names = tuple(member.name for member in members)
-    m = len(members)
-    if not 0 <= min_weight <= 1:
+    _check_limits(min_weight, max_members)
+    margins = members[0].margins
+    if margins and (level2 is not None or scale == "log-odds"):
         raise ConfigError(
-            f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
+            "log-odds and --level2 need probabilities: the members' thresholds are subtracted already"
         )
-    if max_members is not None and max_members < 1:
-        raise ConfigError(f"--max-members must be at least 1, got {max_members}")
     group_names = sorted(set(groups))
     of_label = np.array([group_names.index(g) for g in groups]) if len(group_names) > 1 else None
-    under = _decoders(decoders, of_label is not None, members[0].margins)
-    if level2 is not None and members[0].margins:
-        raise ConfigError("--level2 needs probabilities: the members' thresholds are subtracted already")
+    under = _decoders(decoders, of_label is not None, margins)
+    wanted = _methods(methods, use) if len(members) > 1 else ("uniform",)
+    names = tuple(member.name for member in members)
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
-    thresholds = [
-        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
-        for member, probs in zip(members, sample.probs, strict=True)
-    ]
-    window = 0.0 if members[0].margins else max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
-    unique = np.unique(folds).tolist()
-    jobs = [
-        Job(method, decoder, without)
-        for decoder in under
-        for method in [*wanted, *(f"member {i}" for i in range(m))]
-        for without in [None, *unique]
-    ]
-    if m == 1:
-        jobs = [job for job in jobs if job.method == "uniform" or job.method.startswith("member ")]
 
-    def cells_within(window: float) -> DisputedCells:
-        cells = DisputedCells.build(values, thresholds, labels, window=window, groups=of_label)
-        progress(
-            f"{len(cells.image):,} of {labels.size:,} cells in dispute, thresholds within {window:.3f}; fitting"
-        )
-        return cells
+    def compete(scale: Scale, methods: Sequence[str]) -> Contest:
+        progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
+        problem = _problem(members, labels, folds, sample, scale, of_label)
+        problem = replace(problem, seed=seed, min_weight=min_weight, max_members=max_members)
+        return contest(problem, values, labels, of_label, methods, under, runner, progress)
 
-    problem = Problem(
-        cells_within(window), folds, sample if EXPECTED in under else None, seed, min_weight, max_members
-    )
-    solved, cells = solve_all(problem, jobs, runner, cells_within)
-    problem = replace(problem, cells=cells)
-    scored: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-    for decoder in under:
-        for method in dict.fromkeys(job.method for job in jobs):
-            progress(f"scoring {_title(method, names)} under {decoder}")
-            scored[method, decoder] = own_and_nested(solved, method, decoder, folds, cells, values, labels)
-    nested = {key: float(found[1].mean()) for key, found in scored.items()}
-    singles = [key for key in scored if key[0].startswith("member ")]
-    blends = [key for key in scored if key not in singles]
-    best_single = max(singles, key=nested.__getitem__)
+    even_by_scale: dict[Scale, float] = {}
+    if scale is None and not margins and len(members) > 1:
+        even_by_scale = {each: compete(each, ["uniform"]).best_nested() for each in SCALES}
+    best_scale: Scale = max(even_by_scale, key=even_by_scale.__getitem__, default="probability")
+    used_scale = scale or best_scale
+    alone = [f"member {i}" for i in range(len(members))]
+    found = compete(used_scale, [*wanted, *alone])
+    scored, nested, solved = found.scored, found.nested, found.solved
+    blends = [key for key in scored if key[0] not in alone]
+    best_single = max((key for key in scored if key[0] in alone), key=nested.__getitem__)
     even = max((key for key in blends if key[0] == "uniform"), key=nested.__getitem__)
     best = max(blends, key=nested.__getitem__)
     stacked = {}
@@ -144,15 +123,15 @@ def evaluate(
         np.stack(
             [scored[key][1] - scored["uniform", key[1]][1] for key in scored]
             + [scored[key][1] - scored[best_single][1] for key in scored]
-            + [found[1] - scored[best][1] for found in stacked.values()]
+            + [beside[1] - scored[best][1] for beside in stacked.values()]
             + [scored[best][1] - scored[even][1]]
         ),
         seed,
     )
-    beyond_noise = best[0] == "uniform" or gains[-1].low > 0
-    chosen = best if beyond_noise else even
-    if use is not None and m > 1:
+    chosen = best if best[0] == "uniform" or gains[-1].low > 0 else even
+    if use is not None and len(members) > 1:
         chosen = max((key for key in blends if key[0] == use), key=nested.__getitem__)
+    unique = np.unique(folds).tolist()
     rows = {
         key: _row(
             key,
@@ -169,27 +148,69 @@ def evaluate(
         names=names,
         pictures=len(labels),
         n_folds=len(unique),
+        scale=used_scale,
+        even_by_scale=even_by_scale,
         rows=tuple(rows.values()),
         chosen=rows[chosen],
         best=rows[best],
         best_over_uniform=gains[-1],
         single=rows[best_single],
-        thresholds=tuple(thresholds),
-        decoder=decoder_of(used, chosen[1], np.array(thresholds), of_label),
-        worth=worth_of_members(chosen, scored[chosen][1], solved, problem, values, labels, names, unique),
+        thresholds=tuple(as_probability(found.problem.cells.thresholds, used_scale).tolist()),
+        decoder=decoder_of(used, chosen[1], found.problem.cells.thresholds, of_label, used_scale),
+        worth=worth_of_members(chosen, scored[chosen][1], solved, found.problem, values, labels, names),
         correlation=error_correlation(sample, names),
-        threshold_curve=threshold_curve(cells, used, np.array(thresholds)),
+        threshold_curve=threshold_curve(found.problem.cells, used, used_scale),
         groups=tuple(group_names) if of_label is not None else (),
-        disputed=len(cells.image) / labels.size,
+        disputed=len(found.problem.cells.image) / labels.size,
         seconds=tuple(member.seconds for member in members),
         sizes=tuple(member.size for member in members),
         remarks=tuple(remarks),
         level2=tuple(
-            Level2(str(level2), decoder, float(own.mean()), float(nested.mean()), gains[2 * len(scored) + i])
-            for i, (decoder, (own, nested)) in enumerate(stacked.items())
+            Level2(str(level2), decoder, float(own.mean()), float(out.mean()), gains[2 * len(scored) + i])
+            for i, (decoder, (own, out)) in enumerate(stacked.items())
         ),
-        forced=use is not None and m > 1,
+        forced=use is not None and len(members) > 1,
     )
+
+
+def _problem(
+    members: Sequence[Member],
+    labels: np.ndarray,
+    folds: np.ndarray,
+    sample: Sample,
+    scale: Scale,
+    of_label: np.ndarray | None,
+) -> Problem:
+    """The cells in dispute around each member's own best threshold on the sample."""
+    thresholds = [
+        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
+        for member, probs in zip(members, sample.probs, strict=True)
+    ]
+    if members[0].margins:
+        window = 0.0
+    elif scale == "probability":
+        window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
+    else:
+        window = WINDOW  # of log-odds: the same share of a small threshold
+    wide = on_scale(np.array(thresholds), scale).astype(np.float64)
+    cells = DisputedCells.build(
+        [member.probs for member in members],
+        wide.tolist(),
+        labels,
+        window=window,
+        scale=scale,
+        groups=of_label,
+    )
+    return Problem(cells, folds, sample, 0, scale)
+
+
+def _check_limits(min_weight: float, max_members: int | None) -> None:
+    if not 0 <= min_weight <= 1:
+        raise ConfigError(
+            f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
+        )
+    if max_members is not None and max_members < 1:
+        raise ConfigError(f"--max-members must be at least 1, got {max_members}")
 
 
 def _methods(methods: Sequence[str] | None, use: str | None) -> tuple[str, ...]:
@@ -230,7 +251,7 @@ def _row(
     names: Sequence[str],
     solutions: dict[int | None, Solution],
     scores: tuple[float, float],
-    gains: tuple[object, object],
+    gains: tuple[Gain, Gain],
 ) -> Row:
     method, decoder = key
     whole = solutions[None]
@@ -241,8 +262,8 @@ def _row(
         transferred=decoder == EXPECTED and method not in (DIRECT, "uniform") and len(names) > 1,
         own=scores[0],
         nested=scores[1],
-        over_uniform=gains[0],  # type: ignore[arg-type]
-        over_single=gains[1],  # type: ignore[arg-type]
+        over_uniform=gains[0],
+        over_single=gains[1],
         weights=tuple(whole.weights.tolist()),
         weights_by_fold=tuple(tuple(s.weights.tolist()) for fold, s in solutions.items() if fold is not None),
         shifts=tuple(whole.shifts.tolist()),

@@ -3,7 +3,7 @@
 A figure whose numbers are not there is None: ensembles of earlier versions lack some of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ def weights(report: Report) -> Figure | None:
     for by_fold in chosen.get("weights_by_fold", ()):
         panels[0].plot(by_fold, places, ".", color=COLOURS[0])
     panels[0].set_xlabel("weight (dots: folds)")
+    panels[0].xaxis.set_major_locator(MaxNLocator(4))
     _name_rows(panels[0], names)
     if worth:
         blend = report["nested"]
@@ -101,10 +102,10 @@ def correlation(report: Report) -> Figure | None:
     m = len(matrix)
     if m < 2:
         return None
-    lowest = float(matrix[~np.eye(m, dtype=bool)].min())
+    lowest = min(0.9, float(matrix[~np.eye(m, dtype=bool)].min()))
     figure = canvas(min(0.36 * m + 0.5, 5.0) if m <= NUMBERED else min(0.16 * m + 1, 9.0))
     axes = figure.subplots()
-    image = axes.imshow(matrix, cmap="Blues", vmin=min(0.9, lowest), vmax=1, aspect="auto")
+    image = axes.imshow(matrix, cmap="Blues", vmin=lowest, vmax=1, aspect="auto")
     size = 10 if m <= NUMBERED else max(4.0, 360 / m)
     axes.set_yticks(
         range(m),
@@ -114,16 +115,15 @@ def correlation(report: Report) -> Figure | None:
     )
     axes.xaxis.tick_top()
     if m > NUMBERED:
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xticks([i for i in range(m) if i % 5 == 4], [str(i + 1) for i in range(m) if i % 5 == 4])
         figure.colorbar(image, location="bottom", shrink=0.6, aspect=40)
         return figure
     axes.set_xticks(range(m), [str(i + 1) for i in range(m)])
-    middle = (image.norm.vmin + image.norm.vmax) / 2 if image.norm.vmin is not None else 0.5  # type: ignore[operator]
     for i in range(m):
         for j in range(m):
-            shade = "white" if matrix[i, j] > middle else "black"
-            axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=shade, fontsize="small")
+            shade = "white" if matrix[i, j] > (lowest + 1) / 2 else "black"
+            text = f"{matrix[i, j]:.2f}".replace("0.", ".")
+            axes.text(j, i, text, ha="center", va="center", color=shade, fontsize="small")
     return figure
 
 
@@ -146,7 +146,7 @@ def threshold_curve(report: Report) -> Figure | None:
         marks = np.dot(chosen["weights"], report["thresholds"]) + np.array(chosen["shifts"])
         names = report["groups"] if len(marks) > 1 else ["chosen"]
         for i, (mark, name) in enumerate(zip(marks, names, strict=True)):
-            label = f"{name or 'no group'}: {mark:.3f}" if i < len(COLOURS) - 1 else None
+            label = f"{shortened(name or 'no group', LONGEST)}: {mark:.3f}" if i < len(COLOURS) - 1 else None
             colour = COLOURS[1:][i % (len(COLOURS) - 1)]
             axes.axvline(mark, color=colour, linestyle="--", label=label)
     _plain(axes.legend(fontsize="small"))
@@ -229,3 +229,46 @@ def _with_legend(axes: Axes, colour: Mapping[str, str]) -> Figure:
 def _plain(legend: Any) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+# Titles, and what stands under them: a caption and its figure.
+SECTIONS: tuple[tuple[str, tuple[tuple[str, Callable[[Report], Figure | None]], ...]], ...] = (
+    (
+        "Methods and decoders",
+        (
+            (
+                "A line is the 95 % interval of the gain over the best single member, drawn from that member's score: "
+                "where it does not touch the dashed line, the gain is beyond noise. How far the hollow dot is from the "
+                "full one is what fitting flatters itself with.",
+                scores,
+            ),
+            ("The same against uniform weights: beyond noise is what does not touch 0.", gains),
+        ),
+    ),
+    (
+        "Weights, and what each member is worth",
+        (
+            (
+                "Left: the weights, and as dots those fitted without each fold. Right, where it is known: the score if "
+                "a member's weight goes to the others, with the 95 % interval of the loss; dashed: the blend of all. "
+                "Full dots are beyond noise.",
+                weights,
+            ),
+        ),
+    ),
+    (
+        "Correlation of the members' errors",
+        (("Members that err alike add little to each other.", correlation),),
+    ),
+    (
+        "Threshold curve",
+        (
+            (
+                "One threshold for all labels, the blend's weights, the pictures that they were fitted on. A picture "
+                "without a label above the threshold counts as 0 here.",
+                threshold_curve,
+            ),
+        ),
+    ),
+    ("Greedy's curve", (("On the pictures that it chose by.", greedy),)),
+)

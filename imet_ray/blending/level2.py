@@ -55,6 +55,6 @@ def score_level2(
     problem = Problem(cells_within(threshold / 4), folds, own_sample, seed)
     solved, cells = solve_all(problem, jobs, solve_here, cells_within)
     return {
-        decoder: own_and_nested(solved, alone, decoder, folds, cells, [stacked], labels)
+        decoder: own_and_nested(solved, alone, decoder, folds, cells, [stacked], labels, "probability")
         for decoder in (THRESHOLD, EXPECTED)
     }

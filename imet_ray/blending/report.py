@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from imet_ray.averaging import Scale
 from imet_ray.blending.scoring import Gain
 from imet_ray.decode import Decoder
 
@@ -55,6 +56,8 @@ class BlendReport:
     names: tuple[str, ...]
     pictures: int
     n_folds: int
+    scale: Scale  # on which members are averaged
+    even_by_scale: dict[Scale, float]  # nested F2 of the uniform blend; empty where there was no choice
     rows: tuple[Row, ...]
     chosen: Row
     best: Row  # the best nested one, chosen or not
@@ -135,7 +138,10 @@ class BlendReport:
             how += f" {self.decoder.threshold:.4f}"
         elif self.decoder.name == "expected-f2":
             how += f", temperature {self.decoder.temperature:.2f}"
-        lines.append(f"weights: {self.chosen.method}; decoder: {how}")
+        lines.append(f"weights: {self.chosen.method}; decoder: {how}; averaged as {self.scale}")
+        if self.even_by_scale:
+            scores = ", ".join(f"{score:.4f} as {scale}" for scale, score in self.even_by_scale.items())
+            lines.append(f"uniform weights, nested, under their better decoder: {scores}")
         return lines
 
     def verdict(self) -> str:

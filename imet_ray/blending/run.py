@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imet_ray.averaging import Scale
 from imet_ray.blending.budget import Budget, Chosen, choose
-from imet_ray.blending.evaluate import Progress, evaluate
+from imet_ray.blending.contest import Progress
+from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.blending.report import BlendReport
 from imet_ray.blending.solve import Runner, solve_here
@@ -31,6 +33,7 @@ class BlendOptions:
     seconds: float | None = None  # that prediction may take
     images: int | None = None  # test pictures; those of the data if None
     size: int | None = None  # bytes that checkpoints may take
+    scale: Scale | None = None  # on which to average; the better one if None
     level2: str | None = None
 
 
@@ -120,6 +123,7 @@ def frozen(
             )
             for i, member in enumerate(members)
         ],
+        scale=report.scale,
         decoder=report.decoder,
         report=report.to_dict() | ({"budget": bought.to_dict()} if bought else {}),
     )
@@ -164,6 +168,7 @@ def blend_members(
         use=options.use,
         min_weight=options.min_weight,
         max_members=options.max_members,
+        scale=options.scale,
         level2=options.level2,
         remarks=remarks,
         runner=runner,

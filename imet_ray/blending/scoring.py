@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imet_ray.averaging import Scale, as_probability, averaged
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.solve import EXPECTED, Job, Solution, blended
+from imet_ray.blending.solve import EXPECTED, Job, Solution
 from imet_ray.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
 from imet_ray.metrics import f2_of_counts, f2_per_image
 
@@ -39,6 +40,7 @@ def score_pictures(
     cells: DisputedCells,
     values: Sequence[np.ndarray],
     labels: np.ndarray,
+    scale: Scale,
 ) -> np.ndarray:
     """F2 of each picture: (n,) float64.
 
@@ -49,22 +51,22 @@ def score_pictures(
         labels: (N, C).
     """
     if decoder == EXPECTED:
-        return _by_expected_f2(solution, rows, values, labels)
+        return _by_expected_f2(solution, rows, values, labels, scale)
     hits, chosen = (counts[rows] for counts in cells.counts(solution.weights, solution.shifts))
     none = np.flatnonzero(chosen == 0)
     for start in range(0, len(none), ROWS):
         part = none[start : start + ROWS]
-        top = blended([value[rows[part]] for value in values], solution.weights).argmax(axis=1)
+        top = averaged([value[rows[part]] for value in values], solution.weights, scale).argmax(axis=1)
         hits[part] = labels[rows[part], top] > 0
     return f2_of_counts(hits, cells.true[rows], np.maximum(chosen, 1))
 
 
 def _by_expected_f2(
-    solution: Solution, rows: np.ndarray, values: Sequence[np.ndarray], labels: np.ndarray
+    solution: Solution, rows: np.ndarray, values: Sequence[np.ndarray], labels: np.ndarray, scale: Scale
 ) -> np.ndarray:
     def score(start: int) -> np.ndarray:
         part = rows[start : start + ROWS]
-        mixed = blended([value[part] for value in values], solution.weights)
+        mixed = averaged([value[part] for value in values], solution.weights, scale)
         mixed = with_temperature(mixed, solution.temperature)
         return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[part])
 
@@ -80,29 +82,32 @@ def own_and_nested(
     cells: DisputedCells,
     values: Sequence[np.ndarray],
     labels: np.ndarray,
+    scale: Scale,
 ) -> tuple[np.ndarray, np.ndarray]:
     """F2 of each picture, fitted on all pictures and fitted without the picture's fold: (N,) float64 each."""
     everything = np.arange(len(labels))
-    own = score_pictures(solved[Job(method, decoder)], decoder, everything, cells, values, labels)
+    own = score_pictures(solved[Job(method, decoder)], decoder, everything, cells, values, labels, scale)
     nested = np.empty(len(labels))
     for fold in np.unique(folds).tolist():
         rows = np.flatnonzero(folds == fold)
         nested[rows] = score_pictures(
-            solved[Job(method, decoder, fold)], decoder, rows, cells, values, labels
+            solved[Job(method, decoder, fold)], decoder, rows, cells, values, labels, scale
         )
     return own, nested
 
 
-def decoder_of(solution: Solution, name: str, thresholds: np.ndarray, groups: np.ndarray | None) -> Decoder:
+def decoder_of(
+    solution: Solution, name: str, thresholds: np.ndarray, groups: np.ndarray | None, scale: Scale
+) -> Decoder:
     """How the ensemble decides: sum_m w_m (p_m - t_m) > s is sum_m w_m p_m > sum_m w_m t_m + s.
 
     Args:
-        thresholds: (M,) t_m.
+        thresholds: (M,) t_m, on the scale.
         groups: (C,) int of the labels.
     """
     if name == EXPECTED:
         return Decoder(name="expected-f2", temperature=solution.temperature)
-    limits = float(solution.weights @ thresholds) + solution.shifts
+    limits = as_probability(float(solution.weights @ thresholds) + solution.shifts, scale)
     if len(limits) == 1:
         return Decoder(name="threshold", threshold=float(limits[0]))
     assert groups is not None

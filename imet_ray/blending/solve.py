@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
+from imet_ray.averaging import Scale, averaged
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, on_simplex, settled_shifts, uniform
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
@@ -22,7 +23,7 @@ TEMPERATURES = 0.5, 2.0  # searched between
 TEMPERATURE_STEPS = 8
 EXPECTED_STEPS = 12  # of Nelder-Mead under expected F2, a member: each decodes the sample
 NEAR_END = 0.95  # of the reach of the shifts
-WIDEST = 1.0  # window: probabilities go no further
+WIDEST = {"probability": 1.0, "log-odds": 16.0}  # window: thresholds go no further
 DIRECT = "nelder-mead"  # the method whose weights are fitted under expected F2 itself
 
 
@@ -43,6 +44,7 @@ class Problem:
     folds: np.ndarray  # (N,) int64
     sample: Sample | None  # None where expected F2 cannot be had: thresholds are subtracted already
     seed: int
+    scale: Scale = "probability"
     min_weight: float = 0.0
     max_members: int | None = None
 
@@ -105,7 +107,7 @@ def solve_all(
             solved[job] = found
         reach = cells.reach
         pending = [job for job in pending if np.abs(solved[job].shifts).max() > NEAR_END * reach]
-        if cells.window >= WIDEST:
+        if cells.window >= WIDEST[problem.scale]:
             break
         if pending:
             cells = widen(2 * cells.window)
@@ -121,7 +123,7 @@ def solve(problem: Problem, task: Task) -> Solution:
     job, sample = task.job, problem.sample
     if task.start is not None:
         assert sample is not None
-        return _under_expected_f2(job, task.start, sample, problem.folds)
+        return _under_expected_f2(job, task.start, sample, problem)
     cells = problem.cells
     if job.without is not None:
         cells = cells.pictures(np.flatnonzero(problem.folds != job.without))
@@ -142,10 +144,10 @@ def solve(problem: Problem, task: Task) -> Solution:
     return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve)
 
 
-def _under_expected_f2(job: Job, start: Solution, sample: Sample, folds: np.ndarray) -> Solution:
+def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Problem) -> Solution:
     """The same weights with the best temperature; for one method weights of its own, too."""
-    kept = folds[sample.rows] != job.without  # all, where nothing is left out
-    judge = _ExpectedF2(sample.probs[:, kept], sample.labels[kept])
+    kept = problem.folds[sample.rows] != job.without  # all, where nothing is left out
+    judge = _ExpectedF2(sample.probs[:, kept], sample.labels[kept], problem.scale)
     weights = start.weights
     temperature = judge.best_temperature(weights)
     if job.method == DIRECT and np.count_nonzero(weights) > 1:
@@ -159,18 +161,18 @@ def _under_expected_f2(job: Job, start: Solution, sample: Sample, folds: np.ndar
 class _ExpectedF2:
     """The score under expected F2 of some pictures, decoded in full each time."""
 
-    def __init__(self, probs: np.ndarray, labels: np.ndarray) -> None:
-        self.probs, self.labels = probs, labels
+    def __init__(self, probs: np.ndarray, labels: np.ndarray, scale: Scale) -> None:
+        self.probs, self.labels, self.scale = probs, labels, scale
         self.evaluations = 0
 
     def score(self, weights: np.ndarray, temperature: float) -> float:
         self.evaluations += 1
-        mixed = with_temperature(blended(self.probs, weights), temperature)
+        mixed = with_temperature(averaged(self.probs, weights, self.scale), temperature)
         return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), self.labels)
 
     def best_temperature(self, weights: np.ndarray) -> float:
         """1, unless another is better."""
-        mixed = blended(self.probs, weights)
+        mixed = averaged(self.probs, weights, self.scale)
 
         def loss(logarithm: float) -> float:
             self.evaluations += 1
@@ -206,15 +208,6 @@ class _ExpectedF2:
         )
         ends = [start, uniform(len(start)) if len(used) == len(start) else start, whole(found.x)]
         return max(ends, key=lambda weights: self.score(weights, temperature))
-
-
-def blended(values: Sequence[np.ndarray] | np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of M arrays (n, C): float32."""
-    total = np.zeros(values[0].shape, dtype=np.float32)
-    for value, weight in zip(values, weights, strict=True):
-        if weight > 0:
-            total += np.float32(weight) * value.astype(np.float32)
-    return total
 
 
 def known_methods() -> tuple[str, ...]:
