@@ -22,6 +22,7 @@ from imet_ray.errors import ConfigError
 from imet_ray.metrics import best_threshold
 
 EXACT = 15  # members: 32,767 sets
+WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def choose(
         )
     exact = len(members) <= EXACT
     scored = _all_sets(cells, fits) if exact else _forward(cells, seconds, fits)
-    best = max(scored, key=lambda kept: (scored[kept], -seconds[list(kept)].sum()))
+    best = max(filter(fits, scored), key=lambda kept: (scored[kept], -seconds[list(kept)].sum()))
     curve: list[Step] = []
     for kept in sorted(scored, key=lambda kept: (float(seconds[list(kept)].sum()), -scored[kept])):
         if not curve or scored[kept] > curve[-1].score:
@@ -138,7 +139,7 @@ def _all_sets(cells: DisputedCells, fits: Any) -> dict[tuple[int, ...], float]:
         kept
         for size in range(1, cells.n_members + 1)
         for kept in itertools.combinations(everyone, size)
-        if fits(kept)
+        if cells.n_members <= WHOLE or fits(kept)
     ]
     bar = tqdm(sets, desc="sets of members", disable=len(sets) < 500 or not sys.stderr.isatty())
     return {kept: cells.members(kept).score(uniform(len(kept))) for kept in bar}
