@@ -1,30 +1,45 @@
-"""The page that a person looks at after a sweep: one self-contained HTML file with its pictures inside.
+"""The page that a person looks at after a sweep or a blend: one self-contained HTML file with its pictures inside.
 
-It draws what the artefacts say (leaderboard, learning curves, blend, labels, test pictures) and computes nothing
-that is not in them.
+It draws what the artefacts say (the blend's findings, out-of-fold predictions, leaderboard, learning curves, test
+pictures) and computes nothing that is not in them. What an artefact of an earlier version lacks is left out.
 """
 
-import base64
 import html
-import io
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure  # draws without pyplot: no display is needed, or asked for
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
+from imet_ray.blending import figures
 from imet_ray.catalog import Catalog
 from imet_ray.decode import decode
 from imet_ray.ensemble import Ensemble, blend_oof
 from imet_ray.images import read_rgb
-from imet_ray.metrics import per_label
+from imet_ray.mistakes import LabelCounts, Mistake, confident_mistakes, count_labels
+from imet_ray.page import (
+    COLOURS,
+    bar,
+    canvas,
+    drawing,
+    grid,
+    page,
+    paragraph,
+    preformatted,
+    section,
+    shortened,
+    table,
+)
 from imet_ray.results import Standing, read_spec
 from imet_ray.store import EnsembleStore, Store, read_json_lines, write_text
 
 SHOWN_PICTURES = 12
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
+SHOWN_MISTAKES = 12  # of each kind
+SHOWN_LABELS = 8  # of a picture with a mistake
+SHORT_SIDE = 150
+BINS = (1, 10, 30, 100, 300)  # training pictures that a label has, at least
+LONGEST = 28  # characters of a name in a figure or table
 
 
 def write_report(
@@ -34,69 +49,162 @@ def write_report(
     catalog: Catalog,
     found: Sequence[Standing],
     test_probs: np.ndarray | None,
+    *,
+    oof: np.ndarray | None = None,
 ) -> None:
     """Write `report.html`.
 
     Args:
         found: the leaderboard, best first.
         test_probs: (n, C) float32 blended probabilities of the test split, or None if there is none.
+        oof: (N, C) float32 blended out-of-fold probabilities; read if None, unless another tool made a member's.
     """
-    parts = [
-        _section("What the blend is worth", _pre(ensemble.report["text"])),
-        _section(
-            "Leaderboard: F2 of each fold, at its best threshold", _image(_leaderboard(found, ensemble))
-        ),
-        _section(
-            "Learning curves: F2 of the held-out fold", _image(_curves(store, [s.variant for s in found]))
-        ),
-        _section("Labels: out-of-fold recall by frequency", _image(_labels(ensemble, store, catalog))),
-    ]
+    if oof is None and all(member.trials for member in ensemble.members):
+        oof = blend_oof(ensemble, store, catalog.train.ids)
+    parts = _findings(ensemble.report)
+    if oof is None:
+        parts.append(paragraph("What needs out-of-fold predictions is left out: another tool made some."))
+    else:
+        counts = count_labels(oof, catalog.labels, ensemble.decoder)
+        parts += [
+            section("F2 by label frequency", _by_frequency(counts)),
+            *_by_group(counts, catalog.label_groups),
+            section("The most confident mistakes", *_mistakes(oof, catalog)),
+        ]
+    parts += _leaderboard(found, ensemble)
+    parts += _curves(store, [standing.variant for standing in found])
+    if oof is not None:
+        title = "Labels: out-of-fold recall by frequency"
+        parts.append(section(title, drawing(_labels(counts, catalog.label_names), title)))
     if test_probs is not None:
-        parts.append(_section("Test pictures", _pictures(ensemble, catalog, test_probs)))
-    title = f"{store.root.name}: {ensemble.name}"
-    write_text(
-        place.report,
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n",
+        parts.append(section("Test pictures", _pictures(ensemble, catalog, test_probs)))
+    write_text(place.report, page(f"{store.root.name}: {ensemble.name}", parts))
+
+
+def write_findings(place: EnsembleStore, name: str, report: Mapping[str, Any]) -> None:
+    """Write `report.html` of a blend that has no run: what it found, without pictures.
+
+    Args:
+        name: of the ensemble.
+        report: `BlendReport.to_dict()`.
+    """
+    write_text(place.report, page(name, _findings(report)))
+
+
+def _findings(report: Mapping[str, Any]) -> list[str]:
+    """What the blend found, in words and figures."""
+    words = [*report.get("verdict", "").splitlines(), *report.get("remarks", ())]
+    text = preformatted(report["text"]) if "text" in report else ""
+    found = [section("What the blend is worth", *map(paragraph, words), text)]
+    for title, drawings in figures.SECTIONS:
+        drawn = [(words, draw(report)) for words, draw in drawings]
+        shown = [paragraph(words) + drawing(figure, title) for words, figure in drawn if figure is not None]
+        if shown:
+            found.append(section(title, *shown))
+    return found + _budget(report)
+
+
+def _budget(report: Mapping[str, Any]) -> list[str]:
+    figure = figures.budget(report)
+    if figure is None:
+        return []
+    title = "Score against seconds"
+    rows = [
+        (f"{step['seconds']:,.0f}", f"{step['score']:.4f}", html.escape(", ".join(step["members"])))
+        for step in report["budget"]["curve"]
+    ]
+    return [section(title, drawing(figure, title), table(("seconds", "F2", "members"), rows, "rrl"))]
+
+
+def _by_frequency(counts: LabelCounts) -> str:
+    rows = []
+    for low, high in zip(BINS, [*BINS[1:], None], strict=True):
+        inside = counts.true >= low if high is None else (counts.true >= low) & (counts.true < high)
+        rows.append((f"{low}+" if high is None else f"{low}–{high - 1}", inside))
+    return _f2_table("training pictures", [*rows, ("all labels", counts.true > 0)], counts)
+
+
+def _by_group(counts: LabelCounts, groups: Sequence[str]) -> list[str]:
+    names = sorted(set(groups))
+    if len(names) < 2:
+        return []
+    of_label = np.array(groups)
+    rows = [(shortened(name, LONGEST) or "without a group", of_label == name) for name in names]
+    return [section("F2 by label group", _f2_table("group", rows, counts))]
+
+
+def _f2_table(title: str, rows: Iterable[tuple[str, np.ndarray]], counts: LabelCounts) -> str:
+    cells = [
+        (
+            html.escape(name),
+            bar(counts.f2(inside)),
+            f"{np.count_nonzero(inside):,}",
+            f"{counts.true[inside].sum():,}",
+            f"{counts.chosen[inside].sum():,}",
+        )
+        for name, inside in rows
+        if inside.any()
+    ]
+    words = (
+        "Pooled over the cells of these labels, not averaged over pictures; out of fold, decoded as the "
+        "ensemble decodes."
     )
+    return paragraph(words) + table((title, "F2", "labels", "true", "predicted"), cells, "llrrr")
 
 
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}"
-    "h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}img{max-width:100%}"
-    "pre{background:#f6f6f6;padding:1em;overflow-x:auto}"
-    ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:1.2em}"
-    ".grid img{height:150px;width:100%;object-fit:contain;background:#f6f6f6}"
-    ".hit{color:#228833}.miss{color:#c33}small{color:#666}figure{margin:0}"
-)
+def _mistakes(oof: np.ndarray, catalog: Catalog) -> list[str]:
+    missing, unseen = confident_mistakes(oof, catalog.labels, SHOWN_MISTAKES)
+    kinds = [
+        ("Probable labels that the picture lacks: likely missing from train.csv", missing),
+        ("Improbable labels that it has", unseen),
+    ]
+    return [
+        section(title, grid(_mistake(mistake, catalog) for mistake in found), level=3)
+        for title, found in kinds
+        if found
+    ]
 
 
-def _leaderboard(found: Sequence[Standing], ensemble: Ensemble) -> Figure:
-    figure = Figure(figsize=(9, 0.5 * len(found) + 1.4), layout="constrained")
+def _mistake(mistake: Mistake, catalog: Catalog) -> tuple[np.ndarray, str]:
+    names = [catalog.label_names[c] for c in np.flatnonzero(catalog.labels[mistake.row])]
+    more = ", …" if len(names) > SHOWN_LABELS else ""
+    labelled = html.escape(", ".join(names[:SHOWN_LABELS]) + more)
+    name = html.escape(catalog.label_names[mistake.label]).replace("::", "::<wbr>")
+    caption = (
+        f"<b>{name}</b> {mistake.probability:.4f}<br>"
+        f"<small>{html.escape(catalog.train.ids[mistake.row])}<br>labelled: {labelled}</small>"
+    )
+    return read_rgb(catalog.train.files[mistake.row], short_side=SHORT_SIDE), caption
+
+
+def _leaderboard(found: Sequence[Standing], ensemble: Ensemble) -> list[str]:
+    if not found:
+        return []
+    figure = canvas(0.36 * len(found) + 1.3)
     axes = figure.subplots()
     for row, standing in enumerate(found):
         colour = COLOURS[row % len(COLOURS)]
         axes.barh(row, standing.mean, color=colour, alpha=0.35)
-        axes.plot(list(standing.f2.values()), [row] * len(standing.f2), "o", color=colour)
-    nested = ensemble.report["nested"]
-    axes.axvline(nested, color="#000000", linestyle="--", label=f"blend, nested: {nested:.4f}")
-    low = min([f2 for s in found for f2 in s.f2.values()] + [nested])
-    high = max([f2 for s in found for f2 in s.f2.values()] + [nested])
-    margin = 0.15 * (high - low) + 0.005
-    axes.set_xlim(max(0.0, low - margin), high + margin)
-    axes.set_yticks(range(len(found)), [standing.variant for standing in found])
+        axes.plot(list(standing.f2.values()), [row] * len(standing.f2), "o", color=colour, markersize=5)
+    shown = [f2 for standing in found for f2 in standing.f2.values()]
+    nested = ensemble.report.get("nested")
+    if nested is not None:
+        shown.append(nested)
+        axes.axvline(nested, color="#000000", linestyle="--", label=f"blend, nested: {nested:.4f}")
+        figure.legend(loc="outside lower center", fontsize="small", frameon=False)
+    margin = 0.15 * (max(shown) - min(shown)) + 0.005
+    axes.set_xlim(max(0.0, min(shown) - margin), max(shown) + margin)
+    axes.set_yticks(range(len(found)), [shortened(standing.variant, LONGEST) for standing in found])
     axes.invert_yaxis()
-    axes.set_xlabel("F2 (bar: mean over folds; the axis does not begin at 0)")
-    axes.legend(loc="lower right")
-    return figure
+    axes.set_xlabel("F2 (bar: mean over folds; not from 0)")
+    title = "Leaderboard: F2 of each fold, at its best threshold"
+    return [section(title, drawing(figure, title))]
 
 
-def _curves(store: Store, variants: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(9, 4), layout="constrained")
+def _curves(store: Store, variants: Sequence[str]) -> list[str]:
+    figure = canvas(3.4)
     axes = figure.subplots()
-    labelled: set[str] = set()
+    lines = {}
     for trial in store.begun_trials():
         rows = read_json_lines(trial.metrics)
         if not rows:
@@ -104,45 +212,54 @@ def _curves(store: Store, variants: Sequence[str]) -> Figure:
         name = read_spec(trial).variant.name
         if name not in variants:
             continue
-        colour = COLOURS[variants.index(name) % len(COLOURS)]
-        label = name if name not in labelled else None
-        labelled.add(name)
-        axes.plot(
+        (lines[name],) = axes.plot(
             [row["epoch"] for row in rows],
             [row["f2"] for row in rows],
             marker=".",
-            color=colour,
+            color=COLOURS[variants.index(name) % len(COLOURS)],
             alpha=0.7,
-            label=label,
         )
+    if not lines:
+        return []
+    shown = [name for name in variants if name in lines]
     axes.set_xlabel("epoch")
     axes.set_ylabel("F2")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize="small")
-    return figure
+    figure.legend(
+        [lines[name] for name in shown],
+        [shortened(name, LONGEST) for name in shown],
+        loc="outside lower center",
+        ncols=2,
+        fontsize="small",
+        frameon=False,
+    )
+    title = "Learning curves: F2 of the held-out fold"
+    return [section(title, drawing(figure, title))]
 
 
-def _labels(ensemble: Ensemble, store: Store, catalog: Catalog) -> Figure:
-    decoded = decode(blend_oof(ensemble, store, catalog.train.ids), ensemble.decoder)
-    _, recall = per_label(decoded, catalog.labels)
-    counts = catalog.labels.sum(axis=0)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+def _labels(counts: LabelCounts, names: Sequence[str]) -> Figure:
+    recall = counts.hits / np.maximum(counts.true, 1)
+    figure = canvas(3.6)
     axes = figure.subplots()
-    axes.plot(counts, recall, "o", alpha=0.6, color=COLOURS[0])
+    axes.plot(counts.true, recall, "o", alpha=0.6, color=COLOURS[0])
     axes.set_xscale("log")
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("training pictures with the label")
     axes.set_ylabel("recall, out of fold")
-    order = np.argsort(counts)
-    for place, label in enumerate([*order[-3:], *order[:3]]):
-        above = place % 3 + 1  # lines of text: the rarest and the commonest labels stand close together
+    order = np.argsort(counts.true)
+    for place, label in enumerate([*order[:3], *order[-3:]]):
+        rare = (
+            place < 3
+        )  # their lines go down as a rule, the others' up: behind the names that are drawn later
+        height = 0.66 - 0.08 * place if rare else 0.3 + 0.08 * (place - 3)
         axes.annotate(
-            catalog.label_names[label],
-            (counts[label], recall[label]),
-            xytext=(0, 18 * above if place >= 3 else -12 * above - 6),
-            textcoords="offset points",
-            horizontalalignment="left" if place >= 3 else "right",
+            shortened(names[label], LONGEST),
+            (counts.true[label], recall[label]),
+            xytext=(0.02 if rare else 0.98, height),
+            textcoords="axes fraction",
+            horizontalalignment="left" if rare else "right",
             arrowprops={"arrowstyle": "-", "alpha": 0.3},
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0},
             fontsize="small",
             parse_math=False,
         )
@@ -150,48 +267,24 @@ def _labels(ensemble: Ensemble, store: Store, catalog: Catalog) -> Figure:
 
 
 def _pictures(ensemble: Ensemble, catalog: Catalog, probs: np.ndarray) -> str:
-    decoded = decode(probs, ensemble.decoder)
     shown = np.linspace(0, len(probs) - 1, min(SHOWN_PICTURES, len(probs))).astype(int)
-    figures = []
-    for i in shown:
+    decoded = decode(probs[shown], ensemble.decoder)
+    captioned = []
+    for i, chosen in zip(shown, decoded, strict=True):
         truth = catalog.test_labels[i].astype(bool) if catalog.test_labels is not None else None
         words = []
         for label in np.argsort(-probs[i]):
-            if decoded[i, label]:
+            if chosen[label]:
                 kind = "" if truth is None else ("hit" if truth[label] else "miss")
                 name = html.escape(catalog.label_names[label])
                 words.append(f"<span class='{kind}'>{name} {probs[i, label]:.2f}</span>")
-        missed = (
-            [catalog.label_names[c] for c in np.flatnonzero(truth & ~decoded[i])] if truth is not None else []
-        )
+        missed = [] if truth is None else [catalog.label_names[c] for c in np.flatnonzero(truth & ~chosen)]
         note = f"<br><small>not found: {html.escape(', '.join(missed))}</small>" if missed else ""
-        picture = _picture(read_rgb(catalog.test.files[i], short_side=150))
-        figures.append(f"<figure>{picture}<figcaption>{', '.join(words)}{note}</figcaption></figure>")
+        picture = read_rgb(catalog.test.files[i], short_side=SHORT_SIDE)
+        captioned.append((picture, f"{', '.join(words)}{note}"))
     legend = (
         "<p><span class='hit'>green: right</span>, <span class='miss'>red: not among the labels</span></p>"
         if catalog.test_labels is not None
         else ""
     )
-    return f"{legend}<div class='grid'>{''.join(figures)}</div>"
-
-
-def _picture(pixels: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=85)
-    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'>"
-
-
-def _image(figure: Figure) -> str:
-    data = io.BytesIO()
-    with warnings.catch_warnings():  # of names in a script that the font lacks
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(data, format="png", dpi=110)
-    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>{body}"
-
-
-def _pre(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"
+    return legend + grid(captioned)

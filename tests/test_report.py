@@ -5,17 +5,22 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imet_ray import page as page_module
+from imet_ray import report
+from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, Split
 from imet_ray.decode import Decoder, decode
-from imet_ray.ensemble import Ensemble, EnsembleMember
+from imet_ray.ensemble import Ensemble, EnsembleMember, blend_oof, gather_oof
+from imet_ray.metrics import f2_of_counts
+from imet_ray.mistakes import confident_mistakes
 from imet_ray.predict import Predictions, write_predictions
-from imet_ray.report import SHOWN_PICTURES, write_report
+from imet_ray.report import SHOWN_LABELS, SHOWN_MISTAKES, SHOWN_PICTURES, write_findings, write_report
 from imet_ray.results import TrialResult, standings, write_result
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.store import Store, write_json, write_json_lines
@@ -32,6 +37,10 @@ class Page(HTMLParser):
         self.elements: list[str] = []
         self.loaded: list[str] = []
         self.text = ""
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []  # of tables, the text of their cells
+        self.captions: list[str] = []
+        self._open: list[str] = []
         self.spans: list[tuple[str | None, str]] = []  # class and text
         self._class: str | None = None
         self.feed(text)
@@ -39,6 +48,15 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.elements.append(tag)
+        self._open = [*self._open, tag]
+        if tag in ("h2", "h3"):
+            self.headings.append("")
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "figcaption":
+            self.captions.append("")
         self.loaded += [found[key] for key in ("src", "href", "srcset", "data") if key in found]
         self._class = found.get("class") if tag == "span" else None
         if tag == "span":
@@ -46,9 +64,18 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self._class = None
+        if tag in self._open:  # some elements, such as pictures, have no end
+            self._open = self._open[: len(self._open) - 1 - self._open[::-1].index(tag)]
 
     def handle_data(self, data):
         self.text += data
+        for tags, texts in (
+            (("h2", "h3"), self.headings),
+            (("td", "th"), self.rows[-1] if self.rows else []),
+            (("figcaption",), self.captions),
+        ):
+            if set(tags) & set(self._open):
+                texts[-1] += data
         if self._class is not None:
             self.spans[-1] = (self._class, self.spans[-1][1] + data)
 
@@ -73,22 +100,32 @@ def trained(store, variant, fold) -> str:
     return spec.trial_id
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse():
+    """Figures of a 16th of the pixels: half of the time goes into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "DPI", 40)
+        yield
+
+
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory) -> Catalog:
-    """15 training and 13 test pictures; label names that would be markup if they were not escaped."""
+    """15 training and 13 test pictures; names that would be markup if they were not escaped."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("pictures")
     files = tuple(folder / f"{i}.png" for i in range(13))
-    for file in files:
+    train = tuple(folder / f"p{i}.png" for i in range(15))
+    for file in (*files, *train):
         Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(file)
     return Catalog(
         root=folder,
         label_ids=("0", "1", "2", "3"),
         label_names=tuple(f"{name} {HOSTILE}" for name in ("fire", "water", "earth", "air")),
-        train=Split(tuple(f"p{i}" for i in range(15)), tuple(Path(f"p{i}.png") for i in range(15))),
+        train=Split(tuple(f"p{i}" for i in range(15)), train),
         labels=rng.integers(0, 2, (15, 4), np.uint8),
         test=Split(tuple(f.stem for f in files), files),
         test_labels=rng.integers(0, 2, (13, 4), np.uint8),
+        label_groups=("", "b", "b", "<i>&'c'"),
         digest="data",
         test_digest="test",
     )
@@ -129,14 +166,30 @@ def ensemble(store) -> Ensemble:
 
 
 @pytest.fixture(scope="module")
+def full(store, catalog, ensemble) -> Ensemble:
+    """The same ensemble with all that a blend finds today."""
+    members = []
+    for member in ensemble.members:
+        probs, _ = gather_oof([store.trial(t) for t in member.trials], catalog.train.ids, member.variant)
+        members.append(Member(member.variant, probs, catalog.train.ids))
+    folds = np.arange(15) % N_FOLDS
+    groups = catalog.label_groups
+    found = evaluate(members, catalog.labels, folds, seed=0, groups=groups, methods=["greedy"]).to_dict()
+    step = {"seconds": 10.0, "score": 0.5, "members": ["one", f"two {HOSTILE}"]}
+    said = {"verdict": f"it is worth it {HOSTILE}\nnested F2", "remarks": [f"optimistic {HOSTILE}"]}
+    budget = {"budget": {"curve": [step], "limit_s": 20.0}}
+    return ensemble.model_copy(update={"report": found | said | budget})
+
+
+@pytest.fixture(scope="module")
 def probs() -> np.ndarray:
     """Of the test pictures: (13, 4) float32."""
     return np.random.default_rng(2).random((13, 4), dtype=np.float32)
 
 
-def page_of(store, ensemble, catalog, probs) -> Page:
+def page_of(store, ensemble, catalog, probs, *, variants=("one", "two"), oof=None) -> Page:
     place = store.ensemble("blend")
-    write_report(place, ensemble, store, catalog, standings(store, ["one", "two"]), probs)
+    write_report(place, ensemble, store, catalog, standings(store, variants), probs, oof=oof)
     return Page(place.report.read_text(encoding="utf-8"))
 
 
@@ -145,17 +198,152 @@ def page(store, ensemble, catalog, probs) -> Page:
     return page_of(store, ensemble, catalog, probs)
 
 
+@pytest.fixture(scope="module")
+def full_page(store, full, catalog, probs) -> Page:
+    return page_of(store, full, catalog, probs)
+
+
 def pictures(page, kind) -> list[Image.Image]:
     prefix = f"data:image/{kind};base64,"
     found = [src.removeprefix(prefix) for src in page.loaded if src.startswith(prefix)]
     return [Image.open(io.BytesIO(base64.b64decode(data, validate=True))) for data in found]
 
 
-def test_the_page_loads_nothing_but_the_pictures_that_it_carries(page):
+OLD = [
+    "What the blend is worth",
+    "F2 by label frequency",
+    "F2 by label group",
+    "The most confident mistakes",
+    "Probable labels that the picture lacks: likely missing from train.csv",
+    "Improbable labels that it has",
+    "Leaderboard: F2 of each fold, at its best threshold",
+    "Learning curves: F2 of the held-out fold",
+    "Labels: out-of-fold recall by frequency",
+    "Test pictures",
+]
+FOUND = [
+    "Methods and decoders",
+    "Weights, and what each member is worth",
+    "Correlation of the members' errors",
+    "Threshold curve",
+    "Greedy's curve",
+    "Score against seconds",
+]
+SHOWN_WRONG = 2 * 8  # two a label and kind
+
+
+def test_the_page_loads_nothing_but_the_pictures_that_it_carries(full_page):
+    drawn = len(pictures(full_page, "png"))
+    photographs = [picture.size for picture in pictures(full_page, "jpeg")]
+    assert drawn == 3 + len(FOUND) + 1  # methods and decoders have two
+    assert photographs == [(12, 9)] * (SHOWN_WRONG + SHOWN_PICTURES)
+    assert len(full_page.loaded) == drawn + len(photographs)
+    assert not {"script", "link", "iframe", "object"} & set(full_page.elements)
+
+
+def test_the_sections_stand_in_order(full_page):
+    assert full_page.headings == [*OLD[:1], *FOUND, *OLD[1:]]
+
+
+def test_an_ensemble_of_an_earlier_version_has_a_page_too(page):
+    assert page.headings == OLD
     assert len(pictures(page, "png")) == 3
-    assert [picture.size for picture in pictures(page, "jpeg")] == [(12, 9)] * SHOWN_PICTURES
-    assert len(page.loaded) == 3 + SHOWN_PICTURES
-    assert not {"script", "link", "iframe", "object"} & set(page.elements)
+
+
+def test_an_ensemble_that_says_nothing_of_its_worth_has_a_page_too(store, ensemble, catalog):
+    page = page_of(store, ensemble.model_copy(update={"report": {}}), catalog, None)
+    assert page.headings == OLD[:-1]
+
+
+def test_the_verdict_stands_before_the_table(full_page):
+    verdict = full_page.text.index(f"it is worth it {HOSTILE}")
+    assert verdict < full_page.text.index(f"optimistic {HOSTILE}") < full_page.text.index("member alone")
+
+
+def test_the_members_of_each_budget_are_listed(full_page):
+    assert ["10", "0.5000", f"one, two {HOSTILE}"] in full_page.rows
+
+
+def counted(catalog, ensemble, oof, inside) -> list[str]:
+    """F2, labels, true and predicted cells of some labels, as the tables say them."""
+    chosen = decode(oof, ensemble.decoder)[:, inside]
+    truth = catalog.labels[:, inside].astype(bool)
+    f2 = f2_of_counts((chosen & truth).sum(), truth.sum(), chosen.sum())
+    return [f"{f2:.4f}", *(f"{count:,}" for count in (inside.sum(), truth.sum(), chosen.sum()))]
+
+
+def test_f2_is_pooled_by_frequency(page, store, ensemble, catalog):
+    oof = blend_oof(ensemble, store, catalog.train.ids)
+    counts = catalog.labels.sum(axis=0)
+    bins = {"1–9": counts < 10, "10–29": counts >= 10, "all labels": counts > 0}
+    expected = [
+        [name, *counted(catalog, ensemble, oof, inside)] for name, inside in bins.items() if inside.any()
+    ]
+    assert [row for row in page.rows if row[0] in bins] == expected
+
+
+def test_f2_is_pooled_by_group_where_there_are_two(page, store, ensemble, catalog):
+    oof = blend_oof(ensemble, store, catalog.train.ids)
+    groups = np.array(catalog.label_groups)
+    for name in sorted(set(catalog.label_groups)):
+        row = [name or "without a group", *counted(catalog, ensemble, oof, groups == name)]
+        assert row in page.rows
+    alone = page_of(store, ensemble, replace(catalog, label_groups=("",) * 4), None)
+    assert "F2 by label group" not in alone.headings
+
+
+def test_mistakes_are_shown_with_label_probability_and_picture(page, store, ensemble, catalog):
+    oof = blend_oof(ensemble, store, catalog.train.ids)
+    expected = []
+    missing, unseen = confident_mistakes(oof, catalog.labels, SHOWN_MISTAKES)
+    for mistake in [*missing, *unseen]:
+        has = ", ".join(catalog.label_names[c] for c in np.flatnonzero(catalog.labels[mistake.row]))
+        name = f"{catalog.label_names[mistake.label]} {mistake.probability:.4f}"
+        expected.append(f"{name}{catalog.train.ids[mistake.row]}labelled: {has}")
+    assert page.captions[:SHOWN_WRONG] == expected
+
+
+def test_of_many_labels_of_a_picture_some_are_named(store, ensemble, catalog):
+    rng = np.random.default_rng(0)
+    c = SHOWN_LABELS + 3
+    many = replace(
+        catalog,
+        label_ids=tuple(map(str, range(c))),
+        label_names=tuple(f"n{i}" for i in range(c)),
+        labels=np.ones((15, c), np.uint8),
+        label_groups=("",) * c,
+    )
+    page = page_of(store, ensemble, many, None, oof=rng.random((15, c), dtype=np.float32))
+    assert page.captions[0].endswith(f", n{SHOWN_LABELS - 1}, …")
+    assert "Probable labels that the picture lacks" not in page.text
+
+
+def test_predictions_that_are_at_hand_are_not_read_again(store, ensemble, catalog, page, monkeypatch):
+    oof = blend_oof(ensemble, store, catalog.train.ids)
+    monkeypatch.setattr(report, "blend_oof", None)
+    assert page_of(store, ensemble, catalog, None, oof=oof).rows == page.rows
+
+
+def test_without_another_tools_predictions_the_rest_is_there(store, full, catalog):
+    outside = full.members[1].model_copy(update={"trials": [], "checkpoints": []})
+    mixed = full.model_copy(update={"members": [full.members[0], outside]})
+    page = page_of(store, mixed, catalog, None)
+    assert page.headings == [*OLD[:1], *FOUND, *OLD[6:8]]
+    assert "another tool" in page.text
+
+
+def test_a_blend_without_a_run_has_its_findings(store, full):
+    place = store.ensemble("findings")
+    place.root.mkdir(parents=True)
+    write_findings(place, full.name, full.report)
+    page = Page(place.report.read_text(encoding="utf-8"))
+    assert page.headings == [OLD[0], *FOUND]
+    assert full.name in page.text
+
+
+def test_a_blend_without_a_leaderboard_has_no_empty_figures(store, full, catalog):
+    page = page_of(store, full, catalog, None, variants=())
+    assert page.headings == [*OLD[:1], *FOUND, *OLD[1:6], OLD[8]]
 
 
 def test_names_are_shown_as_they_are_and_never_read_as_markup(page, catalog):
@@ -186,19 +374,26 @@ def test_with_test_labels_each_label_is_right_or_wrong_or_not_found(page, ensemb
 def test_without_test_labels_nothing_is_called_right_or_wrong(store, ensemble, catalog, probs):
     page = page_of(store, ensemble, replace(catalog, test_labels=None), probs)
     assert [kind for kind, _ in page.spans] == [""] * decode(probs, ensemble.decoder)[SHOWN].sum()
-    assert "right" not in page.text
+    assert "green: right" not in page.text
     assert "not found" not in page.text
 
 
 def test_without_test_predictions_and_with_an_unused_label_the_rest_is_there(store, ensemble, catalog):
     labels = catalog.labels * np.array([0, 1, 1, 1], np.uint8)
     page = page_of(store, ensemble, replace(catalog, labels=labels), None)
-    assert len(pictures(page, "png")) == len(page.loaded) == 3
-    assert "Test pictures" not in page.text
+    assert len(pictures(page, "png")) == 3
+    assert page.headings == OLD[:-1]
     assert "nested F2 0.4321" in page.text
 
 
 def test_dollar_signs_in_a_name_are_no_formula(store, ensemble, catalog):
-    names = tuple(f"coin of $1_$ {name}" for name in catalog.label_names)
-    page = page_of(store, ensemble, replace(catalog, label_names=names), None)
+    names = tuple(f"coin of $1_$ {name[:9]}" for name in catalog.label_names)
+    page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
     assert len(pictures(page, "png")) == 3
+    assert {row[0] for row in page.rows} >= set(names)
+
+
+def test_names_in_another_script_are_shown(store, ensemble, catalog):
+    names = ("日本語", "عربي", "ελληνικά", "🎨")
+    page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
+    assert {row[0] for row in page.rows} >= set(names)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from imet_ray.averaging import as_probability, on_scale
 from imet_ray.page import COLOURS, canvas, shortened
 
 LONGEST = 28  # characters of a name beside an axis: 2 of the page's 5.8 inches
@@ -67,7 +68,7 @@ def gains(report: Report) -> Figure | None:
 def weights(report: Report) -> Figure | None:
     """Each member's weight with its spread over the nested folds, and the nested F2 without it."""
     names, chosen = report.get("names", ()), report.get("chosen", report)
-    if not names or "weights" not in chosen:
+    if len(names) < 2 or "weights" not in chosen:
         return None
     worth = {found["name"]: found for found in report.get("worth", ())}
     figure = canvas(0.32 * len(names) + 1.2)
@@ -143,7 +144,9 @@ def threshold_curve(report: Report) -> Figure | None:
             chosen["own"], color=COLOURS[1], linestyle="--", label="expected F2, without a threshold"
         )
     else:
-        marks = np.dot(chosen["weights"], report["thresholds"]) + np.array(chosen["shifts"])
+        scale = report.get("scale", "probability")
+        base = np.dot(chosen["weights"], on_scale(np.array(report["thresholds"]), scale))
+        marks = as_probability(base + np.array(chosen["shifts"]), scale)
         names = report["groups"] if len(marks) > 1 else ["chosen"]
         for i, (mark, name) in enumerate(zip(marks, names, strict=True)):
             label = f"{shortened(name or 'no group', LONGEST)}: {mark:.3f}" if i < len(COLOURS) - 1 else None

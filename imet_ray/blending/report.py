@@ -88,7 +88,7 @@ class BlendReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
-        return plain | {"nested": self.nested, "text": self.text()}
+        return plain | {"nested": self.nested, "verdict": self.verdict(), "text": self.text()}
 
     def text(self) -> str:
         """A table, and one honest sentence about it."""

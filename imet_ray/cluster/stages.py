@@ -53,8 +53,8 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         if summary.trials:
             without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
             print(
-                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s a trial (time that its "
-                f"slot was held, less training), {summary.overhead_s:.2f} s with the start of the workers, "
+                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s a trial (time that "
+                f"its slot was held, less training), {summary.overhead_s:.2f} s with the start of the workers, "
                 f"{summary.start_s:.0f} s each"
             )
         whole = [standing for standing in _leaderboard(run) if standing.whole]
