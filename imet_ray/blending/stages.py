@@ -12,7 +12,7 @@ from imet_ray.blending.files2019 import read_2019, write_2019
 from imet_ray.blending.outside import parse_member, read_member
 from imet_ray.blending.run import BlendOptions, blend_members, blend_run, frozen
 from imet_ray.blending.solve import Runner
-from imet_ray.ensemble import read_ensemble, write_ensemble
+from imet_ray.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.experiment import only_driver
 from imet_ray.report import write_findings, write_report
@@ -55,6 +55,9 @@ def blend(
         whole = {member: whole[member] for member in members}
     if not whole:
         raise ConfigError(f"no variant in {run.store.root} is trained on all folds: sweep first")
+    given = [
+        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
+    ]
     with only_driver(run.store):
         blend_run(
             run.store,
@@ -64,10 +67,7 @@ def blend(
             list(whole.values()),
             out,
             options=options,
-            outside=[
-                read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids))
-                for text in outside
-            ],
+            outside=given,
             runner=runner,
             progress=show,
         )
@@ -75,7 +75,8 @@ def blend(
         place = run.store.ensemble(out)
         found = standings(run.store, variants)
         ensemble = read_ensemble(place)
-        write_report(place, ensemble, run.store, run.catalog, found, None)
+        oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
+        write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
         show("")
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
     print(f"next     python launch.py --predict {out} --name {run.store.root.name}", file=sys.stderr)
