@@ -203,6 +203,18 @@ class DisputedCells:
             total[block] = weighted_margin(self.margins[:, block], weights)
         return total
 
+    def counts_of(self, won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels predicted and true, and labels predicted, of each picture, if these cells are: (N,) int64 each.
+
+        Args:
+            won: (D,) bool.
+        """
+        hits, chosen = self.hits.copy(), self.chosen.copy()
+        counted = self._by_picture(self._counts * won)
+        hits[self._pictures] += counted >> HIT_BITS
+        chosen[self._pictures] += counted & (HIT - 1)
+        return hits, chosen
+
     def _disputed(self, weights: np.ndarray, shifts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Pictures with disputed cells, and what these add: labels predicted, and HIT for each that is true."""
         counts = self._counts
@@ -215,9 +227,13 @@ class DisputedCells:
             bound = limit if np.ndim(limit) == 0 else limit[block]
             won = weighted_margin(self.margins[:, block], weights) > bound
             np.multiply(counts[block], won, out=taken[block])
+        return self._pictures, self._by_picture(taken)
+
+    def _by_picture(self, taken: np.ndarray) -> np.ndarray:
+        """Sums of the cells' counts over each picture that has any: int32."""
         # running sums wrap around, and their differences back: a third of the time of reduceat
         summed = np.cumsum(taken, dtype=np.int32, out=taken)[self._ends]
-        return self._pictures, np.asarray(np.diff(summed, prepend=np.int32(0)))
+        return np.asarray(np.diff(summed, prepend=np.int32(0)))
 
     def _limit(self, shifts: np.ndarray | None) -> np.ndarray:
         """What a cell's weighted margin has to exceed: () or (D,) float32."""

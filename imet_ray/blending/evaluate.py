@@ -7,7 +7,6 @@ weights, and whatever the caller remarks (hparams and epochs that were picked on
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -97,19 +96,31 @@ def evaluate(
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
 
-    def compete(scale: Scale, methods: Sequence[str]) -> Contest:
+    thresholds = [0.0 if margins else best_threshold(probs, sample.labels)[0] for probs in sample.probs]
+
+    def compete(scale: Scale, methods: Sequence[str], before: Contest | None = None) -> Contest:
         progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
-        problem = _problem(members, labels, folds, sample, scale, of_label)
-        problem = replace(problem, seed=seed, min_weight=min_weight, max_members=max_members)
+        problem = Problem(
+            before.problem.cells
+            if before is not None
+            else _cells(values, thresholds, labels, scale, of_label, margins=margins),
+            folds,
+            sample,
+            seed,
+            scale,
+            min_weight,
+            max_members,
+        )
         return contest(problem, values, labels, of_label, methods, under, runner, progress)
 
-    even_by_scale: dict[Scale, float] = {}
+    evens: dict[Scale, Contest] = {}
     if scale is None and not margins and len(members) > 1:
-        even_by_scale = {each: compete(each, ["uniform"]).best_nested() for each in SCALES}
+        evens = {each: compete(each, ["uniform"]) for each in SCALES}
+    even_by_scale = {each: even.best_nested() for each, even in evens.items()}
     best_scale: Scale = max(even_by_scale, key=even_by_scale.__getitem__, default="probability")
     used_scale = scale or best_scale
     alone = [f"member {i}" for i in range(len(members))]
-    found = compete(used_scale, [*wanted, *alone])
+    found = compete(used_scale, [*wanted, *alone], evens.get(used_scale))
     scored, nested, solved = found.scored, found.nested, found.solved
     blends = [key for key in scored if key[0] not in alone]
     best_single = max((key for key in scored if key[0] in alone), key=nested.__getitem__)
@@ -173,35 +184,24 @@ def evaluate(
     )
 
 
-def _problem(
-    members: Sequence[Member],
+def _cells(
+    values: Sequence[np.ndarray],
+    thresholds: Sequence[float],
     labels: np.ndarray,
-    folds: np.ndarray,
-    sample: Sample,
     scale: Scale,
     of_label: np.ndarray | None,
-) -> Problem:
-    """The cells in dispute around each member's own best threshold on the sample."""
-    thresholds = [
-        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
-        for member, probs in zip(members, sample.probs, strict=True)
-    ]
-    if members[0].margins:
+    *,
+    margins: bool,
+) -> DisputedCells:
+    """The cells in dispute around the members' own thresholds, which are given as probabilities."""
+    if margins:
         window = 0.0
     elif scale == "probability":
         window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
     else:
         window = WINDOW  # of log-odds: the same share of a small threshold
     wide = on_scale(np.array(thresholds), scale).astype(np.float64)
-    cells = DisputedCells.build(
-        [member.probs for member in members],
-        wide.tolist(),
-        labels,
-        window=window,
-        scale=scale,
-        groups=of_label,
-    )
-    return Problem(cells, folds, sample, 0, scale)
+    return DisputedCells.build(values, wide.tolist(), labels, window=window, scale=scale, groups=of_label)
 
 
 def _check_limits(min_weight: float, max_members: int | None) -> None:
