@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
                     args.name,
                     runs=args.runs,
                     cache=args.cache,
-                    members=args.members.split(",") if args.members else None,
+                    members=_names(args.members) if args.members is not None else None,
                     outside=args.member or (),
-                    out=args.out,
+                    out=args.out or "blend",
                     options=options,
                     runner=runner,
                 )
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: run it again", file=sys.stderr)
         return 130
 
 
@@ -88,7 +88,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
     parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
-    parser.add_argument("--out", metavar="NAME", default="blend", help="the ensemble's name")
+    parser.add_argument("--out", metavar="NAME", help="the ensemble's name; default: blend")
     parser.add_argument("--method", help="use this one: uniform, greedy, nelder-mead, powell, line, smooth")
     parser.add_argument("--decoder", help="use this one: threshold, group-thresholds, expected-f2")
     parser.add_argument(
@@ -117,18 +117,28 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        for option in ("name", "members", "member", "seconds", "images", "bytes"):
+        for option in ("name", "members", "member", "seconds", "images", "bytes", "out", "cache"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
     elif args.folds is not None or args.labels is not None:
         raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
     if args.images is not None and args.seconds is None:
         raise ConfigError("--images counts the pictures that --seconds is for: give both")
-    for name in (args.out, *args.files[:1]):
+    if args.images is not None and args.images < 1:
+        raise ConfigError(f"--images must be at least 1, got {args.images}")
+    for name in (*([args.out] if args.out is not None else []), *args.files[:1]):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
             raise ConfigError(
                 f"an ensemble's name takes letters, digits, '.', '_', '+' and '-', got {name!r}"
             )
+
+
+def _names(text: str) -> list[str]:
+    """a,b as names, each once."""
+    names = [name.strip() for name in text.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"--members takes names separated by commas, each once, got {text!r}")
+    return names
 
 
 def _size(text: str) -> int:

@@ -4,6 +4,7 @@ Made by the blend, read by the prediction of test pictures. The members' probabi
 folds of a variant, then over variants with the blend's weights.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
-from imet_ray.store import EnsembleStore, Store, TrialStore, read_model, write_json
+from imet_ray.store import EnsembleStore, Store, TrialStore, disk_error, read_model, write_json
+
+ROWS = 4096  # pictures a block
 
 
 class EnsembleMember(Frozen):
@@ -47,8 +50,11 @@ class Ensemble(Frozen):
 
 def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes."""
-    for path in (store.test, store.submission, store.report):
-        path.unlink(missing_ok=True)
+    try:
+        for path in (store.test, store.submission, store.report):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(store.root, error) from error
     write_json(store.ensemble, ensemble.model_dump(mode="json"))
 
 
@@ -114,8 +120,13 @@ def gather_oof(
 def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
     if scratch is None:
         return np.zeros(shape, dtype=np.float16)
-    with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it; no name is left behind
-        return np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it; no name is left behind
+            # a mapped file that the disk has no room for would end the process
+            os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
+            return np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
+    except OSError as error:
+        raise disk_error(scratch, error) from error
 
 
 def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
@@ -139,7 +150,7 @@ def blend_oof(
             continue
         if member.trials:
             trials = [store.trial(trial_id) for trial_id in member.trials]
-            probs, digests = gather_oof(trials, ids, member.variant)
+            probs, digests = gather_oof(trials, ids, member.variant, scratch=store.root)
             if digests != member.checkpoints:
                 raise StoreError(
                     f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
@@ -147,9 +158,9 @@ def blend_oof(
                 )
         else:
             probs = _given(member, outside)
-        total = _add(total, member.weight, on_scale(probs, ensemble.scale))
+        total = _add(total, member.weight, probs, ensemble.scale)
     assert total is not None
-    return as_probability(total, ensemble.scale)
+    return _as_probabilities(total, ensemble.scale)
 
 
 def blend_test(
@@ -177,12 +188,12 @@ def blend_test(
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             found = read_predictions(store.trial(trial_id).test)
             _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
-            probs = _add(probs, 1 / len(member.trials), found.probs.astype(np.float32))
+            probs = _add(probs, 1 / len(member.trials), found.probs, "probability")
         if probs is None:
             probs = _given(member, outside)
-        total = _add(total, member.weight, on_scale(probs, ensemble.scale))
+        total = _add(total, member.weight, probs, ensemble.scale)
     assert total is not None
-    return as_probability(total, ensemble.scale)
+    return _as_probabilities(total, ensemble.scale)
 
 
 def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -193,11 +204,19 @@ def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> 
     return outside[member.variant]
 
 
-def _add(total: np.ndarray | None, share: float, values: np.ndarray) -> np.ndarray:
-    part: np.ndarray = np.float32(share) * values
+def _add(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
+    """total + share * probs on the scale, in blocks: no other array of that size."""
     if total is None:
-        return part
-    total += part
+        total = np.zeros(probs.shape, dtype=np.float32)
+    for start in range(0, len(probs), ROWS):
+        block = slice(start, start + ROWS)
+        total[block] += np.float32(share) * on_scale(probs[block], scale)
+    return total
+
+
+def _as_probabilities(total: np.ndarray, scale: Scale) -> np.ndarray:
+    for start in range(0, len(total), ROWS):
+        total[start : start + ROWS] = as_probability(total[start : start + ROWS], scale)
     return total
 
 

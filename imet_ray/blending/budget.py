@@ -15,11 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.evaluate import draw_sample
+from imet_ray.blending.evaluate import draw_sample, own_threshold
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member, check_members
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import best_threshold
 
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
@@ -32,6 +31,7 @@ class Budget:
     images: int  # test pictures
     seconds: float | None = None
     size: int | None = None  # bytes of checkpoints
+    members: int | None = None  # at most
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def choose(
     sizes = _costs(members, "size", budget.size is not None)
     sample = draw_sample([member.probs for member in members], labels, seed)
     thresholds = [
-        0.0 if member.margins else best_threshold(probs, sample.labels)[0]
+        0.0 if member.margins else own_threshold(probs, sample.labels)
         for member, probs in zip(members, sample.probs, strict=True)
     ]
     cells = DisputedCells.build([member.probs for member in members], thresholds, labels)
@@ -93,7 +93,8 @@ def choose(
     def fits(kept: Sequence[int]) -> bool:
         kept = list(kept)
         return bool(
-            (budget.seconds is None or seconds[kept].sum() <= budget.seconds)
+            (budget.members is None or len(kept) <= budget.members)
+            and (budget.seconds is None or seconds[kept].sum() <= budget.seconds)
             and (budget.size is None or sizes[kept].sum() <= budget.size)
         )
 

@@ -53,8 +53,7 @@ def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float
     cells = np.flatnonzero((flat > flat.dtype.type(0.05)).any(axis=0))
     cells = cells[:: max(1, len(cells) // PAIRS)]
     errors = flat[:, cells].astype(np.float64) - sample.labels.reshape(-1)[cells]
-    spread = errors.std(axis=1)
-    if len(cells) < 2 or not spread.all():
+    if len(cells) < 2 or not errors.std(axis=1).all():
         return tuple(tuple(float(i == j) for j in range(len(names))) for i in range(len(names)))
     return tuple(tuple(row) for row in np.atleast_2d(np.corrcoef(errors)).tolist())
 

@@ -1,9 +1,10 @@
 """What a blend is worth: each method under each decoder, its own score and the nested one that does not flatter it.
 
-Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one;
-everything that is fitted is fitted so: weights, thresholds, temperature, a single member's threshold, too. What
-optimism is left: the best nested of several is taken, which is why nothing but a gain beyond noise displaces uniform
-weights, and whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
+Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
+weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging, a
+choice of two, and where the searches start: each member's own threshold. What optimism is left: the best nested of
+several is taken, which is why nothing but a gain beyond noise displaces uniform weights, and whatever the caller
+remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from imet_ray.averaging import SCALES, Scale, as_probability, on_scale
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.level2 import score_level2
+from imet_ray.blending.level2 import STACKS, score_level2
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.report import BlendReport, Level2, Row
 from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
@@ -38,6 +39,8 @@ DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
 WINDOW = 0.2  # how far shifts may go, in mean thresholds; doubled where one comes near its end
 LEAST_WINDOW = 0.01
+LEAST_THRESHOLD = 2**-10
+WIDEST_LOG_ODDS = 3.0
 
 
 def evaluate(
@@ -91,12 +94,16 @@ def evaluate(
     group_names = sorted(set(groups))
     of_label = np.array([group_names.index(g) for g in groups]) if len(group_names) > 1 else None
     under = _decoders(decoders, of_label is not None, margins)
-    wanted = _methods(methods, use) if len(members) > 1 else ("uniform",)
+    wanted = _methods(methods, use)
+    if len(members) == 1:
+        wanted = ("uniform",)
+    if level2 is not None and level2 not in STACKS:
+        raise unknown_name("level 2", level2, STACKS)
     names = tuple(member.name for member in members)
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
 
-    thresholds = [0.0 if margins else best_threshold(probs, sample.labels)[0] for probs in sample.probs]
+    thresholds = [0.0 if margins else own_threshold(probs, sample.labels) for probs in sample.probs]
 
     def compete(scale: Scale, methods: Sequence[str], before: Contest | None = None) -> Contest:
         progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
@@ -108,6 +115,7 @@ def evaluate(
             sample,
             seed,
             scale,
+            _widest(thresholds, scale, margins=margins),
             min_weight,
             max_members,
         )
@@ -194,14 +202,25 @@ def _cells(
     margins: bool,
 ) -> DisputedCells:
     """The cells in dispute around the members' own thresholds, which are given as probabilities."""
-    if margins:
-        window = 0.0
-    elif scale == "probability":
+    if scale == "probability":
         window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
     else:
         window = WINDOW  # of log-odds: the same share of a small threshold
+    window = min(window, _widest(thresholds, scale, margins=margins))
     wide = on_scale(np.array(thresholds), scale).astype(np.float64)
     return DisputedCells.build(values, wide.tolist(), labels, window=window, scale=scale, groups=of_label)
+
+
+def own_threshold(probs: np.ndarray, labels: np.ndarray) -> float:
+    """A member's best threshold; not so low that cells of probability 0 would be in dispute."""
+    return max(LEAST_THRESHOLD, best_threshold(probs, labels)[0])
+
+
+def _widest(thresholds: Sequence[float], scale: Scale, *, margins: bool) -> float:
+    """The largest window in which a cell that no member sees a chance for is decided: nearly all cells are such."""
+    if margins:
+        return 0.0
+    return 0.9 * min(thresholds) if scale == "probability" else WIDEST_LOG_ODDS
 
 
 def _check_limits(min_weight: float, max_members: int | None) -> None:

@@ -14,8 +14,8 @@ from imet_ray.blending.scoring import own_and_nested
 from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Sample, solve_all, solve_here
 from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
 from imet_ray.errors import unknown_name
-from imet_ray.metrics import best_threshold
 
+MIDDLE, WINDOW = 0.25, 0.225  # of the thresholds that are tried
 Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
 
 STACKS: dict[str, Stack] = {
@@ -41,10 +41,9 @@ def score_level2(
         raise unknown_name("level 2", kind, STACKS)
     stacked = STACKS[kind](values, labels, folds, seed)
     own_sample = Sample(sample.rows, stacked[sample.rows][None], sample.labels)
-    threshold = best_threshold(own_sample.probs[0], sample.labels)[0]
 
     def cells_within(window: float) -> DisputedCells:
-        return DisputedCells.build([stacked], [threshold], labels, window=window)
+        return DisputedCells.build([stacked], [MIDDLE], labels, window=window)
 
     alone = "member 0"
     jobs = [
@@ -52,7 +51,7 @@ def score_level2(
         for decoder in (THRESHOLD, EXPECTED)
         for fold in (None, *np.unique(folds).tolist())
     ]
-    problem = Problem(cells_within(threshold / 4), folds, own_sample, seed)
+    problem = Problem(cells_within(WINDOW), folds, own_sample, seed, widest=WINDOW)
     solved, cells = solve_all(problem, jobs, solve_here, cells_within)
     return {
         decoder: own_and_nested(solved, alone, decoder, folds, cells, [stacked], labels, "probability")

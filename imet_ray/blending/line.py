@@ -16,7 +16,8 @@ from imet_ray.metrics import f2_of_counts
 ROUNDS = 6  # through all directions
 RANDOM = 1  # random directions a round, a member
 ENOUGH = 1e-6  # a round that gains less is the last
-NARROW = 1e-6  # a step that float32 margins cannot tell from rounding
+FEW_CELLS = 100_000  # below, the best steps of a line are scored again, for rounding may misplace a crossing
+JUDGED = 3  # of them
 # kicks from the best point look beyond the hill it stands on: this number over the number of cells, within bounds, for
 # where cells are many the objective is smooth and a line is dear
 KICK_CELLS = 2_000_000
@@ -70,16 +71,15 @@ def best_on_line(
     )
     edges = np.concatenate([[low], positions, [high]])
     heights = np.concatenate([[0.0], np.cumsum(gains)])  # of the step that begins at each edge but the last
-    wide = np.diff(edges) > NARROW * (1 + np.abs(edges[1:]))
+    heights[np.diff(edges) <= 0] = -np.inf
     start = int(np.searchsorted(positions, 0.0))  # the step that 0 lies on
-    best = int(np.argmax(np.where(wide, heights, -np.inf)))
-    middle = float((edges[best] + edges[best + 1]) / 2)
-    if start < len(positions) and positions[start] == 0:  # a cell stands at just 0: no step shows the start
-        before = cells.score(weights, shifts)
-        better = cells.score(weights + middle * towards, shifts + middle * shifting) > before
-    else:
-        better = bool(heights[best] > heights[start] + 1e-12)
-    return middle if better else 0.0
+    best = int(np.argmax(heights))
+    if len(cells.image) >= FEW_CELLS:  # steps are many, and one that rounding has misplaced is worth little
+        return float((edges[best] + edges[best + 1]) / 2) if heights[best] > heights[start] + 1e-12 else 0.0
+    top = np.argsort(-heights, kind="stable")[:JUDGED]
+    middles = [0.0, *((edges[top] + edges[top + 1]) / 2).tolist()]
+    scores = [cells.score(weights + x * towards, shifts + x * shifting) for x in middles]
+    return float(middles[int(np.argmax(scores))])
 
 
 def step_gains(

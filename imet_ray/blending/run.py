@@ -147,7 +147,8 @@ def blend_members(
     bought = None
     kept = list(members)
     if options.seconds is not None or options.size is not None:
-        budget = Budget(options.images or images, options.seconds, options.size)
+        count = images if options.images is None else options.images
+        budget = Budget(count, options.seconds, options.size, options.max_members)
         if budget.seconds is not None and budget.images < 1:
             raise ConfigError(
                 "--seconds needs the number of test pictures, and the data have none: give --images"

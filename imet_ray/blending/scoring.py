@@ -57,7 +57,7 @@ def score_pictures(
     none = np.flatnonzero(chosen == 0)
     for start in range(0, len(none), ROWS):
         part = none[start : start + ROWS]
-        top = averaged([value[rows[part]] for value in values], solution.weights, scale).argmax(axis=1)
+        top = _blend(solution, values, rows[part], scale).argmax(axis=1)
         hits[part] = labels[rows[part], top] > 0
     return f2_of_counts(hits, cells.true[rows], np.maximum(chosen, 1))
 
@@ -67,12 +67,18 @@ def _by_expected_f2(
 ) -> np.ndarray:
     def score(start: int) -> np.ndarray:
         part = rows[start : start + ROWS]
-        mixed = averaged([value[part] for value in values], solution.weights, scale)
+        mixed = _blend(solution, values, part, scale)
         mixed = with_temperature(mixed, solution.temperature)
         return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[part])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(score, range(0, len(rows), ROWS))))
+
+
+def _blend(solution: Solution, values: Sequence[np.ndarray], rows: np.ndarray, scale: Scale) -> np.ndarray:
+    """Blended probabilities of some pictures; members of weight 0 are not read."""
+    used = np.flatnonzero(solution.weights).tolist()
+    return averaged([values[member][rows] for member in used], solution.weights[used], scale)
 
 
 def own_and_nested(

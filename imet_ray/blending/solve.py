@@ -23,7 +23,6 @@ TEMPERATURES = 0.5, 2.0  # searched between
 TEMPERATURE_STEPS = 8
 EXPECTED_STEPS = 12  # of Nelder-Mead under expected F2, a member: each decodes the sample
 NEAR_END = 0.95  # of the reach of the shifts
-WIDEST = {"probability": 1.0, "log-odds": 16.0}  # window: thresholds go no further
 DIRECT = "nelder-mead"  # the method whose weights are fitted under expected F2 itself
 
 
@@ -45,6 +44,7 @@ class Problem:
     sample: Sample | None  # None where expected F2 cannot be had: thresholds are subtracted already
     seed: int
     scale: Scale = "probability"
+    widest: float = np.inf  # window
     min_weight: float = 0.0
     max_members: int | None = None
 
@@ -107,10 +107,10 @@ def solve_all(
             solved[job] = found
         reach = cells.reach
         pending = [job for job in pending if np.abs(solved[job].shifts).max() > NEAR_END * reach]
-        if cells.window >= WIDEST[problem.scale]:
+        if cells.window >= problem.widest:
             break
         if pending:
-            cells = widen(2 * cells.window)
+            cells = widen(min(2 * cells.window, problem.widest))
             problem = replace(problem, cells=cells)
     rest = [job for job in jobs if job.decoder == EXPECTED]
     tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in rest]
@@ -145,14 +145,16 @@ def solve(problem: Problem, task: Task) -> Solution:
 
 
 def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Problem) -> Solution:
-    """The same weights with the best temperature; for one method weights of its own, too."""
+    """The same weights with the best temperature; for one method weights of its own among the same members, too."""
     kept = problem.folds[sample.rows] != job.without  # all, where nothing is left out
-    judge = _ExpectedF2(sample.probs[:, kept], sample.labels[kept], problem.scale)
-    weights = start.weights
-    temperature = judge.best_temperature(weights)
-    if job.method == DIRECT and np.count_nonzero(weights) > 1:
-        weights = judge.best_weights(weights, temperature)
-        temperature = judge.best_temperature(weights)
+    used = np.flatnonzero(start.weights)  # members of weight 0 are not looked at: 50 of them are much
+    probs = np.stack([sample.probs[member][kept] for member in used])
+    judge = _ExpectedF2(probs, sample.labels[kept], problem.scale)
+    weights = start.weights.copy()
+    temperature = judge.best_temperature(weights[used])
+    if job.method == DIRECT and len(used) > 1:
+        weights[used] = judge.best_weights(weights[used], temperature, problem.min_weight)
+        temperature = judge.best_temperature(weights[used])
     return replace(
         start, weights=weights, temperature=temperature, evaluations=start.evaluations + judge.evaluations
     )
@@ -185,28 +187,22 @@ class _ExpectedF2:
         )
         return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
-    def best_weights(self, start: np.ndarray, temperature: float) -> np.ndarray:
-        """Nelder-Mead among the members that `start` uses; `start` itself where nothing is better."""
-        used = np.flatnonzero(start)
-
-        def whole(raw: np.ndarray) -> np.ndarray:
-            weights = np.zeros(len(start))
-            weights[used] = on_simplex(raw)
-            return weights
-
-        first = start[used]
+    def best_weights(self, start: np.ndarray, temperature: float, min_weight: float) -> np.ndarray:
+        """Nelder-Mead from `start`; `start` itself or uniform weights where nothing is better."""
         found = minimize(
-            lambda raw: -self.score(whole(raw), temperature),
-            first,
+            lambda raw: -self.score(on_simplex(raw), temperature),
+            start,
             method="Nelder-Mead",
             options={
-                "initial_simplex": np.vstack([first, 0.6 * first + 0.4 * np.eye(len(used))]),
-                "maxfev": EXPECTED_STEPS * len(used),
+                "initial_simplex": np.vstack([start, 0.6 * start + 0.4 * np.eye(len(start))]),
+                "maxfev": EXPECTED_STEPS * len(start),
                 "xatol": 1e-3,
                 "fatol": 1e-6,
             },
         )
-        ends = [start, uniform(len(start)) if len(used) == len(start) else start, whole(found.x)]
+        end = on_simplex(found.x)
+        end[end < min(min_weight, end.max())] = 0
+        ends = [start, uniform(len(start)), end / end.sum()]
         return max(ends, key=lambda weights: self.score(weights, temperature))
 
 

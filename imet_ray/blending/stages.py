@@ -58,6 +58,9 @@ def blend(
     given = [
         read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
     ]
+    place = run.store.ensemble(out)
+    if place.ensemble.exists():
+        print(f"the ensemble {out} is replaced, and what it predicted goes", file=sys.stderr)
     with only_driver(run.store):
         blend_run(
             run.store,
@@ -72,14 +75,20 @@ def blend(
             progress=show,
         )
         show("drawing the report")
-        place = run.store.ensemble(out)
         found = standings(run.store, variants)
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
         show("")
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
-    print(f"next     python launch.py --predict {out} --name {run.store.root.name}", file=sys.stderr)
+    elsewhere = (
+        "" if near(run.store.root.parent) == Path("runs") else f" --runs {near(run.store.root.parent)}"
+    )
+    tests = "".join(f" --member {member.name}=TEST.npz" for member in given)
+    print(
+        f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere}{tests}",
+        file=sys.stderr,
+    )
     return ensemble.report
 
 
