@@ -15,9 +15,10 @@ to `CANDIDATE` are tried only where the best set without them is worth less than
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from imet_ray.errors import ConfigError
 from imet_ray.metrics import BETA2
@@ -35,7 +36,9 @@ class Decoder(Frozen):
 
     name: Literal["threshold", "group-thresholds", "expected-f2"]
     threshold: float | None = None
-    label_thresholds: tuple[float, ...] | None = None  # (C,), the same within a label group
+    label_thresholds: Annotated[tuple[float, ...], Field(strict=False)] | None = (
+        None  # (C,), the same within a label group
+    )
     temperature: float = 1.0  # of expected-f2: logits are divided by it
 
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.data import TrainingData, prepare
 from imet_ray.datasets import demo
@@ -64,5 +66,20 @@ def make_spec(tiny_data):
             folds_digest=tiny_data.folds_digest,
             pack_short_side=64,
         )
+
+    return _make
+
+
+@pytest.fixture(scope="session")
+def make_members():
+    """Members that see the truth's log-odds through independent noise of a given strength; labels; three folds."""
+
+    def _make(noise, *, n=300, c=8, seed=0) -> tuple[list[Member], np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        odds = rng.normal(-2, 2, (n, c))
+        labels = (rng.random((n, c)) < 1 / (1 + np.exp(-odds))).astype(np.uint8)
+        seen = [odds + rng.normal(0, strength, (n, c)) for strength in noise]
+        probs = [(1 / (1 + np.exp(-logits))).astype(np.float16) for logits in seen]
+        return [Member(f"noise{i}", p) for i, p in enumerate(probs)], labels, rng.permutation(n) % 3
 
     return _make

@@ -74,6 +74,26 @@ def test_ids_with_and_without_extension_name_files_of_all_formats(tmp_path):
     assert catalog.label_names == ("culture::a", "tag::b", "tag::c")
 
 
+GROUPS = [  # labels.csv, the groups
+    (NAMES, ("culture", "tag", "tag")),
+    (b"attribute_id,attribute_name,group\n0,culture::a,x\n1,tag::b,y\n2,tag::c,x\n", ("x", "y", "x")),
+    (b"attribute_id,attribute_name,group\n0,culture::a,\n1,tag::b,y\n2,tag::c,\n", ("", "y", "")),
+    (b"group,attribute_name,attribute_id\nx,a,0\ny,b,1\nx,c,2\n", ("x", "y", "x")),
+    (
+        b"attribute_id,attribute_name,group\n0,culture::a,\n1,tag::b,\n2,tag::c::d,\n",
+        ("culture", "tag", "tag"),
+    ),
+    (b"attribute_id,attribute_name\n0,culture::a\n1,b\n2,tag::c\n", ("", "", "")),
+    (b"attribute_id,attribute_name\n0,a\n1,b\n2,c\n", ("", "", "")),
+    (None, ("", "", "")),
+]
+
+
+@pytest.mark.parametrize(("table", "groups"), GROUPS)
+def test_labels_are_grouped_by_a_column_or_else_by_the_prefixes_of_their_names(tmp_path, table, groups):
+    assert read_catalog(make(tmp_path, **{"labels.csv": table})).label_groups == groups
+
+
 @pytest.mark.parametrize("n", [1, 2, 1103])
 def test_any_number_of_classes(tmp_path, n):
     names = "attribute_id,attribute_name\n" + "".join(f"{i},n{i}\n" for i in range(n))

@@ -1,11 +1,13 @@
 """Expected F2 against the sum over all label sets and all truths."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 from imet_ray import decode as decode_module
 from imet_ray.decode import (
@@ -17,6 +19,7 @@ from imet_ray.decode import (
     decode_expected_f2,
     decode_threshold,
     expected_f2,
+    with_temperature,
 )
 from imet_ray.errors import ConfigError
 
@@ -112,7 +115,15 @@ def test_an_empty_set_gets_its_most_probable_label_and_others_stay():
     assert at_least_one(probs, decoded).tolist() == [[False, True, False], [False, True, False]]
 
 
-@pytest.mark.parametrize("decoder", [Decoder(name="threshold", threshold=0.5), Decoder(name="expected-f2")])
+DECODERS = [
+    Decoder(name="threshold", threshold=0.5),
+    Decoder(name="group-thresholds", label_thresholds=(0.5, 0.7, 0.5)),
+    Decoder(name="expected-f2"),
+    Decoder(name="expected-f2", temperature=2.0),
+]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_no_decoder_leaves_a_picture_without_a_label(decoder):
     probs = np.array([[0.0, 0.0, 0.0], [0.01, 0.02, 0.0], [1.0, 1.0, 0.0]], np.float16)
     assert decode(probs, decoder).any(axis=1).all()
@@ -121,6 +132,72 @@ def test_no_decoder_leaves_a_picture_without_a_label(decoder):
 def test_a_threshold_decoder_without_a_threshold_is_refused():
     with pytest.raises(ConfigError, match="needs a threshold"):
         decode(np.zeros((1, 2)), Decoder(name="threshold"))
+
+
+@pytest.mark.parametrize("limits", [None, (0.5,), (0.5, 0.5, 0.5)])
+def test_group_thresholds_that_do_not_fit_the_labels_are_refused(limits):
+    with pytest.raises(ConfigError, match="needs a threshold for each of 2 labels: blend again"):
+        decode(np.zeros((1, 2)), Decoder(name="group-thresholds", label_thresholds=limits))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_group_thresholds_decide_each_label_by_its_own(dtype):
+    probs = np.random.default_rng(0).random((50, 4)).astype(dtype)
+    limits = (0.2, 0.6, 0.2, 0.6)
+    found = decode(probs, Decoder(name="group-thresholds", label_thresholds=limits))
+    by_label = np.stack([decode_threshold(probs[:, i], limit) for i, limit in enumerate(limits)], axis=1)
+    assert np.array_equal(found, at_least_one(probs, by_label))
+
+
+def test_equal_group_thresholds_decide_like_one_threshold():
+    probs = (np.random.default_rng(0).integers(0, 20, (50, 4)) / 20).astype(np.float16)
+    one = Decoder(name="threshold", threshold=float(np.float16(0.35)))
+    each = Decoder(name="group-thresholds", label_thresholds=(one.threshold,) * 4)
+    assert np.array_equal(decode(probs, one), decode(probs, each))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_is_read_as_it_was_written(decoder):
+    assert Decoder.model_validate(json.loads(decoder.model_dump_json())) == decoder
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.3, 2.0])
+def test_the_temperature_divides_the_logits(temperature):
+    probs = np.linspace(1e-4, 1 - 1e-4, 999)
+    warmed = with_temperature(probs.astype(np.float32), temperature)
+    assert warmed.dtype == np.float32
+    assert warmed == pytest.approx(expit(logit(probs) / temperature), rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_no_temperature_moves_0_1_or_a_half_or_changes_the_order(dtype, temperature):
+    probs = np.sort(np.append(np.random.default_rng(0).random(200), [0, 0.5, 1])).astype(dtype)
+    warmed = with_temperature(probs, temperature)
+    assert (np.diff(warmed) >= 0).all()
+    assert (warmed[probs == 0] == 0).all()
+    assert (warmed[probs == 1] == 1).all()
+    assert warmed[probs == 0.5] == pytest.approx(0.5, abs=1e-7)
+
+
+def test_a_temperature_of_1_is_the_same_array():
+    probs = np.array([[1.0000001, 0.5]], np.float32)
+    assert with_temperature(probs, 1.0) is probs
+
+
+def test_a_rounding_above_one_has_a_temperature_too():
+    assert with_temperature(np.array([1.0000001, -1e-9], np.float32), 2.0).tolist() == [1, 0]
+
+
+def test_expected_f2_is_decoded_at_its_temperature():
+    probs = np.random.default_rng(0).random((60, 5)).astype(np.float32) ** 3
+    for temperature in (0.5, 2.0):
+        found = decode(probs, Decoder(name="expected-f2", temperature=temperature))
+        assert np.array_equal(
+            found, at_least_one(probs, decode_expected_f2(with_temperature(probs, temperature)))
+        )
+    cool, warm = (decode(probs, Decoder(name="expected-f2", temperature=t)) for t in (0.5, 2.0))
+    assert warm.sum() > cool.sum()  # less sure: more labels
 
 
 def test_probabilities_a_rounding_above_one_are_taken_for_one():

@@ -5,12 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from imet_ray.averaging import SCALES, averaged
 from imet_ray.decode import Decoder
 from imet_ray.ensemble import (
     Ensemble,
     EnsembleMember,
     blend_oof,
     blend_test,
+    cost_of,
     gather_oof,
     read_ensemble,
     write_ensemble,
@@ -40,7 +42,7 @@ def held_out(store, *folds):
     return trials
 
 
-def ensemble_of(store, weights=(0.75, 0.25), n_folds=2) -> Ensemble:
+def ensemble_of(store, weights=(0.75, 0.25), n_folds=2, scale="probability") -> Ensemble:
     """Members with predictions of all pictures, train and test."""
     members = []
     for m, weight in enumerate(weights):
@@ -57,6 +59,7 @@ def ensemble_of(store, weights=(0.75, 0.25), n_folds=2) -> Ensemble:
         folds_digest="folds",
         label_ids=["a", "b", "c"],
         members=members,
+        scale=scale,
         decoder=Decoder(name="threshold", threshold=0.2),
         report={"nested": 0.5},
     )
@@ -101,6 +104,15 @@ def test_an_ensemble_is_read_as_it_was_written(store):
     assert read_ensemble(store.ensemble("blend")) == ensemble
 
 
+def test_what_an_older_ensemble_of_that_name_predicted_goes(store):
+    place = store.ensemble("blend")
+    place.root.mkdir(parents=True)
+    for path in (place.test, place.submission, place.report):
+        path.write_text("old")
+    write_ensemble(place, ensemble_of(store))
+    assert [path.name for path in place.root.iterdir()] == ["ensemble.json"]
+
+
 def test_an_unknown_ensemble_names_those_that_exist(store):
     with pytest.raises(StoreError, match=r"no ensemble 'best'.*make one with `python blend.py`"):
         read_ensemble(store.ensemble("best"))
@@ -133,6 +145,64 @@ def test_out_of_fold_predictions_are_averaged_over_variants(store):
                 found = read_predictions(store.trial(trial).oof)
                 row += member.weight * found.probs[found.ids == picture].astype(float).sum(0)
         assert blended[i] == pytest.approx(row, abs=1e-6)
+
+
+def test_folds_are_averaged_as_probabilities_and_variants_as_log_odds_where_the_ensemble_does(store):
+    ensemble = ensemble_of(store, scale="log-odds")
+    of_variants = []
+    for member in ensemble.members:
+        folds = [read_predictions(store.trial(t).test).probs.astype(np.float32) for t in member.trials]
+        of_variants.append(np.mean(folds, axis=0))
+    mean = averaged(of_variants, np.array([0.75, 0.25]), "log-odds")
+    assert blend_test(ensemble, store, TEST_IDS) == pytest.approx(mean, abs=1e-6)
+    oof = [gather_oof([store.trial(t) for t in m.trials], IDS, m.variant)[0] for m in ensemble.members]
+    mean = averaged(oof, np.array([0.75, 0.25]), "log-odds")
+    assert blend_oof(ensemble, store, IDS) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_member_of_another_tool_joins_with_the_predictions_that_are_given(store, scale):
+    ours = ensemble_of(store, (1.0,), scale=scale)
+    theirs = EnsembleMember(variant="mine", weight=0.4, threshold=0.2, trials=[], checkpoints=[], f2=0.5)
+    members = [ours.members[0].model_copy(update={"weight": 0.6}), theirs]
+    ensemble = ours.model_copy(update={"members": members})
+    for blend, ids in ((blend_test, TEST_IDS), (blend_oof, IDS)):
+        given = np.random.default_rng(1).random((len(ids), N_LABELS)).astype(np.float32)
+        own = blend(ours, store, ids)
+        mixed = blend(ensemble, store, ids, outside={"mine": given})
+        assert mixed == pytest.approx(averaged([own, given], np.array([0.6, 0.4]), scale), abs=1e-5)
+        for outside in (None, {"other": given}):
+            with pytest.raises(StoreError, match="member mine comes from another tool"):
+                blend(ensemble, store, ids, outside=outside)
+
+
+def test_a_member_of_another_tool_without_weight_is_not_needed(store):
+    ours = ensemble_of(store, (1.0,))
+    idle = EnsembleMember(variant="mine", weight=0, threshold=0.2, trials=[], checkpoints=[], f2=0.5)
+    ensemble = ours.model_copy(update={"members": [*ours.members, idle]})
+    assert np.array_equal(blend_test(ensemble, store, TEST_IDS), blend_test(ours, store, TEST_IDS))
+    assert np.array_equal(blend_oof(ensemble, store, IDS), blend_oof(ours, store, IDS))
+
+
+def test_an_ensemble_of_before_there_were_scales_averages_probabilities(store):
+    plain = ensemble_of(store).model_dump(exclude={"scale"})
+    assert Ensemble.model_validate(plain).scale == "probability"
+
+
+def test_rows_are_gathered_into_a_nameless_file_alike(store, tmp_path):
+    trials = held_out(store, IDS[:4], IDS[4:])
+    before = set(tmp_path.iterdir())
+    probs, _ = gather_oof(trials, IDS, "a", scratch=tmp_path)
+    assert np.array_equal(probs, gather_oof(trials, IDS, "a")[0])
+    assert isinstance(probs, np.memmap)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_members_cost_is_a_pictures_seconds_and_the_bytes_of_all_its_checkpoints(store):
+    trials = held_out(store, IDS[:3], IDS[3:])
+    for trial, size in zip(trials, (10, 20), strict=True):
+        trial.best.write_bytes(bytes(size))
+    assert cost_of(trials) == (pytest.approx(1.5 / 3 + 1.5 / 4), 30)
 
 
 def test_a_member_of_weight_0_needs_no_test_predictions(store):

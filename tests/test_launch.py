@@ -68,16 +68,9 @@ def test_a_mistake_exits_with_1_and_says_what_to_do(capsys, tmp_path, argv, expe
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
-        "time_budget", "fresh", "variant", "fold", "set", "out",
+        "time_budget", "fresh", "variant", "fold", "set", "out", "member",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("0.5h", 1800)]
-)
-def test_durations(text, seconds):
-    assert launch._duration(text) == seconds
 
 
 def test_check_data_reports_on_a_good_directory(capsys, tiny_root):
@@ -168,7 +161,7 @@ def test_folds_are_counted_whatever_the_columns(tmp_path, text):
 def test_the_name_of_an_ensemble_is_no_path(capsys, trained, tmp_path):
     code, _, err = run(capsys, "--out", "../x", program=blend)
     assert code == 1
-    assert "--out takes letters" in err
+    assert "an ensemble's name takes letters" in err
 
 
 def test_a_run_directory_that_cannot_be_made_is_one_line(capsys, trained, tmp_path):

@@ -15,10 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.evaluate import draw_sample, own_threshold
+from imet_ray.blending.evaluate import LEAST_THRESHOLD, draw_sample
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member, check_members
 from imet_ray.errors import ConfigError
+from imet_ray.metrics import best_threshold
 
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
@@ -85,7 +86,7 @@ def choose(
     sizes = _costs(members, "size", budget.size is not None)
     sample = draw_sample([member.probs for member in members], labels, seed)
     thresholds = [
-        0.0 if member.margins else own_threshold(probs, sample.labels)
+        0.0 if member.margins else max(LEAST_THRESHOLD, best_threshold(probs, sample.labels)[0])
         for member, probs in zip(members, sample.probs, strict=True)
     ]
     cells = DisputedCells.build([member.probs for member in members], thresholds, labels)

@@ -1,10 +1,10 @@
 """What a blend is worth: each method under each decoder, its own score and the nested one that does not flatter it.
 
 Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
-weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging, a
-choice of two, and where the searches start: each member's own threshold. What optimism is left: the best nested of
-several is taken, which is why nothing but a gain beyond noise displaces uniform weights, and whatever the caller
-remarks (hparams and epochs that were picked on the pictures that are scored).
+weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging,
+a choice of two. What optimism is left: the best nested of several is taken, which is why nothing but a gain beyond
+noise displaces uniform weights, and whatever the caller remarks (hparams and epochs that were picked on the pictures
+that are scored).
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ from imet_ray.blending.solve import (
     solve_here,
 )
 from imet_ray.errors import ConfigError, unknown_name
-from imet_ray.metrics import best_threshold
 
 DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
 WINDOW = 0.2  # how far shifts may go, in mean thresholds; doubled where one comes near its end
 LEAST_WINDOW = 0.01
 LEAST_THRESHOLD = 2**-10
+PREDICTED = 1.75  # times the true labels: F2 weighs recall over precision, so it predicts more than there are
 WIDEST_LOG_ODDS = 3.0
 
 
@@ -103,7 +103,7 @@ def evaluate(
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
 
-    thresholds = [0.0 if margins else own_threshold(probs, sample.labels) for probs in sample.probs]
+    thresholds = [0.0] * len(members) if margins else first_thresholds(sample, labels.sum() / len(labels))
 
     def compete(scale: Scale, methods: Sequence[str], before: Contest | None = None) -> Contest:
         progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
@@ -211,9 +211,21 @@ def _cells(
     return DisputedCells.build(values, wide.tolist(), labels, window=window, scale=scale, groups=of_label)
 
 
-def own_threshold(probs: np.ndarray, labels: np.ndarray) -> float:
-    """A member's best threshold; not so low that cells of probability 0 would be in dispute."""
-    return max(LEAST_THRESHOLD, best_threshold(probs, labels)[0])
+def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
+    """For each member the threshold that predicts PREDICTED times as many labels as pictures have on average.
+
+    It is only where the search begins, and knows of the labels nothing but their number, so nothing leaks from fold to
+    fold. Not so low that cells of probability 0 would be in dispute.
+
+    Args:
+        mean_labels: a picture.
+    """
+    found = []
+    for probs in sample.probs:
+        flat = probs.ravel()
+        count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, flat.size))
+        found.append(max(LEAST_THRESHOLD, float(np.partition(flat, flat.size - count)[flat.size - count])))
+    return found
 
 
 def _widest(thresholds: Sequence[float], scale: Scale, *, margins: bool) -> float:
@@ -233,7 +245,7 @@ def _check_limits(min_weight: float, max_members: int | None) -> None:
 
 
 def _methods(methods: Sequence[str] | None, use: str | None) -> tuple[str, ...]:
-    wanted = known_methods() if methods is None else (*methods, *((use,) if use else ()))
+    wanted = (*(known_methods() if methods is None else methods), *((use,) if use is not None else ()))
     for method in wanted:
         if method not in known_methods():
             raise unknown_name("method", method, known_methods())

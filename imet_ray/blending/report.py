@@ -63,7 +63,7 @@ class BlendReport:
     best: Row  # the best nested one, chosen or not
     best_over_uniform: Gain
     single: Row  # the best single member, under its better decoder
-    thresholds: tuple[float, ...]  # each member's own
+    thresholds: tuple[float, ...]  # t_m: where the members' shifts begin
     decoder: Decoder  # of probabilities, or of margins where the members give these
     worth: tuple[Worth, ...]
     correlation: tuple[tuple[float, ...], ...]  # of the members' errors

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imet_ray.averaging import Scale
+from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.blending.budget import Budget, Chosen, choose
 from imet_ray.blending.contest import Progress
 from imet_ray.blending.evaluate import evaluate
@@ -107,6 +107,14 @@ def frozen(
     """
     decoder = report.chosen.decoder
     alone = {row.method: row.nested for row in report.rows if row.is_single and row.decoder == decoder}
+    own = {  # t_m + s of each member alone
+        row.method: float(as_probability(on_scale(np.array(t), report.scale) + row.shifts[0], report.scale))
+        for row, t in zip(
+            (row for row in report.rows if row.is_single and row.decoder == "threshold"),
+            report.thresholds,
+            strict=False,
+        )
+    }
     return Ensemble(
         name=name,
         label_ids=list(label_ids),
@@ -114,7 +122,7 @@ def frozen(
             EnsembleMember(
                 variant=member.name,
                 weight=report.weights[i],
-                threshold=report.thresholds[i],
+                threshold=own[member.name] if member.name in own else report.thresholds[i],
                 trials=(trials or {}).get(member.name, []),
                 checkpoints=(checkpoints or {}).get(member.name, []),
                 f2=alone[member.name],

@@ -1,0 +1,287 @@
+"""The blend's command line: one line for a mistake, and a run or the 2019 files become an ensemble."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import blend
+import launch
+from imet_ray.blending import fit as fit_module
+from imet_ray.blending import line
+from imet_ray.decode import decode
+from imet_ray.ensemble import blend_oof, read_ensemble
+from imet_ray.metrics import f2_score
+from imet_ray.predict import predict_checkpoint
+from imet_ray.results import read_spec
+from imet_ray.stages import Run, reopen
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of two variants on all three folds, with out-of-fold predictions."""
+
+    run: Run
+    where: list[str]  # the options that lead to it
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("blend")
+    (folder / "space.yml").write_text(
+        "n_folds: 3\n"
+        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 2, lr: 0.003, keep: last}\n"
+        "variants: [{name: a}, {name: b, augmentation: none}]\n"
+    )
+    where = ["--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)]
+    for variant in "ab":
+        for fold in "012":
+            argv = ["--train", "--variant", variant, "--fold", fold, "--data", str(tiny_root), "--name", "r"]
+            assert launch.main([*argv, "--space", str(folder / "space.yml"), *where]) == 0
+    run = reopen(folder / "runs", "r", tiny_cache)
+    for trial in run.store.trials():
+        rows = run.data.rows(read_spec(trial).fold, held_out=True)
+        split, label_ids = run.data.split, run.data.label_ids
+        predict_checkpoint(
+            trial, split, rows, path=trial.oof, label_ids=label_ids, device=torch.device("cpu")
+        )
+    return Trained(run, where)
+
+
+@pytest.fixture(autouse=True)
+def quick_lines(monkeypatch):
+    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
+    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
+    monkeypatch.setattr(line, "KICKS", (1, 1))
+
+
+@pytest.fixture
+def mine(trained, tmp_path) -> Path:
+    """Another tool's predictions, rows in any order: nearly right."""
+    ids, labels = trained.run.data.split.ids, trained.run.data.labels
+    rows = np.random.default_rng(0).permutation(len(ids))
+    noise = np.random.default_rng(1).uniform(0, 0.05, labels.shape)
+    probs = np.abs(labels - noise).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", ids=np.array(ids)[rows], probs=probs[rows])
+    return tmp_path / "mine.npz"
+
+
+def call(capsys, *argv):
+    capsys.readouterr()
+    try:
+        code = blend.main([str(arg) for arg in argv])
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "expected"),
+    [
+        (["--nonsense"], 2, "unrecognized arguments: --nonsense"),
+        (["--memb", "a"], 2, "unrecognized arguments"),
+        (["--min-weight", "much"], 2, "invalid float value: 'much'"),
+        (["--max-members", "1.5"], 2, "invalid int value: '1.5'"),
+        (["--average", "logits"], 2, "invalid choice: 'logits'"),
+        (["--seconds", "soon"], 1, "--seconds takes 2h, 90m or 1h30m, got 'soon'"),
+        (["--bytes", "20 apples"], 1, "--bytes takes a size such as 20GB or 500MB, got '20 apples'"),
+        (["--bytes", "0GB"], 1, "--bytes takes a size"),
+        (["--images", "0", "--seconds", "1h"], 1, "--images must be at least 1, got 0"),
+        (["--members", "a,,b"], 1, "--members takes names separated by commas, each once, got 'a,,b'"),
+        (["--members", "a,a"], 1, "--members takes names separated by commas, each once, got 'a,a'"),
+        (["--images", "10"], 1, "--images counts the pictures that --seconds is for: give both"),
+        (["--out", "../x"], 1, "an ensemble's name takes letters"),
+        (["--out", ""], 1, "an ensemble's name takes letters"),
+        (["--folds", "folds.npy"], 1, "--folds and --labels go with the 2019 solution's files"),
+        (["--labels", "train.csv"], 1, "--folds and --labels go with the 2019 solution's files"),
+        (["name"], 1, "the 2019 solution's files need a name first"),
+        (["name", "level1.npy", "--folds", "f.npy"], 1, "and their folds and labels"),
+        (["../x", "a.npy", "--folds", "f", "--labels", "l"], 1, "an ensemble's name takes letters"),
+        (["x", "a.npy", "--folds", "f", "--labels", "l", "--bytes", "1"], 1, "--bytes goes with a run"),
+        (["x", "a.npy", "--folds", "f", "--labels", "l", "--name", "r"], 1, "--name goes with a run"),
+        (["x", "a.npy", "--folds", "f", "--labels", "l", "--out", "y"], 1, "--out goes with a run"),
+        (["--runs", "/nowhere"], 1, "no run in /nowhere: start one with"),
+        (["--address", "ray://x:1"], 1, "--address takes auto or HOST:PORT"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(capsys, argv, code, expected):
+    found, out, err = call(capsys, *argv)
+    assert found == code
+    assert expected in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("20GB", 20 * 10**9), ("500mb", 5 * 10**8), ("1.5 KB", 1500), ("7", 7), ("7B", 7)]
+)
+def test_sizes(text, size):
+    assert blend._size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--name", "s"], "no run 's' in"),
+        (["--members", "a,c"], "trained on all folds: unknown member 'c'"),
+        (["--member", "mine"], "--member takes NAME=FILE, got 'mine'"),
+        (["--member", "mine=/nowhere.npz"], "member mine (/nowhere.npz) cannot be read"),
+        (["--method", "lines"], "unknown method 'lines': did you mean 'line'?"),
+        (["--decoder", "treshold"], "unknown decoder 'treshold': did you mean 'threshold'?"),
+        (["--min-weight", "2"], "--min-weight must be in 0..1, got 2.0"),
+        (["--max-members", "0"], "--max-members must be at least 1, got 0"),
+        (["--bytes", "1KB"], "no member fits the budget"),
+        (["--level2", "tree"], "unknown level 2 'tree'"),
+    ],
+)
+def test_what_a_run_cannot_give_is_one_line_and_writes_nothing(capsys, trained, argv, expected):
+    code, out, err = call(capsys, *trained.where, "--out", "none", *argv)
+    assert code == 1
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not trained.run.store.ensemble("none").ensemble.exists()
+
+
+def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(capsys, trained):
+    code, out, err = call(capsys, *trained.where)
+    assert code == 0, err
+    run = trained.run
+    ensemble = read_ensemble(run.store.ensemble("blend"))
+    assert [member.variant for member in ensemble.members] == ["a", "b"]
+    for member in ensemble.members:
+        assert [read_spec(run.store.trial(trial)).fold for trial in member.trials] == [0, 1, 2]
+        assert member.seconds > 0
+        assert member.size == sum(run.store.trial(trial).best.stat().st_size for trial in member.trials)
+    assert (ensemble.data_digest, ensemble.folds_digest) == (run.data.split.digest, run.data.folds_digest)
+    decoded = decode(blend_oof(ensemble, run.store, run.data.split.ids), ensemble.decoder)
+    assert f2_score(decoded, run.data.labels) == pytest.approx(ensemble.report["chosen"]["own"], abs=2e-4)
+    assert out.strip() == ensemble.report["text"].strip()
+    assert "its nested F2: " in out
+    assert "python launch.py --predict blend --name r" in err
+    assert run.store.ensemble("blend").report.read_text().startswith("<!")
+
+
+def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_json(capsys, trained):
+    how = [
+        "--method",
+        "nelder-mead",
+        "--decoder",
+        "threshold",
+        "--average",
+        "log-odds",
+        "--out",
+        "j",
+        "--json",
+    ]
+    code, out, err = call(capsys, *trained.where, *how)
+    found = json.loads(out)
+    assert code == 0, err
+    assert (found["chosen"]["method"], found["chosen"]["decoder"]) == ("nelder-mead", "threshold")
+    assert (found["forced"], found["scale"]) == (True, "log-odds")
+    assert found["nested"] == found["chosen"]["nested"]
+    assert {row["method"] for row in found["rows"]} == {"uniform", "nelder-mead", "a", "b"}
+    ensemble = read_ensemble(trained.run.store.ensemble("j"))
+    assert ensemble.report == found
+    assert [member.weight for member in ensemble.members] == found["chosen"]["weights"]
+
+
+def test_another_tools_predictions_join_the_blend(capsys, trained, mine):
+    how = ["--member", f"mine={mine}", "--method", "greedy", "--decoder", "expected-f2", "--out", "m"]
+    code, out, err = call(capsys, *trained.where, *how)
+    ensemble = read_ensemble(trained.run.store.ensemble("m"))
+    assert code == 0, err
+    assert [member.variant for member in ensemble.members] == ["a", "b", "mine"]
+    assert ensemble.members[2].trials == []
+    assert ensemble.members[2].weight > 0.8
+    assert ensemble.members[2].f2 > 0.95
+    assert "mine" in out
+
+
+def test_another_tools_member_cannot_have_a_variants_name(capsys, trained, mine):
+    code, _, err = call(capsys, *trained.where, "--member", f"a={mine}")
+    assert code == 1
+    assert "member a comes twice" in err
+
+
+def test_only_the_named_members_are_blended(capsys, trained):
+    code, out, err = call(capsys, *trained.where, "--members", "b", "--decoder", "threshold", "--out", "b")
+    assert code == 0, err
+    assert "one variant, nothing to blend" in out
+    assert [m.variant for m in read_ensemble(trained.run.store.ensemble("b")).members] == ["b"]
+
+
+def test_the_budget_leaves_out_what_does_not_fit_and_stands_in_the_report(capsys, trained):
+    sizes = [trial.best.stat().st_size for trial in trained.run.store.trials()]
+    how = [
+        "--bytes",
+        str(int(3.5 * max(sizes))),
+        "--seconds",
+        "10h",
+        "--images",
+        "1000",
+        "--out",
+        "c",
+    ]
+    code, out, err = call(capsys, *trained.where, *how, "--method", "uniform", "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert len(found["names"]) == 1
+    assert found["budget"]["names"] == found["names"]
+    assert found["budget"]["size"] <= 3.5 * max(sizes)
+    assert any("members chosen for the budget" in remark for remark in found["remarks"])
+
+
+@pytest.fixture
+def files_2019(tmp_path) -> list[str]:
+    """Two models' level-1 files, three folds each."""
+    rng = np.random.default_rng(0)
+    folds, labels = np.arange(60) % 3, rng.random((60, 4)) < 0.4
+    labels[:, 0] |= ~labels.any(axis=1)
+    rows = [f"p{i},{' '.join(map(str, np.flatnonzero(row)))}" for i, row in enumerate(labels)]
+    (tmp_path / "train.csv").write_text("\n".join(["id,attribute_ids", *rows]) + "\n")
+    np.save(tmp_path / "folds.npy", folds)
+    for model, noise in (("good", 0.6), ("bad", 1.4)):
+        margins = (np.abs(labels - rng.uniform(0, noise, labels.shape).clip(0, 1)) - 0.5).astype(np.float32)
+        for fold in range(3):
+            np.save(tmp_path / f"level1_train_{model}_f{fold}_e1_0.5000.npy", margins[folds == fold])
+    files = [str(tmp_path / f"level1_train_{model}_f0_e1_0.5000.npy") for model in ("good", "bad")]
+    return [*files, "--folds", str(tmp_path / "folds.npy"), "--labels", str(tmp_path / "train.csv")]
+
+
+def test_files_of_2019_become_an_ensemble_and_that_solutions_description_of_it(capsys, files_2019, tmp_path):
+    runs = tmp_path / "runs"
+    code, out, err = call(capsys, "old", *files_2019, "--runs", runs, "--method", "line", "--json")
+    assert (code, "Traceback" in err) == (0, False)
+    found = json.loads(out)
+    assert found["chosen"]["method"] == "line"
+    assert any("optimistic" in remark for remark in found["remarks"])
+    folder = runs / "2019" / "ensembles" / "old"
+    theirs = yaml.safe_load((folder / f"old_val_{found['chosen']['own']:.4f}.yml").read_text())
+    assert [model["weight"] for model in theirs] == found["chosen"]["weights"]
+    assert theirs[1]["predicts"] == [f"level1_train_bad_f{fold}_e1_0.5000.npy" for fold in range(3)]
+    assert theirs[0]["weight"] > theirs[1]["weight"]
+    assert json.loads((folder / "ensemble.json").read_text())["decoder"]["threshold"] == 0
+    assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_an_ensemble_of_2019_is_no_run(capsys, files_2019, tmp_path):
+    assert call(capsys, "old", *files_2019, "--runs", tmp_path / "runs", "--method", "uniform")[0] == 0
+    code, _, err = call(capsys, "--runs", tmp_path / "runs")
+    assert code == 1
+    assert "no run in" in err
+
+
+def test_a_level1_file_that_is_not_there_is_one_line(capsys, files_2019, tmp_path):
+    Path(files_2019[1].replace("_f0_", "_f2_")).unlink()
+    code, _, err = call(capsys, "old", *files_2019, "--runs", tmp_path / "runs")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "bad" in err
+    assert len(err.splitlines()) == 1

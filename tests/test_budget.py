@@ -1,0 +1,189 @@
+"""The best ensemble that fits: equal to trying every set, within its limits, and greedy where sets are too many."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from imet_ray.blending import budget as budget_module
+from imet_ray.blending.budget import Budget, Chosen, choose
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.fit import uniform
+from imet_ray.blending.run import BlendOptions, blend_members
+from imet_ray.errors import ConfigError
+from imet_ray.metrics import best_threshold
+
+IMAGES = 1000
+
+
+def with_costs(members, seed=0):
+    rng = np.random.default_rng(seed)
+    costs = zip(members, rng.uniform(0.1, 1, len(members)), rng.integers(1, 10, len(members)), strict=True)
+    return [replace(member, seconds=float(s), size=int(b) * 10**6) for member, s, b in costs]
+
+
+@pytest.fixture(scope="module")
+def five(make_members):
+    members, labels, folds = make_members([1.0, 1.2, 1.5, 2.0, 3.0], n=150, c=6)
+    return with_costs(members), labels, folds
+
+
+def every_set(members, labels) -> dict[tuple[str, ...], tuple[float, float, int]]:
+    """The score under uniform weights, seconds and bytes of each set of members, by name."""
+    thresholds = {member.name: best_threshold(member.probs, labels)[0] for member in members}
+    found = {}
+    for size in range(1, len(members) + 1):
+        for kept in itertools.combinations(members, size):
+            own = [thresholds[member.name] for member in kept]
+            score = DisputedCells.build([m.probs for m in kept], own, labels).score(uniform(size))
+            seconds = IMAGES * sum(member.seconds for member in kept)
+            found[tuple(m.name for m in kept)] = score, seconds, sum(member.size for member in kept)
+    return found
+
+
+def check_that_it_fits(found: Chosen, members, budget: Budget):
+    by_name = {member.name: member for member in members}
+    kept = [by_name[name] for name in found.names]
+    assert found.seconds == pytest.approx(budget.images * sum(member.seconds for member in kept))
+    assert found.size == sum(member.size for member in kept)
+    assert budget.seconds is None or found.seconds <= budget.seconds
+    assert budget.size is None or found.size <= budget.size
+    assert budget.members is None or len(found.names) <= budget.members
+
+
+BUDGETS = [
+    Budget(IMAGES, 900.0),
+    Budget(IMAGES, 1500.0),
+    Budget(IMAGES, None, 12_000_000),
+    Budget(IMAGES, 1200.0, 15_000_000),
+    Budget(IMAGES, 2000.0, None, 2),
+    Budget(IMAGES, 1e9, 10**12),
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_chosen_set_is_the_best_of_all_that_fit(five, budget):
+    members, labels, folds = five
+    found = choose(members, labels, folds, budget, seed=0)
+    fitting = {
+        names: score
+        for names, (score, took, bytes_) in every_set(members, labels).items()
+        if (budget.seconds is None or took <= budget.seconds)
+        and (budget.size is None or bytes_ <= budget.size)
+        and (budget.members is None or len(names) <= budget.members)
+    }
+    best = max(fitting.values())
+    assert fitting[found.names] == pytest.approx(best, abs=1e-12)
+    assert found.exact
+    check_that_it_fits(found, members, budget)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_curve_rises_and_each_point_is_the_best_that_is_as_fast(five, monkeypatch, whole):
+    members, labels, folds = five
+    monkeypatch.setattr(budget_module, "WHOLE", 5 if whole else 4)  # else only sets that fit are tried
+    limit = 1200.0
+    sets = every_set(members, labels)
+    seen = {names: found for names, found in sets.items() if whole or found[1] <= limit}
+    curve = choose(members, labels, folds, Budget(IMAGES, limit), seed=0).curve
+    for before, after in itertools.pairwise(curve):
+        assert before.seconds < after.seconds
+        assert before.score < after.score
+    for step in curve:
+        score, took, _ = seen[step.members]
+        assert (step.score, step.seconds) == (pytest.approx(score, abs=1e-12), pytest.approx(took))
+        assert not any(rival > score + 1e-12 and seconds <= took for rival, seconds, _ in seen.values())
+    assert curve[-1].score == pytest.approx(max(score for score, _, _ in seen.values()), abs=1e-12)
+
+
+def test_more_than_15_members_are_chosen_greedily_and_fit(make_members):
+    noise = np.random.default_rng(0).uniform(0.8, 3, 16)
+    members, labels, folds = make_members(noise, n=120, c=6)
+    members = with_costs(members)
+    for budget in (
+        Budget(IMAGES, 2000.0),
+        Budget(IMAGES, None, 20_000_000),
+        Budget(IMAGES, 3000.0, 20_000_000, 3),
+    ):
+        found = choose(members, labels, folds, budget, seed=0)
+        assert not found.exact
+        check_that_it_fits(found, members, budget)
+        scores = {names: step.score for step in found.curve for names in [step.members]}
+        assert scores[found.names] == max(scores.values())
+        alone = [
+            choose([member], labels, folds, Budget(IMAGES), seed=0).curve[0].score
+            for member in members
+            if (budget.seconds is None or member.seconds * IMAGES <= budget.seconds)
+        ]
+        assert max(scores.values()) >= max(alone)
+    assert "by forward selection" in found.remark
+
+
+def test_greedy_choice_is_close_to_the_best_of_all_sets(five, monkeypatch):
+    members, labels, folds = five
+    budget = Budget(IMAGES, 1500.0, 20_000_000)
+    best = choose(members, labels, folds, budget, seed=0)
+    monkeypatch.setattr(budget_module, "EXACT", 1)
+    greedy = choose(members, labels, folds, budget, seed=0)
+    check_that_it_fits(greedy, members, budget)
+    assert not greedy.exact
+    scores = {names: score for names, (score, _, _) in every_set(members, labels).items()}
+    assert scores[best.names] - 0.01 <= scores[greedy.names] <= scores[best.names]
+
+
+@pytest.mark.parametrize(
+    ("cost", "budget"), [("seconds", Budget(IMAGES, 1000.0)), ("size", Budget(IMAGES, None, 10**9))]
+)
+def test_a_member_that_does_not_say_its_cost_is_refused_by_name_only_where_the_cost_is_limited(
+    five, cost, budget
+):
+    members, labels, folds = five
+    without = [*members[:2], replace(members[2], **{cost: None})]
+    with pytest.raises(ConfigError, match=f"member noise2 does not say its {cost}"):
+        choose(without, labels, folds, budget, seed=0)
+    other = Budget(IMAGES, size=10**9) if cost == "seconds" else Budget(IMAGES, seconds=1e9)
+    assert choose(without, labels, folds, other, seed=0).names
+
+
+@pytest.mark.parametrize("budget", [Budget(IMAGES, 1.0), Budget(IMAGES, None, 10)])
+def test_a_budget_that_no_member_fits_says_what_the_least_is(five, budget):
+    members, labels, folds = five
+    least = IMAGES * min(member.seconds for member in members)
+    with pytest.raises(
+        ConfigError, match=rf"no member fits.*{least:,.0f} s for 1,000 pictures.*raise --seconds"
+    ):
+        choose(members, labels, folds, budget, seed=0)
+
+
+def test_what_is_blended_is_what_was_chosen_and_the_report_says_so(five):
+    members, labels, folds = five
+    options = BlendOptions(methods=(), decoders=("threshold",), seconds=1500.0, scale="probability")
+    report, kept, bought = blend_members(members, labels, folds, seed=0, options=options, images=IMAGES)
+    assert bought == choose(members, labels, folds, Budget(IMAGES, 1500.0), seed=0)
+    assert tuple(member.name for member in kept) == report.names == bought.names
+    assert bought.remark in report.text()
+    assert report.seconds == tuple(member.seconds for member in kept)
+
+
+def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
+    members, labels, folds = five
+    few, many = (
+        blend_members(
+            members,
+            labels,
+            folds,
+            seed=0,
+            options=BlendOptions(methods=(), decoders=("threshold",), seconds=1e5, images=images),
+            images=IMAGES,
+        )[2]
+        for images in (10, 100_000)
+    )
+    assert few.seconds < 100
+    assert len(many.names) < 5
+
+
+def test_seconds_without_test_pictures_are_refused(five):
+    members, labels, folds = five
+    with pytest.raises(ConfigError, match="--seconds needs the number of test pictures.*give --images"):
+        blend_members(members, labels, folds, seed=0, options=BlendOptions(seconds=10.0))

@@ -1,0 +1,93 @@
+"""What stacking is said to be worth beside the blend: nested, blind, never used."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from imet_ray.blending.evaluate import draw_sample, evaluate
+from imet_ray.blending.level2 import STACKS, score_level2
+from imet_ray.errors import ConfigError
+from imet_ray.metrics import best_threshold, f2_score
+
+
+def score(kind, members, labels, folds):
+    values = [member.probs for member in members]
+    return score_level2(kind, values, labels, folds, draw_sample(values, labels, 0), 0)
+
+
+@pytest.fixture(scope="module")
+def two(make_members):
+    return make_members([0.7, 2.0], c=6)
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """Stacking that takes the first member as it is."""
+    monkeypatch.setitem(STACKS, "logistic", lambda probs, labels, folds, seed: probs[0])
+
+
+def test_stacked_probabilities_are_scored_by_picture_own_and_nested_under_both_decoders(two, first_of_two):
+    members, labels, folds = two
+    stacked = members[0].probs
+    found = score("logistic", members, labels, folds)
+    own, nested = found["threshold"]
+    assert set(found) == {"threshold", "expected-f2"}
+    assert own.shape == nested.shape == (len(labels),)
+    threshold = best_threshold(stacked, labels)[0]
+    assert own.mean() >= f2_score(stacked.astype(np.float32) > np.float32(threshold), labels)
+    alone = evaluate([replace(members[0], name="a")], labels, folds, seed=0).rows
+    for row in alone:
+        if row.is_single:
+            own, nested = found[row.decoder]
+            assert own.mean() == pytest.approx(row.own, abs=1e-12)
+            assert nested.mean() == pytest.approx(row.nested, abs=5e-3)  # their windows differ
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "expected-f2"])
+def test_threshold_and_temperature_of_a_fold_are_blind_to_its_labels(two, first_of_two, decoder):
+    members, labels, folds = two
+    most, others = np.split(np.flatnonzero(folds == 1), [80])
+    changed = labels.copy()
+    changed[most] = 1
+    before, after = (score("logistic", members, truth, folds)[decoder][1] for truth in (labels, changed))
+    assert before[others].tolist() == after[others].tolist()
+    assert before[folds == 0].tolist() != after[folds == 0].tolist()
+
+
+def test_labels_that_are_always_true_are_all_predicted(two):
+    members, labels, folds = two
+    for own, nested in score("logistic", members, np.ones_like(labels), folds).values():
+        assert own.mean() > 0.99
+        assert nested.mean() > 0.99
+
+
+def test_stacking_stands_beside_the_blend_and_is_never_used(two):
+    how = {"seed": 0, "methods": (), "scale": "probability"}
+    report, plain = evaluate(*two, level2="logistic", **how), evaluate(*two, **how)
+    assert [found.decoder for found in report.level2] == ["threshold", "expected-f2"]
+    assert report.chosen == plain.chosen
+    assert plain.level2 == ()
+    for found in report.level2:
+        assert found.kind == "logistic"
+        assert found.over_best.mean == pytest.approx(found.nested - report.best.nested, abs=1e-12)
+        assert f"level 2, logistic, {found.decoder}: nested {found.nested:.4f}" in report.text()
+
+
+def test_an_unknown_kind_is_refused(two):
+    with pytest.raises(ConfigError, match="unknown level 2 'trees'.*Known: lightgbm, logistic"):
+        score("trees", *two)
+
+
+def test_lightgbm_that_is_not_installed_says_how_to_get_it(two, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ConfigError, match="uv sync --extra lightgbm"):
+        score("lightgbm", *two)
+
+
+def test_lightgbm_is_judged_likewise(two):
+    pytest.importorskip("lightgbm")
+    found = score("lightgbm", *two)
+    assert set(found) == {"threshold", "expected-f2"}
+    assert all(0.3 < nested.mean() < 0.9 for _, nested in found.values())

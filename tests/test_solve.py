@@ -1,0 +1,183 @@
+"""Jobs: fits on some pictures, the widening of windows, temperature, and that the place where they run is no matter."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from imet_ray.averaging import averaged
+from imet_ray.blending import fit as fit_module
+from imet_ray.blending import line
+from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.fit import METHODS, fit, uniform
+from imet_ray.blending.solve import (
+    EXPECTED,
+    GROUPS,
+    THRESHOLD,
+    Job,
+    Problem,
+    Sample,
+    Solution,
+    Task,
+    solve,
+    solve_all,
+    solve_here,
+)
+from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
+from imet_ray.metrics import best_threshold, f2_score
+
+
+@pytest.fixture(autouse=True)
+def quick_lines(monkeypatch):
+    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
+    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
+    monkeypatch.setattr(line, "KICKS", (1, 1))
+
+
+def make_problem(members, labels, folds, *, window=0.05, t=None) -> Problem:
+    values = [member.probs for member in members]
+    thresholds = [best_threshold(v, labels)[0] for v in values] if t is None else [t] * len(values)
+    cells = DisputedCells.build(
+        values, thresholds, labels, window=window, groups=np.arange(labels.shape[1]) % 2
+    )
+    return Problem(cells, folds, Sample(np.arange(len(labels)), np.stack(values), labels), seed=0)
+
+
+@pytest.fixture(scope="module")
+def problem(make_members) -> Problem:
+    return make_problem(*make_members([1.0, 2.0, 2.0], n=150, c=6))
+
+
+def plain(solution: Solution):
+    return solution.weights.tolist(), solution.shifts.tolist(), solution.temperature
+
+
+def score_expected(sample: Sample, weights, temperature, scale="probability") -> float:
+    mixed = with_temperature(averaged(sample.probs, weights, scale), temperature)
+    return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), sample.labels)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_job_is_the_fit_on_the_pictures_of_the_other_folds(problem, method):
+    rows = np.flatnonzero(problem.folds != 2)
+    for decoder in (THRESHOLD, GROUPS):
+        found = solve(problem, Task(Job(method, decoder, 2)))
+        wanted = fit(problem.cells.pictures(rows), method, seed=0, by_group=decoder == GROUPS)
+        assert found.weights.tolist() == wanted.weights.tolist()
+        assert found.shifts.tolist() == wanted.shifts.tolist()
+
+
+def test_limits_of_the_problem_hold_in_each_job(problem):
+    for limits in ({"max_members": 1}, {"min_weight": 0.6}):
+        weights = solve(replace(problem, **limits), Task(Job("line", THRESHOLD))).weights
+        assert np.count_nonzero(weights) == 1
+
+
+@pytest.mark.parametrize("without", [None, 1])
+def test_a_member_alone_gets_the_threshold_that_is_exactly_best_for_it(make_members, without):
+    members, labels, folds = make_members([1.0, 2.0])
+    problem = make_problem(members, labels, folds, window=1.0)
+    found = solve(problem, Task(Job("member 1", THRESHOLD, without)))
+    kept = folds != without
+    cells = problem.cells.pictures(np.flatnonzero(kept))
+    best = best_threshold(members[1].probs[kept], labels[kept])[1]
+    assert found.weights.tolist() == [0, 1]
+    assert cells.score(found.weights, found.shifts) == pytest.approx(best, abs=1e-12)
+
+
+def test_jobs_in_one_process_are_each_what_they_are_alone(problem):
+    tasks = [Task(Job(method, THRESHOLD, fold)) for method in ("greedy", "line") for fold in (None, 0, 1)]
+    for task, found in zip(tasks, solve_here(problem, tasks), strict=True):
+        assert plain(found) == plain(solve(problem, task))
+
+
+def test_only_jobs_whose_shift_comes_to_the_end_of_the_window_are_done_again_with_a_wider_one(make_members):
+    members, labels, folds = make_members([1.0, 3.0])
+    asked: list[tuple[float, list[Job]]] = []
+
+    def within(window) -> Problem:
+        return make_problem(members, labels, folds, window=window, t=0.2)
+
+    def runner(problem, tasks):
+        if tasks:
+            asked.append((problem.cells.window, [task.job for task in tasks]))
+        return solve_here(problem, tasks)
+
+    jobs = [Job(f"member {i}", THRESHOLD, fold) for i in range(2) for fold in (None, 0)]
+    solved, cells = solve_all(within(0.02), jobs, runner, lambda window: within(window).cells)
+    assert list(solved) == jobs
+    assert asked[0] == (0.02, jobs)
+    assert [window for window, _ in asked] == [0.02 * 2**i for i in range(len(asked))]
+    assert len(asked[-1][1]) < len(jobs)
+    assert cells.window == asked[-1][0]
+    for job in jobs:
+        last = max(window for window, again in asked if job in again)
+        assert plain(solved[job]) == plain(solve(within(last), Task(job)))
+        assert abs(solved[job].shifts[0]) < last
+
+
+def test_no_window_is_wider_than_all_probabilities(make_members):
+    members, labels, folds = make_members([1.0])
+    solved, cells = solve_all(
+        make_problem(members, np.ones_like(labels), folds, window=0.6, t=1.0),
+        [Job("uniform", THRESHOLD)],
+        solve_here,
+        lambda window: make_problem(members, np.ones_like(labels), folds, window=window, t=1.0).cells,
+    )
+    assert cells.window >= 1
+    assert cells.score(np.ones(1), solved[Job("uniform", THRESHOLD)].shifts) > 0.99
+
+
+def test_expected_f2_starts_from_the_weights_of_the_threshold_even_if_only_it_is_asked_for(problem):
+    job = Job("line", EXPECTED, 1)
+    solved, _ = solve_all(problem, [job], solve_here, lambda window: problem.cells)
+    assert list(solved) == [job]
+    assert solved[job].weights.tolist() == solve(problem, Task(Job("line", THRESHOLD, 1))).weights.tolist()
+
+
+def test_weights_that_are_fitted_under_expected_f2_are_not_below_those_of_the_threshold(problem):
+    start = solve(problem, Task(Job("nelder-mead", THRESHOLD)))
+    found = solve(problem, Task(Job("nelder-mead", EXPECTED), start))
+    own = score_expected(problem.sample, found.weights, found.temperature)
+    assert found.weights.sum() == pytest.approx(1)
+    assert own >= score_expected(problem.sample, start.weights, 1.0)
+    assert own >= score_expected(problem.sample, uniform(3), 1.0) - 2e-3  # the temperatures differ
+    assert found.evaluations > start.evaluations
+
+
+def test_the_temperature_is_1_unless_another_is_better(problem):
+    for weights in (uniform(3), np.array([1.0, 0, 0])):
+        start = Solution(weights, np.zeros(1), 1.0, 0)
+        found = solve(problem, Task(Job("uniform", EXPECTED), start)).temperature
+        plain_f2 = score_expected(problem.sample, weights, 1.0)
+        assert 0.5 <= found <= 2
+        assert found == 1 or score_expected(problem.sample, weights, found) > plain_f2
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.7])
+def test_the_temperature_mends_a_member_whose_logits_were_scaled(make_members, scale):
+    members, labels, folds = make_members([0.2], n=500, c=12)
+    scaled = expit(scale * logit(members[0].probs.astype(np.float64).clip(1e-6, 1 - 1e-3)))
+    problem = make_problem([replace(members[0], probs=scaled.astype(np.float32))], labels, folds)
+    start = Solution(np.ones(1), np.zeros(1), 1.0, 0)
+    found = solve(problem, Task(Job("member 0", EXPECTED), start))
+    mended = score_expected(problem.sample, np.ones(1), found.temperature)
+    right = score_expected(Sample(problem.sample.rows, members[0].probs[None], labels), np.ones(1), 1.0)
+    assert 0.7 * scale < found.temperature < 1.4 * scale
+    assert mended > score_expected(problem.sample, np.ones(1), 1.0)
+    assert mended >= right - 2e-3
+
+
+@pytest.mark.parametrize("method", ["member 1", "nelder-mead"])
+def test_expected_f2_without_a_fold_does_not_look_at_that_folds_labels(make_members, method):
+    members, labels, folds = make_members([1.0, 2.0], n=150)
+    shuffled = labels.copy()
+    shuffled[folds == 1] = labels[folds == 1][::-1]
+    start = Solution(np.array([0.0, 1.0]) if method == "member 1" else uniform(2), np.zeros(1), 1.0, 0)
+    one, two, other = (
+        plain(solve(make_problem(members, truth, folds, t=0.2), Task(Job(method, EXPECTED, fold), start)))
+        for truth, fold in ((labels, 1), (shuffled, 1), (shuffled, None))
+    )
+    assert one == two
+    assert other != two
