@@ -34,7 +34,7 @@ def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("blend")
     (folder / "space.yml").write_text(
         "n_folds: 3\n"
-        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 2, lr: 0.003, keep: last}\n"
+        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1, lr: 0.003, keep: last}\n"
         "variants: [{name: a}, {name: b, augmentation: none}]\n"
     )
     where = ["--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)]

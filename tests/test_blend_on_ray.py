@@ -45,7 +45,7 @@ def test_fits_are_the_same_on_ray_and_in_one_process_with_cells_enough_for_threa
 @pytest.mark.filterwarnings("ignore")
 def test_the_report_is_the_same_on_ray_and_in_one_process(on_ray, make_members):
     case = make_members([0.7, 2.0, 2.0], n=90, c=6)
-    how = {"seed": 1, "groups": ("a", "b") * 3, "methods": tuple(METHODS)[:4]}
+    how = {"seed": 1, "groups": ("a", "b") * 3, "methods": ["greedy"]}
     here, there = (
         json.dumps(evaluate(*case, runner=runner, **how).to_dict()) for runner in (solve_here, on_ray)
     )

@@ -156,6 +156,6 @@ def test_more_rounds_and_kicks_are_never_worse(make_members):
 def test_line_is_never_below_nelder_mead_on_20_seeded_problems(make_members):
     for seed in range(20):
         noise = np.random.default_rng(seed).uniform(0.5, 3, 3)
-        cells = problem(make_members, noise, n=120, c=6, seed=seed)
+        cells = problem(make_members, noise, n=80, c=5, seed=seed)
         found = {method: fit(cells, method, seed=0).score for method in ("line", "nelder-mead")}
         assert found["line"] >= found["nelder-mead"], seed

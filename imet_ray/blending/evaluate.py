@@ -36,7 +36,7 @@ from imet_ray.errors import ConfigError, unknown_name
 
 DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
-WINDOW = 0.2  # how far shifts may go, in mean thresholds; doubled where one comes near its end
+WINDOW = 0.4  # how far shifts may go, in mean thresholds; doubled where one comes near its end
 LEAST_WINDOW = 0.01
 LEAST_THRESHOLD = 2**-10
 PREDICTED = 1.75  # times the true labels: F2 weighs recall over precision, so it predicts more than there are
@@ -205,7 +205,7 @@ def _cells(
     if scale == "probability":
         window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
     else:
-        window = WINDOW  # of log-odds: the same share of a small threshold
+        window = WINDOW  # of log-odds: about the same share of a small threshold
     window = min(window, _widest(thresholds, scale, margins=margins))
     wide = on_scale(np.array(thresholds), scale).astype(np.float64)
     return DisputedCells.build(values, wide.tolist(), labels, window=window, scale=scale, groups=of_label)
