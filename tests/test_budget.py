@@ -79,6 +79,14 @@ def test_the_chosen_set_is_the_best_of_all_that_fit(five, budget):
     check_that_it_fits(found, members, budget)
 
 
+def test_of_equally_good_members_the_faster_one_is_chosen(five):
+    members, labels, folds = five
+    twins = [
+        replace(members[0], name=name, seconds=seconds) for name, seconds in (("slow", 0.9), ("fast", 0.3))
+    ]
+    assert choose(twins, labels, folds, Budget(IMAGES, 1e9), seed=0).names == ("fast",)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_curve_rises_and_each_point_is_the_best_that_is_as_fast(five, monkeypatch, whole):
     members, labels, folds = five
