@@ -2,9 +2,9 @@
 
 Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
 weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging,
-a choice of two. What optimism is left: the best nested of several is taken, which is why nothing but a gain beyond
-noise displaces uniform weights, and whatever the caller remarks (hparams and epochs that were picked on the pictures
-that are scored).
+a choice of two, and the mean number of labels. What optimism is left: the best nested of several is taken, which is
+why nothing but a gain beyond noise displaces uniform weights, and whatever the caller
+remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
