@@ -5,9 +5,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 `imet_ray.cluster`.
 """
 
-import difflib
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -15,10 +13,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError
+from imet_ray.settings_errors import Place, describe, is_type_name, unknown_key
 from imet_ray.specs import WEIGHTS, Frozen, Hparam, Variant
 
 Model = TypeVar("Model", bound=BaseModel)
-Path_ = tuple[str | int, ...]  # where a value stands in the YAML tree
 
 
 class Range(Frozen):
@@ -182,23 +180,23 @@ class _Reader:
         models = {"variants": variants, "ranges": ranges, "asha": file.asha}
         return self.validate(SearchSpace, whole | models | {"resources": file.resources}, ())
 
-    def settings(self, file: _File) -> list[tuple[dict[str, Any], dict[str, Path_]]]:
+    def settings(self, file: _File) -> list[tuple[dict[str, Any], dict[str, Place]]]:
         """Each variant's settings, and where each of them stands in the file."""
-        found: list[tuple[dict[str, Any], dict[str, Path_]]] = []
-        base_origin: dict[str, Path_] = {key: ("base", key) for key in file.base}
+        found: list[tuple[dict[str, Any], dict[str, Place]]] = []
+        base_origin: dict[str, Place] = {key: ("base", key) for key in file.base}
         if file.grid:
             axes = [[(key, i, v) for i, v in enumerate(vs)] for key, vs in file.grid.items()]
             for point in itertools.product(*axes):
                 name = "-".join(str(value) for _, _, value in point)
                 settings = {"name": name} | file.base | {key: value for key, _, value in point}
-                places: dict[str, Path_] = {key: ("grid", key, i) for key, i, _ in point}
+                places: dict[str, Place] = {key: ("grid", key, i) for key, i, _ in point}
                 found.append((settings, base_origin | places))
         for i, entry in enumerate(file.variants):
             places = {key: ("variants", i, key) for key in entry}
             found.append((file.base | entry, base_origin | places | {"": ("variants", i)}))
         return found
 
-    def ranges(self, search: Any, origin: dict[str, Path_]) -> dict[str, Range]:
+    def ranges(self, search: Any, origin: dict[str, Place]) -> dict[str, Range]:
         ranges = {}
         for key, value in search.items():
             where = ("search", key)
@@ -223,23 +221,23 @@ class _Reader:
         return ranges
 
     def validate(
-        self, model: type[Model], given: Any, where: Path_, origin: dict[str, Path_] | None = None
+        self, model: type[Model], given: Any, where: Place, origin: dict[str, Place] | None = None
     ) -> Model:
         try:
             return model.model_validate(given)
         except ValidationError as error:
             lines = []
             for problem in error.errors():
-                loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
+                loc = tuple(part for part in problem["loc"] if not is_type_name(part))
                 key = str(loc[0]) if loc else ""
                 place = origin.get(key, origin.get("", ())) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{describe(problem, loc, model)}")
             raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
-    def error(self, where: Path_, text: str) -> ConfigError:
+    def error(self, where: Place, text: str) -> ConfigError:
         return ConfigError(f"{self.at(where)}{text}")
 
-    def at(self, where: Path_) -> str:
+    def at(self, where: Place) -> str:
         """`file line n: ` of the deepest part of `where` that stands in the file."""
         node: yaml.Node = self.tree
         line = node.start_mark.line
@@ -271,53 +269,3 @@ class _Reader:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.refuse_twins(item)
-
-
-def unknown_key(key: str, known: Sequence[str] | Any) -> str:
-    """`unknown key 'x': did you mean 'y'?`"""
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown key {key!r}: {hint}"
-
-
-def describe(problem: Any, loc: Path_, model: type[BaseModel]) -> str:
-    """One line for one of pydantic's errors."""
-    key = ".".join(str(part) for part in loc)
-    if problem["type"] == "extra_forbidden":
-        fields: Any = model.model_fields
-        for part in loc[:-1]:  # an unknown key of a nested model: name that model's keys
-            inner = fields[part].annotation if part in fields else None
-            for candidate in (inner, *getattr(inner, "__args__", ())):
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    fields = candidate.model_fields
-        return unknown_key(str(loc[-1]), list(fields))
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    got = problem["input"]
-    if problem["type"] == "literal_error" and isinstance(got, str):
-        expected = problem["ctx"]["expected"]
-        choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
-        nearest = difflib.get_close_matches(got, choices, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        return f"{key} must be one of {expected}, got {got!r}. {hint}".rstrip()
-    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
-
-
-def _as_number(got: object) -> str:
-    """The hint for 1e-4, which YAML 1.1 takes for a word."""
-    if not isinstance(got, str):
-        return ""
-    try:
-        return f": write {float(got)!r}" if "e" not in repr(float(got)) else f": write {float(got):.6e}"
-    except ValueError:
-        return ""
-
-
-def _is_type_name(part: str | int) -> bool:
-    """Pydantic puts the names of a union's members into the path of an error."""
-    return isinstance(part, str) and (
-        "[" in part or part.startswith("constrained-") or part in {"float", "int", "str", "bool", "none"}
-    )

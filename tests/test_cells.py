@@ -108,15 +108,6 @@ def test_disputed_cells_count_what_the_whole_matrix_counts_in_blocks_of_any_size
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(), st.sampled_from([0.0, 0.5, 1.0]))
-def test_a_narrower_window_counts_the_same_within_it(case, share):
-    cells = case.build().narrowed(case.window * share)
-    shifts = case.shifts_in(cells)
-    check(cells, case.weights, shifts, case.dense(shifts), case.labels)
-    assert len(cells.image) <= len(case.build().image)
-
-
-@settings(max_examples=100, deadline=None)
 @given(cases(), st.data())
 def test_some_of_the_pictures_count_the_same_for_themselves(case, data):
     n = len(case.labels)

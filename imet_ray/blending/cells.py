@@ -1,8 +1,8 @@
 """The blend's exact objective on the cells that members disagree about.
 
-A cell (picture i, label c) is predicted where sum_m w_m (p_m[i, c] - t_m) > s: t_m is each member's own threshold, and
-s, the shift, moves all of them together (one for all labels, or one a label group). As weights and t are free, so is
-the threshold of the blended probability; the t_m only keep s near 0. While s stays in a window around 0, a cell whose
+A cell (picture i, label c) is predicted where sum_m w_m (p_m[i, c] - t_m) > s: t_m is a first threshold of each
+member, and s, the shift, moves all of them together (one for all labels, or one a label group). As s is free, so is the
+threshold of the blended probability; the t_m only keep s near 0. While s stays in a window around 0, a cell whose
 margins p_m - t_m all lie above the window, or all below, is decided: no weights >= 0 change it. Such cells are counted
 once, and only the others are kept.
 """
@@ -172,28 +172,6 @@ class DisputedCells:
         """The same cells for some of the members: some are decided now, and only make it slower."""
         chosen = list(kept)
         return replace(self, margins=self.margins[chosen], thresholds=self.thresholds[chosen])
-
-    def narrowed(self, window: float) -> "DisputedCells":
-        """The same objective for shifts in a narrower window: what is decided there is counted.
-
-        Args:
-            window: at most this one's.
-        """
-        assert window <= self.window
-        lowest, highest = self.margins.min(axis=0), self.margins.max(axis=0)
-        won = lowest > np.float32(window)
-        kept = ~won & (highest > np.float32(-window))
-        n = len(self.true)
-        return replace(
-            self,
-            margins=np.ascontiguousarray(self.margins[:, kept]),
-            image=self.image[kept],
-            label=self.label[kept],
-            group=self.group[kept],
-            hits=self.hits + np.bincount(self.image[won & self.label], minlength=n),
-            chosen=self.chosen + np.bincount(self.image[won], minlength=n),
-            window=window,
-        )
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """sum_m w_m margin_m of each cell: (D,) float32."""

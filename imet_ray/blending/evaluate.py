@@ -3,8 +3,8 @@
 Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
 weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging,
 a choice of two, and the mean number of labels. What optimism is left: the best nested of several is taken, which is
-why nothing but a gain beyond noise displaces uniform weights, and whatever the caller
-remarks (hparams and epochs that were picked on the pictures that are scored).
+why nothing but a gain beyond noise displaces uniform weights, and whatever the caller remarks (hparams and epochs that
+were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def evaluate(
             if before is not None
             else _cells(values, thresholds, labels, scale, of_label, margins=margins),
             folds,
-            sample,
+            sample if EXPECTED in under else None,
             seed,
             scale,
             _widest(thresholds, scale, margins=margins),
@@ -201,7 +201,7 @@ def _cells(
     *,
     margins: bool,
 ) -> DisputedCells:
-    """The cells in dispute around the members' own thresholds, which are given as probabilities."""
+    """The cells in dispute around the members' first thresholds, which are given as probabilities."""
     if scale == "probability":
         window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
     else:

@@ -2,7 +2,7 @@
 
 Its probabilities are nested already: a fold's come from models that saw the other folds only. Expected F2 adds a
 temperature and the threshold decoder a threshold, each fitted without the fold that is scored, on probabilities of the
-other folds.
+other folds. What remains, of second order: these came from models that saw the fold that is scored.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,16 +3,15 @@
 Each is skipped where a file of the same checkpoint, views and pictures lies there already.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import ray
-from tqdm import tqdm
 
 from imet_ray.cluster.session import Session
+from imet_ray.cluster.tasks import TASK_RETRIES, as_they_end
 from imet_ray.cluster.trial import worker_device
 from imet_ray.cluster.worker import predict_in_worker
 from imet_ray.data import SplitData, TrainingData
@@ -20,8 +19,6 @@ from imet_ray.errors import ImetError, StoreError
 from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
 from imet_ray.store import Store, TrialStore
-
-TASK_RETRIES = 3  # of a task whose worker or node was lost
 
 
 def predict_held_out(trials: Sequence[TrialStore], store: Store, data: TrainingData, session: Session) -> int:
@@ -54,7 +51,7 @@ def _predict(
         num_cpus=session.cpus_per_trial, num_gpus=gpus, max_retries=TASK_RETRIES
     )(predict_in_worker)
     shared = ray.put((split, label_ids, data))
-    waiting = [
+    refs = [
         task.remote(
             kind,
             store.root,
@@ -68,23 +65,10 @@ def _predict(
     ]
     predicted = 0
     what = {"oof": "out-of-fold", "test": "test"}[kind]
-    with tqdm(total=len(waiting), desc=what, unit="checkpoint", disable=not sys.stderr.isatty()) as bar:
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1)
-            try:
-                outcome: bool | str = ray.get(ready[0])
-            except ray.exceptions.RayTaskError:
-                raise  # a fault in our own code: its traceback is what helps
-            except ray.exceptions.RayError as error:
-                first = str(error).strip().splitlines()[0]
-                raise StoreError(
-                    f"a worker of the {what} pass was lost {TASK_RETRIES + 1} times ({first}): "
-                    "run the same command again"
-                ) from error
-            if isinstance(outcome, str):
-                raise StoreError(outcome)
-            predicted += outcome
-            bar.update()
+    for _, outcome in as_they_end(refs, what, "checkpoint"):
+        if isinstance(outcome, str):
+            raise StoreError(outcome)
+        predicted += outcome
     return predicted
 
 
