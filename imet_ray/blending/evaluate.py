@@ -285,12 +285,13 @@ def _row(
     gains: tuple[Gain, Gain],
 ) -> Row:
     method, decoder = key
+    alone = method.startswith("member ")
     whole = solutions[None]
     return Row(
         method=_title(method, names),
         decoder=decoder,
-        is_single=method.startswith("member "),
-        transferred=decoder == EXPECTED and method not in (DIRECT, "uniform") and len(names) > 1,
+        is_single=alone,
+        transferred=decoder == EXPECTED and method not in (DIRECT, "uniform") and not alone,
         own=scores[0],
         nested=scores[1],
         over_uniform=gains[0],
