@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                     members=_names(args.members) if args.members is not None else None,
                     outside=args.member or (),
                     out=args.out or "blend",
+                    in_full=args.json,
                     options=options,
                     runner=runner,
                 )

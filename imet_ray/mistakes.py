@@ -7,10 +7,12 @@ blocks of rows: iMet's predictions are 482 MB.
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from imet_ray.catalog import Catalog
 from imet_ray.decode import Decoder, decode
 from imet_ray.metrics import f2_of_counts
 
@@ -60,6 +62,45 @@ def count_labels(probs: np.ndarray, labels: np.ndarray, decoder: Decoder) -> Lab
         for part in tqdm(pool.map(count, starts), total=len(starts), desc="decoding", disable=None):
             total += part
     return LabelCounts(*total)
+
+
+def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int) -> dict[str, Any]:
+    """F2 of each label and label group, and the most confident mistakes, for a program.
+
+    Args:
+        probs: (N, C) float, out of fold.
+        k: mistakes of each kind.
+    """
+    counts = count_labels(probs, catalog.labels, decoder)
+    each = np.eye(len(catalog.label_ids), dtype=bool)
+    groups = np.array(catalog.label_groups)
+
+    def listed(found: list[Mistake]) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": catalog.train.ids[mistake.row],
+                "label": catalog.label_ids[mistake.label],
+                "probability": mistake.probability,
+            }
+            for mistake in found
+        ]
+
+    missing, unseen = confident_mistakes(probs, catalog.labels, k)
+    return {
+        "labels": [
+            {
+                "label": label,
+                "f2": counts.f2(own),
+                "true": int(counts.true[i]),
+                "predicted": int(counts.chosen[i]),
+                "hits": int(counts.hits[i]),
+            }
+            for i, (label, own) in enumerate(zip(catalog.label_ids, each, strict=True))
+        ],
+        "f2_by_group": {group: counts.f2(groups == group) for group in sorted(set(catalog.label_groups))},
+        "probable_labels_that_are_missing": listed(missing),
+        "improbable_labels_that_are_there": listed(unseen),
+    }
 
 
 def confident_mistakes(probs: np.ndarray, labels: np.ndarray, k: int) -> tuple[list[Mistake], list[Mistake]]:

@@ -15,7 +15,8 @@ from imet_ray.blending.solve import Runner
 from imet_ray.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.experiment import only_driver
-from imet_ray.report import write_findings, write_report
+from imet_ray.mistakes import label_findings
+from imet_ray.report import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.results import standings
 from imet_ray.stages import cache_at, near, reopen
 from imet_ray.store import Store
@@ -31,6 +32,7 @@ def blend(
     members: Sequence[str] | None,
     outside: Sequence[str],
     out: str,
+    in_full: bool,
     options: BlendOptions,
     runner: Runner,
 ) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def blend(
         members: variants to blend; all that are trained on all folds if None.
         outside: `NAME=FILE` of other tools' predictions.
         out: the ensemble's name.
+        in_full: with what else the page tells of labels and pictures.
 
     Raises:
         ImetError: one line for what cannot be blended.
@@ -79,6 +82,7 @@ def blend(
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
+        findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
         show("")
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
     elsewhere = (
@@ -89,7 +93,7 @@ def blend(
         f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere}{tests}",
         file=sys.stderr,
     )
-    return ensemble.report
+    return ensemble.report | findings
 
 
 def blend_2019(
