@@ -8,11 +8,13 @@ import torch
 
 from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
+from imet_ray.cluster.session import prepare_environment
 from imet_ray.data import TrainingData, prepare
 from imet_ray.datasets import demo
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.store import Cache, Store
 
+prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 TINY = {  # timm's own test model: 0.5 M parameters

@@ -228,8 +228,8 @@ def test_the_end_is_a_leaderboard_a_verdict_and_the_next_command(story):
 
 def test_the_report_is_one_self_contained_page(story):
     page = story.store.ensemble("blend").report.read_text()
-    assert page.count("data:image/png;base64,") >= 6  # figures
-    assert page.count("data:image/jpeg;base64,") == 12
+    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/jpeg;base64,") == 12 + 2 * 12  # test pictures, and both kinds of mistakes
     assert "http://" not in page
     assert "https://" not in page
 
