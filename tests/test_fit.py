@@ -83,7 +83,7 @@ def test_line_is_never_worse_than_settled_uniform_weights_or_any_member_alone(ma
 
 @pytest.mark.parametrize("noise", [[1.0, 1.0], [0.5, 4.0], [4.0, 1.0]])
 def test_a_search_of_two_members_comes_near_the_best_of_a_fine_grid(make_members, noise, monkeypatch):
-    monkeypatch.setattr(fit_module, "LINE_STARTS", 3)
+    monkeypatch.undo()  # the real number of starts and kicks
     members, labels, _ = make_members(noise)
     cells = tuned(members, labels)
     shifts = np.linspace(-cells.reach, cells.reach, 41)

@@ -58,6 +58,26 @@ def score_expected(sample: Sample, weights, temperature, scale="probability") ->
     return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), sample.labels)
 
 
+def test_restarts_run_as_tasks_of_their_own_and_the_best_of_them_is_the_fit(problem, monkeypatch):
+    monkeypatch.setattr(fit_module, "LINE_STARTS", 3)
+    seen = []
+
+    def runner(problem: Problem, tasks) -> list[Solution]:
+        seen.extend(tasks)
+        return solve_here(problem, tasks)
+
+    jobs = [Job(method, THRESHOLD) for method in METHODS]
+    problem = replace(problem, widest=problem.cells.window)
+    solved, _ = solve_all(problem, jobs, runner, lambda window: problem.cells)
+    count = {method: sum(task.job.method == method for task in seen) for method in METHODS}
+    assert (count["nelder-mead"], count["powell"], count["line"], count["greedy"]) == (2, 2, 3, 1)
+    assert len(set(seen)) == len(seen)
+    for job in jobs:
+        wanted = fit(problem.cells, job.method, seed=0)
+        assert solved[job].weights.tolist() == wanted.weights.tolist()
+        assert (solved[job].score, solved[job].evaluations) == (wanted.score, wanted.evaluations)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_is_the_fit_on_the_pictures_of_the_other_folds(problem, method):
     rows = np.flatnonzero(problem.folds != 2)

@@ -5,14 +5,14 @@
     nelder-mead  scipy's, from uniform and from seeded random weights
     powell       scipy's, likewise
     line         exact line searches (`imet_ray.blending.line`), from uniform; where cells are few, from more starts
-    smooth       L-BFGS on a sigmoid in place of the step, then `line`
+    smooth       L-BFGS on a sigmoid in place of the step, then `line`, from there or from the start
 
-Every one of them ends with the shift that is exactly best for its weights. What a fit is worth is
-`imet_ray.blending.evaluate`.
+Every one of them ends with the shift that is exactly best for its weights. A method's restarts know nothing of each
+other, so that they can run apart. What a fit is worth is `imet_ray.blending.evaluate`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -65,7 +65,8 @@ class Objective:
         return np.concatenate([weights, np.zeros(self.n_shifts)])
 
 
-Method = Callable[[Objective, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
+# (objective, where to start, generator) -> (where it ends, greedy's curve)
+Method = Callable[[Objective, np.ndarray, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
 
 
 def fit(
@@ -73,6 +74,7 @@ def fit(
     method: str,
     *,
     seed: int,
+    restart: int | None = None,
     by_group: bool = False,
     min_weight: float = 0.0,
     max_members: int | None = None,
@@ -81,14 +83,30 @@ def fit(
 
     Args:
         method: a key of `METHODS`.
+        restart: below `restarts(method, cells)`; the best of all if None.
         by_group: one shift a label group instead of one for all labels.
         min_weight: a member that would get less is left out.
         max_members: of weight above 0.
     """
+    if restart is None:
+        return best_of(
+            [
+                fit(
+                    cells,
+                    method,
+                    seed=seed,
+                    restart=each,
+                    by_group=by_group,
+                    min_weight=min_weight,
+                    max_members=max_members,
+                )
+                for each in range(restarts(method, cells))
+            ]
+        )
     kept = list(range(cells.n_members))
     while True:
         part = cells.members(kept)
-        found = _fit(part, method, seed, by_group)
+        found = _fit(part, method, (seed, restart), by_group)
         used = np.flatnonzero(found.weights > 0)
         lowest = found.weights[used].min()
         if len(used) == 1 or (lowest >= min_weight and len(used) <= (max_members or len(used))):
@@ -98,6 +116,19 @@ def fit(
         least = [i for i in used if found.weights[i] <= lowest + ZERO]
         gone = max(least, key=lambda i: _without(part, found, int(i)))
         kept = [kept[i] for i in used if i != gone]
+
+
+def restarts(method: str, cells: DisputedCells) -> int:
+    """How often a method is worth starting on these cells."""
+    if method in ("nelder-mead", "powell"):
+        return STARTS
+    return LINE_STARTS if method in ("line", "smooth") and len(cells.image) < FEW_CELLS else 1
+
+
+def best_of(found: Sequence[Fitted]) -> Fitted:
+    """The best restart, the first of equals, with the evaluations of all."""
+    best = max(found, key=lambda one: one.score)
+    return replace(best, evaluations=sum(one.evaluations for one in found))
 
 
 def uniform(n_members: int) -> np.ndarray:
@@ -112,10 +143,14 @@ def on_simplex(raw: np.ndarray) -> np.ndarray:
     return positive / total if total > 0 else uniform(len(raw))
 
 
-def _fit(cells: DisputedCells, method: str, seed: int, by_group: bool) -> Fitted:
+def _fit(cells: DisputedCells, method: str, seed: tuple[int, int], by_group: bool) -> Fitted:
+    """From uniform weights; a later restart from drawn ones."""
+    m, restart = cells.n_members, seed[1]
     objective = Objective(cells, cells.n_groups if by_group else 1)
-    search = METHODS[method if cells.n_members > 1 else "uniform"]
-    x, curve = search(objective, np.random.default_rng(seed))
+    search = METHODS[method if m > 1 else "uniform"]
+    rng = np.random.default_rng(seed)
+    start = rng.dirichlet(np.full(m, 2.0)) if restart else uniform(m)
+    x, curve = search(objective, objective.start(start), rng)
     weights, shifts = objective.point(x)
     weights = np.where(weights < ZERO, 0.0, weights)
     weights /= weights.sum()
@@ -144,11 +179,15 @@ def _without(cells: DisputedCells, found: Fitted, member: int) -> float:
     return cells.score(weights / weights.sum(), found.shifts)
 
 
-def _uniform(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
-    return objective.start(uniform(objective.cells.n_members)), ()
+def _uniform(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    return start, ()
 
 
-def _greedy(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+def _greedy(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """Caruana et al. 2004: take again and again the member that helps most; each choice is one share of weight."""
     m = objective.cells.n_members
     shares, best = np.zeros(m), (-1.0, np.zeros(m))
@@ -163,55 +202,42 @@ def _greedy(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray,
     return objective.start(best[1] / best[1].sum()), tuple(curve)
 
 
-def _starts(objective: Objective, rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Uniform weights, then drawn ones."""
-    m = objective.cells.n_members
-    drawn = [rng.dirichlet(np.full(m, 2.0)) for _ in range(count - 1)]
-    return [objective.start(weights) for weights in [uniform(m), *drawn]]
-
-
-def _nelder_mead(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+def _nelder_mead(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """The objective is a step function, so the first simplex is wide: each corner gives one member half."""
     m, reach = objective.cells.n_members, objective.cells.reach
-    ends = []
-    for start in _starts(objective, rng, STARTS):
-        simplex = np.tile(start, (len(start) + 1, 1))
-        simplex[1 : m + 1, :m] = 0.5 * start[:m] + 0.5 * np.eye(m)
-        simplex[m + 1 :, m:] += 0.3 * reach * np.eye(len(start) - m)
-        options = {
-            "initial_simplex": simplex,
-            "maxfev": EVALUATIONS * len(start),
-            "xatol": 1e-4,
-            "fatol": 1e-7,
-        }
-        ends.append(minimize(objective, start, method="Nelder-Mead", options=options))
-    return _best_of(ends), ()
+    simplex = np.tile(start, (len(start) + 1, 1))
+    simplex[1 : m + 1, :m] = 0.5 * start[:m] + 0.5 * np.eye(m)
+    simplex[m + 1 :, m:] += 0.3 * reach * np.eye(len(start) - m)
+    options = {"initial_simplex": simplex, "maxfev": EVALUATIONS * len(start), "xatol": 1e-4, "fatol": 1e-7}
+    return np.asarray(minimize(objective, start, method="Nelder-Mead", options=options).x), ()
 
 
-def _powell(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+def _powell(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
     m, reach = objective.cells.n_members, objective.cells.reach
-    ends = []
-    for start in _starts(objective, rng, STARTS):
-        bounds = [(0.0, 1.0)] * m + [(-reach - 1e-9, reach + 1e-9)] * (len(start) - m)
-        options = {"maxfev": EVALUATIONS * len(start), "xtol": 1e-3, "ftol": 1e-7}
-        ends.append(minimize(objective, start, method="Powell", bounds=bounds, options=options))
-    return _best_of(ends), ()
+    bounds = [(0.0, 1.0)] * m + [(-reach - 1e-9, reach + 1e-9)] * (len(start) - m)
+    options = {"maxfev": EVALUATIONS * len(start), "xtol": 1e-3, "ftol": 1e-7}
+    return np.asarray(minimize(objective, start, method="Powell", bounds=bounds, options=options).x), ()
 
 
-def _line(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
-    few = len(objective.cells.image) < FEW_CELLS
-    ends = [
-        _lines_from(objective, start, rng) for start in _starts(objective, rng, LINE_STARTS if few else 1)
-    ]
-    return min(ends, key=objective), ()
+def _line(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    options = {"cells": objective.cells, "rng": rng}
+    return np.asarray(minimize(objective, start, method=line_search, options=options).x), ()
 
 
-def _smooth(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, ...]]:
+def _smooth(
+    objective: Objective, start: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """A cell counts sigmoid(margin / softness) instead of 0 or 1, so that the score has a gradient."""
     cells = objective.cells
     m = cells.n_members
     typical = float(np.median(np.abs(cells.weighted(uniform(m))))) if len(cells.image) else 1.0
-    x = np.zeros(m + objective.n_shifts)  # logits of the weights, shifts
+    x = np.append(np.log(start[:m]).clip(-8), start[m:])  # logits of the weights, shifts
     for softness in SOFTNESS:
         x = minimize(
             _soft_loss,
@@ -223,10 +249,7 @@ def _smooth(objective: Objective, rng: np.random.Generator) -> tuple[np.ndarray,
             options={"maxiter": 40},
         ).x
     found = np.concatenate([softmax(x[:m]), x[m:]])
-    few = len(cells.image) < FEW_CELLS
-    starts = [found, *_starts(objective, rng, LINE_STARTS - 1)]
-    ends = [_lines_from(objective, start, rng) for start in (starts if few else [min(starts, key=objective)])]
-    return min(ends, key=objective), ()
+    return _line(objective, min(found, start, key=objective), rng)
 
 
 def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[float, np.ndarray]:
@@ -250,15 +273,6 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
     )
     score = float((of_hit * hits).sum() / n)
     return -score, -np.concatenate([of_logits, of_shifts]).astype(np.float64) / n
-
-
-def _lines_from(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    options = {"cells": objective.cells, "rng": rng}
-    return np.asarray(minimize(objective, start, method=line_search, options=options).x)
-
-
-def _best_of(ends: list[object]) -> np.ndarray:
-    return np.asarray(min(ends, key=lambda end: end.fun).x)  # type: ignore[attr-defined]
 
 
 METHODS: dict[str, Method] = {

@@ -14,7 +14,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from imet_ray.averaging import Scale, averaged
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.fit import METHODS, fit, on_simplex, settled_shifts, uniform
+from imet_ray.blending.fit import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
 from imet_ray.metrics import f2_score
 
@@ -64,6 +64,7 @@ class Task:
 
     job: Job
     start: "Solution | None" = None  # expected F2: the same fit under the threshold
+    restart: int | None = None  # of the method; the best of all if None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Solution:
     temperature: float
     evaluations: int
     curve: tuple[float, ...] = ()
+    score: float = 0.0  # under a threshold, on the cells it was fitted on
 
 
 Runner = Callable[[Problem, Sequence[Task]], list[Solution]]
@@ -103,8 +105,7 @@ def solve_all(
     missing = {replace(job, decoder=THRESHOLD) for job in jobs if job.decoder == EXPECTED} - set(pending)
     pending += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
     while pending:
-        for job, found in zip(pending, runner(problem, [Task(job) for job in pending]), strict=True):
-            solved[job] = found
+        solved |= _best_restarts(problem, pending, runner)
         reach = cells.reach
         pending = [job for job in pending if np.abs(solved[job].shifts).max() > NEAR_END * reach]
         if cells.window >= problem.widest:
@@ -116,6 +117,18 @@ def solve_all(
     tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in rest]
     solved |= dict(zip(rest, runner(problem, tasks), strict=True))
     return {job: solved[job] for job in jobs}, cells
+
+
+def _best_restarts(problem: Problem, jobs: Sequence[Job], runner: Runner) -> dict[Job, Solution]:
+    """Each restart of each job is a task of its own; the best one counts, the first of equals."""
+    tasks = [Task(job, restart=i) for job in jobs for i in range(restarts(job.method, problem.cells))]
+    found: dict[Job, Solution] = {}
+    for task, one in zip(tasks, runner(problem, tasks), strict=True):
+        before = found.setdefault(task.job, one)
+        if before is not one:
+            best = one if one.score > before.score else before
+            found[task.job] = replace(best, evaluations=before.evaluations + one.evaluations)
+    return found
 
 
 def solve(problem: Problem, task: Task) -> Solution:
@@ -137,11 +150,12 @@ def solve(problem: Problem, task: Task) -> Solution:
         cells,
         job.method,
         seed=problem.seed,
+        restart=task.restart,
         by_group=by_group,
         min_weight=problem.min_weight,
         max_members=problem.max_members,
     )
-    return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve)
+    return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve, found.score)
 
 
 def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Problem) -> Solution:
