@@ -1,6 +1,7 @@
 """The blend's command line: one line for a mistake, and a run or the 2019 files become an ensemble."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from imet_ray.metrics import f2_score
 from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
 from imet_ray.stages import Run, reopen
+from imet_ray.store import EnsembleStore
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,25 @@ def test_another_tools_predictions_join_the_blend(capsys, trained, mine):
     assert ensemble.members[2].weight > 0.8
     assert ensemble.members[2].f2 > 0.95
     assert "mine" in out
+
+
+def test_other_tools_predictions_are_blended_where_no_variant_is_trained_on_all_folds(
+    capsys, trained, mine, tmp_path
+):
+    runs = tmp_path / "runs"
+    (runs / "r").mkdir(parents=True)
+    for path in (trained.run.store.experiment, trained.run.store.folds):
+        shutil.copy(path, runs / "r")
+    where = ["--runs", runs, *trained.where[2:]]
+    code, _, err = call(capsys, *where)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "sweep first, or give --member NAME=FILE" in err
+    code, out, err = call(
+        capsys, *where, "--member", f"one={mine}", "--member", f"two={mine}", "--method", "line"
+    )
+    assert code == 0, err
+    members = read_ensemble(EnsembleStore(runs / "r" / "ensembles" / "blend")).members
+    assert [(member.variant, member.trials) for member in members] == [("one", []), ("two", [])]
 
 
 def test_another_tools_member_cannot_have_a_variants_name(capsys, trained, mine):

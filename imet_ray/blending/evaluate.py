@@ -267,9 +267,10 @@ def _decoders(decoders: Sequence[str] | None, grouped: bool, margins: bool) -> t
     return tuple(possible if decoders is None else dict.fromkeys(decoders))
 
 
-def draw_sample(values: Sequence[np.ndarray], labels: np.ndarray, seed: int) -> Sample:
-    n = len(labels)
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:SAMPLE])
+def draw_sample(
+    values: Sequence[np.ndarray], labels: np.ndarray, seed: int, *, pictures: int = SAMPLE
+) -> Sample:
+    rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:pictures])
     return Sample(rows, np.stack([np.asarray(value[rows]) for value in values]), labels[rows])
 
 

@@ -16,12 +16,13 @@ from imet_ray.averaging import Scale, averaged
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
-from imet_ray.metrics import f2_score
+from imet_ray.metrics import f2_per_image, f2_score
 
 THRESHOLD, GROUPS, EXPECTED = "threshold", "group-thresholds", "expected-f2"
 TEMPERATURES = 0.5, 2.0  # searched between
 TEMPERATURE_STEPS = 8
 EXPECTED_STEPS = 12  # of Nelder-Mead under expected F2, a member: each decodes the sample
+NOISE = 2.0  # standard errors over pictures: about 95 %
 NEAR_END = 0.95  # of the reach of the shifts
 DIRECT = "nelder-mead"  # the method whose weights are fitted under expected F2 itself
 
@@ -181,10 +182,11 @@ class _ExpectedF2:
         self.probs, self.labels, self.scale = probs, labels, scale
         self.evaluations = 0
 
-    def score(self, weights: np.ndarray, temperature: float) -> float:
+    def scores(self, weights: np.ndarray, temperature: float) -> np.ndarray:
+        """F2 of each picture."""
         self.evaluations += 1
         mixed = with_temperature(averaged(self.probs, weights, self.scale), temperature)
-        return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), self.labels)
+        return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), self.labels)
 
     def best_temperature(self, weights: np.ndarray) -> float:
         """1, unless another is better."""
@@ -202,9 +204,12 @@ class _ExpectedF2:
         return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
     def best_weights(self, start: np.ndarray, temperature: float, min_weight: float) -> np.ndarray:
-        """Nelder-Mead from `start`; `start` itself or uniform weights where nothing is better."""
+        """Nelder-Mead from `start`, which stays where nothing is better beyond the noise of these pictures.
+
+        (A sample of 4,096 at iMet's size moved a weight from 0.24 to 0.02 for +0.001, and lost 0.0007 on all pictures.)
+        """
         found = minimize(
-            lambda raw: -self.score(on_simplex(raw), temperature),
+            lambda raw: -self.scores(on_simplex(raw), temperature).mean(),
             start,
             method="Nelder-Mead",
             options={
@@ -217,7 +222,15 @@ class _ExpectedF2:
         end = on_simplex(found.x)
         end[end < min(min_weight, end.max())] = 0
         ends = [start, uniform(len(start)), end / end.sum()]
-        return max(ends, key=lambda weights: self.score(weights, temperature))
+        before, *after = (self.scores(weights, temperature) for weights in ends)
+        gains = [0.0, *(_sure_gain(scores - before) for scores in after)]
+        return ends[int(np.argmax(gains))]
+
+
+def _sure_gain(differences: np.ndarray) -> float:
+    """The mean, if it is beyond its noise; else 0."""
+    mean, noise = float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
+    return mean if mean > NOISE * noise else 0.0
 
 
 def known_methods() -> tuple[str, ...]:

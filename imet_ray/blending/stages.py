@@ -56,8 +56,10 @@ def blend(
             if member not in whole:
                 raise unknown_name("member", member, whole, "trained on all folds: ")
         whole = {member: whole[member] for member in members}
-    if not whole:
-        raise ConfigError(f"no variant in {run.store.root} is trained on all folds: sweep first")
+    if not whole and not outside:
+        raise ConfigError(
+            f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
+        )
     given = [
         read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
     ]
