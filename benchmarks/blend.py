@@ -209,11 +209,16 @@ def expected(folder: Path) -> list[tuple[str, float, float, str]]:
     everything = np.arange(len(oof.labels))
     thresholds = first_thresholds(draw_sample(oof.probs, oof.labels, 0), oof.labels.sum() / len(oof.labels))
     cells = DisputedCells.build(oof.probs, thresholds, oof.labels, window=window_of(thresholds))
-    problem = Problem(cells, oof.folds, draw_sample(oof.probs, oof.labels, 0, pictures=EXPECTED_SAMPLE), seed=0)
+    sample = draw_sample(oof.probs, oof.labels, 0, pictures=EXPECTED_SAMPLE)
+    problem = Problem(cells, oof.folds, sample, seed=0)
     found = []
-    for method, what in (("line", "threshold, line"), ("uniform", "none"), (DIRECT, "threshold, nelder-mead")):
+    for method, what in (
+        ("line", "threshold, line"),
+        ("uniform", "none"),
+        (DIRECT, "threshold, nelder-mead"),
+    ):
         start = solve(problem, Task(Job(method, THRESHOLD)))
-        ways = [("uniform", what), (DIRECT, "expected F2, nelder-mead")]  # the first fits the temperature only
+        ways = [("uniform", what), (DIRECT, "expected F2, nelder-mead")]
         for way, named in ways[: 1 + (method == DIRECT)]:
             started = time.perf_counter()
             fitted = solve(problem, Task(Job(way, EXPECTED), start))

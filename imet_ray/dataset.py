@@ -23,6 +23,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 T_co = TypeVar("T_co", covariant=True)
 
 
+class Pictures(Protocol):
+    """Decoded pictures by row: a `Pack`, or what decodes when it is asked."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """One picture: (H, W, 3) uint8 RGB."""
+        ...
+
+
 class SizedIterable(Protocol[T_co]):
     """Batches whose number is known."""
 
@@ -83,7 +91,7 @@ class TrainDataset(Dataset[Batch]):
 class ViewDataset(Dataset[torch.Tensor]):
     """Some rows of a pack, each seen in the test-time views; the same pictures each time."""
 
-    def __init__(self, pack: Pack, rows: np.ndarray, views: Sequence[str], image_size: int) -> None:
+    def __init__(self, pack: Pictures, rows: np.ndarray, views: Sequence[str], image_size: int) -> None:
         """
         Args:
             rows: (n,) int64, indices into the pack.
@@ -126,7 +134,7 @@ def train_batches(dataset: TrainDataset, *, batch_size: int, workers: int) -> Si
 
 
 def view_batches(
-    pack: Pack,
+    pack: Pictures,
     rows: np.ndarray,
     views: Sequence[str],
     image_size: int,

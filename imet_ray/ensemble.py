@@ -35,6 +35,14 @@ class EnsembleMember(Frozen):
     size: int | None = None  # bytes of its checkpoints
 
 
+class Prefix(Frozen):
+    """The first members in the order of prediction, and how to decode when there is no time for more."""
+
+    members: list[str]
+    decoder: Decoder
+    f2: float  # own, out of fold
+
+
 class Ensemble(Frozen):
     """What `ensemble.json` holds."""
 
@@ -45,6 +53,7 @@ class Ensemble(Frozen):
     members: list[EnsembleMember]
     scale: Scale = "probability"  # on which members are averaged
     decoder: Decoder
+    prefixes: list[Prefix] = []  # the k-th has the first k members; the last one is the whole ensemble
     report: dict[str, Any]  # the blend's scores, own and nested
 
 
@@ -158,9 +167,9 @@ def blend_oof(
                 )
         else:
             probs = _given(member, outside)
-        total = _add(total, member.weight, probs, ensemble.scale)
+        total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
-    return _as_probabilities(total, ensemble.scale)
+    return as_probabilities(total, ensemble.scale)
 
 
 def blend_test(
@@ -188,12 +197,12 @@ def blend_test(
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             found = read_predictions(store.trial(trial_id).test)
             _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
-            probs = _add(probs, 1 / len(member.trials), found.probs, "probability")
+            probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
         if probs is None:
             probs = _given(member, outside)
-        total = _add(total, member.weight, probs, ensemble.scale)
+        total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
-    return _as_probabilities(total, ensemble.scale)
+    return as_probabilities(total, ensemble.scale)
 
 
 def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -204,7 +213,7 @@ def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> 
     return outside[member.variant]
 
 
-def _add(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
+def add_share(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
     """total + share * probs on the scale, in blocks: no other array of that size."""
     if total is None:
         total = np.zeros(probs.shape, dtype=np.float32)
@@ -214,7 +223,7 @@ def _add(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale
     return total
 
 
-def _as_probabilities(total: np.ndarray, scale: Scale) -> np.ndarray:
+def as_probabilities(total: np.ndarray, scale: Scale) -> np.ndarray:
     for start in range(0, len(total), ROWS):
         total[start : start + ROWS] = as_probability(total[start : start + ROWS], scale)
     return total

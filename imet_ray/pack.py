@@ -109,6 +109,7 @@ def build_pack(
     path: Path,
     workers: int,
     progress: bool = True,
+    unreadable: set[int] | None = None,
 ) -> Pack:
     """Open the pack at `path`, or decode the files into it first if it is not there or not whole.
 
@@ -120,9 +121,10 @@ def build_pack(
         short_side: pixels; larger pictures are scaled down to it, smaller ones kept.
         workers: decoding threads.
         progress: draw a bar, if stderr is a terminal.
+        unreadable: takes the rows that cannot be decoded, which become black; refused if None.
 
     Raises:
-        DataError: naming all files that cannot be decoded.
+        DataError: naming all files that cannot be decoded, if they are refused.
         StoreError: if the disk is too small or cannot be written.
     """
     assert len(files) == len(ids)
@@ -136,7 +138,7 @@ def build_pack(
         if alone:
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of builders that were killed
                 leftover.unlink(missing_ok=True)
-        shapes = _target_shapes(files, short_side, workers, progress)
+        shapes = _target_shapes(files, short_side, workers, progress, unreadable)
         index = json.dumps(
             {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()},
             separators=(",", ":"),
@@ -145,7 +147,7 @@ def build_pack(
         footer = FOOTER.pack(n_pixels, len(index), hashlib.sha256(index).digest(), MAGIC)
         with writing(path) as temporary, temporary.open("xb") as file:
             _reserve(file.fileno(), n_pixels + len(index) + len(footer), path)
-            _decode(files, shapes, file.fileno(), short_side, workers, progress)
+            _decode(files, shapes, file.fileno(), short_side, workers, progress, unreadable)
             _write(file.fileno(), memoryview(index + footer), n_pixels)
     return Pack.open(path)
 
@@ -183,11 +185,17 @@ def _only_builder(path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _target_shapes(files: Sequence[Path], short_side: int, workers: int, progress: bool) -> np.ndarray:
+def _target_shapes(
+    files: Sequence[Path], short_side: int, workers: int, progress: bool, unreadable: set[int] | None
+) -> np.ndarray:
     """Sizes after scaling, from the headers alone: (N, 2) int64, height and width."""
 
     def scaled(row: int) -> tuple[int, int]:
-        return scaled_size(*image_size(files[row]), short_side)
+        try:
+            return scaled_size(*image_size(files[row]), short_side)
+        except DataError:
+            _tolerate(row, unreadable)
+            return 1, 1
 
     sizes = _for_each(scaled, len(files), workers, progress, "sizes")
     return np.array(sizes, np.int64).reshape(-1, 2)
@@ -200,6 +208,7 @@ def _decode(
     short_side: int,
     workers: int,
     progress: bool,
+    unreadable: set[int] | None,
 ) -> None:
     """Write all pixels in their places.
 
@@ -209,13 +218,26 @@ def _decode(
     offsets = _offsets(shapes)
 
     def decode(row: int) -> None:
-        image = read_rgb(files[row], short_side=short_side)
+        if unreadable is not None and row in unreadable:
+            return
+        try:
+            image = read_rgb(files[row], short_side=short_side)
+        except DataError:
+            _tolerate(row, unreadable)
+            return
         expected = (*shapes[row].tolist(), 3)
         if image.shape != expected:
             raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
         _write(descriptor, np.ascontiguousarray(image).data.cast("B"), int(offsets[row]))
 
     _for_each(decode, len(files), workers, progress, "decoding")
+
+
+def _tolerate(row: int, unreadable: set[int] | None) -> None:
+    """In an `except` clause: note the row, or raise what was caught."""
+    if unreadable is None:
+        raise
+    unreadable.add(row)
 
 
 def _for_each(work: Callable[[int], T], n: int, workers: int, progress: bool, what: str) -> list[T]:

@@ -6,7 +6,7 @@ twice and nothing that does not belong together is combined. Decoding is `imet_r
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import torch
 
 from imet_ray.checkpoint import load_tagger, read_info
 from imet_ray.data import SplitData
-from imet_ray.dataset import view_batches
+from imet_ray.dataset import Pictures, view_batches
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger
-from imet_ray.pack import Pack
 from imet_ray.store import TrialStore, file_digest, read_arrays, write_arrays
+from imet_ray.weights import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Predictions:
 
 def predict_rows(
     model: Tagger,
-    pack: Pack,
+    pack: Pictures,
     rows: np.ndarray,
     *,
     views: Sequence[str],
@@ -60,39 +60,71 @@ def predict_rows(
     Returns:
         (n, C) float16, in the order of `rows`. NaN is passed on for the caller to judge.
     """
-    while True:
+    return np.concatenate(
+        list(
+            predicted_batches(
+                model,
+                pack,
+                rows,
+                views=views,
+                image_size=image_size,
+                batch_size=batch_size,
+                device=device,
+                bf16=bf16,
+                workers=workers,
+            )
+        )
+    )
+
+
+def predicted_batches(
+    model: Tagger,
+    pack: Pictures,
+    rows: np.ndarray,
+    *,
+    views: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    bf16: bool,
+    workers: int = 0,
+) -> Iterator[np.ndarray]:
+    """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
+
+    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here; what is
+    predicted already is not predicted again.
+    """
+    model.eval()
+    done = 0
+    while done < len(rows):
+        batches = view_batches(pack, rows[done:], views, image_size, batch_size=batch_size, workers=workers)
         try:
-            return _predict_rows(model, pack, rows, views, image_size, batch_size, device, bf16, workers)
+            for images in batches:
+                probs = _predict_batch(model, images, device, bf16)
+                done += len(probs)
+                yield probs
         except torch.cuda.OutOfMemoryError:
             if batch_size == 1:
                 raise
             batch_size //= 2
             torch.cuda.empty_cache()
             logger.warning("out of GPU memory: predicting in batches of %d", batch_size)
+        except RuntimeError as error:
+            if workers == 0 or "DataLoader worker" not in str(error):
+                raise
+            workers = 0
+            logger.warning("a loader process died (%s): loading in this process", first_line(error))
 
 
 @torch.inference_mode()
-def _predict_rows(
-    model: Tagger,
-    pack: Pack,
-    rows: np.ndarray,
-    views: Sequence[str],
-    image_size: int,
-    batch_size: int,
-    device: torch.device,
-    bf16: bool,
-    workers: int,
-) -> np.ndarray:
-    model.eval()
-    parts = []
-    for images in view_batches(pack, rows, views, image_size, batch_size=batch_size, workers=workers):
-        n, n_views = images.shape[:2]
-        flat = images.flatten(0, 1).to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = model(flat)
-        probs = logits.float().sigmoid().view(n, n_views, -1).mean(1)
-        parts.append(probs.half().cpu().numpy())
-    return np.concatenate(parts)
+def _predict_batch(model: Tagger, images: torch.Tensor, device: torch.device, bf16: bool) -> np.ndarray:
+    """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
+    n, n_views = images.shape[:2]
+    flat = images.flatten(0, 1).to(device, non_blocking=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits = model(flat)
+    probs: torch.Tensor = logits.float().sigmoid().view(n, n_views, -1).mean(1)
+    return np.asarray(probs.half().cpu().numpy())
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -225,7 +225,7 @@ def test_other_tools_predictions_are_blended_where_no_variant_is_trained_on_all_
     code, _, err = call(capsys, *where)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "sweep first, or give --member NAME=FILE" in err
-    code, out, err = call(
+    code, _, err = call(
         capsys, *where, "--member", f"one={mine}", "--member", f"two={mine}", "--method", "line"
     )
     assert code == 0, err

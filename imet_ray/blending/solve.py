@@ -224,7 +224,8 @@ class _ExpectedF2:
         ends = [start, uniform(len(start)), end / end.sum()]
         before, *after = (self.scores(weights, temperature) for weights in ends)
         gains = [0.0, *(_sure_gain(scores - before) for scores in after)]
-        return ends[int(np.argmax(gains))]
+        best: np.ndarray = ends[int(np.argmax(gains))]
+        return best
 
 
 def _sure_gain(differences: np.ndarray) -> float:
