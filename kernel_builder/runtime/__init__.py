@@ -1,0 +1,1 @@
+"""What runs inside the kernel: offline, alone, against a clock."""

@@ -1,0 +1,170 @@
+"""Writes the kernel: one Python file that holds its manifest, its sources and what imports them from memory.
+
+The file is made of a docstring that people read, both parts compressed (zlib, base85), and a short loader. It
+depends on what is packed and on nothing else, so the same input gives the same bytes.
+"""
+
+import ast
+import base64
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from imet_ray.errors import ConfigError
+from imet_ray.store import write_text
+from kernel_builder.closure import Closure
+
+WIDTH = 100  # characters a line: editors and diffs choke on one line of 100,000
+
+# The archive's modules go before installed ones, and what was imported of these already goes out of sys.modules: a
+# notebook may run two kernels in one process, and takes even sys.exit(0) for an error. Before Python 3.13 the
+# interpreter's own traceback shows only lines of files on disk, hence the excepthook.
+LOADER = '''
+import base64
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import json
+import sys
+import traceback
+import zlib
+
+
+def _unpacked(text, digest):
+    """One part of this file, as it was packed."""
+    try:
+        data = zlib.decompress(base64.b85decode("".join(text.split())))
+    except (ValueError, zlib.error):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != digest:
+        sys.exit("error: kernel.py was altered or cut off: build it again")
+    return json.loads(data)
+
+
+class _KernelImporter(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
+    """Imports the modules of this file from memory."""
+
+    def __init__(self, modules, packages):
+        self.modules = modules
+        self.packages = set(packages)
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.modules:
+            return None
+        place, package = self.get_filename(name), self.is_package(name)
+        spec = importlib.machinery.ModuleSpec(name, self, origin=place, is_package=package)
+        spec.has_location = True  # sets __file__
+        return spec
+
+    def is_package(self, name):
+        return name in self.packages
+
+    def get_filename(self, name):
+        return "<kernel>/" + name.replace(".", "/") + ("/__init__.py" if name in self.packages else ".py")
+
+    def get_source(self, name):
+        return self.modules[name]
+
+
+def _install(importer):
+    """Put our modules before installed ones of the same name."""
+    ours = {name.partition(".")[0] for name in importer.modules}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+    sys.meta_path[:] = [one for one in sys.meta_path if type(one).__name__ != "_KernelImporter"]
+    sys.meta_path.insert(0, importer)
+
+
+_install(_KernelImporter(**_unpacked(_SOURCES, _SOURCES_SHA256)))
+
+if __name__ == "__main__":
+    sys.excepthook = traceback.print_exception  # shows lines from memory
+    _status = importlib.import_module(_ENTRY).main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
+    if _status:
+        sys.exit(_status)
+'''
+
+
+def write_kernel(path: Path, closure: Closure, manifest: dict[str, Any], *, entry: str, header: str) -> None:
+    """Write `kernel_text`, atomically.
+
+    Raises:
+        ConfigError: if a source is not UTF-8 or no Python.
+        StoreError: if the disk is full or the place cannot be written.
+    """
+    write_text(path, kernel_text(closure, manifest, entry=entry, header=header))
+
+
+def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, header: str) -> str:
+    """The kernel's text.
+
+    Args:
+        closure: the modules to pack.
+        manifest: what `entry` is run with; anything that JSON can hold.
+        entry: one of the modules; its `main(manifest)` gives the exit code.
+        header: what a reader should know; the digests are added.
+
+    Raises:
+        ConfigError: if a source is not UTF-8 or no Python.
+    """
+    assert entry in closure.modules
+    sources = _json(
+        {
+            "modules": {name: _checked(name, source) for name, source in closure.modules.items()},
+            "packages": sorted(closure.packages),
+        }
+    )
+    packed = _json(manifest)
+    told = (
+        f"{header.strip()}\n\nEntry: {entry}\nManifest: {len(packed):,} bytes, sha256 {_digest(packed)}\n"
+        f"Sources: {len(closure.modules)} modules, {len(sources):,} bytes, sha256 {_digest(sources)}\n"
+    )
+    return "\n".join(
+        [
+            f'"""{_escaped(told)}"""\n',
+            f"_ENTRY = {entry!r}",
+            f"_MANIFEST_SHA256 = {_digest(packed)!r}",
+            f"_SOURCES_SHA256 = {_digest(sources)!r}",
+            f'_MANIFEST = """\n{_wrapped(packed)}\n"""',
+            f'_SOURCES = """\n{_wrapped(sources)}\n"""',
+            LOADER,
+        ]
+    )
+
+
+def _checked(name: str, source: bytes) -> str:
+    """A source as text, if Python can read it."""
+    try:
+        text = source.decode()
+        ast.parse(text)
+    except UnicodeDecodeError:
+        raise ConfigError(f"the source of {name} is not UTF-8: save it as UTF-8") from None
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"the source of {name} is no Python ({error}): correct it") from None
+    return text
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _wrapped(data: bytes) -> str:
+    """Compressed, as lines of text. Base85 has neither quotes nor backslashes."""
+    text = base64.b85encode(zlib.compress(data, 9)).decode()
+    return "\n".join(text[start : start + WIDTH] for start in range(0, len(text), WIDTH))
+
+
+def _escaped(text: str) -> str:
+    """What stands between triple quotes as it is; of quotes and the unprintable, an escape."""
+    plain = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in plain
+    )
