@@ -17,6 +17,7 @@ from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.level2 import STACKS, score_level2
 from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.prefixes import prefixes
 from imet_ray.blending.report import BlendReport, Level2, Row
 from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
 from imet_ray.blending.solve import (
@@ -162,6 +163,9 @@ def evaluate(
         for i, key in enumerate(scored)
     }
     used = solved[Job(*chosen)]
+    seconds = tuple(member.seconds for member in members)
+    progress("ordering the members for a deadline")
+    steps = prefixes(used, chosen[1], found.problem, names, seconds, of_label)
     progress("weighing each member")
     return BlendReport(
         names=names,
@@ -181,7 +185,8 @@ def evaluate(
         threshold_curve=threshold_curve(found.problem.cells, used, used_scale),
         groups=tuple(group_names) if of_label is not None else (),
         disputed=len(found.problem.cells.image) / labels.size,
-        seconds=tuple(member.seconds for member in members),
+        seconds=seconds,
+        prefixes=steps,
         sizes=tuple(member.size for member in members),
         remarks=tuple(remarks),
         level2=tuple(

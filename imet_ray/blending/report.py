@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imet_ray.averaging import Scale
+from imet_ray.blending.prefixes import Step
 from imet_ray.blending.scoring import Gain
 from imet_ray.decode import Decoder
 
@@ -71,6 +72,7 @@ class BlendReport:
     groups: tuple[str, ...]
     disputed: float  # share of the cells
     seconds: tuple[float | None, ...]  # a test picture takes, by member
+    prefixes: tuple[Step, ...]  # for whoever has no time for all members
     sizes: tuple[int | None, ...]
     remarks: tuple[str, ...]  # what still flatters the nested score
     level2: tuple[Level2, ...]
@@ -88,6 +90,7 @@ class BlendReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
+        plain["prefixes"] = [{"members": list(step.members), "own": step.f2} for step in self.prefixes]
         return plain | {"nested": self.nested, "verdict": self.verdict(), "text": self.text()}
 
     def text(self) -> str:

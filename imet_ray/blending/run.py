@@ -14,7 +14,7 @@ from imet_ray.blending.report import BlendReport
 from imet_ray.blending.solve import Runner, solve_here
 from imet_ray.catalog import Catalog
 from imet_ray.data import TrainingData
-from imet_ray.ensemble import Ensemble, EnsembleMember, cost_of, gather_oof, write_ensemble
+from imet_ray.ensemble import Ensemble, EnsembleMember, Prefix, cost_of, gather_oof, write_ensemble
 from imet_ray.errors import ConfigError
 from imet_ray.results import Standing, read_spec
 from imet_ray.space import SearchSpace
@@ -133,6 +133,9 @@ def frozen(
         ],
         scale=report.scale,
         decoder=report.decoder,
+        prefixes=[
+            Prefix(members=list(step.members), decoder=step.decoder, f2=step.f2) for step in report.prefixes
+        ],
         report=report.to_dict() | ({"budget": bought.to_dict()} if bought else {}),
     )
 

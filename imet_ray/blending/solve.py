@@ -164,7 +164,7 @@ def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Probl
     kept = problem.folds[sample.rows] != job.without  # all, where nothing is left out
     used = np.flatnonzero(start.weights)  # members of weight 0 are not looked at: 50 of them are much
     probs = np.stack([sample.probs[member][kept] for member in used])
-    judge = _ExpectedF2(probs, sample.labels[kept], problem.scale)
+    judge = ExpectedF2(probs, sample.labels[kept], problem.scale)
     weights = start.weights.copy()
     temperature = judge.best_temperature(weights[used])
     if job.method == DIRECT and len(used) > 1:
@@ -175,7 +175,7 @@ def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Probl
     )
 
 
-class _ExpectedF2:
+class ExpectedF2:
     """The score under expected F2 of some pictures, decoded in full each time."""
 
     def __init__(self, probs: np.ndarray, labels: np.ndarray, scale: Scale) -> None:

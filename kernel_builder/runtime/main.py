@@ -1,9 +1,9 @@
 """The kernel: finds its weights and pictures, predicts what fits before the limit, and always leaves a submission.
 
 Exit codes: 0 everything was predicted; 1 no submission; 2 a wrong option; else 64 plus, added up: 1 the limit came
-before the last checkpoint, 2 checkpoints were left out, 4 pictures could not be read, 8 memory or loader processes failed and
-the kernel went on without. On Kaggle, where any code but 0 throws the submission away, a valid one exits with 0, and
-the last line says the rest.
+before the last checkpoint, 2 checkpoints were left out, 4 pictures could not be read, 8 memory or loader processes
+failed and the kernel went on without. On Kaggle, where any code but 0 throws the submission away, a valid one exits
+with 0, and the last line says the rest.
 """
 
 import argparse
