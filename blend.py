@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, ImetError
+from imet_ray.sizes import byte_size
 from imet_ray.startup import heavy_imports
 
 if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
     from imet_ray.blending.solve import Runner
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             max_members=args.max_members,
             seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
             images=args.images,
-            size=_size(args.bytes) if args.bytes is not None else None,
+            size=byte_size(args.bytes, "--bytes") if args.bytes is not None else None,
             scale=args.average,
             level2=args.level2,
         )
@@ -140,14 +139,6 @@ def _names(text: str) -> list[str]:
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"--members takes names separated by commas, each once, got {text!r}")
     return names
-
-
-def _size(text: str) -> int:
-    """20GB, 500MB or plain bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if not found or found[2].upper() not in UNITS or float(found[1]) <= 0:
-        raise ConfigError(f"--bytes takes a size such as 20GB or 500MB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 @contextlib.contextmanager

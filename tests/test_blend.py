@@ -19,6 +19,7 @@ from imet_ray.ensemble import blend_oof, read_ensemble
 from imet_ray.metrics import f2_score
 from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
+from imet_ray.sizes import byte_size
 from imet_ray.stages import Run, reopen
 from imet_ray.store import EnsembleStore
 
@@ -124,7 +125,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(capsys, argv, code, expected
     ("text", "size"), [("20GB", 20 * 10**9), ("500mb", 5 * 10**8), ("1.5 KB", 1500), ("7", 7), ("7B", 7)]
 )
 def test_sizes(text, size):
-    assert blend._size(text) == size
+    assert byte_size(text, "--bytes") == size
 
 
 @pytest.mark.parametrize(

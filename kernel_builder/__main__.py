@@ -1,0 +1,171 @@
+"""Build a kernel, or encrypt and decrypt files.
+
+python -m kernel_builder ENSEMBLE --out DIR --user NAME      the kernel and its data sets, for the kaggle client
+python -m kernel_builder ENSEMBLE --out DIR --encrypt --key file
+python -m kernel_builder keygen                              a random key, on standard output
+python -m kernel_builder encrypt FILE                        FILE.encrypted, with the key in $IMET_RAY_KEY
+python -m kernel_builder decrypt FILE.encrypted              FILE
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from imet_ray.crypto import Secret, decrypt_file, encrypt_file
+from imet_ray.durations import duration
+from imet_ray.errors import ConfigError, ImetError
+from imet_ray.sizes import byte_size
+from kernel_builder.runtime.inputs import KEY_VARIABLE, PASSPHRASE_VARIABLE
+
+ENDING = ".encrypted"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do one of them; 0 when it is done."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if args[:1] == ["keygen"]:
+            return _keygen(args[1:])
+        if args[:1] in (["encrypt"], ["decrypt"]):
+            return _crypt(args[0], args[1:])
+        return _build(args)
+    except ImetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run it again", file=sys.stderr)
+        return 130
+
+
+def _keygen(argv: Sequence[str]) -> int:
+    _Parser(prog="python -m kernel_builder keygen").parse_args(argv)
+    print(Secret.new().text)
+    return 0
+
+
+def _crypt(what: str, argv: Sequence[str]) -> int:
+    parser = _Parser(prog=f"python -m kernel_builder {what}")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--out", metavar="FILE", type=Path)
+    args = parser.parse_args(argv)
+    secret = _secret_of_environment()
+    if what == "encrypt":
+        target = args.out or args.file.with_name(args.file.name + ENDING)
+    elif args.out is None and args.file.suffix != ENDING:
+        raise ConfigError(f"{args.file} does not end in {ENDING}: say with --out where the plain file goes")
+    else:
+        target = args.out or args.file.with_suffix("")
+    if target.exists():
+        raise ConfigError(f"{target} is there already: delete it, or name another with --out")
+    (encrypt_file if what == "encrypt" else decrypt_file)(args.file, target, secret)
+    print(target)
+    return 0
+
+
+def _secret_of_environment() -> Secret:
+    if text := os.environ.get(KEY_VARIABLE):
+        return Secret.parse(text)
+    if text := os.environ.get(PASSPHRASE_VARIABLE):
+        return Secret(key=None, passphrase=text)
+    raise ConfigError(
+        f"no key: put one of `python -m kernel_builder keygen` into {KEY_VARIABLE}, or a passphrase into "
+        f"{PASSPHRASE_VARIABLE}"
+    )
+
+
+def _build(argv: Sequence[str]) -> int:
+    args = _parse(argv)
+    from imet_ray.ensemble import read_ensemble
+    from imet_ray.stages import cache_at, reopen
+    from kernel_builder.build import BuildOptions, build
+    from kernel_builder.kaggle import user_of
+
+    secret = _secret(args)
+    run = reopen(args.runs, args.name, cache_at(args.cache))
+    ensemble = read_ensemble(run.store.ensemble(args.ensemble))
+    options = BuildOptions(
+        user=user_of(args.user),
+        title=args.title or f"imet-ray {run.store.root.name} {ensemble.name}",
+        dtype=args.dtype,
+        secret=secret,
+        key=args.key or "embed",
+        max_dataset_bytes=byte_size(args.max_dataset_bytes, "--max-dataset-bytes"),
+        limit=duration(args.limit, "--limit"),
+        reserve=duration(args.reserve, "--reserve"),
+        competition=args.competition,
+    )
+    kernel, folders = build(run, ensemble, args.out, options)
+    print(f"{kernel}  {kernel.stat().st_size / 1000:,.0f} kB")
+    for folder in folders:
+        print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB")
+    if args.dry_run is not None:
+        return _dry_run(kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", secret)
+    print(f"next     kaggle datasets create -p {folders[0]}; kaggle kernels push -p {kernel.parent}")
+    return 0
+
+
+def _secret(args: argparse.Namespace) -> Secret | None:
+    if not args.encrypt:
+        if args.key is not None:
+            raise ConfigError("--key says how the key reaches the kernel: it goes with --encrypt")
+        return None
+    if args.key == "env":
+        return _secret_of_environment()
+    return Secret.new()
+
+
+def _dry_run(kernel: Path, datasets: Path, data: Path, out: Path, secret: Secret | None) -> int:
+    """Run the kernel as Kaggle would, on these data."""
+    place = out / "input"
+    place.mkdir(parents=True)
+    (place / "weights").symlink_to(datasets.resolve())
+    (place / "data").symlink_to(data.resolve())
+    command = [sys.executable, str(kernel.resolve()), "--input", str(place.resolve()), "--output", "."]
+    return subprocess.run(command, cwd=out, check=False).returncode
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}: see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m kernel_builder",
+        description="Build the kernel of an ensemble.",
+        epilog="Also: keygen, encrypt FILE, decrypt FILE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("ensemble", metavar="ENSEMBLE")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one"
+    )
+    parser.add_argument("--name", help="the run; default: the newest one")
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
+    parser.add_argument("--user", help="of Kaggle; default: that of its client's settings")
+    parser.add_argument("--title", help="of the kernel and its data sets")
+    parser.add_argument("--competition", metavar="SLUG", help="whose data the kernel reads")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights"
+    )
+    parser.add_argument("--encrypt", action="store_true", help="the weights")
+    parser.add_argument(
+        "--key",
+        choices=("embed", "env", "file"),
+        help=f"in the kernel, in ${KEY_VARIABLE} or ${PASSPHRASE_VARIABLE}, or in a data set of its own",
+    )
+    parser.add_argument("--max-dataset-bytes", metavar="20GB", default="20GB")
+    parser.add_argument("--limit", metavar="9h", default="9h")
+    parser.add_argument("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
+    parser.add_argument("--dry-run", metavar="DATA", type=Path, help="run it at once on a data directory")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
