@@ -140,7 +140,7 @@ class Run:
             if done == self.n:
                 break
             rest = (self.n - done) / len(batch) * median(times)
-            late = not self._fits(0.0)
+            late = not self._fits(median(times))  # the next batch
             if self.tally.checkpoints == 0:
                 if late:  # better some pictures than none
                     probs[done:] = np.array(self.manifest.prior, np.float16)
