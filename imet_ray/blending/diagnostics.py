@@ -34,7 +34,10 @@ def worth_of_members(
             solution = solved[Job(*chosen, fold)]
             weights = solution.weights.copy()
             weights[i] = 0
-            rest = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
+            if weights.sum() == 0:  # it had all of it
+                weights = np.ones(len(names))
+                weights[i] = 0
+            rest = weights / weights.sum()
             rows = np.flatnonzero(problem.folds == fold)
             nested[rows] = score_pictures(
                 replace(solution, weights=rest), chosen[1], rows, problem.cells, values, labels, problem.scale
