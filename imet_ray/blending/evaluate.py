@@ -165,7 +165,16 @@ def evaluate(
     used = solved[Job(*chosen)]
     seconds = tuple(member.seconds for member in members)
     progress("ordering the members for a deadline")
-    steps = prefixes(used, chosen[1], found.problem, names, seconds, of_label)
+    steps = prefixes(
+        used,
+        chosen[1],
+        found.problem,
+        names=names,
+        seconds=seconds,
+        values=values,
+        labels=labels,
+        of_label=of_label,
+    )
     progress("weighing each member")
     return BlendReport(
         names=names,

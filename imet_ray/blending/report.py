@@ -90,7 +90,10 @@ class BlendReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
-        plain["prefixes"] = [{"members": list(step.members), "own": step.f2} for step in self.prefixes]
+        plain["prefixes"] = [
+            {"members": list(step.members), "decoder": step.decoder.name, "own": step.f2}
+            for step in self.prefixes
+        ]
         return plain | {"nested": self.nested, "verdict": self.verdict(), "text": self.text()}
 
     def text(self) -> str:
