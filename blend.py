@@ -14,10 +14,11 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from imet_ray.command_line import Parser, exit_code
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, ImetError
+from imet_ray.errors import ConfigError
 from imet_ray.sizes import byte_size
 from imet_ray.startup import heavy_imports
 
@@ -28,58 +29,55 @@ if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
 def main(argv: list[str] | None = None) -> int:
     """Blend, print the report; 0 when the ensemble is written."""
     args = _parse(argv)
-    try:
-        _check(args)
-        with heavy_imports():
-            from imet_ray.blending import stages
-            from imet_ray.blending.run import BlendOptions
-        options = BlendOptions(
-            methods=() if args.method else None,
-            use=args.method,
-            decoders=(args.decoder,) if args.decoder else None,
-            min_weight=args.min_weight,
-            max_members=args.max_members,
-            seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
-            images=args.images,
-            size=byte_size(args.bytes, "--bytes") if args.bytes is not None else None,
-            scale=args.average,
-            level2=args.level2,
-        )
-        with _runner(args.address) as runner:
-            if args.files:
-                found = stages.blend_2019(
-                    args.files[0],
-                    [Path(file) for file in args.files[1:]],
-                    folds=args.folds,
-                    labels=args.labels,
-                    runs=args.runs,
-                    options=options,
-                    runner=runner,
-                )
-            else:
-                found = stages.blend(
-                    args.name,
-                    runs=args.runs,
-                    cache=args.cache,
-                    members=_names(args.members) if args.members is not None else None,
-                    outside=args.member or (),
-                    out=args.out or "blend",
-                    in_full=args.json,
-                    options=options,
-                    runner=runner,
-                )
-        print(json.dumps(found) if args.json else found["text"])
-        return 0
-    except ImetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run it again", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(args), "run it again")
+
+
+def _run(args: argparse.Namespace) -> int:
+    _check(args)
+    with heavy_imports():
+        from imet_ray.blending import stages
+        from imet_ray.blending.run import BlendOptions
+    options = BlendOptions(
+        methods=() if args.method else None,
+        use=args.method,
+        decoders=(args.decoder,) if args.decoder else None,
+        min_weight=args.min_weight,
+        max_members=args.max_members,
+        seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
+        images=args.images,
+        size=byte_size(args.bytes, "--bytes") if args.bytes is not None else None,
+        scale=args.average,
+        level2=args.level2,
+    )
+    with _runner(args.address) as runner:
+        if args.files:
+            found = stages.blend_2019(
+                args.files[0],
+                [Path(file) for file in args.files[1:]],
+                folds=args.folds,
+                labels=args.labels,
+                runs=args.runs,
+                options=options,
+                runner=runner,
+            )
+        else:
+            found = stages.blend(
+                args.name,
+                runs=args.runs,
+                cache=args.cache,
+                members=_names(args.members) if args.members is not None else None,
+                outside=args.member or (),
+                out=args.out or "blend",
+                in_full=args.json,
+                options=options,
+                runner=runner,
+            )
+    print(json.dumps(found) if args.json else found["text"])
+    return 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
     )
@@ -156,12 +154,6 @@ def _runner(address: str | None) -> "Iterator[Runner]":
         from imet_ray.cluster.blend import solve_on_ray
 
         yield solve_on_ray
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}: see --help", file=sys.stderr)
-        raise SystemExit(2)
 
 
 if __name__ == "__main__":

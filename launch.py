@@ -13,12 +13,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, ImetError
+from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports
 
 STAGES = ("sweep", "train", "oof", "predict", "check_data")
@@ -50,57 +51,54 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; 0 when it did what was asked."""
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return exit_code(lambda: _run(args), "the same command continues")
+
+
+def _run(args: argparse.Namespace) -> int:
     stage = next(name for name in STAGES if getattr(args, name) not in (None, False))
-    try:
-        _refuse_strangers(args, stage)
-        settings = _settings(args.set or [])
-        budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
-        with heavy_imports():  # not for a wrong flag
-            from imet_ray import stages
+    _refuse_strangers(args, stage)
+    settings = _settings(args.set or [])
+    budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
+    with heavy_imports():  # not for a wrong flag
+        from imet_ray import stages
 
-        if stage == "check_data":
-            return stages.check_data(args.check_data)
-        cache = stages.cache_at(args.cache)
-        if stage in ("sweep", "train"):
-            plan = stages.plan(
-                space=args.space,
-                data=args.data,
-                source=args.source,
-                name=args.name,
-                runs=args.runs,
-                cache=cache,
-                folds=args.folds,
-                overrides={
-                    key: value
-                    for key in ("trials_per_variant", "epochs")
-                    if (value := getattr(args, key)) is not None
-                },
-                fresh=args.fresh,
-            )
-        if stage == "train":
-            return stages.train(plan, args.variant, args.fold, settings)
-        ray = {"address": args.address, "concurrency": args.concurrency}
-        from imet_ray.cluster.session import prepare_environment
+    if stage == "check_data":
+        return stages.check_data(args.check_data)
+    cache = stages.cache_at(args.cache)
+    if stage in ("sweep", "train"):
+        plan = stages.plan(
+            space=args.space,
+            data=args.data,
+            source=args.source,
+            name=args.name,
+            runs=args.runs,
+            cache=cache,
+            folds=args.folds,
+            overrides={
+                key: value
+                for key in ("trials_per_variant", "epochs")
+                if (value := getattr(args, key)) is not None
+            },
+            fresh=args.fresh,
+        )
+    if stage == "train":
+        return stages.train(plan, args.variant, args.fold, settings)
+    ray = {"address": args.address, "concurrency": args.concurrency}
+    from imet_ray.cluster.session import prepare_environment
 
-        prepare_environment()
-        from imet_ray.cluster import stages as cluster_stages
+    prepare_environment()
+    from imet_ray.cluster import stages as cluster_stages
 
-        if stage == "sweep":
-            return cluster_stages.sweep(plan, budget_s=budget, **ray)
-        run = stages.reopen(args.runs, args.name, cache)
-        if stage == "oof":
-            return cluster_stages.oof(run, **ray)
-        return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
-    except ImetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        return 130
+    if stage == "sweep":
+        return cluster_stages.sweep(plan, budget_s=budget, **ray)
+    run = stages.reopen(args.runs, args.name, cache)
+    if stage == "oof":
+        return cluster_stages.oof(run, **ray)
+    return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="launch.py",
         description="From a folder of labelled images to the best blended multi-label tagger.",
         epilog="Settings of variants, ranges and budgets stand in search_spaces/*.yml.",
@@ -133,10 +131,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="generated data and packs; default: ~/.cache/imet_ray",
     )
     parser.add_argument("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
-    parser.add_argument("--concurrency", metavar="N", type=_positive, help="trials at once, at most")
-    parser.add_argument("--trials-per-variant", metavar="N", type=_positive)
+    parser.add_argument("--concurrency", metavar="N", type=positive, help="trials at once, at most")
+    parser.add_argument("--trials-per-variant", metavar="N", type=positive)
     parser.add_argument("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
-    parser.add_argument("--epochs", metavar="N", type=_positive, help="of every variant")
+    parser.add_argument("--epochs", metavar="N", type=positive, help="of every variant")
     parser.add_argument("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     parser.add_argument("--fresh", action="store_true", help="set an older run of that name aside")
     parser.add_argument("--variant", metavar="NAME")
@@ -152,12 +150,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}: see --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     """An option that a stage would ignore is an error."""
     given = {
@@ -171,13 +163,6 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
             f"--{option.replace('_', '-')} has no meaning for --{stage.replace('_', '-')}: "
             f"it is for {readers}"
         )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -19,3 +19,10 @@ def duration(text: str, option: str) -> float:
         raise ConfigError(f"{option} takes 2h, 90m or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:05."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

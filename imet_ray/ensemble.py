@@ -4,6 +4,7 @@ Made by the blend, read by the prediction of test pictures. The members' probabi
 folds of a variant, then over variants with the blend's weights.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
-from imet_ray.store import EnsembleStore, Store, TrialStore, disk_error, read_model, write_json
+from imet_ray.store import EnsembleStore, Store, TrialStore, disk_error, read_model, writing
 
 ROWS = 4096  # pictures a block
 
@@ -58,13 +59,12 @@ class Ensemble(Frozen):
 
 
 def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
-    """Write `ensemble.json`; what an earlier ensemble of that name predicted goes."""
-    try:
+    """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
+    text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    with writing(store.ensemble) as temporary:
+        temporary.write_text(text, encoding="utf-8")
         for path in (store.test, store.submission, store.report):
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_error(store.root, error) from error
-    write_json(store.ensemble, ensemble.model_dump(mode="json"))
 
 
 def read_ensemble(store: EnsembleStore) -> Ensemble:
@@ -142,6 +142,11 @@ def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
     """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
     found = [read_predictions(trial.oof) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
+    for trial in trials:
+        if not trial.best.exists():
+            raise StoreError(
+                f"{trial.best} is missing: the ensemble could not predict; sweep again, or put it back"
+            )
     return seconds, sum(trial.best.stat().st_size for trial in trials)
 
 

@@ -220,14 +220,14 @@ def _decode(
     def decode(row: int) -> None:
         if unreadable is not None and row in unreadable:
             return
+        expected = (*shapes[row].tolist(), 3)
         try:
             image = read_rgb(files[row], short_side=short_side)
+            if image.shape != expected:
+                raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
         except DataError:
             _tolerate(row, unreadable)
             return
-        expected = (*shapes[row].tolist(), 3)
-        if image.shape != expected:
-            raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
         _write(descriptor, np.ascontiguousarray(image).data.cast("B"), int(offsets[row]))
 
     _for_each(decode, len(files), workers, progress, "decoding")

@@ -5,6 +5,7 @@ import re
 from imet_ray.errors import ConfigError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+LARGEST = 10**18
 
 
 def byte_size(text: str, option: str) -> int:
@@ -19,4 +20,7 @@ def byte_size(text: str, option: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if not found or found[2].upper() not in UNITS or float(found[1]) <= 0:
         raise ConfigError(f"{option} takes a size such as 20GB or 500MB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    size = float(found[1]) * UNITS[found[2].upper()]
+    if size > LARGEST:
+        raise ConfigError(f"{option} takes at most {LARGEST:.0e} bytes, got {text[:40]!r}: check its unit")
+    return int(size)

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from imet_ray.command_line import Parser, exit_code
 from imet_ray.crypto import Secret, decrypt_file, encrypt_file
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, ImetError
+from imet_ray.errors import ConfigError
 from imet_ray.sizes import byte_size
 from kernel_builder.runtime.inputs import KEY_VARIABLE, PASSPHRASE_VARIABLE
 
@@ -27,28 +27,25 @@ ENDING = ".encrypted"
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one of them; 0 when it is done."""
     args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if args[:1] == ["keygen"]:
-            return _keygen(args[1:])
-        if args[:1] in (["encrypt"], ["decrypt"]):
-            return _crypt(args[0], args[1:])
-        return _build(args)
-    except ImetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run it again", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(args), "run it again")
+
+
+def _run(args: list[str]) -> int:
+    if args[:1] == ["keygen"]:
+        return _keygen(args[1:])
+    if args[:1] in (["encrypt"], ["decrypt"]):
+        return _crypt(args[0], args[1:])
+    return _build(args)
 
 
 def _keygen(argv: Sequence[str]) -> int:
-    _Parser(prog="python -m kernel_builder keygen").parse_args(argv)
+    Parser(prog="python -m kernel_builder keygen").parse_args(argv)
     print(Secret.new().text)
     return 0
 
 
 def _crypt(what: str, argv: Sequence[str]) -> int:
-    parser = _Parser(prog=f"python -m kernel_builder {what}")
+    parser = Parser(prog=f"python -m kernel_builder {what}")
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", metavar="FILE", type=Path)
     args = parser.parse_args(argv)
@@ -103,7 +100,7 @@ def _build(argv: Sequence[str]) -> int:
     for folder in folders:
         print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB")
     if args.dry_run is not None:
-        return _dry_run(kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", secret)
+        return _dry_run(kernel, args.out / "datasets", args.dry_run, args.out / "dry-run")
     print(f"next     kaggle datasets create -p {folders[0]}; kaggle kernels push -p {kernel.parent}")
     return 0
 
@@ -118,7 +115,7 @@ def _secret(args: argparse.Namespace) -> Secret | None:
     return Secret.new()
 
 
-def _dry_run(kernel: Path, datasets: Path, data: Path, out: Path, secret: Secret | None) -> int:
+def _dry_run(kernel: Path, datasets: Path, data: Path, out: Path) -> int:
     """Run the kernel as Kaggle would, on these data."""
     place = out / "input"
     place.mkdir(parents=True)
@@ -128,14 +125,8 @@ def _dry_run(kernel: Path, datasets: Path, data: Path, out: Path, secret: Secret
     return subprocess.run(command, cwd=out, check=False).returncode
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}: see --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m kernel_builder",
         description="Build the kernel of an ensemble.",
         epilog="Also: keygen, encrypt FILE, decrypt FILE.",

@@ -1,17 +1,22 @@
 """What tests share: a tiny data set in the Kaggle layout, made once."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import launch
 from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.cluster.session import prepare_environment
 from imet_ray.data import TrainingData, prepare
 from imet_ray.datasets import demo
+from imet_ray.predict import predict_checkpoint
+from imet_ray.results import read_spec
 from imet_ray.specs import TrialSpec, Variant
+from imet_ray.stages import Run, reopen
 from imet_ray.store import Cache, Store
 
 prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s
@@ -85,3 +90,34 @@ def make_members():
         return [Member(f"noise{i}", p) for i, p in enumerate(probs)], labels, rng.permutation(n) % 3
 
     return _make
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of two variants on all three folds, with out-of-fold predictions."""
+
+    run: Run
+    where: list[str]  # the options that lead to it
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "space.yml").write_text(
+        "n_folds: 3\n"
+        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1, lr: 0.003, keep: last}\n"
+        "variants: [{name: a}, {name: b, augmentation: none}]\n"
+    )
+    where = ["--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)]
+    for variant in "ab":
+        for fold in "012":
+            argv = ["--train", "--variant", variant, "--fold", fold, "--data", str(tiny_root), "--name", "r"]
+            assert launch.main([*argv, "--space", str(folder / "space.yml"), *where]) == 0
+    run = reopen(folder / "runs", "r", tiny_cache)
+    for trial in run.store.trials():
+        rows = run.data.rows(read_spec(trial).fold, held_out=True)
+        split, label_ids = run.data.split, run.data.label_ids
+        predict_checkpoint(
+            trial, split, rows, path=trial.oof, label_ids=label_ids, device=torch.device("cpu")
+        )
+    return Trained(run, where)

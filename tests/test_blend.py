@@ -2,57 +2,21 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import blend
-import launch
 from imet_ray.blending import fit as fit_module
 from imet_ray.blending import line
 from imet_ray.decode import decode
 from imet_ray.ensemble import blend_oof, read_ensemble
 from imet_ray.metrics import f2_score
-from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
 from imet_ray.sizes import byte_size
-from imet_ray.stages import Run, reopen
 from imet_ray.store import EnsembleStore
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run of two variants on all three folds, with out-of-fold predictions."""
-
-    run: Run
-    where: list[str]  # the options that lead to it
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
-    folder = tmp_path_factory.mktemp("blend")
-    (folder / "space.yml").write_text(
-        "n_folds: 3\n"
-        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1, lr: 0.003, keep: last}\n"
-        "variants: [{name: a}, {name: b, augmentation: none}]\n"
-    )
-    where = ["--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)]
-    for variant in "ab":
-        for fold in "012":
-            argv = ["--train", "--variant", variant, "--fold", fold, "--data", str(tiny_root), "--name", "r"]
-            assert launch.main([*argv, "--space", str(folder / "space.yml"), *where]) == 0
-    run = reopen(folder / "runs", "r", tiny_cache)
-    for trial in run.store.trials():
-        rows = run.data.rows(read_spec(trial).fold, held_out=True)
-        split, label_ids = run.data.split, run.data.label_ids
-        predict_checkpoint(
-            trial, split, rows, path=trial.oof, label_ids=label_ids, device=torch.device("cpu")
-        )
-    return Trained(run, where)
 
 
 @pytest.fixture(autouse=True)

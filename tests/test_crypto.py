@@ -379,7 +379,6 @@ def test_a_missing_source_is_said_of_the_source(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="Linux only")
 def test_a_killed_process_leaves_no_plain_text(tmp_path):
     endless = (
         "import sys, itertools; from pathlib import Path; from imet_ray import crypto\n"

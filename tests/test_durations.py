@@ -2,7 +2,7 @@
 
 import pytest
 
-from imet_ray.durations import duration
+from imet_ray.durations import clock, duration
 from imet_ray.errors import ConfigError
 
 
@@ -27,3 +27,10 @@ def test_hours_minutes_and_seconds_are_added_up(text, seconds):
 def test_anything_else_is_refused_with_the_name_of_its_option(text):
     with pytest.raises(ConfigError, match="--x takes 2h, 90m or 1h30m, got "):
         duration(text, "--x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (65, "1:05"), (3599.6, "1:00:00"), (7385, "2:03:05")]
+)
+def test_a_clock_shows_minutes_and_only_then_hours(seconds, text):
+    assert clock(seconds) == text

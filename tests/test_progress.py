@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.progress import SweepProgress, clock
+from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.stages import _leaderboard
 from imet_ray.results import TrialResult, write_result
@@ -37,13 +37,6 @@ def make_space(tmp_path):
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store(tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (65, "1:05"), (3599.6, "1:00:00"), (7385, "2:03:05")]
-)
-def test_a_clock_shows_minutes_and_only_then_hours(seconds, text):
-    assert clock(seconds) == text
 
 
 class Sweep:

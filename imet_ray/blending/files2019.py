@@ -9,6 +9,7 @@ The files hold p - t: each fold's threshold is already subtracted. One file a mo
 folds are found beside it. Test predictions (level1_test_...) are not read.
 """
 
+import glob
 import math
 import re
 import sys
@@ -81,7 +82,7 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
 def write_2019(
     directory: Path, name: str, score: float, found: Blendable2019, weights: Sequence[float]
 ) -> Path:
-    """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`.
+    """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`, in place of an earlier one.
 
     Args:
         name: of the ensemble.
@@ -103,7 +104,10 @@ def write_2019(
         for files, weight in zip(found.files, weights, strict=True)
     ]
     path = directory / f"{name}_val_{score:.4f}.yml"
+    earlier = set(directory.glob(f"{glob.escape(name)}_val_*.yml")) - {path}
     write_text(path, yaml.safe_dump(ensemble, default_flow_style=False, allow_unicode=True, width=math.inf))
+    for other in earlier:  # its weights are not those of ensemble.json
+        other.unlink(missing_ok=True)
     return path
 
 

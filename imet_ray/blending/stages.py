@@ -64,8 +64,7 @@ def blend(
         read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
     ]
     place = run.store.ensemble(out)
-    if place.ensemble.exists():
-        print(f"the ensemble {out} is replaced, and what it predicted goes", file=sys.stderr)
+    replaced = place.ensemble.exists()
     with only_driver(run.store):
         blend_run(
             run.store,
@@ -86,6 +85,8 @@ def blend(
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
         findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
         show("")
+    if replaced:
+        print(f"the earlier ensemble {out} was replaced, and what it predicted is gone", file=sys.stderr)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
     elsewhere = (
         "" if near(run.store.root.parent) == Path("runs") else f" --runs {near(run.store.root.parent)}"

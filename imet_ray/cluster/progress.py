@@ -17,6 +17,7 @@ from rich.text import Text
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
+from imet_ray.durations import clock
 from imet_ray.results import TrialResult, read_result
 from imet_ray.specs import TrialSpec
 
@@ -200,13 +201,6 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
             seconds += a_epoch * (trials * variant.epochs - sum(r.epoch for r in running))
         return max(0.0, seconds) / self.session.slots
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:05 or 2:03:05."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def _short(value: object) -> str:

@@ -18,11 +18,11 @@ from imet_ray.blending.run import BlendOptions, blend_run
 from imet_ray.blending.solve import solve_here
 from imet_ray.cluster.blend import solve_on_ray
 from imet_ray.cluster.oof import predict_held_out, predict_test
-from imet_ray.cluster.progress import clock
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import run_sweep
 from imet_ray.data import test_split
 from imet_ray.decode import decode
+from imet_ray.durations import clock
 from imet_ray.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import only_driver

@@ -9,11 +9,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from imet_ray.catalog import picture_files
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.tables import Problem, read_table
 from kernel_builder.runtime.manifest import Manifest, Stored, Weights
+
+if TYPE_CHECKING:  # the module needs `cryptography`, and a kernel of plain weights does without
+    from imet_ray.crypto import Secret
 
 SAMPLE = "sample_submission.csv"
 KEY_FILE = "imet_ray.key"
@@ -132,7 +136,7 @@ def read_weights(found: FoundWeights, key: str | None, input_files: Sequence[Pat
     return plain
 
 
-def find_secret(key: str | None, files: Sequence[Path]):  # type: ignore[no-untyped-def]
+def find_secret(key: str | None, files: Sequence[Path]) -> "Secret":
     """The key: embedded, from the environment, or from a data set."""
     from imet_ray.crypto import Secret
 
@@ -172,7 +176,7 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         while self._file is not None:
             count = self._file.readinto(buffer)
             if count:

@@ -14,14 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
+from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, ImetError, StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models import build_model
 from imet_ray.predict import EVAL_BATCH, predicted_batches
 from imet_ray.submission import write_submission
@@ -38,15 +39,17 @@ CUT, LEFT_OUT, UNREADABLE, FELL_BACK = 1, 2, 4, 8
 
 def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
     """Run the kernel; the exit code."""
+    known = Manifest.model_validate(manifest)
+    options = _parse(argv, known)
+    return exit_code(lambda: _readable(options, known), "run it again")
+
+
+def _readable(options: argparse.Namespace, manifest: Manifest) -> int:
+    """A disk's faults in one line, too."""
     try:
-        options = _parse(argv, Manifest.model_validate(manifest))
-        return _run(options, Manifest.model_validate(manifest))
-    except ImetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _run(options, manifest)
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        raise StoreError(f"{error.filename or 'input or output'}: {error.strerror or error}") from error
 
 
 def _run(options: argparse.Namespace, manifest: Manifest) -> int:
@@ -181,14 +184,8 @@ def _process_seconds() -> float:
         return 0.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}: see --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace:
-    parser = _Parser(prog="kernel.py", description=f"Predict with {manifest.ensemble}.", allow_abbrev=False)
+    parser = Parser(prog="kernel.py", description=f"Predict with {manifest.ensemble}.", allow_abbrev=False)
     parser.add_argument("--input", metavar="DIR", type=Path, help=f"default: {' or '.join(INPUTS)}")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="default: here")
     parser.add_argument("--limit", metavar="9h", help=f"default: {manifest.limit:g} s")
@@ -200,7 +197,7 @@ def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace
         default=Path(tempfile.gettempdir()),
         help="for decoded pictures; nothing stays",
     )
-    parser.add_argument("--batch-size", metavar="N", type=int, help="pictures; default: 64 views")
+    parser.add_argument("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
     parser.add_argument(
         "--workers", metavar="N", type=int, help="loader processes; default: cores - 1 on a GPU"
     )

@@ -10,6 +10,7 @@ from statistics import median
 
 import numpy as np
 
+from imet_ray.durations import clock
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.tally import Tally
 
@@ -117,9 +118,8 @@ class Run:
             return None
         self.tally.add(member, probs)
         self.outcome.checkpoints += 1
-        seconds = max(times) if len(times) < 2 else median(times)
         whole = self.deadline.clock() - began
-        a_picture = min(whole, seconds * len(times)) / self.n  # a stall is not the rule
+        a_picture = min(whole, median(times) * len(times)) / self.n  # a stall is not the rule
         self.outcome.picture_seconds[member.name] = a_picture
         if member.seconds:
             self._slowness = a_picture * len(member.weights) / member.seconds
@@ -184,11 +184,6 @@ class Run:
         self._said = now
         begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
         self.say(
-            f"{_clock(self.deadline.elapsed())}  checkpoint {begun} of {self.manifest.checkpoints} "
-            f"({weights.plain.name}), picture {done:,} of {self.n:,}; {_clock(self.deadline.left())} left"
+            f"{clock(self.deadline.elapsed())}  checkpoint {begun} of {self.manifest.checkpoints} "
+            f"({weights.plain.name}), picture {done:,} of {self.n:,}; {clock(self.deadline.left())} left"
         )
-
-
-def _clock(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,40 @@
+"""What the command lines share: a user's mistake is one line on stderr and an exit code, never a traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from imet_ray.errors import ImetError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a wrong option; it exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}: see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def positive(text: str) -> int:
+    """The type of options that count something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def exit_code(work: Callable[[], int], interrupted: str) -> int:
+    """Do the work: its own code, 1 for an error that was raised on purpose, 130 for Ctrl-C.
+
+    Args:
+        interrupted: what to do after Ctrl-C.
+    """
+    try:
+        return work()
+    except ImetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return 130
