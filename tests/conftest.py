@@ -34,6 +34,12 @@ TINY = {  # timm's own test model: 0.5 M parameters
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: else one of the two processes waits for the other's three minutes of sweep."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_sweep.py"))
+
+
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory) -> Path:
     """A data directory of 90 training and 20 test pictures."""
