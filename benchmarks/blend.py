@@ -223,7 +223,7 @@ def expected(folder: Path) -> list[tuple[str, float, float, str]]:
             started = time.perf_counter()
             fitted = solve(problem, Task(Job(way, EXPECTED), start))
             seconds = time.perf_counter() - started
-            scores = score_pictures(fitted, EXPECTED, everything, cells, oof.probs, oof.labels, "probability")
+            scores = score_pictures(fitted, EXPECTED, everything, problem, oof.probs, oof.labels)
             found.append((named, seconds, float(scores.mean()), " ".join(f"{w:.3f}" for w in fitted.weights)))
     return found
 

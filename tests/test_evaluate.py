@@ -11,6 +11,7 @@ from imet_ray.blending import evaluate as evaluate_module
 from imet_ray.blending import fit as fit_module
 from imet_ray.blending import line
 from imet_ray.blending.contest import Contest
+from imet_ray.blending.diagnostics import without_member
 from imet_ray.blending.evaluate import DECODERS, evaluate
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member
@@ -19,7 +20,7 @@ from imet_ray.blending.scoring import bootstrap, decoder_of
 from imet_ray.blending.solve import Job
 from imet_ray.decode import Decoder, at_least_one, decode, decode_threshold
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import f2_per_image, f2_score
+from imet_ray.metrics import best_threshold, f2_per_image, f2_score
 
 GROUPS = ("a", "b") * 3  # of 6 labels
 LABELS, FOLDS = np.array([[0, 1], [1, 0]], np.uint8), np.array([0, 1])
@@ -58,7 +59,8 @@ def row_of(report, method, decoder):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, contests, scale):
+def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, contests, scale, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "WINDOW", 50.0)  # how far thresholds are searched sees all folds
     members, labels, folds = three
     half = np.flatnonzero(folds == 1)[::2]
     changed = labels.copy()
@@ -229,23 +231,40 @@ def test_members_and_labels_that_are_all_the_same_can_be_judged(value):
         assert json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_members_worth_is_what_the_blend_loses_without_it(three, contests):
-    members, labels, folds = three
-    report = evaluate(
-        members, labels, folds, seed=0, methods=(), decoders=["expected-f2"], scale="probability"
-    )
+def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_its_own(make_members):
+    members, labels, folds = make_members([0.7, 2.0, 2.0], n=400)  # of fewer two thresholds may be best
+    report = evaluate(members, labels, folds, seed=0, methods=(), decoders=["threshold"], scale="probability")
     for i, worth in enumerate(report.worth):
         rest = np.delete(uniform(3) * 1.5, i)
         mean = averaged([member.probs for member in members if member is not members[i]], rest, "probability")
         scores = np.empty(len(labels))
         for fold in range(3):
             rows = folds == fold
-            fitted = contests[0].solved[Job("uniform", "expected-f2", fold)]
-            decoder = Decoder(name="expected-f2", temperature=fitted.temperature)
-            scores[rows] = f2_per_image(decode(mean[rows], decoder), labels[rows])
+            threshold, _ = best_threshold(mean[~rows], labels[~rows])
+            scores[rows] = f2_per_image(
+                decode(mean[rows], Decoder(name="threshold", threshold=threshold)), labels[rows]
+            )
         assert (worth.name, worth.without) == (members[i].name, pytest.approx(scores.mean(), abs=2e-4))
         assert worth.gain.mean == pytest.approx(report.nested - worth.without, abs=1e-12)
         assert worth.gain.low <= worth.gain.mean <= worth.gain.high
+
+
+def test_the_weight_of_a_member_that_has_all_goes_to_the_others_evenly():
+    assert without_member(np.array([0.2, 0.6, 0.2]), 1).tolist() == [0.5, 0, 0.5]
+    assert without_member(np.array([0.0, 1.0, 0.0]), 1).tolist() == [0.5, 0, 0.5]
+
+
+def test_a_copy_of_a_member_is_worth_nothing_beyond_noise(make_members):
+    members, labels, folds = make_members([1.0], n=300)
+    report = evaluate(
+        [*members, replace(members[0], name="copy")],
+        labels,
+        folds,
+        seed=0,
+        methods=(),
+        decoders=["threshold"],
+    )
+    assert [worth.gain.mean for worth in report.worth] == [0, 0]
 
 
 def test_errors_of_a_member_and_its_copy_are_alike(three):
@@ -269,6 +288,18 @@ def test_the_threshold_curve_is_f2_of_the_blend_at_each_threshold(three, scale):
     limits = [threshold for threshold, _ in report.threshold_curve]
     assert limits == sorted(limits)
     assert limits[0] < report.decoder.threshold < limits[-1]
+
+
+def test_intervals_that_hold_together_cover_the_best_of_many_where_single_ones_do_not():
+    rng = np.random.default_rng(0)
+    missed = {False: 0, True: 0}
+    for trial in range(40):
+        differences = rng.normal(0, 1, (12, 200))  # no candidate gains anything
+        for together in missed:
+            gains = bootstrap(differences, trial, together=together)
+            missed[together] += max(gain.low for gain in gains) > 0
+    assert missed[False] > 5  # 12 chances of 2.5 %: about 10 of 40
+    assert missed[True] <= 3
 
 
 def test_the_bootstrap_interval_is_the_normal_one_for_many_pictures():

@@ -7,13 +7,14 @@ import pytest
 
 from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.level2 import STACKS, score_level2
+from imet_ray.blending.solve import solve_here
 from imet_ray.errors import ConfigError
 from imet_ray.metrics import best_threshold, f2_score
 
 
 def score(kind, members, labels, folds):
     values = [member.probs for member in members]
-    return score_level2(kind, values, labels, folds, draw_sample(values, labels, 0), 0)
+    return score_level2(kind, values, labels, folds, draw_sample(values, labels, 0), 0, solve_here)
 
 
 @pytest.fixture(scope="module")

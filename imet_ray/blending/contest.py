@@ -68,11 +68,10 @@ def contest(
         )
 
     solved, cells = solve_all(problem, jobs, runner, cells_within)
+    problem = replace(problem, cells=cells)
     scored = {}
     for decoder in decoders:
         progress(f"scoring {len(methods)} under {decoder}")
         for method in methods:
-            scored[method, decoder] = own_and_nested(
-                solved, method, decoder, problem.folds, cells, values, labels, problem.scale
-            )
-    return Contest(replace(problem, cells=cells), solved, scored)
+            scored[method, decoder] = own_and_nested(solved, method, decoder, problem, values, labels)
+    return Contest(problem, solved, scored)

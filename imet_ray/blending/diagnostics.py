@@ -1,7 +1,9 @@
 """What else the report says of a blend: each member's worth, how alike their errors are, the threshold curve."""
 
+import itertools
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -9,9 +11,10 @@ from imet_ray.averaging import Scale, as_probability
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.report import Worth
 from imet_ray.blending.scoring import bootstrap, score_pictures
-from imet_ray.blending.solve import Job, Problem, Sample, Solution
+from imet_ray.blending.solve import Job, Problem, Sample, Solution, refitted
 
 CURVE = 41  # points of the threshold curve
+WHOLE_SAMPLES = 4  # members whose temperatures see the whole sample; with more, a part of it
 PAIRS = 200_000  # cells that correlations are taken from
 
 
@@ -24,30 +27,42 @@ def worth_of_members(
     labels: np.ndarray,
     names: Sequence[str],
 ) -> tuple[Worth, ...]:
-    """What the chosen blend loses, nested, where one member's weight goes to the others in proportion."""
-    if len(names) == 1:
+    """What the chosen blend loses, nested, where one member's weight goes to the others in proportion.
+
+    Thresholds and temperature are fitted anew: with those of all members every member would seem to be needed.
+    """
+    m = len(names)
+    if m == 1:
         return ()
-    found, without = [], []
-    for i in range(len(names)):
-        nested = np.empty(len(labels))
-        for fold in np.unique(problem.folds).tolist():
-            solution = solved[Job(*chosen, fold)]
-            weights = solution.weights.copy()
-            weights[i] = 0
-            if weights.sum() == 0:  # it had all of it
-                weights = np.ones(len(names))
-                weights[i] = 0
-            rest = weights / weights.sum()
-            rows = np.flatnonzero(problem.folds == fold)
-            nested[rows] = score_pictures(
-                replace(solution, weights=rest), chosen[1], rows, problem.cells, values, labels, problem.scale
-            )
-        without.append(nested_f2 - nested)
-        found.append(float(nested.mean()))
+    method, decoder = chosen
+    folds = np.unique(problem.folds).tolist()
+
+    def without(member: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        rest = without_member(solved[Job(method, decoder, fold)].weights, member)
+        fitted = refitted(rest, decoder, problem, without=fold, every=-(-m // WHOLE_SAMPLES))
+        rows = np.flatnonzero(problem.folds == fold)
+        return rows, score_pictures(fitted, decoder, rows, problem, values, labels)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda pair: without(*pair), itertools.product(range(m), folds)))
+    nested = np.empty((m, len(labels)))
+    for (member, _), (rows, scores) in zip(itertools.product(range(m), folds), parts, strict=True):
+        nested[member, rows] = scores
+    gains = bootstrap(nested_f2 - nested, problem.seed)
     return tuple(
         Worth(name, score, gain)
-        for name, score, gain in zip(names, found, bootstrap(np.stack(without), problem.seed), strict=True)
+        for name, score, gain in zip(names, nested.mean(axis=1).tolist(), gains, strict=True)
     )
+
+
+def without_member(weights: np.ndarray, member: int) -> np.ndarray:
+    """The others' weights with sum 1; even ones, if this member had all."""
+    rest = weights.copy()
+    rest[member] = 0
+    if rest.sum() == 0:
+        rest[:] = 1
+        rest[member] = 0
+    return np.asarray(rest / rest.sum())
 
 
 def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float, ...], ...]:
@@ -62,7 +77,9 @@ def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float
 
 
 def threshold_curve(cells: DisputedCells, used: Solution, scale: Scale) -> tuple[tuple[float, float], ...]:
-    """F2 of the chosen weights against the threshold of the blended probability."""
+    """F2 of the chosen weights against the threshold of the blended probability; nothing where it cannot move."""
+    if not cells.reach:
+        return ()
     base = float(used.weights @ cells.thresholds)
     shifts = np.linspace(-cells.reach, cells.reach, CURVE)
     limits = as_probability(base + shifts, scale)

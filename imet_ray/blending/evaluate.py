@@ -2,19 +2,21 @@
 
 Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
 weights, thresholds, temperature, a single member's threshold, too. What sees all folds is the scale of the averaging,
-a choice of two, and the mean number of labels. What optimism is left: the best nested of several is taken, which is
-why nothing but a gain beyond noise displaces uniform weights, and whatever the caller remarks (hparams and epochs that
-were picked on the pictures that are scored).
+a choice of two, how far thresholds may be searched, and the mean number of labels. What optimism is left: the best
+nested of several is taken, which is why nothing displaces uniform weights but a gain beyond the noise of all candidates
+together, and whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from imet_ray.averaging import SCALES, Scale, as_probability, on_scale
+from imet_ray.averaging import SCALES, Scale, as_probability, averaged, on_scale
+from imet_ray.blending.alone import cells_alone
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
+from imet_ray.blending.fit import uniform
 from imet_ray.blending.level2 import STACKS, score_level2
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.prefixes import prefixes
@@ -34,14 +36,16 @@ from imet_ray.blending.solve import (
     solve_here,
 )
 from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.metrics import best_threshold
 
 DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
-WINDOW = 0.4  # how far shifts may go, in mean thresholds; doubled where one comes near its end
+WINDOW = 0.4  # how far shifts may go at least, in mean thresholds or log-odds; doubled where one comes near its end
 LEAST_WINDOW = 0.01
 LEAST_THRESHOLD = 2**-10
 PREDICTED = 1.75  # times the true labels: F2 weighs recall over precision, so it predicts more than there are
-WIDEST_LOG_ODDS = 3.0
+LOWER = 0.9  # of the least first threshold: further down nearly all cells are in dispute
+WIDEST_LOG_ODDS = 3.0  # down, likewise
 
 
 def evaluate(
@@ -105,20 +109,31 @@ def evaluate(
     sample = draw_sample(values, labels, seed)
 
     thresholds = [0.0] * len(members) if margins else first_thresholds(sample, labels.sum() / len(labels))
+    each = zip(values, thresholds, strict=True)
+    alone_cells = () if margins else tuple(cells_alone(p, t, labels, of_label) for p, t in each)
+    if len(members) == 1:
+        scale = "probability"
 
     def compete(scale: Scale, methods: Sequence[str], before: Contest | None = None) -> Contest:
         progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
+        if before is not None:
+            cells, widest = before.problem.cells, before.problem.widest
+        elif margins:  # decided at 0, and most are below by no more than a threshold
+            cells, widest = DisputedCells.build(values, thresholds, labels, groups=of_label), 0.0
+        elif len(alone_cells) == 1:
+            cells, widest = alone_cells[0], alone_cells[0].window
+        else:
+            cells, widest = _cells(values, thresholds, labels, folds, scale, of_label, sample)
         problem = Problem(
-            before.problem.cells
-            if before is not None
-            else _cells(values, thresholds, labels, scale, of_label, margins=margins),
+            cells,
             folds,
             sample if EXPECTED in under else None,
             seed,
             scale,
-            _widest(thresholds, scale, margins=margins),
+            widest,
             min_weight,
             max_members,
+            alone_cells,
         )
         return contest(problem, values, labels, of_label, methods, under, runner, progress)
 
@@ -138,17 +153,18 @@ def evaluate(
     stacked = {}
     if level2 is not None:
         progress(f"level 2: {level2}")
-        stacked = score_level2(level2, values, labels, folds, sample, seed)
+        stacked = score_level2(level2, values, labels, folds, sample, seed, runner)
     gains = bootstrap(
         np.stack(
             [scored[key][1] - scored["uniform", key[1]][1] for key in scored]
             + [scored[key][1] - scored[best_single][1] for key in scored]
             + [beside[1] - scored[best][1] for beside in stacked.values()]
-            + [scored[best][1] - scored[even][1]]
         ),
         seed,
     )
-    chosen = best if best[0] == "uniform" or gains[-1].low > 0 else even
+    over_even = bootstrap(np.stack([scored[key][1] - scored[even][1] for key in blends]), seed, together=True)
+    sure = [key for key, gain in zip(blends, over_even, strict=True) if key[0] != "uniform" and gain.low > 0]
+    chosen = max(sure, key=nested.__getitem__, default=even)
     if use is not None and len(members) > 1:
         chosen = max((key for key in blends if key[0] == use), key=nested.__getitem__)
     unique = np.unique(folds).tolist()
@@ -185,7 +201,7 @@ def evaluate(
         rows=tuple(rows.values()),
         chosen=rows[chosen],
         best=rows[best],
-        best_over_uniform=gains[-1],
+        best_over_uniform=over_even[blends.index(best)],
         single=rows[best_single],
         thresholds=tuple(as_probability(found.problem.cells.thresholds, used_scale).tolist()),
         decoder=decoder_of(used, chosen[1], found.problem.cells.thresholds, of_label, used_scale),
@@ -210,19 +226,29 @@ def _cells(
     values: Sequence[np.ndarray],
     thresholds: Sequence[float],
     labels: np.ndarray,
+    folds: np.ndarray,
     scale: Scale,
     of_label: np.ndarray | None,
-    *,
-    margins: bool,
-) -> DisputedCells:
-    """The cells in dispute around the members' first thresholds, which are given as probabilities."""
-    if scale == "probability":
-        window = max(LEAST_WINDOW, WINDOW * float(np.mean(thresholds)))
-    else:
-        window = WINDOW  # of log-odds: about the same share of a small threshold
-    window = min(window, _widest(thresholds, scale, margins=margins))
-    wide = on_scale(np.array(thresholds), scale).astype(np.float64)
-    return DisputedCells.build(values, wide.tolist(), labels, window=window, scale=scale, groups=of_label)
+    sample: Sample,
+) -> tuple[DisputedCells, float]:
+    """The cells in dispute around the members' first thresholds, given as probabilities, and the widest window.
+
+    A search goes no further than the hill that it is on. So the window holds the thresholds that are best for uniform
+    weights on the sample, and on each fold's part of it, with room on both sides.
+    """
+    first = on_scale(np.array(thresholds), scale).astype(np.float64)
+    unit, floor = (first.mean(), -LOWER * first.min()) if scale == "probability" else (1.0, -WIDEST_LOG_ODDS)
+    even = averaged(sample.probs, uniform(len(thresholds)), scale).clip(0, 1).astype(np.float16)
+    parts = [np.ones(len(even), dtype=bool), *(folds[sample.rows] != fold for fold in np.unique(folds))]
+    best = [best_threshold(even[part], sample.labels[part])[0] for part in parts if part.any()]
+    wanted = on_scale(np.array(best), scale).astype(np.float64) - first.mean()
+    low = max(floor, wanted.min() - WINDOW * unit)
+    high = max(low + 2 * LEAST_WINDOW, wanted.max() + WINDOW * unit)
+    middle, window = (low + high) / 2, (high - low) / 2
+    cells = DisputedCells.build(
+        values, (first + middle).tolist(), labels, window=window, scale=scale, groups=of_label
+    )
+    return cells, middle - floor
 
 
 def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
@@ -240,13 +266,6 @@ def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
         count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, flat.size))
         found.append(max(LEAST_THRESHOLD, float(np.partition(flat, flat.size - count)[flat.size - count])))
     return found
-
-
-def _widest(thresholds: Sequence[float], scale: Scale, *, margins: bool) -> float:
-    """The largest window in which a cell that no member sees a chance for is decided: nearly all cells are such."""
-    if margins:
-        return 0.0
-    return 0.9 * min(thresholds) if scale == "probability" else WIDEST_LOG_ODDS
 
 
 def _check_limits(min_weight: float, max_members: int | None) -> None:

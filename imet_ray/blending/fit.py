@@ -11,6 +11,7 @@ Every one of them ends with the shift that is exactly best for its weights. A me
 other, so that they can run apart. What a fit is worth is `imet_ray.blending.evaluate`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,10 +60,6 @@ class Objective:
         """Any numbers as weights on the simplex and shifts in reach."""
         m = self.cells.n_members
         return on_simplex(x[:m]), np.clip(x[m:], -self.cells.reach, self.cells.reach)
-
-    def start(self, weights: np.ndarray) -> np.ndarray:
-        """x of these weights, no shift."""
-        return np.concatenate([weights, np.zeros(self.n_shifts)])
 
 
 # (objective, where to start, generator) -> (where it ends, greedy's curve)
@@ -150,7 +147,8 @@ def _fit(cells: DisputedCells, method: str, seed: tuple[int, int], by_group: boo
     search = METHODS[method if m > 1 else "uniform"]
     rng = np.random.default_rng(seed)
     start = rng.dirichlet(np.full(m, 2.0)) if restart else uniform(m)
-    x, curve = search(objective, objective.start(start), rng)
+    begin = settled_shifts(cells, start, np.zeros(objective.n_shifts))
+    x, curve = search(objective, np.concatenate([start, begin]), rng)
     weights, shifts = objective.point(x)
     weights = np.where(weights < ZERO, 0.0, weights)
     weights /= weights.sum()
@@ -193,13 +191,13 @@ def _greedy(
     shares, best = np.zeros(m), (-1.0, np.zeros(m))
     curve = []
     for _ in range(GREEDY_STEPS):
-        scores = [-objective(objective.start(shares + one)) for one in np.eye(m)]
+        scores = [-objective(np.concatenate([shares + one, start[m:]])) for one in np.eye(m)]
         choice = int(np.argmax(scores))
         shares[choice] += 1
         curve.append(scores[choice])
         if scores[choice] > best[0]:
             best = scores[choice], shares.copy()
-    return objective.start(best[1] / best[1].sum()), tuple(curve)
+    return np.concatenate([best[1] / best[1].sum(), start[m:]]), tuple(curve)
 
 
 def _nelder_mead(
@@ -226,8 +224,15 @@ def _powell(
 def _line(
     objective: Objective, start: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, ...]]:
+    """And from the best member alone, if the search ends below it."""
+    m = objective.cells.n_members
     options = {"cells": objective.cells, "rng": rng}
-    return np.asarray(minimize(objective, start, method=line_search, options=options).x), ()
+    found = minimize(objective, start, method=line_search, options=options)
+    shifts = start[m:], np.zeros(len(start) - m)
+    corner = min((np.concatenate(pair) for pair in itertools.product(np.eye(m), shifts)), key=objective)
+    if objective(corner) < found.fun:
+        found = minimize(objective, corner, method=line_search, options=options)
+    return np.asarray(found.x), ()
 
 
 def _smooth(

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.alone import cells_alone
 from imet_ray.blending.scoring import own_and_nested
-from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Sample, solve_all, solve_here
+from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Runner, Sample, solve_all
 from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
 from imet_ray.errors import unknown_name
 
-MIDDLE, WINDOW = 0.25, 0.225  # of the thresholds that are tried
+LOW = 0.1  # first threshold: a tenth of it to 1 are tried
 Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
 
 STACKS: dict[str, Stack] = {
@@ -25,14 +25,21 @@ STACKS: dict[str, Stack] = {
 
 
 def score_level2(
-    kind: str, values: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, sample: Sample, seed: int
+    kind: str,
+    values: Sequence[np.ndarray],
+    labels: np.ndarray,
+    folds: np.ndarray,
+    sample: Sample,
+    seed: int,
+    runner: Runner,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """F2 of each picture by decoder, as `own_and_nested` gives them: two (N,) float64 each.
 
     Args:
         kind: a key of `STACKS`.
         values: M arrays (N, C) of probabilities.
-        sample: of pictures, for thresholds and temperature.
+        sample: of pictures, for the temperature.
+        runner: of thresholds and temperature; the stacking itself runs here, on all cores.
 
     Raises:
         ConfigError: for an unknown kind, or a library that is not installed.
@@ -41,19 +48,16 @@ def score_level2(
         raise unknown_name("level 2", kind, STACKS)
     stacked = STACKS[kind](values, labels, folds, seed)
     own_sample = Sample(sample.rows, stacked[sample.rows][None], sample.labels)
-
-    def cells_within(window: float) -> DisputedCells:
-        return DisputedCells.build([stacked], [MIDDLE], labels, window=window)
-
+    cells = cells_alone(stacked, LOW, labels, None)
     alone = "member 0"
     jobs = [
         Job(alone, decoder, fold)
         for decoder in (THRESHOLD, EXPECTED)
         for fold in (None, *np.unique(folds).tolist())
     ]
-    problem = Problem(cells_within(WINDOW), folds, own_sample, seed, widest=WINDOW)
-    solved, cells = solve_all(problem, jobs, solve_here, cells_within)
+    problem = Problem(cells, folds, own_sample, seed, widest=cells.window, alone=(cells,))
+    solved, _ = solve_all(problem, jobs, runner, lambda window: cells)
     return {
-        decoder: own_and_nested(solved, alone, decoder, folds, cells, [stacked], labels, "probability")
+        decoder: own_and_nested(solved, alone, decoder, problem, [stacked], labels)
         for decoder in (THRESHOLD, EXPECTED)
     }

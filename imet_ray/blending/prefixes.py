@@ -17,7 +17,7 @@ import numpy as np
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import settled_shifts
 from imet_ray.blending.scoring import decoder_of, score_pictures
-from imet_ray.blending.solve import EXPECTED, GROUPS, ExpectedF2, Problem, Solution
+from imet_ray.blending.solve import EXPECTED, ExpectedF2, Problem, Solution, refitted
 from imet_ray.decode import Decoder
 from imet_ray.metrics import f2_of_counts
 
@@ -58,10 +58,11 @@ def prefixes(
         of_label: (C,) int, the group of each label.
     """
     order = _order(used.weights, problem.cells, seconds, labels)
+    every = -(-len(order) // WHOLE_SAMPLES)
 
     def step(k: int) -> Step:
         weights = _renormalised(used.weights, order[:k])
-        fitted = used if k == len(order) else _refitted(weights, used, decoder, problem, len(order))
+        fitted = used if k == len(order) else refitted(weights, decoder, problem, every=every)
         return Step(
             tuple(names[member] for member in order[:k]),
             decoder_of(fitted, decoder, problem.cells.thresholds, of_label, problem.scale),
@@ -122,26 +123,12 @@ def _renormalised(weights: np.ndarray, members: Sequence[int]) -> np.ndarray:
     return np.asarray(found / found.sum())
 
 
-def _refitted(
-    weights: np.ndarray, used: Solution, decoder: str, problem: Problem, n_prefixes: int
-) -> Solution:
-    if decoder == EXPECTED:
-        judge = _judge(problem, every=-(-n_prefixes // WHOLE_SAMPLES))
-        return Solution(weights, used.shifts, judge.best_temperature(weights), 0)
-    start = np.zeros(problem.cells.n_groups if decoder == GROUPS else 1)
-    return Solution(weights, settled_shifts(problem.cells, weights, start), 1.0, 0)
-
-
 def _score(
     fitted: Solution, decoder: str, problem: Problem, values: Sequence[np.ndarray], labels: np.ndarray
 ) -> float:
     if decoder == EXPECTED:  # on the sample: all pictures would be decoded once a prefix
-        return float(_judge(problem).scores(fitted.weights, fitted.temperature).mean())
+        assert problem.sample is not None
+        judge = ExpectedF2(problem.sample.probs, problem.sample.labels, problem.scale)
+        return float(judge.scores(fitted.weights, fitted.temperature).mean())
     rows = np.arange(len(labels))
-    return float(score_pictures(fitted, decoder, rows, problem.cells, values, labels, problem.scale).mean())
-
-
-def _judge(problem: Problem, *, every: int = 1) -> ExpectedF2:
-    """Expected F2 on every so-many-th picture of the sample, which is not copied."""
-    assert problem.sample is not None
-    return ExpectedF2(problem.sample.probs[:, ::every], problem.sample.labels[::every], problem.scale)
+    return float(score_pictures(fitted, decoder, rows, problem, values, labels).mean())

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from imet_ray.averaging import Scale, as_probability, averaged
-from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.solve import EXPECTED, Job, Solution
+from imet_ray.blending.alone import counts_alone
+from imet_ray.blending.solve import EXPECTED, Job, Problem, Solution
 from imet_ray.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
 from imet_ray.metrics import f2_of_counts, f2_per_image
 
@@ -38,28 +38,36 @@ def score_pictures(
     solution: Solution,
     decoder: str,
     rows: np.ndarray,
-    cells: DisputedCells,
+    problem: Problem,
     values: Sequence[np.ndarray],
     labels: np.ndarray,
-    scale: Scale,
 ) -> np.ndarray:
     """F2 of each picture: (n,) float64.
 
     Args:
         rows: (n,) rising indices of pictures.
-        cells: of all pictures.
+        problem: of all pictures.
         values: M arrays (N, C).
         labels: (N, C).
     """
     if decoder == EXPECTED:
-        return _by_expected_f2(solution, rows, values, labels, scale)
-    hits, chosen = (counts[rows] for counts in cells.counts(solution.weights, solution.shifts))
+        return _by_expected_f2(solution, rows, values, labels, problem.scale)
+    hits, chosen = (counts[rows] for counts in _counts(solution, problem))
     none = np.flatnonzero(chosen == 0)
     for start in range(0, len(none), ROWS):
         part = none[start : start + ROWS]
-        top = _blend(solution, values, rows[part], scale).argmax(axis=1)
+        top = _blend(solution, values, rows[part], problem.scale).argmax(axis=1)
         hits[part] = labels[rows[part], top] > 0
-    return f2_of_counts(hits, cells.true[rows], np.maximum(chosen, 1))
+    return f2_of_counts(hits, problem.cells.true[rows], np.maximum(chosen, 1))
+
+
+def _counts(solution: Solution, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Labels predicted and true, and labels predicted: of a member alone its threshold may lie out of the window."""
+    used = np.flatnonzero(solution.weights).tolist()
+    if solution.weights[used[0]] == 1 and problem.alone:
+        first = float(problem.cells.thresholds[used[0]])
+        return counts_alone(problem.alone[used[0]], solution.shifts, first, problem.scale)
+    return problem.cells.counts(solution.weights, solution.shifts)
 
 
 def _by_expected_f2(
@@ -85,20 +93,18 @@ def own_and_nested(
     solved: Mapping[Job, Solution],
     method: str,
     decoder: str,
-    folds: np.ndarray,
-    cells: DisputedCells,
+    problem: Problem,
     values: Sequence[np.ndarray],
     labels: np.ndarray,
-    scale: Scale,
 ) -> tuple[np.ndarray, np.ndarray]:
     """F2 of each picture, fitted on all pictures and fitted without the picture's fold: (N,) float64 each."""
     everything = np.arange(len(labels))
-    own = score_pictures(solved[Job(method, decoder)], decoder, everything, cells, values, labels, scale)
+    own = score_pictures(solved[Job(method, decoder)], decoder, everything, problem, values, labels)
     nested = np.empty(len(labels))
-    for fold in np.unique(folds).tolist():
-        rows = np.flatnonzero(folds == fold)
+    for fold in np.unique(problem.folds).tolist():
+        rows = np.flatnonzero(problem.folds == fold)
         nested[rows] = score_pictures(
-            solved[Job(method, decoder, fold)], decoder, rows, cells, values, labels, scale
+            solved[Job(method, decoder, fold)], decoder, rows, problem, values, labels
         )
     return own, nested
 
@@ -121,8 +127,13 @@ def decoder_of(
     return Decoder(name="group-thresholds", label_thresholds=tuple(limits[groups].tolist()))
 
 
-def bootstrap(differences: np.ndarray, seed: int) -> list[Gain]:
-    """Means of (K, N) differences and their 95 % intervals, over the same resampled pictures for all K."""
+def bootstrap(differences: np.ndarray, seed: int, *, together: bool = False) -> list[Gain]:
+    """Means of (K, N) differences and their 95 % intervals, over the same resampled pictures for all K.
+
+    Args:
+        together: intervals that hold for all K at once, so that the best of them may be picked by them (the maximum
+            of the studentised deviations, Romano & Wolf 2005).
+    """
     k, n = differences.shape
 
     def resampled(rng: np.random.Generator) -> np.ndarray:
@@ -134,5 +145,11 @@ def bootstrap(differences: np.ndarray, seed: int) -> list[Gain]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         means = np.concatenate(list(pool.map(resampled, np.random.default_rng(seed).spawn(PARTS))))
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return [Gain(*map(float, row)) for row in zip(differences.mean(axis=1), low, high, strict=True)]
+    centre = differences.mean(axis=1)
+    if together:
+        spread = np.maximum(means.std(axis=0), 1e-12)
+        reach = np.quantile((np.abs(means - centre) / spread).max(axis=1), 0.95) * spread
+        low, high = centre - reach, centre + reach
+    else:
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return [Gain(*map(float, row)) for row in zip(centre, low, high, strict=True)]

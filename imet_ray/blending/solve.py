@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
 from imet_ray.averaging import Scale, averaged
+from imet_ray.blending.alone import best_shifts
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
@@ -48,6 +49,7 @@ class Problem:
     widest: float = np.inf  # window
     min_weight: float = 0.0
     max_members: int | None = None
+    alone: tuple[DisputedCells, ...] = ()  # of each member; none where thresholds are subtracted already
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Job:
     method: str  # of METHODS, or "member 3": that member alone
     decoder: str
     without: int | None = None  # fold
+
+    @property
+    def member(self) -> int | None:
+        """The member, if it is one alone."""
+        return int(self.method.removeprefix("member ")) if self.method.startswith("member ") else None
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,9 @@ def solve_here(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
 def solve_all(
     problem: Problem, jobs: Sequence[Job], runner: Runner, widen: Callable[[float], DisputedCells]
 ) -> tuple[dict[Job, Solution], DisputedCells]:
-    """Do all jobs; those whose shift comes to the end of its window again, with twice the window.
+    """Do all jobs; if the shift of one comes to the end of its window, all again with twice the window.
+
+    All, for a method that sees further than another would win by that alone.
 
     Args:
         widen: the problem's cells with another window.
@@ -100,24 +109,23 @@ def solve_all(
     Returns:
         A solution for each job, and the cells with the widest window that was needed.
     """
-    solved: dict[Job, Solution] = {}
-    cells = problem.cells
-    pending = [job for job in jobs if job.decoder != EXPECTED]
-    missing = {replace(job, decoder=THRESHOLD) for job in jobs if job.decoder == EXPECTED} - set(pending)
-    pending += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
-    while pending:
-        solved |= _best_restarts(problem, pending, runner)
-        reach = cells.reach
-        pending = [job for job in pending if np.abs(solved[job].shifts).max() > NEAR_END * reach]
-        if cells.window >= problem.widest:
+    first = [job for job in jobs if job.decoder != EXPECTED]
+    missing = {replace(job, decoder=THRESHOLD) for job in jobs if job.decoder == EXPECTED} - set(first)
+    first += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
+    while True:
+        solved = _best_restarts(problem, first, runner)
+        furthest = max(
+            (np.abs(solved[job].shifts).max() for job in first if job.member is None or not problem.alone),
+            default=0.0,
+        )
+        window = problem.cells.window
+        if furthest <= NEAR_END * problem.cells.reach or window >= problem.widest:
             break
-        if pending:
-            cells = widen(min(2 * cells.window, problem.widest))
-            problem = replace(problem, cells=cells)
+        problem = replace(problem, cells=widen(min(2 * window, problem.widest)))
     rest = [job for job in jobs if job.decoder == EXPECTED]
     tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in rest]
     solved |= dict(zip(rest, runner(problem, tasks), strict=True))
-    return {job: solved[job] for job in jobs}, cells
+    return {job: solved[job] for job in jobs}, problem.cells
 
 
 def _best_restarts(problem: Problem, jobs: Sequence[Job], runner: Runner) -> dict[Job, Solution]:
@@ -138,15 +146,14 @@ def solve(problem: Problem, task: Task) -> Solution:
     if task.start is not None:
         assert sample is not None
         return _under_expected_f2(job, task.start, sample, problem)
+    by_group = job.decoder == GROUPS
+    if job.member is not None:
+        return refitted(
+            np.eye(problem.cells.n_members)[job.member], job.decoder, problem, without=job.without
+        )
     cells = problem.cells
     if job.without is not None:
         cells = cells.pictures(np.flatnonzero(problem.folds != job.without))
-    by_group = job.decoder == GROUPS
-    if job.method.startswith("member "):
-        alone = np.zeros(cells.n_members)
-        alone[int(job.method.removeprefix("member "))] = 1
-        shifts = settled_shifts(cells, alone, np.zeros(cells.n_groups if by_group else 1))
-        return Solution(alone, shifts, 1.0, 0)
     found = fit(
         cells,
         job.method,
@@ -157,6 +164,37 @@ def solve(problem: Problem, task: Task) -> Solution:
         max_members=problem.max_members,
     )
     return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve, found.score)
+
+
+def refitted(
+    weights: np.ndarray, decoder: str, problem: Problem, *, without: int | None = None, every: int = 1
+) -> Solution:
+    """Weights as they are, with the shifts or the temperature that are best for them.
+
+    Args:
+        without: fold that is not fitted on.
+        every: so many pictures of the sample are one for the temperature.
+    """
+    shifts = np.zeros(problem.cells.n_groups if decoder == GROUPS else 1)
+    if decoder == EXPECTED:
+        assert problem.sample is not None
+        kept = np.flatnonzero(problem.folds[problem.sample.rows] != without)[
+            ::every
+        ]  # all, if nothing is left out
+        used = np.flatnonzero(weights)
+        probs = np.stack([problem.sample.probs[member][kept] for member in used])
+        judge = ExpectedF2(probs, problem.sample.labels[kept], problem.scale)
+        return Solution(weights, shifts, judge.best_temperature(weights[used]), judge.evaluations)
+    member = int(np.argmax(weights))
+    alone = bool(problem.alone) and weights[member] == 1
+    cells = problem.alone[member] if alone else problem.cells
+    if without is not None:
+        cells = cells.pictures(np.flatnonzero(problem.folds != without))
+    if alone:
+        shifts = best_shifts(cells, shifts, float(problem.cells.thresholds[member]), problem.scale)
+    else:
+        shifts = settled_shifts(cells, weights, shifts)
+    return Solution(weights, shifts, 1.0, 0)
 
 
 def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Problem) -> Solution:

@@ -1,0 +1,59 @@
+"""A member's own best threshold, wherever it lies."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imet_ray.averaging import SCALES, on_scale
+from imet_ray.blending.alone import best_shifts, cells_alone, counts_alone
+from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.members import Member
+from imet_ray.metrics import best_threshold, f2_of_counts
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 40),
+    c=st.integers(1, 8),
+    dtype=st.sampled_from([np.float16, np.float32]),
+    scale=st.sampled_from(SCALES),
+)
+def test_the_best_shift_scores_as_the_best_of_all_thresholds(seed, n, c, dtype, scale):
+    rng = np.random.default_rng(seed)
+    probs = rng.uniform(0.05, 1, (n, c)).astype(dtype)
+    labels = rng.integers(0, 2, (n, c)).astype(np.uint8)
+    labels[:, 0] = 1
+    first = float(rng.uniform(0.05, 0.5))
+    alone = cells_alone(probs, first, labels, None)
+    on = float(on_scale(np.array(first), scale))
+    shifts = best_shifts(alone, np.zeros(1), on, scale)
+    hits, chosen = counts_alone(alone, shifts, on, scale)
+    found = f2_of_counts(hits, labels.sum(axis=1), chosen).mean()
+    assert found == pytest.approx(best_threshold(probs, labels)[1], abs=1e-9)
+
+
+def two_hills(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities whose first threshold lies on a hill of F2 beside a higher one, far away."""
+    labels = np.zeros((n, 10), dtype=np.uint8)
+    labels[:, :2] = 1
+    probs = np.full((n, 10), 0.01)
+    probs[:, 0] = 0.9  # always right
+    probs[:, 1] = 0.9 - 0.1 * (np.arange(n) % 2)
+    probs[:, 2:5] = 0.5  # wrong ones between: three more are predicted than there are labels
+    return (probs + rng.uniform(0, 0.01, probs.shape)).astype(np.float16), labels
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_member_alone_finds_the_threshold_far_from_where_the_search_began(scale):
+    probs, labels = two_hills(np.random.default_rng(0), 60)
+    members = [Member("a", probs), Member("b", probs)]
+    report = evaluate(
+        members, labels, np.arange(60) % 3, seed=0, methods=(), decoders=["threshold"], scale=scale
+    )
+    best = best_threshold(probs, labels)[1]
+    assert best == pytest.approx(1)
+    for row in report.rows:
+        assert row.own == pytest.approx(best), (
+            row.method
+        )  # uniform, too: the window holds what is best for it
