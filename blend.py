@@ -25,6 +25,8 @@ from imet_ray.startup import heavy_imports
 if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
     from imet_ray.blending.solve import Runner
 
+MOST_IMAGES = 10**12
+
 
 def main(argv: list[str] | None = None) -> int:
     """Blend, print the report; 0 when the ensemble is written."""
@@ -36,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     with heavy_imports():
         from imet_ray.blending import stages
-        from imet_ray.blending.run import BlendOptions
+        from imet_ray.blending.run import BlendOptions, check_options
     options = BlendOptions(
         methods=() if args.method else None,
         use=args.method,
@@ -49,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         scale=args.average,
         level2=args.level2,
     )
+    check_options(options)
     with _runner(args.address) as runner:
         if args.files:
             found = stages.blend_2019(
@@ -122,8 +125,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
     if args.images is not None and args.seconds is None:
         raise ConfigError("--images counts the pictures that --seconds is for: give both")
-    if args.images is not None and args.images < 1:
-        raise ConfigError(f"--images must be at least 1, got {args.images}")
+    if args.images is not None and not 1 <= args.images <= MOST_IMAGES:
+        raise ConfigError(f"--images must be in 1..{MOST_IMAGES}, got {str(args.images)[:40]}")
     for name in (*([args.out] if args.out is not None else []), *args.files[:1]):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
             raise ConfigError(

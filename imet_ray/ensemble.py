@@ -105,9 +105,7 @@ def gather_oof(
     probs: np.ndarray | None = None
     digests = []
     for trial in trials:
-        if not trial.oof.exists():
-            raise StoreError(f"{trial.oof} is missing: run `python launch.py --oof` first")
-        found = read_predictions(trial.oof)
+        found = _read_oof(trial)
         try:
             rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)
         except KeyError as error:
@@ -126,6 +124,16 @@ def gather_oof(
     return probs, digests
 
 
+def _read_oof(trial: TrialStore) -> Predictions:
+    try:
+        return read_predictions(trial.oof)
+    except StoreError:
+        state = "damaged" if trial.oof.exists() else "missing"
+        raise StoreError(
+            f"{trial.oof} is {state}: run `python launch.py --oof`, which predicts it again"
+        ) from None
+
+
 def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
     if scratch is None:
         return np.zeros(shape, dtype=np.float16)
@@ -140,7 +148,7 @@ def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
 
 def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
     """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
-    found = [read_predictions(trial.oof) for trial in trials]
+    found = [_read_oof(trial) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
     for trial in trials:
         if not trial.best.exists():

@@ -29,7 +29,9 @@ class TrialError(ImetError):
     """One trial failed for its own reasons (NaN loss, out of memory); others may go on."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], where: str = "", *, listed_as: str = "Known"
+) -> ConfigError:
     """The error for a name that no registry knows, with the nearest known one.
 
     Args:
@@ -37,9 +39,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
         name: what the user wrote.
         known: all valid names.
         where: prefix such as "demo.yml line 12: ".
+        listed_as: what the known ones are.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-    return ConfigError(f"{where}unknown {kind} {name!r}: {hint}Known: {listed}")
+    return ConfigError(f"{where}unknown {kind} {name!r}: {hint}{listed_as}: {listed}")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from imet_ray.ensemble import blend_oof, read_ensemble
 from imet_ray.metrics import f2_score
 from imet_ray.results import read_spec
 from imet_ray.sizes import byte_size
-from imet_ray.store import EnsembleStore
+from imet_ray.store import EnsembleStore, Store
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,7 @@ def call(capsys, *argv):
         (["--seconds", "soon"], 1, "--seconds takes 2h, 90m or 1h30m, got 'soon'"),
         (["--bytes", "20 apples"], 1, "--bytes takes a size such as 20GB or 500MB, got '20 apples'"),
         (["--bytes", "0GB"], 1, "--bytes takes a size"),
-        (["--images", "0", "--seconds", "1h"], 1, "--images must be at least 1, got 0"),
+        (["--images", "0", "--seconds", "1h"], 1, "--images must be in 1..1000000000000, got 0"),
         (["--members", "a,,b"], 1, "--members takes names separated by commas, each once, got 'a,,b'"),
         (["--members", "a,a"], 1, "--members takes names separated by commas, each once, got 'a,a'"),
         (["--images", "10"], 1, "--images counts the pictures that --seconds is for: give both"),
@@ -74,6 +76,17 @@ def call(capsys, *argv):
         (["x", "a.npy", "--folds", "f", "--labels", "l", "--out", "y"], 1, "--out goes with a run"),
         (["--runs", "/nowhere"], 1, "no run in /nowhere: start one with"),
         (["--address", "ray://x:1"], 1, "--address takes auto or HOST:PORT"),
+        (["--address", "nowhere"], 1, "--address takes auto or HOST:PORT, got 'nowhere'"),
+        (["--address", "127.0.0.1:1"], 1, "nobody answers at 127.0.0.1:1"),
+        (["--address", "a.invalid:6379"], 1, "nobody answers at a.invalid:6379"),
+        (["--runs", "/nowhere", "--method", "lines"], 1, "unknown method 'lines': did you mean 'line'?"),
+        (["--runs", "/nowhere", "--decoder", "treshold"], 1, "unknown decoder 'treshold'"),
+        (["--runs", "/nowhere", "--level2", "tree"], 1, "unknown level 2 'tree'"),
+        (["--runs", "/nowhere", "--min-weight", "2"], 1, "--min-weight must be in 0..1, got 2.0"),
+        (["--runs", "/nowhere", "--max-members", "0"], 1, "--max-members must be at least 1, got 0"),
+        (["--images", "9" * 400, "--seconds", "1h"], 1, "--images must be in 1..1000000000000, got 999"),
+        (["--seconds", "9" * 400 + "h"], 1, "--seconds takes at most 3653 days, got '999"),
+        (["--bytes", "9" * 400 + "GB"], 1, "--bytes takes at most 1e+18 bytes, got '999"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(capsys, argv, code, expected):
@@ -96,15 +109,10 @@ def test_sizes(text, size):
     ("argv", "expected"),
     [
         (["--name", "s"], "no run 's' in"),
-        (["--members", "a,c"], "trained on all folds: unknown member 'c'"),
+        (["--members", "a,c"], "unknown member 'c': Trained on all folds: a, b"),
         (["--member", "mine"], "--member takes NAME=FILE, got 'mine'"),
         (["--member", "mine=/nowhere.npz"], "member mine (/nowhere.npz) cannot be read"),
-        (["--method", "lines"], "unknown method 'lines': did you mean 'line'?"),
-        (["--decoder", "treshold"], "unknown decoder 'treshold': did you mean 'threshold'?"),
-        (["--min-weight", "2"], "--min-weight must be in 0..1, got 2.0"),
-        (["--max-members", "0"], "--max-members must be at least 1, got 0"),
         (["--bytes", "1KB"], "no member fits the budget"),
-        (["--level2", "tree"], "unknown level 2 'tree'"),
     ],
 )
 def test_what_a_run_cannot_give_is_one_line_and_writes_nothing(capsys, trained, argv, expected):
@@ -204,6 +212,25 @@ def test_another_tools_member_cannot_have_a_variants_name(capsys, trained, mine)
     assert "member a comes twice" in err
 
 
+def test_a_replaced_ensemble_is_said_only_if_there_was_one(capsys, trained):
+    said = []
+    for _ in range(2):
+        code, _, err = call(capsys, *trained.where, "--out", "twice", "--method", "uniform")
+        assert code == 0, err
+        said.append("the earlier ensemble twice was replaced" in err)
+    code, _, err = call(capsys, *trained.where, "--out", "twice", "--bytes", "1KB")
+    assert code == 1
+    assert "replaced" not in err
+    assert said == [False, True]
+
+
+def test_where_limits_leave_one_member_the_blend_says_so(capsys, trained):
+    code, out, err = call(capsys, *trained.where, "--max-members", "1", "--method", "greedy", "--out", "one")
+    assert code == 0, err
+    assert "all the weight is on " in out
+    assert "does NOT beat" not in out
+
+
 def test_only_the_named_members_are_blended(capsys, trained):
     code, out, err = call(capsys, *trained.where, "--members", "b", "--decoder", "threshold", "--out", "b")
     assert code == 0, err
@@ -263,6 +290,35 @@ def test_files_of_2019_become_an_ensemble_and_that_solutions_description_of_it(c
     assert theirs[0]["weight"] > theirs[1]["weight"]
     assert json.loads((folder / "ensemble.json").read_text())["decoder"]["threshold"] == 0
     assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_of_an_earlier_ensemble_of_2019_nothing_is_left_and_that_is_said(capsys, files_2019, tmp_path):
+    runs = tmp_path / "runs"
+    folder = runs / "2019" / "ensembles" / "old"
+    said = []
+    for method in ("uniform", "line"):
+        code, _, err = call(capsys, "old", *files_2019, "--runs", runs, "--method", method)
+        assert code == 0, err
+        said.append("the earlier ensemble old was replaced" in err)
+        (folder / "old_val_0.0001.yml").touch()
+    assert said == [False, True]
+    assert call(capsys, "old", *files_2019, "--runs", runs, "--method", "line")[0] == 0
+    score = json.loads((folder / "ensemble.json").read_text())["report"]["chosen"]["own"]
+    assert [path.name for path in folder.glob("*.yml")] == [f"old_val_{score:.4f}.yml"]
+
+
+def test_a_blend_of_2019_is_refused_while_another_process_writes_there(capsys, files_2019, tmp_path):
+    lock = Store(tmp_path / "runs" / "2019").driver_lock
+    lock.parent.mkdir(parents=True)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        code, _, err = call(capsys, "old", *files_2019, "--runs", tmp_path / "runs", "--method", "uniform")
+        other.stdin.close()
+    assert code == 1
+    assert "is being driven by process" in err
 
 
 def test_an_ensemble_of_2019_is_no_run(capsys, files_2019, tmp_path):

@@ -1,5 +1,8 @@
 """Predictions and what is made of them: nothing that does not belong together is combined."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +114,38 @@ def test_what_an_older_ensemble_of_that_name_predicted_goes(store):
         path.write_text("old")
     write_ensemble(place, ensemble_of(store))
     assert [path.name for path in place.root.iterdir()] == ["ensemble.json"]
+
+
+def test_on_a_full_disk_an_older_ensemble_keeps_what_it_predicted(store, monkeypatch):
+    place = store.ensemble("blend")
+    write_ensemble(place, ensemble_of(store))
+    before = place.ensemble.read_text()
+    place.test.write_text("old")
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(StoreError, match="disk full while writing"):
+            write_ensemble(place, ensemble_of(store, weights=(0.5, 0.5)))
+    assert place.test.read_text() == "old"
+    assert place.ensemble.read_text() == before
+
+
+def test_a_member_without_its_weights_is_one_line(store):
+    trials = held_out(store, IDS)
+    with pytest.raises(StoreError, match=r"best.safetensors is missing: the ensemble could not predict"):
+        cost_of(trials)
+
+
+def test_damaged_predictions_say_how_to_have_them_again(store):
+    trials = held_out(store, IDS)
+    for state in ("damaged", "missing"):
+        trials[0].oof.write_text("half") if state == "damaged" else trials[0].oof.unlink()
+        for read in (lambda: gather_oof(trials, IDS, "a"), lambda: cost_of(trials)):
+            with pytest.raises(StoreError, match=rf"oof.npz is {state}: run `python launch.py --oof`, which"):
+                read()
 
 
 def test_an_unknown_ensemble_names_those_that_exist(store):

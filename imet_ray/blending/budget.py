@@ -61,7 +61,7 @@ class Chosen:
         how = "of all sets that fit" if self.exact else "by forward selection"
         return (
             f"members chosen for the budget, {how}: {', '.join(self.names)}; {self.seconds:,.0f} s and "
-            f"{self.size / 1e9:.2f} GB; the choice saw the pictures that are scored"
+            f"{self.size / 1e9:.2f} GB; the choice saw the pictures that are scored, under one threshold"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def evaluate(
         ConfigError: for a method or decoder that is unknown or cannot be had, or weights that cannot be.
     """
     check_members(members, labels, folds, folds_digest)
-    _check_limits(min_weight, max_members)
+    check_request(methods, use, decoders, level2, min_weight, max_members)
     margins = members[0].margins
     if margins and (level2 is not None or scale == "log-odds"):
         raise ConfigError(
@@ -99,11 +99,10 @@ def evaluate(
     group_names = sorted(set(groups))
     of_label = np.array([group_names.index(g) for g in groups]) if len(group_names) > 1 else None
     under = _decoders(decoders, of_label is not None, margins)
-    wanted = _methods(methods, use)
+    asked = known_methods() if methods is None else methods
+    wanted = tuple(dict.fromkeys(["uniform", *asked, *((use,) if use is not None else ())]))
     if len(members) == 1:
         wanted = ("uniform",)
-    if level2 is not None and level2 not in STACKS:
-        raise unknown_name("level 2", level2, STACKS)
     names = tuple(member.name for member in members)
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
@@ -268,7 +267,27 @@ def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
     return found
 
 
-def _check_limits(min_weight: float, max_members: int | None) -> None:
+def check_request(
+    methods: Sequence[str] | None,
+    use: str | None,
+    decoders: Sequence[str] | None,
+    level2: str | None,
+    min_weight: float,
+    max_members: int | None,
+) -> None:
+    """Refuse names that nobody knows and limits that cannot be; arguments as of `evaluate`.
+
+    Raises:
+        ConfigError: naming what it may be.
+    """
+    for kind, names, known in (
+        ("method", [*(methods or ()), *([use] if use is not None else [])], known_methods()),
+        ("decoder", decoders or (), DECODERS),
+        ("level 2", [level2] if level2 is not None else [], tuple(STACKS)),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name(kind, name, known)
     if not 0 <= min_weight <= 1:
         raise ConfigError(
             f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
@@ -277,19 +296,9 @@ def _check_limits(min_weight: float, max_members: int | None) -> None:
         raise ConfigError(f"--max-members must be at least 1, got {max_members}")
 
 
-def _methods(methods: Sequence[str] | None, use: str | None) -> tuple[str, ...]:
-    wanted = (*(known_methods() if methods is None else methods), *((use,) if use is not None else ()))
-    for method in wanted:
-        if method not in known_methods():
-            raise unknown_name("method", method, known_methods())
-    return tuple(dict.fromkeys(["uniform", *wanted]))
-
-
 def _decoders(decoders: Sequence[str] | None, grouped: bool, margins: bool) -> tuple[str, ...]:
     possible = [d for d in DECODERS if (d != GROUPS or grouped) and (d != EXPECTED or not margins)]
     for decoder in decoders or ():
-        if decoder not in DECODERS:
-            raise unknown_name("decoder", decoder, DECODERS)
         if decoder not in possible:
             reason = (
                 "labels.csv needs a column `group` with two groups, or names such as culture::french"

@@ -156,7 +156,9 @@ class BlendReport:
         if len(self.names) == 1:
             return f"one variant, nothing to blend\n{ending}"
         lines = []
-        if self.forced:
+        if self.forced and self.chosen.method == "uniform":
+            lines.append("uniform weights were asked for")
+        elif self.forced:
             lines.append(
                 f"{self.chosen.method} was asked for; over uniform weights under {self.chosen.decoder}: "
                 f"{self.chosen.over_uniform}"
@@ -169,6 +171,11 @@ class BlendReport:
         elif self.chosen.method != "uniform":
             lines.append(f"{self.chosen.method} beats the best uniform blend by {self.best_over_uniform}")
         gain = self.chosen.over_single
+        if max(self.weights) == 1:
+            only = self.names[self.weights.index(1)]
+            return "\n".join(
+                [*lines, f"all the weight is on {only}: there is nothing else in the blend", ending]
+            )
         if gain.low > 0:
             beats = "beats the best single variant by"
         elif gain.mean > 0:
@@ -183,8 +190,8 @@ def _table(title: str, rows: Sequence[Row], decoders: Sequence[str]) -> list[str
     methods = tuple(dict.fromkeys(row.method for row in rows))
     wide = max(len(name) for name in (*methods, title)) + 2
     lines = [
-        " " * wide + "".join(f"{decoder:>20} " for decoder in decoders),
-        f"{title:<{wide}}" + f"{'own':>10}{'nested':>10} " * len(decoders),
+        (" " * wide + "".join(f"{decoder:>20} " for decoder in decoders)).rstrip(),
+        (f"{title:<{wide}}" + f"{'own':>10}{'nested':>10} " * len(decoders)).rstrip(),
     ]
     found = {(row.method, row.decoder): row for row in rows}
     for method in methods:

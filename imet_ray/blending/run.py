@@ -8,7 +8,7 @@ import numpy as np
 from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.blending.budget import Budget, Chosen, choose
 from imet_ray.blending.contest import Progress
-from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.evaluate import check_request, evaluate
 from imet_ray.blending.members import Member
 from imet_ray.blending.report import BlendReport
 from imet_ray.blending.solve import Runner, solve_here
@@ -35,6 +35,22 @@ class BlendOptions:
     size: int | None = None  # bytes that checkpoints may take
     scale: Scale | None = None  # on which to average; the better one if None
     level2: str | None = None
+
+
+def check_options(options: BlendOptions) -> None:
+    """Refuse what no data could give, before any are read.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    check_request(
+        options.methods,
+        options.use,
+        options.decoders,
+        options.level2,
+        options.min_weight,
+        options.max_members,
+    )
 
 
 def blend_run(

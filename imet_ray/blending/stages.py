@@ -54,7 +54,7 @@ def blend(
     if members is not None:
         for member in members:
             if member not in whole:
-                raise unknown_name("member", member, whole, "trained on all folds: ")
+                raise unknown_name("member", member, whole, listed_as="Trained on all folds")
         whole = {member: whole[member] for member in members}
     if not whole and not outside:
         raise ConfigError(
@@ -64,8 +64,8 @@ def blend(
         read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
     ]
     place = run.store.ensemble(out)
-    replaced = place.ensemble.exists()
     with only_driver(run.store):
+        replaced = place.ensemble.exists()
         blend_run(
             run.store,
             run.data,
@@ -85,8 +85,7 @@ def blend(
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
         findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
         show("")
-    if replaced:
-        print(f"the earlier ensemble {out} was replaced, and what it predicted is gone", file=sys.stderr)
+    _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
     elsewhere = (
         "" if near(run.store.root.parent) == Path("runs") else f" --runs {near(run.store.root.parent)}"
@@ -125,13 +124,22 @@ def blend_2019(
         runner=runner,
         progress=show,
     )
-    place = Store((runs / RUN_2019).resolve()).ensemble(name)
-    write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-    theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
-    write_findings(place, name, report.to_dict())
+    store = Store((runs / RUN_2019).resolve())
+    place = store.ensemble(name)
+    with only_driver(store):
+        replaced = place.ensemble.exists()
+        write_ensemble(place, frozen(name, found.members, report, found.label_ids))
+        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
+        write_findings(place, name, report.to_dict())
     show("")
+    _say_replaced(name, replaced)
     print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
     return report.to_dict()
+
+
+def _say_replaced(name: str, replaced: bool) -> None:
+    if replaced:
+        print(f"the earlier ensemble {name} was replaced, and what it predicted is gone", file=sys.stderr)
 
 
 def show(text: str) -> None:

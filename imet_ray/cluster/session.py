@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imet_ray.errors import ConfigError
 from imet_ray.space import Resources
+
+ANSWER_S = 5.0  # that a head has to answer
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def ray_session(
     """
     if address is not None and address.startswith("ray://"):
         raise ConfigError("--address takes auto or HOST:PORT, not ray://: run this on a node of the cluster")
+    if address not in (None, "auto"):
+        _refuse_nobody(address)
     prepare_environment()
     import ray
 
@@ -79,6 +84,19 @@ def ray_session(
         )
     finally:
         ray.shutdown()
+
+
+def _refuse_nobody(address: str) -> None:
+    """Ask whether anyone listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+        raise ConfigError(f"--address takes auto or HOST:PORT, got {address[:60]!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"nobody answers at {address} ({error}): start a Ray with `ray start --head`, or leave out --address"
+        ) from None
 
 
 def _fit(
