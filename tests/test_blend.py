@@ -310,13 +310,15 @@ def test_of_an_earlier_ensemble_of_2019_nothing_is_left_and_that_is_said(capsys,
 def test_a_blend_of_2019_is_refused_while_another_process_writes_there(capsys, files_2019, tmp_path):
     lock = Store(tmp_path / "runs" / "2019").driver_lock
     lock.parent.mkdir(parents=True)
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); sys.stdin.read()"
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-uc", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b"held\n"
         code, _, err = call(capsys, "old", *files_2019, "--runs", tmp_path / "runs", "--method", "uniform")
-        other.stdin.close()
+        other.communicate(b"\n")
     assert code == 1
     assert "is being driven by process" in err
 
