@@ -9,17 +9,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from imet_ray.checkpoint import load_tagger, read_info
-from imet_ray.data import SplitData
 from imet_ray.dataset import Pictures, view_batches
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger
 from imet_ray.store import TrialStore, file_digest, read_arrays, write_arrays
 from imet_ray.weights import first_line
+
+if TYPE_CHECKING:  # a kernel has no folds
+    from imet_ray.data import SplitData
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,16 @@ class Predictions:
     seconds: float  # that the pass took
 
 
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """What a model computes in: float32 (None) on a CPU and where a recipe says so, else half of it.
+
+    A GPU that has no bfloat16 (before Ampere: those that Kaggle lends) would emulate it, slower than float32.
+    """
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def predict_rows(
     model: Tagger,
     pack: Pictures,
@@ -47,7 +60,7 @@ def predict_rows(
     image_size: int,
     batch_size: int,
     device: torch.device,
-    bf16: bool,
+    autocast: torch.dtype | None,
     workers: int = 0,
 ) -> np.ndarray:
     """Mean probability over the views.
@@ -55,7 +68,7 @@ def predict_rows(
     Args:
         rows: (n,) indices into the pack.
         batch_size: pictures a batch; each has all its views in it. Halved while the GPU's memory is too small.
-        bf16: compute in bfloat16 on a GPU.
+        autocast: of `compute_dtype`; None: float32.
 
     Returns:
         (n, C) float16, in the order of `rows`. NaN is passed on for the caller to judge.
@@ -70,7 +83,7 @@ def predict_rows(
                 image_size=image_size,
                 batch_size=batch_size,
                 device=device,
-                bf16=bf16,
+                autocast=autocast,
                 workers=workers,
             )
         )
@@ -86,13 +99,13 @@ def predicted_batches(
     image_size: int,
     batch_size: int,
     device: torch.device,
-    bf16: bool,
+    autocast: torch.dtype | None,
     workers: int = 0,
 ) -> Iterator[np.ndarray]:
     """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
 
     Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here; what is
-    predicted already is not predicted again.
+    predicted already is not predicted again. What float16 is too small for is computed in float32.
     """
     model.eval()
     done = 0
@@ -100,7 +113,11 @@ def predicted_batches(
         batches = view_batches(pack, rows[done:], views, image_size, batch_size=batch_size, workers=workers)
         try:
             for images in batches:
-                probs = _predict_batch(model, images, device, bf16)
+                probs = _predict_batch(model, images, device, autocast)
+                if autocast == torch.float16 and not np.isfinite(probs).all():
+                    logger.warning("numbers too large for float16: computing in float32")
+                    autocast = None
+                    probs = _predict_batch(model, images, device, autocast)
                 done += len(probs)
                 yield probs
         except torch.cuda.OutOfMemoryError:
@@ -117,11 +134,13 @@ def predicted_batches(
 
 
 @torch.inference_mode()
-def _predict_batch(model: Tagger, images: torch.Tensor, device: torch.device, bf16: bool) -> np.ndarray:
+def _predict_batch(
+    model: Tagger, images: torch.Tensor, device: torch.device, autocast: torch.dtype | None
+) -> np.ndarray:
     """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
     n, n_views = images.shape[:2]
     flat = images.flatten(0, 1).to(device, non_blocking=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         logits = model(flat)
     probs: torch.Tensor = logits.float().sigmoid().view(n, n_views, -1).mean(1)
     return np.asarray(probs.half().cpu().numpy())
@@ -175,7 +194,7 @@ def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: 
 
 def predict_checkpoint(
     trial: TrialStore,
-    split: SplitData,
+    split: "SplitData",
     rows: np.ndarray,
     *,
     path: Path,
@@ -215,7 +234,7 @@ def predict_checkpoint(
         image_size=recipe.image_size,
         batch_size=max(1, EVAL_BATCH // len(recipe.views)),
         device=device,
-        bf16=device.type == "cuda" and recipe.precision == "bf16",
+        autocast=compute_dtype(device, recipe.precision),
         workers=workers,
     )
     if not np.isfinite(probs).all():

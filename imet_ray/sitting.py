@@ -23,7 +23,7 @@ from imet_ray.losses import build_loss
 from imet_ray.metrics import best_threshold, f2_score
 from imet_ray.models import Tagger, build_model, head_parameters
 from imet_ray.optim import build_optimizer, build_schedule
-from imet_ray.predict import EVAL_BATCH, predict_rows
+from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
 from imet_ray.store import TrialStore, file_digest, write_json_lines
@@ -180,7 +180,7 @@ class Sitting:
             image_size=self.recipe.image_size,
             batch_size=EVAL_BATCH,
             device=self.device,
-            bf16=self.device.type == "cuda" and self.recipe.precision == "bf16",
+            autocast=compute_dtype(self.device, self.recipe.precision),
             workers=self.loader_workers,
         )
         if not np.isfinite(probs).all():

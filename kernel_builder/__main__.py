@@ -2,6 +2,7 @@
 
 python -m kernel_builder ENSEMBLE --out DIR --user NAME      the kernel and its data sets, for the kaggle client
 python -m kernel_builder ENSEMBLE --out DIR --encrypt --key file
+python -m kernel_builder ENSEMBLE --out DIR --dry-run DATA --images 38801     run it here; would stage 2 fit?
 python -m kernel_builder keygen                              a random key, on standard output
 python -m kernel_builder encrypt FILE                        FILE.encrypted, with the key in $IMET_RAY_KEY
 python -m kernel_builder decrypt FILE.encrypted              FILE
@@ -9,12 +10,11 @@ python -m kernel_builder decrypt FILE.encrypted              FILE
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imet_ray.command_line import Parser, exit_code
+from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.crypto import Secret, decrypt_file, encrypt_file
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
@@ -79,6 +79,7 @@ def _build(argv: Sequence[str]) -> int:
     from imet_ray.ensemble import read_ensemble
     from imet_ray.stages import cache_at, reopen
     from kernel_builder.build import BuildOptions, build
+    from kernel_builder.dry_run import dry_run
     from kernel_builder.kaggle import user_of
 
     secret = _secret(args)
@@ -95,13 +96,16 @@ def _build(argv: Sequence[str]) -> int:
         reserve=duration(args.reserve, "--reserve"),
         competition=args.competition,
     )
-    kernel, folders = build(run, ensemble, args.out, options)
-    print(f"{kernel}  {kernel.stat().st_size / 1000:,.0f} kB")
-    for folder in folders:
-        print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB")
+    found = build(run, ensemble, args.out, options)
+    if found.loss is not None:
+        print(f"weights as {found.dtype}: {found.loss}")
+    print(f"{found.kernel}  {found.kernel.stat().st_size / 1000:,.0f} kB")
+    for folder in found.folders:
+        print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB", flush=True)
     if args.dry_run is not None:
-        return _dry_run(kernel, args.out / "datasets", args.dry_run, args.out / "dry-run")
-    print(f"next     kaggle datasets create -p {folders[0]}; kaggle kernels push -p {kernel.parent}")
+        return dry_run(found.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
+    sets = "; ".join(f"kaggle datasets create -p {folder}" for folder in found.folders)
+    print(f"next     {sets}; kaggle kernels push -p {found.kernel.parent}")
     return 0
 
 
@@ -113,16 +117,6 @@ def _secret(args: argparse.Namespace) -> Secret | None:
     if args.key == "env":
         return _secret_of_environment()
     return Secret.new()
-
-
-def _dry_run(kernel: Path, datasets: Path, data: Path, out: Path) -> int:
-    """Run the kernel as Kaggle would, on these data."""
-    place = out / "input"
-    place.mkdir(parents=True)
-    (place / "weights").symlink_to(datasets.resolve())
-    (place / "data").symlink_to(data.resolve())
-    command = [sys.executable, str(kernel.resolve()), "--input", str(place.resolve()), "--output", "."]
-    return subprocess.run(command, cwd=out, check=False).returncode
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -143,7 +137,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--title", help="of the kernel and its data sets")
     parser.add_argument("--competition", metavar="SLUG", help="whose data the kernel reads")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights"
+        "--dtype",
+        choices=("auto", "float32", "float16"),
+        default="auto",
+        help="of the stored weights; auto: float16 where F2 out of fold moves by less than 0.0005, measured",
     )
     parser.add_argument("--encrypt", action="store_true", help="the weights")
     parser.add_argument(
@@ -155,7 +152,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="9h", default="9h")
     parser.add_argument("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
     parser.add_argument("--dry-run", metavar="DATA", type=Path, help="run it at once on a data directory")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=positive,
+        help="of the run whose time the dry run foretells, such as stage 2",
+    )
+    args = parser.parse_args(argv)
+    if args.images is not None and args.dry_run is None:
+        raise ConfigError("--images is for foretelling a run from a dry one: give --dry-run DATA, too")
+    return args
 
 
 if __name__ == "__main__":

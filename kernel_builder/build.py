@@ -5,34 +5,31 @@ Nothing of the training code, and no weights, are in the file; what it holds is 
 """
 
 import contextlib
-import hashlib
-import io
 import platform
-import secrets
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
-import safetensors.torch
-import torch
-
-from imet_ray.crypto import Secret, encrypt
+from imet_ray.crypto import Secret
 from imet_ray.ensemble import Ensemble, EnsembleMember
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.results import read_spec
 from imet_ray.stages import Run
-from imet_ray.store import disk_error, file_digest, write_json, write_text, writing
+from imet_ray.store import write_json, write_text
 from kernel_builder.closure import import_closure
+from kernel_builder.data_sets import make_folder, stage_weights, write_datasets
+from kernel_builder.half import HalfLoss, measure_half
 from kernel_builder.kaggle import (
     DATASET_METADATA,
     KERNEL_METADATA,
     dataset_metadata,
     kernel_metadata,
-    split_files,
 )
 from kernel_builder.runtime.inputs import KEY_FILE
-from kernel_builder.runtime.manifest import Dtype, KernelMember, Manifest, Stored, Weights
+from kernel_builder.runtime.manifest import Dtype, KernelMember, Manifest, Weights
 from kernel_builder.single_file import write_kernel
 
 ENTRY = "kernel_builder.runtime.main"
@@ -47,7 +44,7 @@ class BuildOptions:
 
     user: str
     title: str
-    dtype: Dtype
+    dtype: Dtype | Literal["auto"]  # auto: float16 where the score does not feel it
     secret: Secret | None  # None: the weights stay plain
     key: str  # embed, env or file: how the key reaches the kernel
     max_dataset_bytes: int
@@ -56,8 +53,18 @@ class BuildOptions:
     competition: str | None
 
 
-def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> tuple[Path, list[Path]]:
-    """Write `out/kernel` and `out/datasets/<n>`; the kernel's file, and the data sets' folders.
+@dataclass(frozen=True)
+class Built:
+    """What was written."""
+
+    kernel: Path
+    folders: tuple[Path, ...]  # of the data sets
+    dtype: Dtype
+    loss: HalfLoss | None  # where it was measured
+
+
+def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Built:
+    """Write `out/kernel` and `out/datasets/<n>`.
 
     Raises:
         ImetError: one line for an ensemble that no kernel can predict, or a place that cannot be written.
@@ -65,16 +72,13 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> tup
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out} is not empty: name another folder, or empty it")
     members = _in_order(ensemble)
-    wanted = [(member, trial) for member in members for trial in member.trials]
-    plain: dict[str, Stored] = {}
-    packed: dict[str, bytes] = {}
-    salt = secrets.token_bytes(16)  # of scrypt: one derivation for all files
-    for member, trial in wanted:
-        data = _weights(run, member, trial, options.dtype)
-        name = f"{member.variant}-f{read_spec(run.store.trial(trial)).fold}.safetensors"
-        plain[trial] = _stored(name, data)
-        packed[trial] = _sealed(data, options.secret, salt)
-    pieces, folders = _write_datasets(out, plain, packed, options)
+    dtype, loss = _dtype(run, ensemble, members, options)
+    make_folder(out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
+        plain, packed = stage_weights(run, members, dtype, options.secret, Path(staging))
+        pieces, folders = write_datasets(
+            out / "datasets", plain, packed, options.max_dataset_bytes, encrypted=options.secret is not None
+        )
     manifest = Manifest(
         ensemble=ensemble.name,
         label_ids=ensemble.label_ids,
@@ -100,7 +104,7 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> tup
             for member in members
         ],
         prefixes=ensemble.prefixes,
-        dtype=options.dtype,
+        dtype=dtype,
         key=options.secret.text if options.secret is not None and options.key == "embed" else None,
         limit=options.limit,
         reserve=options.reserve,
@@ -108,7 +112,7 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> tup
     )
     kernel = out / "kernel" / KERNEL
     closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
-    header = _header(run, manifest)
+    header = _header(run, manifest, loss)
     write_kernel(kernel, closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
     names = [f"{options.title} {n}" for n in range(len(folders))]
     ids = [dataset_metadata(options.user, name)["id"] for name in names]
@@ -132,7 +136,7 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> tup
             gpu=True,
         ),
     )
-    return kernel, folders
+    return Built(kernel, tuple(folders), dtype, loss)
 
 
 def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
@@ -148,58 +152,14 @@ def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
     return [by_name[name] for name in ensemble.prefixes[-1].members]
 
 
-def _weights(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> bytes:
-    """A checkpoint's tensors as a safetensors file."""
-    path = run.store.trial(trial).best
-    if not path.exists():
-        raise StoreError(f"{path} is missing: train it again with the same sweep")
-    if file_digest(path) != member.checkpoints[member.trials.index(trial)]:
-        raise StoreError(f"{path} has other weights than the ensemble was fitted with: blend again")
-    tensors = safetensors.torch.load_file(path)
-    if dtype == "float16":
-        tensors = {k: t.half() if t.dtype == torch.float32 else t for k, t in tensors.items()}
-    return bytes(safetensors.torch.save(tensors))
-
-
-def _sealed(data: bytes, secret: Secret | None, salt: bytes) -> bytes:
-    if secret is None:
-        return data
-    target = io.BytesIO()
-    encrypt(io.BytesIO(data), target, secret, salt=salt if secret.passphrase is not None else None)
-    return target.getvalue()
-
-
-def _write_datasets(
-    out: Path, plain: dict[str, Stored], packed: dict[str, bytes], options: BuildOptions
-) -> tuple[dict[str, list[Stored]], list[Path]]:
-    """The files, split among folders; for each trial its pieces, in order."""
-    pieces: dict[str, list[Stored]] = {trial: [] for trial in packed}
-    folders = []
-    sizes = [(trial, len(data)) for trial, data in packed.items()]
-    ending = "" if options.secret is None else ".encrypted"
-    for n, content in enumerate(split_files(sizes, options.max_dataset_bytes)):
-        folder = out / "datasets" / str(n)
-        folders.append(folder)
-        for piece in content:
-            data = packed[piece.name][piece.start : piece.stop]
-            whole = len(data) == len(packed[piece.name])
-            part = "" if whole else f".part{len(pieces[piece.name])}"
-            stored = _stored(f"{plain[piece.name].name}{ending}{part}", data)
-            pieces[piece.name].append(stored)
-            _write(folder / stored.name, data)
-    return pieces, folders
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with writing(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def _stored(name: str, data: bytes) -> Stored:
-    return Stored(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+def _dtype(
+    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], options: BuildOptions
+) -> tuple[Dtype, HalfLoss | None]:
+    """float16 where that is harmless, measured; or what was asked for."""
+    if options.dtype != "auto":
+        return options.dtype, None
+    loss = measure_half(run, ensemble, members)
+    return ("float16" if loss.harmless else "float32"), loss
 
 
 def _versions() -> dict[str, str]:
@@ -210,13 +170,14 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _header(run: Run, manifest: Manifest) -> str:
+def _header(run: Run, manifest: Manifest, loss: HalfLoss | None) -> str:
     """What a person reads at the top of the file."""
     lines = [
         f"imet_ray: predictions of the ensemble {manifest.ensemble} of the run {run.store.root.name}.",
         "",
         f"{len(manifest.members)} members, {manifest.checkpoints} checkpoints, {len(manifest.label_ids):,} labels; "
         f"weights as {manifest.dtype}, not in this file.",
+        *([f"Measured: {loss}."] if loss is not None else []),
         "Built with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) + ".",
         f"Rebuild: python -m kernel_builder {manifest.ensemble} --name {run.store.root.name} --out DIR",
         "",

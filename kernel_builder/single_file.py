@@ -18,6 +18,20 @@ from kernel_builder.closure import Closure
 
 WIDTH = 100  # characters a line: editors and diffs choke on one line of 100,000
 
+# Python runs what is left of a file that was cut off between two statements, and finds nothing wrong.
+END = "# the end of the kernel"
+CHECK = f'''
+import sys
+
+try:
+    with open(__file__, encoding="utf-8") as _file:
+        _cut = not _file.read().rstrip().endswith("{END}")
+except (NameError, OSError):  # run from memory
+    _cut = False
+if _cut:
+    sys.exit("error: kernel.py was cut off: build it again")
+'''
+
 # The archive's modules go before installed ones, and what was imported of these already goes out of sys.modules: a
 # notebook may run two kernels in one process, and takes even sys.exit(0) for an error. Before Python 3.13 the
 # interpreter's own traceback shows only lines of files on disk, hence the excepthook.
@@ -125,12 +139,15 @@ def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, heade
     return "\n".join(
         [
             f'"""{_escaped(told)}"""\n',
+            CHECK,
             f"_ENTRY = {entry!r}",
             f"_MANIFEST_SHA256 = {_digest(packed)!r}",
             f"_SOURCES_SHA256 = {_digest(sources)!r}",
             f'_MANIFEST = """\n{_wrapped(packed)}\n"""',
             f'_SOURCES = """\n{_wrapped(sources)}\n"""',
             LOADER,
+            END,
+            "",
         ]
     )
 

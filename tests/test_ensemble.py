@@ -330,7 +330,7 @@ def pack(tmp_path_factory) -> Pack:
 
 
 def predict(model, pack, rows, views, batch_size):
-    how = {"image_size": 16, "device": CPU, "bf16": False}
+    how = {"image_size": 16, "device": CPU, "autocast": None}
     return predict_rows(model, pack, np.array(rows), views=views, batch_size=batch_size, **how)
 
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import blend
+from imet_ray.crypto import Secret
 from imet_ray.data import test_split as pictures_of_test
 from imet_ray.decode import decode
 from imet_ray.ensemble import blend_test, read_ensemble
@@ -44,33 +48,89 @@ def swept(trained, tiny_cache) -> Path:
 
 
 def built(out: Path, trained, *options: str) -> Path:
+    options = options if "--dtype" in options else (*options, "--dtype", "float32")
     assert main(["k", "--out", str(out), "--user", "me", *trained.where, *options]) == 0
     return out
 
 
-def run(place: Path, tiny_root: Path, *options: str, env=None, data: Path | None = None):
-    """Run it in a folder of its own, with nothing of ours on the path."""
-    given = place / "input"
-    given.mkdir(exist_ok=True)
-    for name, target in (("weights", place / "datasets"), ("data", data or tiny_root)):
-        if not (given / name).exists():
-            (given / name).symlink_to(target)
-    work = place / "working"
-    work.mkdir(exist_ok=True)
-    command = [sys.executable, str(place / "kernel" / "kernel.py"), "--input", str(given), *options]
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | (env or {})
-    return subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True, check=False)
+@dataclass
+class Done:
+    """How a kernel ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Machine:
+    """Runs kernels, each in a process of its own, with nothing of ours in it."""
+
+    def __init__(self) -> None:
+        clean = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("PYTHONPATH", "IMET_RAY_KEY", "IMET_RAY_PASSPHRASE")
+        }
+        server = Path(__file__).with_name("kernel_server.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(server)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean,
+            cwd="/",
+        )
+
+    def __call__(
+        self,
+        place: Path,
+        data: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        patch: str = "",
+        kill_after: float | None = None,
+    ) -> Done:
+        given, work = place / "input", place / "working"
+        given.mkdir(exist_ok=True)
+        work.mkdir(exist_ok=True)
+        for name, target in (("weights", place / "datasets"), ("data", data)):
+            if not (given / name).exists():
+                (given / name).symlink_to(target)
+        job = {
+            "kernel": str(place / "kernel" / "kernel.py"),
+            "argv": ["--input", str(given), *options],
+            "cwd": str(work),
+            "env": env or {},
+            "out": str(place / "out"),
+            "err": str(place / "err"),
+            "patch": patch,
+            "kill_after": kill_after,
+        }
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return Done(code, (place / "out").read_text(), (place / "err").read_text())
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    found = Machine()
+    yield found
+    found.process.communicate()
 
 
 def submission(place: Path) -> str:
     return (place / "working" / "submission.csv").read_text()
 
 
-def test_a_kernel_gives_each_picture_the_labels_that_launch_gives_it(tmp_path, swept, trained, tiny_root):
+def test_a_kernel_gives_each_picture_the_labels_that_launch_gives_it(
+    tmp_path, swept, trained, tiny_root, machine
+):
     place = built(tmp_path / "k", trained, "--encrypt", "--key", "file", "--max-dataset-bytes", "1MB")
     assert len(list((place / "datasets").iterdir())) > 2  # files are cut into pieces
-    done = run(place, tiny_root)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = machine(place, tiny_root)
+    assert done.code == 0, done.stdout + done.stderr
     assert submission(place) == swept.read_text()
     assert "6 of 6 checkpoints, 20 pictures" in done.stdout.splitlines()[-1]
     assert sorted(path.name for path in (place / "working").iterdir()) == ["submission.csv"]
@@ -85,7 +145,7 @@ def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, trai
 
 
 def test_missing_cut_and_altered_files_are_named_before_anything_is_predicted(
-    tmp_path, swept, trained, tiny_root
+    tmp_path, swept, trained, tiny_root, machine
 ):
     place = built(tmp_path / "k", trained)
     first, second, third = sorted((place / "datasets" / "0").glob("*.safetensors"))[:3]
@@ -94,8 +154,8 @@ def test_missing_cut_and_altered_files_are_named_before_anything_is_predicted(
     data = bytearray(third.read_bytes())
     data[-1] ^= 1
     third.write_bytes(data)
-    done = run(place, tiny_root)
-    assert done.returncode == 1
+    done = machine(place, tiny_root)
+    assert done.code == 1
     assert f"{first.name} is missing" in done.stderr
     assert f"{second.name} is cut off or another file" in done.stderr
     assert f"{third.name} was altered" in done.stderr
@@ -109,15 +169,17 @@ def test_without_its_key_an_encrypted_kernel_says_so_at_once(monkeypatch, tmp_pa
         find_secret(None, [tmp_path / "other.key"])
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_have_labels(tmp_path, swept, trained, tiny_root):
+def test_pictures_that_cannot_be_read_are_counted_and_have_labels(
+    tmp_path, swept, trained, tiny_root, machine
+):
     place = built(tmp_path / "k", trained)
     data = tmp_path / "data"
     shutil.copytree(tiny_root, data)
     pictures = sorted((data / "test").iterdir())
     pictures[0].write_bytes(b"no picture")
     pictures[1].unlink()
-    done = run(place, tiny_root, data=data)
-    assert done.returncode == 64 + 4, done.stdout + done.stderr
+    done = machine(place, data)
+    assert done.code == 64 + 4, done.stdout + done.stderr
     assert "2 pictures could not be read" in done.stdout.splitlines()[-1]
     before, now = swept.read_text().splitlines(), submission(place).splitlines()
     assert [line.partition(",")[0] for line in now] == [line.partition(",")[0] for line in before]
@@ -125,25 +187,183 @@ def test_pictures_that_cannot_be_read_are_counted_and_have_labels(tmp_path, swep
     assert all(line.partition(",")[2] for line in now)
 
 
-def test_killed_at_any_moment_it_leaves_no_submission_or_a_whole_one(tmp_path, swept, trained, tiny_root):
+def test_killed_at_20_moments_it_leaves_no_submission_or_a_whole_one(
+    tmp_path, swept, trained, tiny_root, machine
+):
     place = built(tmp_path / "k", trained)
-    (place / "input").mkdir()
-    (place / "working").mkdir()
-    (place / "input" / "weights").symlink_to(place / "datasets")
-    (place / "input" / "data").symlink_to(tiny_root)
-    rows = len(swept.read_text().splitlines())
-    command = [sys.executable, str(place / "kernel" / "kernel.py"), "--input", str(place / "input")]
-    for delay in np.random.default_rng(0).uniform(4, 8, 2):
-        target = place / "working" / "submission.csv"
+    began = time.monotonic()
+    assert machine(place, tiny_root, "--batch-size", "4").code == 0
+    whole = time.monotonic() - began
+    rows = swept.read_text().splitlines()
+    target = place / "working" / "submission.csv"
+    left = []
+    for delay in np.sort(np.random.default_rng(0).uniform(0, whole, 20)):
         target.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            command, cwd=place / "working", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        ended = machine(place, tiny_root, "--batch-size", "4", kill_after=float(delay)).code
+        left.append(target.exists())
         if target.exists():
-            assert len(target.read_text().splitlines()) == rows
+            lines = target.read_text().splitlines()
+            assert [line.partition(",")[0] for line in lines] == [line.partition(",")[0] for line in rows]
+            assert all(line.partition(",")[2] for line in lines)
+            assert target.read_text().endswith("\n")
+        assert ended in (0, -signal.SIGKILL)
+    assert set(left) == {False, True}  # early and late ones
+
+
+@pytest.mark.parametrize("key", ["embed", "env", "file"])
+def test_the_key_reaches_the_kernel_in_each_way_and_stands_nowhere_else(
+    tmp_path, swept, trained, tiny_root, machine, monkeypatch, capfd, key
+):
+    secret = Secret.new().text
+    if key == "env":
+        monkeypatch.setenv("IMET_RAY_KEY", secret)
+    place = built(tmp_path / "k", trained, "--encrypt", "--key", key)
+    if key == "file":
+        secret = (place / "datasets" / "key" / "imet_ray.key").read_text().strip()
+        assert (place / "datasets" / "key" / "imet_ray.key").stat().st_mode & 0o077 == 0
+    if key == "env":
+        assert machine(place, tiny_root).code == 1
+        assert "the weights are encrypted: set IMET_RAY_KEY" in (place / "err").read_text()
+    done = machine(place, tiny_root, env={"IMET_RAY_KEY": secret} if key == "env" else {})
+    assert done.code == 0, done.stderr
+    assert submission(place) == swept.read_text()
+    said = done.stdout + done.stderr + "".join(capfd.readouterr())
+    written = [path for path in place.rglob("*") if path.is_file() and path.name != "imet_ray.key"]
+    assert secret not in said
+    assert not any(secret.encode() in path.read_bytes() for path in written)
+
+
+def test_a_passphrase_opens_the_weights_and_a_wrong_one_is_refused_by_the_files_name(
+    tmp_path, swept, trained, tiny_root, machine, monkeypatch
+):
+    monkeypatch.setenv("IMET_RAY_PASSPHRASE", "correct horse")
+    place = built(tmp_path / "k", trained, "--encrypt", "--key", "env")
+    done = machine(place, tiny_root, env={"IMET_RAY_PASSPHRASE": "correct horse"})
+    assert done.code == 0, done.stderr
+    assert submission(place) == swept.read_text()
+    (place / "working" / "submission.csv").unlink()
+    done = machine(place, tiny_root, env={"IMET_RAY_PASSPHRASE": "wrong horse"})
+    assert done.code == 1
+    assert re.search(r"[ab]-f0.safetensors.encrypted cannot be decrypted: a wrong passphrase", done.stderr)
+    assert not (place / "working" / "submission.csv").exists()
+
+
+OUT_OF_MEMORY = """
+import torch
+real = torch.Tensor.sigmoid
+def sigmoid(self):
+    if len(self) > 8:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    return real(self)
+torch.Tensor.sigmoid = sigmoid
+"""
+DYING_LOADER = """
+import os
+import torch
+real = torch.from_numpy
+def from_numpy(array):
+    if torch.utils.data.get_worker_info() is not None:
+        os._exit(9)
+    return real(array)
+torch.from_numpy = from_numpy
+"""
+FULL_DISK = """
+import errno
+import os
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.posix_fallocate = full
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "options", "said"),
+    [
+        (OUT_OF_MEMORY, (), "out of GPU memory: predicting in batches of "),
+        (DYING_LOADER, ("--workers", "1"), "loading in this process"),
+        (FULL_DISK, (), "decoding for each checkpoint instead"),
+    ],
+    ids=["memory", "loader", "disk"],
+)
+def test_it_goes_on_without_what_fails_and_says_so(
+    tmp_path, swept, trained, tiny_root, machine, patch, options, said
+):
+    place = built(tmp_path / "k", trained)
+    done = machine(place, tiny_root, *options, patch=patch)
+    assert done.code == 64 + 8, done.stdout + done.stderr
+    assert said in done.stdout.splitlines()[-1]
+    assert submission(place) == swept.read_text()
+    done = machine(place, tiny_root, *options, patch=patch, env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    assert (done.code, said in done.stdout.splitlines()[-1]) == (0, True)  # another code throws it away
+
+
+def test_pictures_are_decoded_once_for_all_checkpoints_of_one_size(
+    tmp_path, swept, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k", trained)
+    count = """
+import PIL.ImageFile
+real = PIL.ImageFile.ImageFile.load
+def load(self):
+    if self.tile:
+        print("decoded", flush=True)
+    return real(self)
+PIL.ImageFile.ImageFile.load = load
+"""
+    done = machine(place, tiny_root, patch=count)
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("decoded") == 20  # six checkpoints
+
+
+def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, trained, tiny_root, capfd):
+    options = ("--dry-run", str(tiny_root), "--images", "38801")
+    built(tmp_path / "k", trained, *options)
+    out = capfd.readouterr().out
+    assert re.search(r"38,801 pictures would take \d+:\d\d(:\d\d)? on this machine, of 8:50:00: fits", out)
+    assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
+    found = json.loads((tmp_path / "k" / "dry-run" / "timing.json").read_text())
+    assert (found["pictures"], len(found["checkpoints"]), found["whole"]) == (20, 6, True)
+
+
+def test_float16_is_taken_where_the_score_does_not_feel_it(tmp_path, swept, trained, capfd):
+    place = built(tmp_path / "k", trained, "--dtype", "auto")
+    said = re.search(
+        r"weights as (float\d\d): float16 moves F2 out of fold by ([+-]\S+) .*; 90 pictures",
+        capfd.readouterr().out,
+    )
+    text = (place / "kernel" / "kernel.py").read_text()
+    assert said
+    assert f"weights as {said[1]}" in text
+    assert f"float16 moves F2 out of fold by {said[2]}" in text
+    halves = built(tmp_path / "h", trained, "--dtype", "float16")
+    sizes = [
+        sum(f.stat().st_size for f in (p / "datasets" / "0").glob("*.safetensors")) for p in (place, halves)
+    ]
+    whole = sum(trial.best.stat().st_size for trial in trained.run.store.trials())
+    assert sizes[1] < 0.6 * whole
+    assert (sizes[0] == sizes[1]) == (said[1] == "float16")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--images", "5"], "--images is for foretelling a run from a dry one: give --dry-run DATA, too"),
+        (["--key", "env"], "--key says how the key reaches the kernel: it goes with --encrypt"),
+        (
+            ["--encrypt", "--key", "env"],
+            "no key: put one of `python -m kernel_builder keygen` into IMET_RAY_KEY",
+        ),
+        (["--limit", "soon"], "--limit takes 2h, 90m or 1h30m, got 'soon'"),
+        (["--dry-run", "/nowhere"], "--dry-run /nowhere has no sample_submission.csv"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, swept, trained, capfd, argv, expected):
+    capfd.readouterr()
+    options = ["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+    assert main([*options, *argv]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: {expected}")
+    assert len(err.splitlines()) == 1
 
 
 def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept, trained):

@@ -136,6 +136,20 @@ def read_weights(found: FoundWeights, key: str | None, input_files: Sequence[Pat
     return plain
 
 
+def check_secret(found: FoundWeights, key: str | None, input_files: Sequence[Path]) -> None:
+    """Open the beginning of an encrypted checkpoint: a wrong key shows before anything is predicted.
+
+    Raises:
+        StoreError: naming the file.
+        ConfigError: if there is no key.
+    """
+    from imet_ray.crypto import decrypted
+
+    secret = find_secret(key, input_files)
+    with io.BufferedReader(_Joined(found.paths)) as joined:
+        next(decrypted(joined, secret, found.weights.pieces[0].name))
+
+
 def find_secret(key: str | None, files: Sequence[Path]) -> "Secret":
     """The key: embedded, from the environment, or from a data set."""
     from imet_ray.crypto import Secret

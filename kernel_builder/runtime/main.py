@@ -24,9 +24,10 @@ from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models import build_model
-from imet_ray.predict import EVAL_BATCH, predicted_batches
+from imet_ray.predict import EVAL_BATCH, compute_dtype, predicted_batches
+from imet_ray.store import write_json
 from imet_ray.submission import write_submission
-from kernel_builder.runtime.inputs import all_files, find_secret, find_test, find_weights, read_weights
+from kernel_builder.runtime.inputs import all_files, check_secret, find_test, find_weights, read_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.pictures import PictureShelf
 from kernel_builder.runtime.schedule import Deadline, Outcome, Run
@@ -64,11 +65,13 @@ def _run(options: argparse.Namespace, manifest: Manifest) -> int:
     files = [path for root in _inputs(options.input) for path in all_files(root)]
     pictures = find_test(files)
     found = find_weights(manifest, files)
-    if any(one.encrypted for one in found.values()):
-        find_secret(manifest.key, files)  # before anything is predicted
+    for one in found.values():
+        if one.encrypted:
+            check_secret(one, manifest.key, files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shelf = PictureShelf(pictures, options.scratch, cores)
+    sizes = [member.pack_short_side for member in manifest.members]
     target = options.output / "submission.csv"
     heard = _Heard()
     print(
@@ -94,13 +97,13 @@ def _run(options: argparse.Namespace, manifest: Manifest) -> int:
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         yield from predicted_batches(
             model,
-            shelf.of(member.pack_short_side),
+            shelf.of(member.pack_short_side, keep=sizes[manifest.members.index(member) :]),
             np.arange(len(pictures.ids)),
             views=member.recipe.views,
             image_size=member.recipe.image_size,
             batch_size=options.batch_size or max(1, EVAL_BATCH // len(member.recipe.views)),
             device=device,
-            bf16=device.type == "cuda" and member.recipe.precision == "bf16",
+            autocast=compute_dtype(device, member.recipe.precision),
             workers=options.workers
             if options.workers is not None
             else (cores - 1 if device.type == "cuda" else 0),
@@ -110,7 +113,22 @@ def _run(options: argparse.Namespace, manifest: Manifest) -> int:
         write_submission(target, pictures.ids, manifest.label_ids, tally.decoded(shelf.unreadable))
 
     outcome = Run(manifest, len(pictures.ids), batches, deadline, publish, _say)()
+    if options.timing is not None:
+        write_json(options.timing, _timing(manifest, outcome, shelf, deadline))
     return _end(manifest, outcome, len(pictures.ids), len(shelf.unreadable), heard.lines, deadline.elapsed())
+
+
+def _timing(manifest: Manifest, outcome: Outcome, shelf: PictureShelf, deadline: Deadline) -> dict[str, Any]:
+    """What each checkpoint took, for whoever foretells a larger run."""
+    rates = outcome.picture_seconds
+    return {
+        "pictures": len(shelf.pictures.ids),
+        "elapsed": deadline.elapsed(),
+        "decoding": shelf.seconds,
+        "left": deadline.end - deadline.start,
+        "whole": outcome.checkpoints == manifest.checkpoints,
+        "checkpoints": [(m.name, rates.get(m.name, 0.0)) for m in manifest.members for _ in m.weights],
+    }
 
 
 def _end(
@@ -198,6 +216,7 @@ def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace
         help="for decoded pictures; nothing stays",
     )
     parser.add_argument("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
+    parser.add_argument("--timing", metavar="FILE", type=Path, help="write what took how long, as JSON")
     parser.add_argument(
         "--workers", metavar="N", type=int, help="loader processes; default: cores - 1 on a GPU"
     )

@@ -6,6 +6,7 @@ A picture that cannot be decoded becomes black here, and its row is noted: it is
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,13 +33,20 @@ class PictureShelf:
         """
         self.pictures, self.scratch, self.workers = pictures, scratch, workers
         self.unreadable: set[int] = set()  # rows
+        self.seconds = 0.0  # spent on decoding
         self._packs: dict[int, Pictures] = {}
 
-    def of(self, short_side: int) -> Pictures:
-        """The pictures at this size; those of other sizes are let go."""
+    def of(self, short_side: int, *, keep: Sequence[int]) -> Pictures:
+        """The pictures at this size.
+
+        Args:
+            keep: sizes that will be asked for again; others are let go.
+        """
+        self._packs = {size: pack for size, pack in self._packs.items() if size in keep}
         if short_side not in self._packs:
-            self._packs.clear()
+            began = time.monotonic()
             self._packs[short_side] = self._decoded(short_side)
+            self.seconds += time.monotonic() - began
         return self._packs[short_side]
 
     def _decoded(self, short_side: int) -> Pictures:
