@@ -40,9 +40,9 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.blending import stages
         from imet_ray.blending.run import BlendOptions, check_options
     options = BlendOptions(
-        methods=() if args.method else None,
+        methods=() if args.method is not None else None,
         use=args.method,
-        decoders=(args.decoder,) if args.decoder else None,
+        decoders=(args.decoder,) if args.decoder is not None else None,
         min_weight=args.min_weight,
         max_members=args.max_members,
         seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
@@ -121,6 +121,11 @@ def _check(args: argparse.Namespace) -> None:
         for option in ("name", "members", "member", "seconds", "images", "bytes", "out", "cache"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
+        for option, value in (("level2", args.level2), ("average", args.average), ("decoder", args.decoder)):
+            if value not in (None, "probability", "threshold"):
+                raise ConfigError(
+                    f"--{option} {value} needs probabilities; of the 2019 solution's files thresholds are subtracted"
+                )
     elif args.folds is not None or args.labels is not None:
         raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
     if args.images is not None and args.seconds is None:

@@ -34,11 +34,12 @@ import numpy as np
 
 from benchmarks.oof import Oof, generate
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.evaluate import WINDOW, draw_sample, evaluate, first_thresholds
+from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.fit import fit, uniform
 from imet_ray.blending.members import Member
 from imet_ray.blending.scoring import score_pictures
 from imet_ray.blending.solve import DIRECT, EXPECTED, THRESHOLD, Job, Problem, Task, solve
+from imet_ray.blending.window import ROOM, first_thresholds
 from imet_ray.metrics import best_threshold
 
 SAMPLE = 4096  # pictures that members' thresholds are taken from
@@ -57,7 +58,7 @@ def thresholds_of(oof: Oof) -> list[float]:
 
 def window_of(thresholds: Sequence[float]) -> float:
     """How far the search lets the common threshold go."""
-    return WINDOW * float(np.mean(thresholds))
+    return ROOM * float(np.mean(thresholds))
 
 
 def warm(home: Path, args: argparse.Namespace) -> Path:

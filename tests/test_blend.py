@@ -76,6 +76,18 @@ def call(capsys, *argv):
         (["x", "a.npy", "--folds", "f", "--labels", "l", "--out", "y"], 1, "--out goes with a run"),
         (["--runs", "/nowhere"], 1, "no run in /nowhere: start one with"),
         (["--address", "ray://x:1"], 1, "--address takes auto or HOST:PORT"),
+        (["--address", "127.0.0.1:00001" + "0" * 5000], 1, "--address takes auto or HOST:PORT, got '127.0"),
+        (["--runs", "/nowhere", "--decoder", ""], 1, "unknown decoder ''"),
+        (
+            ["x", "a.npy", "--folds", "f", "--labels", "l", "--level2", "logistic"],
+            1,
+            "--level2 logistic needs prob",
+        ),
+        (
+            ["x", "a.npy", "--folds", "f", "--labels", "l", "--decoder", "expected-f2"],
+            1,
+            "needs probabilities",
+        ),
         (["--address", "nowhere"], 1, "--address takes auto or HOST:PORT, got 'nowhere'"),
         (["--address", "127.0.0.1:1"], 1, "nobody answers at 127.0.0.1:1"),
         (["--address", "a.invalid:6379"], 1, "nobody answers at a.invalid:6379"),

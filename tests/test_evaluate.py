@@ -9,10 +9,10 @@ import pytest
 from imet_ray.averaging import SCALES, averaged
 from imet_ray.blending import evaluate as evaluate_module
 from imet_ray.blending import fit as fit_module
-from imet_ray.blending import line
+from imet_ray.blending import line, window
 from imet_ray.blending.contest import Contest
 from imet_ray.blending.diagnostics import without_member
-from imet_ray.blending.evaluate import DECODERS, evaluate
+from imet_ray.blending.evaluate import DECODERS, draw_sample, evaluate
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member
 from imet_ray.blending.run import frozen
@@ -60,7 +60,7 @@ def row_of(report, method, decoder):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, contests, scale, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "WINDOW", 50.0)  # how far thresholds are searched sees all folds
+    monkeypatch.setattr(window, "ROOM", 50.0)  # how far thresholds are searched sees all folds
     members, labels, folds = three
     half = np.flatnonzero(folds == 1)[::2]
     changed = labels.copy()
@@ -137,6 +137,57 @@ def test_where_weights_matter_the_best_nested_ones_are_chosen(make_members):
     assert report.best_over_uniform.low > 0
     assert max(report.weights) == report.weights[0] > 0.4
     assert f"{report.chosen.method} beats the best uniform blend by +" in report.text()
+
+
+def test_the_gain_that_is_said_is_the_chosen_methods_and_sure_among_all_candidates(three, monkeypatch):
+    members, labels, folds = three
+    original = evaluate_module.contest
+    noise = np.random.default_rng(0).normal(0, 0.5, len(labels))
+
+    def staged(*args):
+        found = original(*args)
+        even = found.scored["uniform", "threshold"]
+        steady, noisy = 0.005, 0.02 + noise - noise.mean()
+        for method, gain in (("greedy", steady), ("line", noisy)):
+            found.scored[method, "threshold"] = (even[0] + gain, even[1] + gain)
+        return found
+
+    monkeypatch.setattr(evaluate_module, "contest", staged)
+    report = evaluate(
+        members,
+        labels,
+        folds,
+        seed=0,
+        methods=["greedy", "line"],
+        decoders=["threshold"],
+        scale="probability",
+    )
+    assert (report.chosen.method, report.best.method) == ("greedy", "line")
+    assert "greedy beats the best uniform blend by +0.0050 [+0.0050, +0.0050]" in report.text()
+
+
+def test_a_candidate_that_is_sure_alone_but_not_among_many_is_not_chosen(three, monkeypatch):
+    members, labels, folds = three
+    original = evaluate_module.contest
+    rng = np.random.default_rng(1)
+    methods = ["greedy", "nelder-mead", "powell", "line", "smooth"]
+    draws = rng.normal(0, 1, (len(methods), len(labels)))
+    draws = (draws - draws.mean(axis=1, keepdims=True)) / draws.std(axis=1, keepdims=True)
+    gains = 0.1 * draws + 2.2 * 0.1 / np.sqrt(len(labels))  # each 2.2 standard errors above 0
+
+    def staged(*args):
+        found = original(*args)
+        even = found.scored["uniform", "threshold"]
+        for method, gain in zip(methods, gains, strict=True):
+            found.scored[method, "threshold"] = (even[0] + gain, even[1] + gain)
+        return found
+
+    monkeypatch.setattr(evaluate_module, "contest", staged)
+    report = evaluate(
+        members, labels, folds, seed=0, methods=methods, decoders=["threshold"], scale="probability"
+    )
+    assert all(row.over_uniform.low > 0 for row in report.rows if row.method in methods)
+    assert report.chosen.method == "uniform"
 
 
 def test_a_blend_with_noise_says_that_it_does_not_beat_the_best_variant(make_members):
@@ -252,6 +303,30 @@ def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_
 def test_the_weight_of_a_member_that_has_all_goes_to_the_others_evenly():
     assert without_member(np.array([0.2, 0.6, 0.2]), 1).tolist() == [0.5, 0, 0.5]
     assert without_member(np.array([0.0, 1.0, 0.0]), 1).tolist() == [0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "expected-f2"])
+def test_a_member_without_weight_adds_nothing(make_members, decoder):
+    members, labels, folds = make_members([0.5, 0.5, 6.0, 6.0, 6.0, 6.0], n=120)
+    how = {"methods": (), "use": "greedy", "decoders": [decoder], "max_members": 2}
+    report = evaluate(members, labels, folds, seed=0, **how)
+    by_fold = np.array(report.chosen.weights_by_fold)
+    unused = [worth for i, worth in enumerate(report.worth) if not by_fold[:, i].any()]
+    assert len(unused) >= 3
+    assert [worth.gain.mean for worth in unused] == [0.0] * len(unused)
+
+
+def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
+    make_members, contests, monkeypatch
+):
+    members, labels, _ = make_members([1.0, 1.5], n=80)
+    rows = evaluate_module.draw_sample([m.probs for m in members], labels, 0, pictures=20).rows
+    folds = np.isin(np.arange(80), rows).astype(int)
+    monkeypatch.setattr(evaluate_module, "draw_sample", lambda *args: draw_sample(*args, pictures=20))
+    evaluate(
+        members, labels, folds, seed=0, methods=["nelder-mead"], decoders=["expected-f2"], scale="probability"
+    )
+    assert contests[-1].solved[Job("nelder-mead", "expected-f2", 1)].temperature == 1
 
 
 def test_a_copy_of_a_member_is_worth_nothing_beyond_noise(make_members):

@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from imet_ray.averaging import averaged
 from imet_ray.blending import fit as fit_module
 from imet_ray.blending import line
+from imet_ray.blending.alone import cells_alone
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, uniform
 from imet_ray.blending.solve import (
@@ -67,8 +68,7 @@ def test_restarts_run_as_tasks_of_their_own_and_the_best_of_them_is_the_fit(prob
         return solve_here(problem, tasks)
 
     jobs = [Job(method, THRESHOLD) for method in METHODS]
-    problem = replace(problem, widest=problem.cells.window)
-    solved, _ = solve_all(problem, jobs, runner, lambda window: problem.cells)
+    solved, _ = solve_all(problem, jobs, runner, lambda down, up: None)
     count = {method: sum(task.job.method == method for task in seen) for method in METHODS}
     assert (count["nelder-mead"], count["powell"], count["line"], count["greedy"]) == (2, 2, 3, 1)
     assert len(set(seen)) == len(seen)
@@ -112,47 +112,70 @@ def test_jobs_in_one_process_are_each_what_they_are_alone(problem):
         assert plain(found) == plain(solve(problem, task))
 
 
-def test_all_jobs_are_done_again_in_a_wider_window_when_the_shift_of_one_comes_to_its_end(make_members):
+def test_all_jobs_are_done_again_in_a_wider_window_until_no_shift_comes_to_its_end(make_members):
     members, labels, folds = make_members([1.0, 3.0])
     asked: list[tuple[float, list[Job]]] = []
 
     def within(window) -> Problem:
-        return make_problem(members, labels, folds, window=window, t=0.2)
+        return make_problem(members, labels, folds, window=window, t=0.5)
 
     def runner(problem, tasks):
         if tasks:
             asked.append((problem.cells.window, [task.job for task in tasks]))
         return solve_here(problem, tasks)
 
-    jobs = [
-        Job(method, THRESHOLD, fold) for method in ("uniform", "member 0", "member 1") for fold in (None, 0)
-    ]
-    solved, cells = solve_all(within(0.02), jobs, runner, lambda window: within(window).cells)
+    ends = []
+
+    def widen(down, up):
+        ends.append((down, up))
+        return within(2 * asked[-1][0]).cells
+
+    jobs = [Job(method, THRESHOLD, fold) for method in ("uniform", "greedy") for fold in (None, 0)]
+    solved, cells = solve_all(within(0.02), jobs, runner, widen)
     assert list(solved) == jobs
     assert [again for _, again in asked] == [jobs] * len(asked)
     assert [window for window, _ in asked] == [0.02 * 2**i for i in range(len(asked))]
-    assert len(asked) > 1
+    assert len(asked) > 3
+    assert set(ends) == {(True, False)}  # the first thresholds are far too high
     assert cells.window == asked[-1][0]
     for job in jobs:
         assert plain(solved[job]) == plain(solve(within(cells.window), Task(job)))
         assert abs(solved[job].shifts[0]) < cells.window
 
 
-def test_no_window_is_wider_than_all_probabilities(make_members):
-    members, labels, folds = make_members([1.0])
-    solved, cells = solve_all(
-        make_problem(members, np.ones_like(labels), folds, window=0.6, t=1.0),
-        [Job("uniform", THRESHOLD)],
-        solve_here,
-        lambda window: make_problem(members, np.ones_like(labels), folds, window=window, t=1.0).cells,
-    )
-    assert cells.window >= 1
-    assert cells.score(np.ones(1), solved[Job("uniform", THRESHOLD)].shifts) > 0.99
+def test_a_window_that_cannot_be_wider_ends_the_search(make_members):
+    problem = make_problem(*make_members([1.0, 3.0]), window=0.02, t=0.5)
+    solved, cells = solve_all(problem, [Job("uniform", THRESHOLD)], solve_here, lambda down, up: None)
+    assert cells is problem.cells
+    assert abs(solved[Job("uniform", THRESHOLD)].shifts[0]) <= 0.02
+
+
+def test_members_alone_are_fitted_once_however_often_the_window_is_widened(make_members):
+    members, labels, folds = make_members([1.0, 3.0])
+    alone = tuple(cells_alone(member.probs, 0.0, labels, np.arange(8) % 2) for member in members)
+    counted = []
+
+    def runner(problem, tasks):
+        counted.extend(task.job for task in tasks)
+        return solve_here(problem, tasks)
+
+    def problem(window):
+        return replace(make_problem(members, labels, folds, window=window, t=0.5), alone=alone)
+
+    jobs = [Job(method, THRESHOLD) for method in ("greedy", "member 0", "member 1")]
+    windows = iter((0.2, 0.5, 1.0))
+    solved, cells = solve_all(problem(0.02), jobs, runner, lambda down, up: problem(next(windows)).cells)
+    assert counted.count(jobs[0]) > 1
+    assert counted.count(jobs[1]) == counted.count(jobs[2]) == 1
+    for i, member in enumerate(members):
+        limit = cells.thresholds[i] + solved[jobs[1 + i]].shifts[0]
+        best = best_threshold(member.probs, labels)[1]
+        assert f2_score(member.probs > np.float32(limit), labels) == pytest.approx(best, abs=1e-9)
 
 
 def test_expected_f2_starts_from_the_weights_of_the_threshold_even_if_only_it_is_asked_for(problem):
     job = Job("line", EXPECTED, 1)
-    solved, _ = solve_all(problem, [job], solve_here, lambda window: problem.cells)
+    solved, _ = solve_all(problem, [job], solve_here, lambda down, up: None)
     assert list(solved) == [job]
     assert solved[job].weights.tolist() == solve(problem, Task(Job("line", THRESHOLD, 1))).weights.tolist()
 

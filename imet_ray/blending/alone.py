@@ -1,46 +1,64 @@
 """Each member alone: its best threshold wherever that lies, for a search near the blend's would find a hill beside it.
 
-All cells above a tenth of the member's first threshold are kept, a few a picture. A member's shifts are those of all
-solutions, on the blend's scale and from its first threshold; here they become thresholds of its probabilities and back.
+The cells above a low probability are kept, a few dozen a picture. Their thresholds are log-odds, on which small ones
+are as far apart as large ones. A member's shifts are those of all solutions, on the blend's scale and from its first
+threshold; here they become such thresholds and back.
 """
 
 import numpy as np
+from scipy.special import expit, logit
 
-from imet_ray.averaging import Scale, as_probability, on_scale
-from imet_ray.blending.cells import DisputedCells
+from imet_ray.averaging import HIGH, LOW, Scale, on_scale
+from imet_ray.blending.cells import INSIDE, DisputedCells
 from imet_ray.blending.fit import settled_shifts
 
-LOWEST = (
-    0.1  # of the first threshold, which predicts more labels than there are: nobody wants ten times as many
-)
+MOST_CELLS = 40  # a picture, or TIMES its labels: nobody predicts so many
+TIMES = 10
 ALONE = np.ones(1)  # the only weights
 
 
 def cells_alone(
-    probs: np.ndarray, threshold: float, labels: np.ndarray, groups: np.ndarray | None
+    probs: np.ndarray, low: float, labels: np.ndarray, groups: np.ndarray | None
 ) -> DisputedCells:
-    """The cells between a tenth of the threshold and 1.
+    """The cells between `low` and 1.
 
     Args:
         probs: (N, C) float16 or float32, no margins.
-        threshold: the member's first one, a probability.
+        low: a probability, as of `lowest`.
         labels: (N, C) uint8.
         groups: (C,) int, the group of each label.
     """
-    low = LOWEST * threshold
-    return DisputedCells.build([probs], [(low + 1) / 2], labels, window=(1 - low) / 2, groups=groups)
+    bottom, top = (float(on_scale(np.array(end), "log-odds")) for end in (max(low, 2 * LOW), 1.0))
+    middle, window = (bottom + top) / 2, (top - bottom) / 2 / INSIDE
+    return DisputedCells.build([probs], [middle], labels, window=window, scale="log-odds", groups=groups)
 
 
-def best_shifts(alone: DisputedCells, start: np.ndarray, first: float, scale: Scale) -> np.ndarray:
-    """The member's best threshold, or one for each group, as shifts from its first one.
+def most_cells(n_pictures: int, mean_labels: float, size: int) -> int:
+    """How many cells of some pictures are worth keeping.
+
+    Args:
+        size: cells that there are.
+    """
+    return int(np.clip(n_pictures * max(MOST_CELLS, TIMES * mean_labels), 1, size))
+
+
+def lowest(sample: np.ndarray, mean_labels: float) -> float:
+    """The probability above which a sample (S, C) has as many cells as are worth keeping."""
+    flat = sample.ravel()
+    count = most_cells(len(sample), mean_labels, flat.size)
+    return float(np.partition(flat, flat.size - count)[flat.size - count])
+
+
+def best_shifts(alone: DisputedCells, n_shifts: int, first: float, scale: Scale) -> np.ndarray:
+    """The member's best threshold, or one for each group, as shifts from its first one: (n_shifts,).
 
     Args:
         alone: of `cells_alone`, of the pictures to fit on.
-        start: (1,) or (G,) shifts.
         first: the member's first threshold, on the scale.
     """
-    found = settled_shifts(alone, ALONE, _inside(alone, start, first, scale))
-    return np.asarray(on_scale(found + alone.thresholds[0], scale) - first)
+    start = _inside(alone, np.zeros(n_shifts), first, scale)
+    odds = settled_shifts(alone, ALONE, start) + alone.thresholds[0]
+    return np.asarray((odds if scale == "log-odds" else expit(odds)) - first)
 
 
 def counts_alone(
@@ -50,6 +68,13 @@ def counts_alone(
     return alone.counts(ALONE, _inside(alone, shifts, first, scale))
 
 
+def score_alone(alone: DisputedCells, shifts: np.ndarray, first: float, scale: Scale) -> float:
+    """Mean F2."""
+    return alone.score(ALONE, _inside(alone, shifts, first, scale))
+
+
 def _inside(alone: DisputedCells, shifts: np.ndarray, first: float, scale: Scale) -> np.ndarray:
-    limits = as_probability(first + shifts, scale) - alone.thresholds[0]
-    return np.asarray(np.clip(limits, -alone.reach, alone.reach))
+    """Shifts on the scale as those of the cells."""
+    limits = first + shifts
+    odds = limits if scale == "log-odds" else logit(np.clip(limits, LOW, HIGH))
+    return np.asarray(np.clip(odds - alone.thresholds[0], -alone.reach, alone.reach))

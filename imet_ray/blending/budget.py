@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.evaluate import LEAST_THRESHOLD, draw_sample
+from imet_ray.blending.evaluate import draw_sample
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.window import LEAST_THRESHOLD
 from imet_ray.errors import ConfigError
 from imet_ray.metrics import best_threshold
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.scoring import own_and_nested
-from imet_ray.blending.solve import Job, Problem, Runner, Solution, solve_all
+from imet_ray.blending.solve import Job, Problem, Runner, Solution, Widen, solve_all
 
 Progress = Callable[[str], None]
 Key = tuple[str, str]  # method, decoder
@@ -34,10 +33,10 @@ def contest(
     problem: Problem,
     values: Sequence[np.ndarray],
     labels: np.ndarray,
-    of_label: np.ndarray | None,
     methods: Sequence[str],
     decoders: Sequence[str],
     runner: Runner,
+    widen: Widen,
     progress: Progress,
 ) -> Contest:
     """Fit and score.
@@ -45,7 +44,6 @@ def contest(
     Args:
         values: M arrays (N, C).
         labels: (N, C) uint8.
-        of_label: (C,) int, the group of each label.
         methods: of `METHODS`, or "member 3".
     """
     folds = np.unique(problem.folds).tolist()
@@ -56,18 +54,7 @@ def contest(
         for without in [None, *folds]
     ]
 
-    def cells_within(window: float) -> DisputedCells:
-        progress(f"a threshold went far: counting the cells within {window:.3f}")
-        return DisputedCells.build(
-            values,
-            problem.cells.thresholds.tolist(),
-            labels,
-            window=window,
-            scale=problem.scale,
-            groups=of_label,
-        )
-
-    solved, cells = solve_all(problem, jobs, runner, cells_within)
+    solved, cells = solve_all(problem, jobs, runner, widen)
     problem = replace(problem, cells=cells)
     scored = {}
     for decoder in decoders:

@@ -11,7 +11,7 @@ from imet_ray.averaging import Scale, as_probability
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.report import Worth
 from imet_ray.blending.scoring import bootstrap, score_pictures
-from imet_ray.blending.solve import Job, Problem, Sample, Solution, refitted
+from imet_ray.blending.solve import EXPECTED, Job, Problem, Sample, Solution, refitted
 
 CURVE = 41  # points of the threshold curve
 WHOLE_SAMPLES = 4  # members whose temperatures see the whole sample; with more, a part of it
@@ -36,22 +36,30 @@ def worth_of_members(
         return ()
     method, decoder = chosen
     folds = np.unique(problem.folds).tolist()
+    every = -(-m // WHOLE_SAMPLES) if decoder == EXPECTED else 1
 
-    def without(member: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        rest = without_member(solved[Job(method, decoder, fold)].weights, member)
-        fitted = refitted(rest, decoder, problem, without=fold, every=-(-m // WHOLE_SAMPLES))
+    def scored(member: int | None, fold: int) -> np.ndarray:
+        """F2 of the fold's pictures without a member, or with all, fitted alike."""
         rows = np.flatnonzero(problem.folds == fold)
-        return rows, score_pictures(fitted, decoder, rows, problem, values, labels)
+        weights = solved[Job(method, decoder, fold)].weights
+        if member is not None and weights[member] == 0:
+            member = None
+        if member is None and every == 1:
+            return nested_f2[rows]
+        kept = weights if member is None else without_member(weights, member)
+        fitted = refitted(kept, decoder, problem, without=fold, every=every)
+        return score_pictures(fitted, decoder, rows, problem, values, labels)
 
+    pairs = list(itertools.product((None, *range(m)), folds))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda pair: without(*pair), itertools.product(range(m), folds)))
-    nested = np.empty((m, len(labels)))
-    for (member, _), (rows, scores) in zip(itertools.product(range(m), folds), parts, strict=True):
-        nested[member, rows] = scores
-    gains = bootstrap(nested_f2 - nested, problem.seed)
+        parts = list(pool.map(lambda pair: scored(*pair), pairs))
+    nested = np.empty((m + 1, len(labels)))
+    for (member, fold), scores in zip(pairs, parts, strict=True):
+        nested[0 if member is None else member + 1, problem.folds == fold] = scores
+    gains = bootstrap(nested[0] - nested[1:], problem.seed)
     return tuple(
         Worth(name, score, gain)
-        for name, score, gain in zip(names, nested.mean(axis=1).tolist(), gains, strict=True)
+        for name, score, gain in zip(names, nested[1:].mean(axis=1).tolist(), gains, strict=True)
     )
 
 

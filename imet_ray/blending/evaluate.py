@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imet_ray.averaging import SCALES, Scale, as_probability, averaged, on_scale
-from imet_ray.blending.alone import cells_alone
+from imet_ray.averaging import SCALES, Scale, as_probability
+from imet_ray.blending.alone import cells_alone, lowest
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.fit import uniform
 from imet_ray.blending.level2 import STACKS, score_level2
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.prefixes import prefixes
@@ -35,17 +34,11 @@ from imet_ray.blending.solve import (
     known_methods,
     solve_here,
 )
+from imet_ray.blending.window import Window, first_thresholds
 from imet_ray.errors import ConfigError, unknown_name
-from imet_ray.metrics import best_threshold
 
 DECODERS = (THRESHOLD, GROUPS, EXPECTED)
-SAMPLE = 4096  # pictures for expected F2 and for the first guess of the thresholds
-WINDOW = 0.4  # how far shifts may go at least, in mean thresholds or log-odds; doubled where one comes near its end
-LEAST_WINDOW = 0.01
-LEAST_THRESHOLD = 2**-10
-PREDICTED = 1.75  # times the true labels: F2 weighs recall over precision, so it predicts more than there are
-LOWER = 0.9  # of the least first threshold: further down nearly all cells are in dispute
-WIDEST_LOG_ODDS = 3.0  # down, likewise
+SAMPLE = 4096  # pictures for expected F2 and for where thresholds are searched
 
 
 def evaluate(
@@ -108,33 +101,49 @@ def evaluate(
     sample = draw_sample(values, labels, seed)
 
     thresholds = [0.0] * len(members) if margins else first_thresholds(sample, labels.sum() / len(labels))
-    each = zip(values, thresholds, strict=True)
-    alone_cells = () if margins else tuple(cells_alone(p, t, labels, of_label) for p, t in each)
-    if len(members) == 1:
-        scale = "probability"
+    mean_labels = float(labels.sum() / len(labels))
+    alone_cells: tuple[DisputedCells, ...] = ()
+    if not margins:
+        lows = [lowest(probs, mean_labels) for probs in sample.probs]
+        alone_cells = tuple(
+            cells_alone(p, low, labels, of_label) for p, low in zip(values, lows, strict=True)
+        )
+    windows = {
+        each: Window.around(thresholds, each, sample, folds, mean_labels, of_label)
+        for each in (() if margins else SCALES)
+    }
+
+    def cells_within(scale: Scale) -> DisputedCells:
+        if margins:  # decided at 0, and most are below by no more than a threshold
+            return DisputedCells.build(values, thresholds, labels, groups=of_label)
+        window = windows[scale]
+        return DisputedCells.build(
+            values, window.thresholds, labels, window=window.half, scale=scale, groups=of_label
+        )
 
     def compete(scale: Scale, methods: Sequence[str], before: Contest | None = None) -> Contest:
         progress(f"averaging as {scale}: {len(methods)} methods under {len(under)} decoders")
-        if before is not None:
-            cells, widest = before.problem.cells, before.problem.widest
-        elif margins:  # decided at 0, and most are below by no more than a threshold
-            cells, widest = DisputedCells.build(values, thresholds, labels, groups=of_label), 0.0
-        elif len(alone_cells) == 1:
-            cells, widest = alone_cells[0], alone_cells[0].window
-        else:
-            cells, widest = _cells(values, thresholds, labels, folds, scale, of_label, sample)
+        cells = before.problem.cells if before is not None else cells_within(scale)
         problem = Problem(
             cells,
             folds,
             sample if EXPECTED in under else None,
             seed,
             scale,
-            widest,
             min_weight,
             max_members,
             alone_cells,
         )
-        return contest(problem, values, labels, of_label, methods, under, runner, progress)
+
+        def widen(down: bool, up: bool) -> DisputedCells | None:
+            wider = windows[scale].wider(down, up)
+            if wider == windows[scale]:
+                return None
+            progress("a threshold went far: counting the cells of a wider range")
+            windows[scale] = wider
+            return cells_within(scale)
+
+        return contest(problem, values, labels, methods, under, runner, widen, progress)
 
     evens: dict[Scale, Contest] = {}
     if scale is None and not margins and len(members) > 1:
@@ -201,6 +210,7 @@ def evaluate(
         chosen=rows[chosen],
         best=rows[best],
         best_over_uniform=over_even[blends.index(best)],
+        chosen_over_uniform=over_even[blends.index(chosen)],
         single=rows[best_single],
         thresholds=tuple(as_probability(found.problem.cells.thresholds, used_scale).tolist()),
         decoder=decoder_of(used, chosen[1], found.problem.cells.thresholds, of_label, used_scale),
@@ -219,52 +229,6 @@ def evaluate(
         ),
         forced=use is not None and len(members) > 1,
     )
-
-
-def _cells(
-    values: Sequence[np.ndarray],
-    thresholds: Sequence[float],
-    labels: np.ndarray,
-    folds: np.ndarray,
-    scale: Scale,
-    of_label: np.ndarray | None,
-    sample: Sample,
-) -> tuple[DisputedCells, float]:
-    """The cells in dispute around the members' first thresholds, given as probabilities, and the widest window.
-
-    A search goes no further than the hill that it is on. So the window holds the thresholds that are best for uniform
-    weights on the sample, and on each fold's part of it, with room on both sides.
-    """
-    first = on_scale(np.array(thresholds), scale).astype(np.float64)
-    unit, floor = (first.mean(), -LOWER * first.min()) if scale == "probability" else (1.0, -WIDEST_LOG_ODDS)
-    even = averaged(sample.probs, uniform(len(thresholds)), scale).clip(0, 1).astype(np.float16)
-    parts = [np.ones(len(even), dtype=bool), *(folds[sample.rows] != fold for fold in np.unique(folds))]
-    best = [best_threshold(even[part], sample.labels[part])[0] for part in parts if part.any()]
-    wanted = on_scale(np.array(best), scale).astype(np.float64) - first.mean()
-    low = max(floor, wanted.min() - WINDOW * unit)
-    high = max(low + 2 * LEAST_WINDOW, wanted.max() + WINDOW * unit)
-    middle, window = (low + high) / 2, (high - low) / 2
-    cells = DisputedCells.build(
-        values, (first + middle).tolist(), labels, window=window, scale=scale, groups=of_label
-    )
-    return cells, middle - floor
-
-
-def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
-    """For each member the threshold that predicts PREDICTED times as many labels as pictures have on average.
-
-    It is only where the search begins, and knows of the labels nothing but their number, so nothing leaks from fold to
-    fold. Not so low that cells of probability 0 would be in dispute.
-
-    Args:
-        mean_labels: a picture.
-    """
-    found = []
-    for probs in sample.probs:
-        flat = probs.ravel()
-        count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, flat.size))
-        found.append(max(LEAST_THRESHOLD, float(np.partition(flat, flat.size - count)[flat.size - count])))
-    return found
 
 
 def check_request(

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imet_ray.blending.alone import cells_alone
+from imet_ray.blending.alone import cells_alone, lowest
 from imet_ray.blending.scoring import own_and_nested
 from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Runner, Sample, solve_all
 from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
 from imet_ray.errors import unknown_name
 
-LOW = 0.1  # first threshold: a tenth of it to 1 are tried
 Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
 
 STACKS: dict[str, Stack] = {
@@ -48,15 +47,16 @@ def score_level2(
         raise unknown_name("level 2", kind, STACKS)
     stacked = STACKS[kind](values, labels, folds, seed)
     own_sample = Sample(sample.rows, stacked[sample.rows][None], sample.labels)
-    cells = cells_alone(stacked, LOW, labels, None)
+    low = lowest(own_sample.probs[0], float(labels.sum() / len(labels)))
+    cells = cells_alone(stacked, low, labels, None)
     alone = "member 0"
     jobs = [
         Job(alone, decoder, fold)
         for decoder in (THRESHOLD, EXPECTED)
         for fold in (None, *np.unique(folds).tolist())
     ]
-    problem = Problem(cells, folds, own_sample, seed, widest=cells.window, alone=(cells,))
-    solved, _ = solve_all(problem, jobs, runner, lambda window: cells)
+    problem = Problem(cells, folds, own_sample, seed, "log-odds", alone=(cells,))
+    solved, _ = solve_all(problem, jobs, runner, lambda down, up: None)
     return {
         decoder: own_and_nested(solved, alone, decoder, problem, [stacked], labels)
         for decoder in (THRESHOLD, EXPECTED)

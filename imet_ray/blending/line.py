@@ -150,7 +150,7 @@ def line_search(
         mixed = cells.weighted(x[:m])
         for _ in range(rounds):
             begin, before = x, value
-            for draw in [*_directions(len(x), m, rng), None]:
+            for draw in [*_directions(len(x), m, rng, shifting=cells.reach > 0), None]:
                 if isinstance(draw, int):  # towards a member, or away from it
                     direction = np.concatenate([np.eye(m)[draw] - x[:m], np.zeros(len(x) - m)])
                     slope = cells.margins[draw] - mixed
@@ -186,16 +186,16 @@ def line_search(
     )
 
 
-def _directions(size: int, m: int, rng: np.random.Generator) -> list[int | np.ndarray]:
+def _directions(size: int, m: int, rng: np.random.Generator, *, shifting: bool) -> list[int | np.ndarray]:
     """Members to go towards, and directions that keep the sum of the weights, in random order."""
-    found: list[int | np.ndarray] = list(np.eye(size)[m:])  # the shifts
+    found: list[int | np.ndarray] = list(np.eye(size)[m:]) if shifting else []  # the shifts
     if m > 1:
         found += range(m)
         for _ in range(RANDOM * m):
             some = rng.permutation(np.arange(m) < max(2, m // 2))
             weights = rng.normal(size=m) * some
             weights -= some * weights.sum() / some.sum()
-            found.append(np.concatenate([weights, rng.normal(size=size - m) * SHIFT_SHARE]))
+            found.append(np.concatenate([weights, rng.normal(size=size - m) * SHIFT_SHARE * shifting]))
     return [found[i] for i in rng.permutation(len(found))]
 
 

@@ -62,7 +62,8 @@ class BlendReport:
     rows: tuple[Row, ...]
     chosen: Row
     best: Row  # the best nested one, chosen or not
-    best_over_uniform: Gain
+    best_over_uniform: Gain  # over the best uniform blend; the interval holds for all candidates together
+    chosen_over_uniform: Gain  # likewise
     single: Row  # the best single member, under its better decoder
     thresholds: tuple[float, ...]  # t_m: where the members' shifts begin
     decoder: Decoder  # of probabilities, or of margins where the members give these
@@ -169,7 +170,7 @@ class BlendReport:
                 f"{self.best_over_uniform}), so uniform ones it is"
             )
         elif self.chosen.method != "uniform":
-            lines.append(f"{self.chosen.method} beats the best uniform blend by {self.best_over_uniform}")
+            lines.append(f"{self.chosen.method} beats the best uniform blend by {self.chosen_over_uniform}")
         gain = self.chosen.over_single
         if max(self.weights) == 1:
             only = self.names[self.weights.index(1)]

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
 from imet_ray.averaging import Scale, averaged
-from imet_ray.blending.alone import best_shifts
+from imet_ray.blending.alone import best_shifts, score_alone
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
@@ -46,7 +46,6 @@ class Problem:
     sample: Sample | None  # None where expected F2 cannot be had: thresholds are subtracted already
     seed: int
     scale: Scale = "probability"
-    widest: float = np.inf  # window
     min_weight: float = 0.0
     max_members: int | None = None
     alone: tuple[DisputedCells, ...] = ()  # of each member; none where thresholds are subtracted already
@@ -88,6 +87,8 @@ class Solution:
 
 
 Runner = Callable[[Problem, Sequence[Task]], list[Solution]]
+# (downwards, upwards) -> the problem's cells with a wider window; None where it cannot go further
+Widen = Callable[[bool, bool], DisputedCells | None]
 
 
 def solve_here(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
@@ -97,14 +98,11 @@ def solve_here(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
 
 
 def solve_all(
-    problem: Problem, jobs: Sequence[Job], runner: Runner, widen: Callable[[float], DisputedCells]
+    problem: Problem, jobs: Sequence[Job], runner: Runner, widen: Widen
 ) -> tuple[dict[Job, Solution], DisputedCells]:
-    """Do all jobs; if the shift of one comes to the end of its window, all again with twice the window.
+    """Do all jobs; if the shift of one comes to an end of the window, all again in a wider one.
 
-    All, for a method that sees further than another would win by that alone.
-
-    Args:
-        widen: the problem's cells with another window.
+    All, for a method that sees further than another would win by that alone. Members alone have cells of their own.
 
     Returns:
         A solution for each job, and the cells with the widest window that was needed.
@@ -112,16 +110,19 @@ def solve_all(
     first = [job for job in jobs if job.decoder != EXPECTED]
     missing = {replace(job, decoder=THRESHOLD) for job in jobs if job.decoder == EXPECTED} - set(first)
     first += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
+    alone = [job for job in first if job.member is not None]
+    blends = [job for job in first if job.member is None]
     while True:
-        solved = _best_restarts(problem, first, runner)
-        furthest = max(
-            (np.abs(solved[job].shifts).max() for job in first if job.member is None or not problem.alone),
-            default=0.0,
-        )
-        window = problem.cells.window
-        if furthest <= NEAR_END * problem.cells.reach or window >= problem.widest:
+        solved = _best_restarts(problem, blends, runner)
+        shifts = np.concatenate([[0.0], *(solution.shifts for solution in solved.values())])
+        end = NEAR_END * problem.cells.reach
+        wider = None
+        if problem.cells.reach and (shifts.min() < -end or shifts.max() > end):
+            wider = widen(bool(shifts.min() < -end), bool(shifts.max() > end))
+        if wider is None:
             break
-        problem = replace(problem, cells=widen(min(2 * window, problem.widest)))
+        problem = replace(problem, cells=wider)
+    solved |= _best_restarts(problem, alone, runner)
     rest = [job for job in jobs if job.decoder == EXPECTED]
     tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in rest]
     solved |= dict(zip(rest, runner(problem, tasks), strict=True))
@@ -163,7 +164,11 @@ def solve(problem: Problem, task: Task) -> Solution:
         min_weight=problem.min_weight,
         max_members=problem.max_members,
     )
-    return Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve, found.score)
+    solution = Solution(found.weights, found.shifts, 1.0, found.evaluations, found.curve, found.score)
+    if problem.alone and found.weights.max() == 1:  # fitted, scored and decoded as that member alone
+        best = refitted(found.weights, job.decoder, problem, without=job.without)
+        solution = replace(solution, shifts=best.shifts, score=best.score)
+    return solution
 
 
 def refitted(
@@ -191,10 +196,11 @@ def refitted(
     if without is not None:
         cells = cells.pictures(np.flatnonzero(problem.folds != without))
     if alone:
-        shifts = best_shifts(cells, shifts, float(problem.cells.thresholds[member]), problem.scale)
-    else:
-        shifts = settled_shifts(cells, weights, shifts)
-    return Solution(weights, shifts, 1.0, 0)
+        first = float(problem.cells.thresholds[member])
+        shifts = best_shifts(cells, len(shifts), first, problem.scale)
+        return Solution(weights, shifts, 1.0, 0, score=score_alone(cells, shifts, first, problem.scale))
+    shifts = settled_shifts(cells, weights, shifts)
+    return Solution(weights, shifts, 1.0, 0, score=cells.score(weights, shifts))
 
 
 def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Problem) -> Solution:
@@ -205,7 +211,7 @@ def _under_expected_f2(job: Job, start: Solution, sample: Sample, problem: Probl
     judge = ExpectedF2(probs, sample.labels[kept], problem.scale)
     weights = start.weights.copy()
     temperature = judge.best_temperature(weights[used])
-    if job.method == DIRECT and len(used) > 1:
+    if job.method == DIRECT and len(used) > 1 and kept.any():
         weights[used] = judge.best_weights(weights[used], temperature, problem.min_weight)
         temperature = judge.best_temperature(weights[used])
     return replace(
@@ -228,6 +234,8 @@ class ExpectedF2:
 
     def best_temperature(self, weights: np.ndarray) -> float:
         """1, unless another is better."""
+        if not len(self.labels):  # a fold that has all of the sample is left out
+            return 1.0
         mixed = averaged(self.probs, weights, self.scale)
 
         def loss(logarithm: float) -> float:

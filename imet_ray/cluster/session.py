@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def ray_session(
 def _refuse_nobody(address: str) -> None:
     """Ask whether anyone listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ConfigError(f"--address takes auto or HOST:PORT, got {address[:60]!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
