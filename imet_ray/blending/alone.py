@@ -12,8 +12,8 @@ from imet_ray.averaging import HIGH, LOW, Scale, on_scale
 from imet_ray.blending.cells import INSIDE, DisputedCells
 from imet_ray.blending.fit import settled_shifts
 
-MOST_CELLS = 40  # a picture, or TIMES its labels: nobody predicts so many
-TIMES = 10
+MOST_CELLS = 16  # a picture, or TIMES its labels: twice or three times as many as any blend predicts
+TIMES = 5
 ALONE = np.ones(1)  # the only weights
 
 
