@@ -42,6 +42,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import json
+import os
 import sys
 import traceback
 import zlib
@@ -96,6 +97,7 @@ _install(_KernelImporter(**_unpacked(_SOURCES, _SOURCES_SHA256)))
 
 if __name__ == "__main__":
     sys.excepthook = traceback.print_exception  # shows lines from memory
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     _status = importlib.import_module(_ENTRY).main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
     if _status:
         sys.exit(_status)

@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 import torch
 
+import blend
 import launch
 from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.cluster.session import prepare_environment
 from imet_ray.data import TrainingData, prepare
+from imet_ray.data import test_split as pictures_of_test
 from imet_ray.datasets import demo
+from imet_ray.decode import decode
+from imet_ray.ensemble import blend_test, read_ensemble
 from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.stages import Run, reopen
 from imet_ray.store import Cache, Store
+from imet_ray.submission import write_submission
+from kernel_builder import __main__ as kernel_builder
 
 prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -127,3 +133,32 @@ def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
             trial, split, rows, path=trial.oof, label_ids=label_ids, device=torch.device("cpu")
         )
     return Trained(run, where)
+
+
+@pytest.fixture(scope="session")
+def swept(trained, tiny_cache) -> Path:
+    """The submission of an ensemble `k`, as `launch.py --predict` makes it."""
+    run, label_ids = trained.run, trained.run.data.label_ids
+    test = pictures_of_test(run.catalog, tiny_cache)
+    everything = np.arange(len(test.ids))
+    for trial in run.store.trials():
+        cpu = torch.device("cpu")
+        predict_checkpoint(trial, test, everything, path=trial.test, label_ids=label_ids, device=cpu)
+    assert blend.main([*trained.where, "--method", "uniform", "--out", "k"]) == 0
+    place = run.store.ensemble("k")
+    ensemble = read_ensemble(place)
+    decoded = decode(blend_test(ensemble, run.store, test.ids), ensemble.decoder)
+    write_submission(place.submission, test.ids, label_ids, decoded)
+    return place.submission
+
+
+@pytest.fixture(scope="session")
+def built(swept, trained):
+    """Builds a kernel of the ensemble `k`: of the folder and options, the folder."""
+
+    def _built(out: Path, *options: str) -> Path:
+        options = options if "--dtype" in options else (*options, "--dtype", "float32")
+        assert kernel_builder.main(["k", "--out", str(out), "--user", "me", *trained.where, *options]) == 0
+        return out
+
+    return _built

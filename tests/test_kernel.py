@@ -14,43 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import blend
 from imet_ray.crypto import Secret
-from imet_ray.data import test_split as pictures_of_test
-from imet_ray.decode import decode
-from imet_ray.ensemble import blend_test, read_ensemble
 from imet_ray.errors import ConfigError
-from imet_ray.predict import predict_checkpoint
-from imet_ray.submission import write_submission
 from kernel_builder.__main__ import main
 from kernel_builder.runtime.inputs import find_secret
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def swept(trained, tiny_cache) -> Path:
-    """The submission of an ensemble `k`, as `launch.py --predict` makes it."""
-    run, label_ids = trained.run, trained.run.data.label_ids
-    test = pictures_of_test(run.catalog, tiny_cache)
-    everything = np.arange(len(test.ids))
-    for trial in run.store.trials():
-        cpu = torch.device("cpu")
-        predict_checkpoint(trial, test, everything, path=trial.test, label_ids=label_ids, device=cpu)
-    assert blend.main([*trained.where, "--method", "uniform", "--out", "k"]) == 0
-    place = run.store.ensemble("k")
-    ensemble = read_ensemble(place)
-    decoded = decode(blend_test(ensemble, run.store, test.ids), ensemble.decoder)
-    write_submission(place.submission, test.ids, label_ids, decoded)
-    return place.submission
-
-
-def built(out: Path, trained, *options: str) -> Path:
-    options = options if "--dtype" in options else (*options, "--dtype", "float32")
-    assert main(["k", "--out", str(out), "--user", "me", *trained.where, *options]) == 0
-    return out
 
 
 @dataclass
@@ -125,9 +95,9 @@ def submission(place: Path) -> str:
 
 
 def test_a_kernel_gives_each_picture_the_labels_that_launch_gives_it(
-    tmp_path, swept, trained, tiny_root, machine
+    tmp_path, swept, built, trained, tiny_root, machine
 ):
-    place = built(tmp_path / "k", trained, "--encrypt", "--key", "file", "--max-dataset-bytes", "1MB")
+    place = built(tmp_path / "k", "--encrypt", "--key", "file", "--max-dataset-bytes", "1MB")
     assert len(list((place / "datasets").iterdir())) > 2  # files are cut into pieces
     done = machine(place, tiny_root)
     assert done.code == 0, done.stdout + done.stderr
@@ -137,17 +107,17 @@ def test_a_kernel_gives_each_picture_the_labels_that_launch_gives_it(
     assert (place / "kernel" / "kernel.py").stat().st_size < 1_000_000
 
 
-def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, trained):
-    one, two = (built(tmp_path / name, trained) for name in "12")
+def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, built, trained):
+    one, two = (built(tmp_path / name) for name in "12")
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len(names) == 9
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
 def test_missing_cut_and_altered_files_are_named_before_anything_is_predicted(
-    tmp_path, swept, trained, tiny_root, machine
+    tmp_path, swept, built, trained, tiny_root, machine
 ):
-    place = built(tmp_path / "k", trained)
+    place = built(tmp_path / "k")
     first, second, third = sorted((place / "datasets" / "0").glob("*.safetensors"))[:3]
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
@@ -170,9 +140,9 @@ def test_without_its_key_an_encrypted_kernel_says_so_at_once(monkeypatch, tmp_pa
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_have_labels(
-    tmp_path, swept, trained, tiny_root, machine
+    tmp_path, swept, built, trained, tiny_root, machine
 ):
-    place = built(tmp_path / "k", trained)
+    place = built(tmp_path / "k")
     data = tmp_path / "data"
     shutil.copytree(tiny_root, data)
     pictures = sorted((data / "test").iterdir())
@@ -188,9 +158,9 @@ def test_pictures_that_cannot_be_read_are_counted_and_have_labels(
 
 
 def test_killed_at_20_moments_it_leaves_no_submission_or_a_whole_one(
-    tmp_path, swept, trained, tiny_root, machine
+    tmp_path, swept, built, trained, tiny_root, machine
 ):
-    place = built(tmp_path / "k", trained)
+    place = built(tmp_path / "k")
     began = time.monotonic()
     assert machine(place, tiny_root, "--batch-size", "4").code == 0
     whole = time.monotonic() - began
@@ -212,12 +182,12 @@ def test_killed_at_20_moments_it_leaves_no_submission_or_a_whole_one(
 
 @pytest.mark.parametrize("key", ["embed", "env", "file"])
 def test_the_key_reaches_the_kernel_in_each_way_and_stands_nowhere_else(
-    tmp_path, swept, trained, tiny_root, machine, monkeypatch, capfd, key
+    tmp_path, swept, built, trained, tiny_root, machine, monkeypatch, capfd, key
 ):
     secret = Secret.new().text
     if key == "env":
         monkeypatch.setenv("IMET_RAY_KEY", secret)
-    place = built(tmp_path / "k", trained, "--encrypt", "--key", key)
+    place = built(tmp_path / "k", "--encrypt", "--key", key)
     if key == "file":
         secret = (place / "datasets" / "key" / "imet_ray.key").read_text().strip()
         assert (place / "datasets" / "key" / "imet_ray.key").stat().st_mode & 0o077 == 0
@@ -234,10 +204,10 @@ def test_the_key_reaches_the_kernel_in_each_way_and_stands_nowhere_else(
 
 
 def test_a_passphrase_opens_the_weights_and_a_wrong_one_is_refused_by_the_files_name(
-    tmp_path, swept, trained, tiny_root, machine, monkeypatch
+    tmp_path, swept, built, trained, tiny_root, machine, monkeypatch
 ):
     monkeypatch.setenv("IMET_RAY_PASSPHRASE", "correct horse")
-    place = built(tmp_path / "k", trained, "--encrypt", "--key", "env")
+    place = built(tmp_path / "k", "--encrypt", "--key", "env")
     done = machine(place, tiny_root, env={"IMET_RAY_PASSPHRASE": "correct horse"})
     assert done.code == 0, done.stderr
     assert submission(place) == swept.read_text()
@@ -286,9 +256,9 @@ os.posix_fallocate = full
     ids=["memory", "loader", "disk"],
 )
 def test_it_goes_on_without_what_fails_and_says_so(
-    tmp_path, swept, trained, tiny_root, machine, patch, options, said
+    tmp_path, swept, built, trained, tiny_root, machine, patch, options, said
 ):
-    place = built(tmp_path / "k", trained)
+    place = built(tmp_path / "k")
     done = machine(place, tiny_root, *options, patch=patch)
     assert done.code == 64 + 8, done.stdout + done.stderr
     assert said in done.stdout.splitlines()[-1]
@@ -298,9 +268,9 @@ def test_it_goes_on_without_what_fails_and_says_so(
 
 
 def test_pictures_are_decoded_once_for_all_checkpoints_of_one_size(
-    tmp_path, swept, trained, tiny_root, machine
+    tmp_path, swept, built, trained, tiny_root, machine
 ):
-    place = built(tmp_path / "k", trained)
+    place = built(tmp_path / "k")
     count = """
 import PIL.ImageFile
 real = PIL.ImageFile.ImageFile.load
@@ -315,9 +285,9 @@ PIL.ImageFile.ImageFile.load = load
     assert done.stdout.count("decoded") == 20  # six checkpoints
 
 
-def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, trained, tiny_root, capfd):
+def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd):
     options = ("--dry-run", str(tiny_root), "--images", "38801")
-    built(tmp_path / "k", trained, *options)
+    built(tmp_path / "k", *options)
     out = capfd.readouterr().out
     assert re.search(r"38,801 pictures would take \d+:\d\d(:\d\d)? on this machine, of 8:50:00: fits", out)
     assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
@@ -325,8 +295,8 @@ def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, trained, tiny_root
     assert (found["pictures"], len(found["checkpoints"]), found["whole"]) == (20, 6, True)
 
 
-def test_float16_is_taken_where_the_score_does_not_feel_it(tmp_path, swept, trained, capfd):
-    place = built(tmp_path / "k", trained, "--dtype", "auto")
+def test_float16_is_taken_where_the_score_does_not_feel_it(tmp_path, swept, built, trained, capfd):
+    place = built(tmp_path / "k", "--dtype", "auto")
     said = re.search(
         r"weights as (float\d\d): float16 moves F2 out of fold by ([+-]\S+) .*; 90 pictures",
         capfd.readouterr().out,
@@ -335,7 +305,7 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(tmp_path, swept, trai
     assert said
     assert f"weights as {said[1]}" in text
     assert f"float16 moves F2 out of fold by {said[2]}" in text
-    halves = built(tmp_path / "h", trained, "--dtype", "float16")
+    halves = built(tmp_path / "h", "--dtype", "float16")
     sizes = [
         sum(f.stat().st_size for f in (p / "datasets" / "0").glob("*.safetensors")) for p in (place, halves)
     ]
@@ -366,8 +336,8 @@ def test_a_mistake_is_one_line(tmp_path, swept, trained, capfd, argv, expected):
     assert len(err.splitlines()) == 1
 
 
-def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept, trained):
-    place = built(tmp_path / "k", trained)
+def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
+    place = built(tmp_path / "k")
     kernel = json.loads((place / "kernel" / "kernel-metadata.json").read_text())
     dataset = json.loads((place / "datasets" / "0" / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [dataset["id"]]

@@ -192,6 +192,15 @@ def test_an_altered_file_is_refused_in_one_line(run, part, damage):
     assert done.stderr == "error: kernel.py was altered or cut off: build it again\n"
 
 
+@pytest.mark.parametrize("left", ["", "\nif __name__", "\n_install(", "\n# the end of"])
+def test_a_file_that_lost_its_end_is_refused_in_one_line(run, left):
+    text = text_of(closure())
+    cut = text[: text.index("_MANIFEST_SHA256 = ")] if left == "" else text[: text.index(left) + 1]
+    done = run(cut)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: kernel.py was cut off: build it again\n"
+
+
 @pytest.mark.parametrize(
     ("source", "way"), [(b"x = (", "no Python"), (b"x = '\xff'", "UTF-8"), (b"x\0", "no Python")]
 )
