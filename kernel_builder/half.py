@@ -21,7 +21,7 @@ from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.results import read_spec
 from imet_ray.stages import Run
 
-SAMPLE = 2048  # pictures
+SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # F2
 SURE = 2.0  # standard errors that are added to what was measured
 
