@@ -1,8 +1,8 @@
 """Where the blend's thresholds are searched: members' first thresholds, and how far all of them may be moved together.
 
 A search goes no further than the hill that it is on, so the window is laid around what is best for uniform weights on a
-sample, in all of it and without each fold, for all labels and for each group. It is wider the more cells are in dispute
-within it; upwards these are few.
+sample: in all of it and without each fold, for all labels and for each group, with all members and without one. It is
+wider the more cells are in dispute within it; upwards these are few.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from imet_ray.metrics import best_threshold
 
 ROOM = 0.3  # beyond what is best for uniform weights, in mean thresholds or log-odds
 LEAST = 0.01
+FEW = 10  # members; of more, one changes little
 LEAST_THRESHOLD = 2**-10
 PREDICTED = 1.75  # times the true labels: F2 weighs recall over precision, so it predicts more than there are
 
@@ -61,6 +62,10 @@ class Window:
                 for columns in groups
                 if sample.labels[:, columns].any()
             ]
+        if 2 < len(first) <= FEW:  # what each member is worth is told by the others' best threshold
+            for rest in (1 - np.eye(len(first))) / (len(first) - 1):
+                others = averaged(sample.probs, rest, scale).clip(0, 1).astype(np.float16)
+                best.append(best_threshold(others, sample.labels)[0])
         wanted = on_scale(np.array(best), scale).astype(np.float64) - first.mean()
         top = on_scale(sample.probs[0], scale) - np.float32(first[0])
         for probs, own in zip(sample.probs[1:], first[1:], strict=True):
