@@ -9,6 +9,7 @@ import torch
 
 import blend
 import launch
+from imet_ray.blending import fit, line
 from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.cluster.session import prepare_environment
@@ -102,6 +103,35 @@ def make_members():
         return [Member(f"noise{i}", p) for i, p in enumerate(probs)], labels, rng.permutation(n) % 3
 
     return _make
+
+
+@pytest.fixture
+def quick_lines(monkeypatch):
+    """One start and one kick of `line`: a tenth of the time, where how far it comes is not what is tested."""
+    monkeypatch.setattr(fit, "LINE_STARTS", 1)
+    monkeypatch.setattr(line, "KICKS", (1, 1))
+
+
+@pytest.fixture(scope="session")
+def three(make_members):
+    """One good member and two worse ones."""
+    return make_members([0.7, 2.0, 2.0], n=90, c=6)
+
+
+@pytest.fixture
+def call_blend(capsys):
+    """Runs blend.py with options: exit code, stdout, stderr."""
+
+    def _call(*argv):
+        capsys.readouterr()
+        try:
+            code = blend.main([str(arg) for arg in argv])
+        except SystemExit as stop:
+            code = stop.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return _call
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,19 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-import blend
-from imet_ray.blending import fit as fit_module
-from imet_ray.blending import line
 from imet_ray.decode import decode
 from imet_ray.ensemble import blend_oof, read_ensemble
 from imet_ray.metrics import f2_score
 from imet_ray.results import read_spec
 from imet_ray.sizes import byte_size
-from imet_ray.store import EnsembleStore, Store
+from imet_ray.store import EnsembleStore
 
-
-@pytest.fixture(autouse=True)
-def quick_lines(monkeypatch):
-    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
-    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
-    monkeypatch.setattr(line, "KICKS", (1, 1))
+pytestmark = pytest.mark.usefixtures("quick_lines")
 
 
 @pytest.fixture
@@ -37,16 +26,6 @@ def mine(trained, tmp_path) -> Path:
     probs = np.abs(labels - noise).astype(np.float32)
     np.savez(tmp_path / "mine.npz", ids=np.array(ids)[rows], probs=probs[rows])
     return tmp_path / "mine.npz"
-
-
-def call(capsys, *argv):
-    capsys.readouterr()
-    try:
-        code = blend.main([str(arg) for arg in argv])
-    except SystemExit as stop:
-        code = stop.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.mark.parametrize(
@@ -101,8 +80,8 @@ def call(capsys, *argv):
         (["--bytes", "9" * 400 + "GB"], 1, "--bytes takes at most 1e+18 bytes, got '999"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(capsys, argv, code, expected):
-    found, out, err = call(capsys, *argv)
+def test_a_mistake_is_one_line_that_says_what_to_do(call_blend, argv, code, expected):
+    found, out, err = call_blend(*argv)
     assert found == code
     assert expected in err
     assert err.startswith("error: ")
@@ -127,8 +106,8 @@ def test_sizes(text, size):
         (["--bytes", "1KB"], "no member fits the budget"),
     ],
 )
-def test_what_a_run_cannot_give_is_one_line_and_writes_nothing(capsys, trained, argv, expected):
-    code, out, err = call(capsys, *trained.where, "--out", "none", *argv)
+def test_what_a_run_cannot_give_is_one_line_and_writes_nothing(call_blend, trained, argv, expected):
+    code, out, err = call_blend(*trained.where, "--out", "none", *argv)
     assert code == 1
     assert expected in err
     assert len(err.splitlines()) == 1
@@ -136,8 +115,8 @@ def test_what_a_run_cannot_give_is_one_line_and_writes_nothing(capsys, trained, 
     assert not trained.run.store.ensemble("none").ensemble.exists()
 
 
-def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(capsys, trained):
-    code, out, err = call(capsys, *trained.where)
+def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(call_blend, trained):
+    code, out, err = call_blend(*trained.where)
     assert code == 0, err
     run = trained.run
     ensemble = read_ensemble(run.store.ensemble("blend"))
@@ -155,7 +134,7 @@ def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(cap
     assert run.store.ensemble("blend").report.read_text().startswith("<!")
 
 
-def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_json(capsys, trained):
+def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_json(call_blend, trained):
     how = [
         "--method",
         "nelder-mead",
@@ -167,7 +146,7 @@ def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_jso
         "j",
         "--json",
     ]
-    code, out, err = call(capsys, *trained.where, *how)
+    code, out, err = call_blend(*trained.where, *how)
     found = json.loads(out)
     assert code == 0, err
     assert (found["chosen"]["method"], found["chosen"]["decoder"]) == ("nelder-mead", "threshold")
@@ -187,9 +166,9 @@ def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_jso
     assert [member.weight for member in ensemble.members] == found["chosen"]["weights"]
 
 
-def test_another_tools_predictions_join_the_blend(capsys, trained, mine):
+def test_another_tools_predictions_join_the_blend(call_blend, trained, mine):
     how = ["--member", f"mine={mine}", "--method", "greedy", "--decoder", "expected-f2", "--out", "m"]
-    code, out, err = call(capsys, *trained.where, *how)
+    code, out, err = call_blend(*trained.where, *how)
     ensemble = read_ensemble(trained.run.store.ensemble("m"))
     assert code == 0, err
     assert [member.variant for member in ensemble.members] == ["a", "b", "mine"]
@@ -200,57 +179,57 @@ def test_another_tools_predictions_join_the_blend(capsys, trained, mine):
 
 
 def test_other_tools_predictions_are_blended_where_no_variant_is_trained_on_all_folds(
-    capsys, trained, mine, tmp_path
+    call_blend, trained, mine, tmp_path
 ):
     runs = tmp_path / "runs"
     (runs / "r").mkdir(parents=True)
     for path in (trained.run.store.experiment, trained.run.store.folds):
         shutil.copy(path, runs / "r")
     where = ["--runs", runs, *trained.where[2:]]
-    code, _, err = call(capsys, *where)
+    code, _, err = call_blend(*where)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "sweep first, or give --member NAME=FILE" in err
-    code, _, err = call(
-        capsys, *where, "--member", f"one={mine}", "--member", f"two={mine}", "--method", "line"
+    code, _, err = call_blend(
+        *where, "--member", f"one={mine}", "--member", f"two={mine}", "--method", "line"
     )
     assert code == 0, err
     members = read_ensemble(EnsembleStore(runs / "r" / "ensembles" / "blend")).members
     assert [(member.variant, member.trials) for member in members] == [("one", []), ("two", [])]
 
 
-def test_another_tools_member_cannot_have_a_variants_name(capsys, trained, mine):
-    code, _, err = call(capsys, *trained.where, "--member", f"a={mine}")
+def test_another_tools_member_cannot_have_a_variants_name(call_blend, trained, mine):
+    code, _, err = call_blend(*trained.where, "--member", f"a={mine}")
     assert code == 1
     assert "member a comes twice" in err
 
 
-def test_a_replaced_ensemble_is_said_only_if_there_was_one(capsys, trained):
+def test_a_replaced_ensemble_is_said_only_if_there_was_one(call_blend, trained):
     said = []
     for _ in range(2):
-        code, _, err = call(capsys, *trained.where, "--out", "twice", "--method", "uniform")
+        code, _, err = call_blend(*trained.where, "--out", "twice", "--method", "uniform")
         assert code == 0, err
         said.append("the earlier ensemble twice was replaced" in err)
-    code, _, err = call(capsys, *trained.where, "--out", "twice", "--bytes", "1KB")
+    code, _, err = call_blend(*trained.where, "--out", "twice", "--bytes", "1KB")
     assert code == 1
     assert "replaced" not in err
     assert said == [False, True]
 
 
-def test_where_limits_leave_one_member_the_blend_says_so(capsys, trained):
-    code, out, err = call(capsys, *trained.where, "--max-members", "1", "--method", "greedy", "--out", "one")
+def test_where_limits_leave_one_member_the_blend_says_so(call_blend, trained):
+    code, out, err = call_blend(*trained.where, "--max-members", "1", "--method", "greedy", "--out", "one")
     assert code == 0, err
     assert "all the weight is on " in out
     assert "does NOT beat" not in out
 
 
-def test_only_the_named_members_are_blended(capsys, trained):
-    code, out, err = call(capsys, *trained.where, "--members", "b", "--decoder", "threshold", "--out", "b")
+def test_only_the_named_members_are_blended(call_blend, trained):
+    code, out, err = call_blend(*trained.where, "--members", "b", "--decoder", "threshold", "--out", "b")
     assert code == 0, err
     assert "one variant, nothing to blend" in out
     assert [m.variant for m in read_ensemble(trained.run.store.ensemble("b")).members] == ["b"]
 
 
-def test_the_budget_leaves_out_what_does_not_fit_and_stands_in_the_report(capsys, trained):
+def test_the_budget_leaves_out_what_does_not_fit_and_stands_in_the_report(call_blend, trained):
     sizes = [trial.best.stat().st_size for trial in trained.run.store.trials()]
     how = [
         "--bytes",
@@ -262,90 +241,10 @@ def test_the_budget_leaves_out_what_does_not_fit_and_stands_in_the_report(capsys
         "--out",
         "c",
     ]
-    code, out, err = call(capsys, *trained.where, *how, "--method", "uniform", "--json")
+    code, out, err = call_blend(*trained.where, *how, "--method", "uniform", "--json")
     found = json.loads(out)
     assert code == 0, err
     assert len(found["names"]) == 1
     assert found["budget"]["names"] == found["names"]
     assert found["budget"]["size"] <= 3.5 * max(sizes)
     assert any("members chosen for the budget" in remark for remark in found["remarks"])
-
-
-@pytest.fixture
-def files_2019(tmp_path) -> list[str]:
-    """Two models' level-1 files, three folds each."""
-    rng = np.random.default_rng(0)
-    folds, labels = np.arange(60) % 3, rng.random((60, 4)) < 0.4
-    labels[:, 0] |= ~labels.any(axis=1)
-    rows = [f"p{i},{' '.join(map(str, np.flatnonzero(row)))}" for i, row in enumerate(labels)]
-    (tmp_path / "train.csv").write_text("\n".join(["id,attribute_ids", *rows]) + "\n")
-    np.save(tmp_path / "folds.npy", folds)
-    for model, noise in (("good", 0.6), ("bad", 1.4)):
-        margins = (np.abs(labels - rng.uniform(0, noise, labels.shape).clip(0, 1)) - 0.5).astype(np.float32)
-        for fold in range(3):
-            np.save(tmp_path / f"level1_train_{model}_f{fold}_e1_0.5000.npy", margins[folds == fold])
-    files = [str(tmp_path / f"level1_train_{model}_f0_e1_0.5000.npy") for model in ("good", "bad")]
-    return [*files, "--folds", str(tmp_path / "folds.npy"), "--labels", str(tmp_path / "train.csv")]
-
-
-def test_files_of_2019_become_an_ensemble_and_that_solutions_description_of_it(capsys, files_2019, tmp_path):
-    runs = tmp_path / "runs"
-    code, out, err = call(capsys, "old", *files_2019, "--runs", runs, "--method", "line", "--json")
-    assert (code, "Traceback" in err) == (0, False)
-    found = json.loads(out)
-    assert found["chosen"]["method"] == "line"
-    assert any("optimistic" in remark for remark in found["remarks"])
-    folder = runs / "2019" / "ensembles" / "old"
-    theirs = yaml.safe_load((folder / f"old_val_{found['chosen']['own']:.4f}.yml").read_text())
-    assert [model["weight"] for model in theirs] == found["chosen"]["weights"]
-    assert theirs[1]["predicts"] == [f"level1_train_bad_f{fold}_e1_0.5000.npy" for fold in range(3)]
-    assert theirs[0]["weight"] > theirs[1]["weight"]
-    assert json.loads((folder / "ensemble.json").read_text())["decoder"]["threshold"] == 0
-    assert (folder / "report.html").read_text().startswith("<!")
-
-
-def test_of_an_earlier_ensemble_of_2019_nothing_is_left_and_that_is_said(capsys, files_2019, tmp_path):
-    runs = tmp_path / "runs"
-    folder = runs / "2019" / "ensembles" / "old"
-    said = []
-    for method in ("uniform", "line"):
-        code, _, err = call(capsys, "old", *files_2019, "--runs", runs, "--method", method)
-        assert code == 0, err
-        said.append("the earlier ensemble old was replaced" in err)
-        (folder / "old_val_0.0001.yml").touch()
-    assert said == [False, True]
-    assert call(capsys, "old", *files_2019, "--runs", runs, "--method", "line")[0] == 0
-    score = json.loads((folder / "ensemble.json").read_text())["report"]["chosen"]["own"]
-    assert [path.name for path in folder.glob("*.yml")] == [f"old_val_{score:.4f}.yml"]
-
-
-def test_a_blend_of_2019_is_refused_while_another_process_writes_there(capsys, files_2019, tmp_path):
-    lock = Store(tmp_path / "runs" / "2019").driver_lock
-    lock.parent.mkdir(parents=True)
-    hold = (
-        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-uc", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout.readline() == b"held\n"
-        code, _, err = call(capsys, "old", *files_2019, "--runs", tmp_path / "runs", "--method", "uniform")
-        other.communicate(b"\n")
-    assert code == 1
-    assert "is being driven by process" in err
-
-
-def test_an_ensemble_of_2019_is_no_run(capsys, files_2019, tmp_path):
-    assert call(capsys, "old", *files_2019, "--runs", tmp_path / "runs", "--method", "uniform")[0] == 0
-    code, _, err = call(capsys, "--runs", tmp_path / "runs")
-    assert code == 1
-    assert "no run in" in err
-
-
-def test_a_level1_file_that_is_not_there_is_one_line(capsys, files_2019, tmp_path):
-    Path(files_2019[1].replace("_f0_", "_f2_")).unlink()
-    code, _, err = call(capsys, "old", *files_2019, "--runs", tmp_path / "runs")
-    assert code == 1
-    assert err.startswith("error: ")
-    assert "bad" in err
-    assert len(err.splitlines()) == 1

@@ -8,36 +8,23 @@ import pytest
 
 from imet_ray.averaging import SCALES, averaged
 from imet_ray.blending import evaluate as evaluate_module
-from imet_ray.blending import fit as fit_module
-from imet_ray.blending import line, window
+from imet_ray.blending import window
 from imet_ray.blending.contest import Contest
-from imet_ray.blending.diagnostics import without_member
 from imet_ray.blending.evaluate import DECODERS, draw_sample, evaluate
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member
-from imet_ray.blending.run import frozen
-from imet_ray.blending.scoring import bootstrap, decoder_of
+from imet_ray.blending.scoring import decoder_of
 from imet_ray.blending.solve import Job
-from imet_ray.decode import Decoder, at_least_one, decode, decode_threshold
+from imet_ray.decode import at_least_one, decode
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import best_threshold, f2_per_image, f2_score
+from imet_ray.metrics import f2_per_image, f2_score
+
+pytestmark = pytest.mark.usefixtures("quick_lines")
 
 GROUPS = ("a", "b") * 3  # of 6 labels
 LABELS, FOLDS = np.array([[0, 1], [1, 0]], np.uint8), np.array([0, 1])
 GOOD = Member("good", np.full((2, 2), 0.5, np.float16))
-
-
-@pytest.fixture(autouse=True)
-def quick_lines(monkeypatch):
-    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
-    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
-    monkeypatch.setattr(line, "KICKS", (1, 1))
-
-
-@pytest.fixture(scope="module")
-def three(make_members):
-    """One good member and two worse ones."""
-    return make_members([0.7, 2.0, 2.0], n=90, c=6)
+MARGINS = replace(GOOD, margins=True)
 
 
 @pytest.fixture
@@ -52,10 +39,6 @@ def contests(monkeypatch) -> list[Contest]:
 
     monkeypatch.setattr(evaluate_module, "contest", spy)
     return found
-
-
-def row_of(report, method, decoder):
-    return next(row for row in report.rows if (row.method, row.decoder) == (method, decoder))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -282,40 +265,6 @@ def test_members_and_labels_that_are_all_the_same_can_be_judged(value):
         assert json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_its_own(make_members):
-    members, labels, folds = make_members([0.7, 2.0, 2.0], n=400)  # of fewer two thresholds may be best
-    report = evaluate(members, labels, folds, seed=0, methods=(), decoders=["threshold"], scale="probability")
-    for i, worth in enumerate(report.worth):
-        rest = np.delete(uniform(3) * 1.5, i)
-        mean = averaged([member.probs for member in members if member is not members[i]], rest, "probability")
-        scores = np.empty(len(labels))
-        for fold in range(3):
-            rows = folds == fold
-            threshold, _ = best_threshold(mean[~rows], labels[~rows])
-            scores[rows] = f2_per_image(
-                decode(mean[rows], Decoder(name="threshold", threshold=threshold)), labels[rows]
-            )
-        assert (worth.name, worth.without) == (members[i].name, pytest.approx(scores.mean(), abs=2e-4))
-        assert worth.gain.mean == pytest.approx(report.nested - worth.without, abs=1e-12)
-        assert worth.gain.low <= worth.gain.mean <= worth.gain.high
-
-
-def test_the_weight_of_a_member_that_has_all_goes_to_the_others_evenly():
-    assert without_member(np.array([0.2, 0.6, 0.2]), 1).tolist() == [0.5, 0, 0.5]
-    assert without_member(np.array([0.0, 1.0, 0.0]), 1).tolist() == [0.5, 0, 0.5]
-
-
-@pytest.mark.parametrize("decoder", ["threshold", "expected-f2"])
-def test_a_member_without_weight_adds_nothing(make_members, decoder):
-    members, labels, folds = make_members([0.5, 0.5, 6.0, 6.0, 6.0, 6.0], n=120)
-    how = {"methods": (), "use": "greedy", "decoders": [decoder], "max_members": 2}
-    report = evaluate(members, labels, folds, seed=0, **how)
-    by_fold = np.array(report.chosen.weights_by_fold)
-    unused = [worth for i, worth in enumerate(report.worth) if not by_fold[:, i].any()]
-    assert len(unused) >= 3
-    assert [worth.gain.mean for worth in unused] == [0.0] * len(unused)
-
-
 def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
     make_members, contests, monkeypatch
 ):
@@ -327,98 +276,6 @@ def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
         members, labels, folds, seed=0, methods=["nelder-mead"], decoders=["expected-f2"], scale="probability"
     )
     assert contests[-1].solved[Job("nelder-mead", "expected-f2", 1)].temperature == 1
-
-
-def test_a_copy_of_a_member_is_worth_nothing_beyond_noise(make_members):
-    members, labels, folds = make_members([1.0], n=300)
-    report = evaluate(
-        [*members, replace(members[0], name="copy")],
-        labels,
-        folds,
-        seed=0,
-        methods=(),
-        decoders=["threshold"],
-    )
-    assert [worth.gain.mean for worth in report.worth] == [0, 0]
-
-
-def test_errors_of_a_member_and_its_copy_are_alike(three):
-    members, labels, folds = three
-    members = [*members, replace(members[0], name="copy")]
-    found = np.array(evaluate(members, labels, folds, seed=0, methods=(), decoders=["threshold"]).correlation)
-    assert found == pytest.approx(found.T)
-    assert np.diag(found) == pytest.approx(1)
-    assert found[0, 3] == pytest.approx(1)
-    assert np.abs(found[:3, :3] - np.eye(3)).max() < 0.9
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_threshold_curve_is_f2_of_the_blend_at_each_threshold(three, scale):
-    members, labels, folds = three
-    report = evaluate(members, labels, folds, seed=0, methods=(), decoders=["threshold"], scale=scale)
-    mean = averaged([member.probs for member in members], uniform(3), scale)
-    assert len(report.threshold_curve) > 10
-    for threshold, f2 in report.threshold_curve:
-        assert f2 == pytest.approx(f2_score(decode_threshold(mean, threshold), labels), abs=1e-3)
-    limits = [threshold for threshold, _ in report.threshold_curve]
-    assert limits == sorted(limits)
-    assert limits[0] < report.decoder.threshold < limits[-1]
-
-
-def test_intervals_that_hold_together_cover_the_best_of_many_where_single_ones_do_not():
-    rng = np.random.default_rng(0)
-    missed = {False: 0, True: 0}
-    for trial in range(40):
-        differences = rng.normal(0, 1, (12, 200))  # no candidate gains anything
-        for together in missed:
-            gains = bootstrap(differences, trial, together=together)
-            missed[together] += max(gain.low for gain in gains) > 0
-    assert missed[False] > 5  # 12 chances of 2.5 %: about 10 of 40
-    assert missed[True] <= 3
-
-
-def test_the_bootstrap_interval_is_the_normal_one_for_many_pictures():
-    differences = np.random.default_rng(0).normal([[0.1], [-0.2]], 1, (2, 2000))
-    for row, gain in zip(differences, bootstrap(differences, seed=0), strict=True):
-        half = 1.96 * row.std() / np.sqrt(2000)
-        assert gain.mean == pytest.approx(row.mean())
-        assert gain.low == pytest.approx(row.mean() - half, abs=0.01)
-        assert gain.high == pytest.approx(row.mean() + half, abs=0.01)
-    assert bootstrap(differences, seed=0) == bootstrap(differences, seed=0)
-
-
-def test_the_frozen_ensemble_is_what_the_report_says(three):
-    members, labels, folds = three
-    members = [replace(members[0], seconds=0.5, size=7), *members[1:]]
-    report = evaluate(members, labels, folds, seed=0, methods=["greedy"], remarks=["take care"])
-    ensemble = frozen(
-        "x", members, report, list("abcdef"), {"noise0": ["t0", "t1"]}, {"noise0": ["d0", "d1"]}
-    )
-    assert [member.weight for member in ensemble.members] == list(report.weights)
-    for found, member in zip(ensemble.members, members, strict=True):
-        alone = at_least_one(member.probs, decode_threshold(member.probs, found.threshold))
-        assert f2_score(alone, labels) == pytest.approx(
-            row_of(report, member.name, "threshold").own, abs=2e-4
-        )
-    assert [member.trials for member in ensemble.members] == [["t0", "t1"], [], []]
-    assert (ensemble.members[0].seconds, ensemble.members[0].size) == (0.5, 7)
-    assert (ensemble.decoder, ensemble.scale) == (report.decoder, report.scale)
-    for member in ensemble.members:
-        assert member.f2 == row_of(report, member.variant, report.chosen.decoder).nested
-    assert "take care" in ensemble.report["text"]
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_frozen_members_threshold_is_the_one_that_its_own_score_was_had_with(three, scale):
-    members, labels, folds = three
-    report = evaluate(members, labels, folds, seed=0, methods=(), scale=scale)
-    for member, kept in zip(members, frozen("x", members, report, list("abcdef")).members, strict=True):
-        decoder = Decoder(name="threshold", threshold=kept.threshold)
-        own = f2_score(decode(member.probs, decoder), labels)
-        assert own == pytest.approx(row_of(report, member.name, "threshold").own, abs=2e-4)
-
-
-MARGINS = replace(GOOD, margins=True)
 
 
 @pytest.mark.parametrize(

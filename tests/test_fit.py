@@ -3,20 +3,13 @@
 import numpy as np
 import pytest
 
-from imet_ray.blending import fit as fit_module
-from imet_ray.blending import line
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import GREEDY_STEPS, METHODS, _soft_loss, fit, uniform
 from imet_ray.metrics import best_threshold, f2_score
 
+pytestmark = pytest.mark.usefixtures("quick_lines")
+
 METHOD = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(autouse=True)
-def quick_lines(monkeypatch):
-    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
-    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
-    monkeypatch.setattr(line, "KICKS", (1, 1))
 
 
 def tuned(members, labels, *, window=0.05, groups=None) -> DisputedCells:

@@ -8,7 +8,6 @@ from scipy.special import expit, logit
 
 from imet_ray.averaging import averaged
 from imet_ray.blending import fit as fit_module
-from imet_ray.blending import line
 from imet_ray.blending.alone import cells_alone
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.fit import METHODS, fit, uniform
@@ -28,12 +27,7 @@ from imet_ray.blending.solve import (
 from imet_ray.decode import at_least_one, decode_expected_f2, with_temperature
 from imet_ray.metrics import best_threshold, f2_score
 
-
-@pytest.fixture(autouse=True)
-def quick_lines(monkeypatch):
-    """One start and one kick of `line`: a tenth of the time, and how far it comes is not what is tested here."""
-    monkeypatch.setattr(fit_module, "LINE_STARTS", 1)
-    monkeypatch.setattr(line, "KICKS", (1, 1))
+pytestmark = pytest.mark.usefixtures("quick_lines")
 
 
 def make_problem(members, labels, folds, *, window=0.05, t=None) -> Problem:

@@ -1,0 +1,37 @@
+"""How long a kernel takes for more pictures, foretold from a dry run."""
+
+import json
+
+import pytest
+
+from kernel_builder.dry_run import Timing, read_timing
+
+TIMING = {  # 10 s of set-up, 1 s of decoding, and 2 + 2 + 6 s of checkpoints for 100 pictures
+    "pictures": 100,
+    "elapsed": 21.0,
+    "decoding": 1.0,
+    "left": 1200.0,
+    "whole": True,
+    "checkpoints": [("a", 0.02), ("a", 0.02), ("b", 0.06)],
+}
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (100, "100 pictures would take 0:21 on this machine, of 20:00: fits"),
+        (10_000, "10,000 pictures would take 18:30 on this machine, of 20:00: fits"),
+        (
+            20_000,
+            "20,000 pictures would take 36:50 on this machine, of 20:00: does NOT fit; about 2 of 3 checkpoints",
+        ),
+        (200_000, "does NOT fit; about 0 of 3 checkpoints"),
+    ],
+)
+def test_what_grows_with_the_pictures_is_scaled_and_the_set_up_is_not(images, expected):
+    assert expected in Timing(**TIMING).verdict(images)
+
+
+def test_a_timing_is_read_as_the_kernel_wrote_it(tmp_path):
+    (tmp_path / "timing.json").write_text(json.dumps(TIMING))
+    assert read_timing(tmp_path / "timing.json") == Timing(**TIMING)

@@ -1,0 +1,67 @@
+"""What float16 weights cost: measured out of fold, and taken only where that is surely nothing."""
+
+import numpy as np
+import pytest
+
+from imet_ray.blending.run import BlendOptions, blend_run
+from imet_ray.ensemble import read_ensemble
+from imet_ray.results import standings
+from kernel_builder import half
+from kernel_builder.half import HalfLoss, half_loss, measure_half
+
+
+@pytest.mark.parametrize(
+    ("moved", "noise", "harmless"),
+    [
+        (0.0, 0.0, True),
+        (0.0003, 0.00005, True),
+        (-0.0003, 0.00005, True),
+        (0.0003, 0.0001, False),  # it may be 0.0005
+        (0.0006, 0.0, False),
+        (-0.0006, 0.0, False),
+        (0.0, 0.001, False),
+    ],
+)
+def test_harmless_is_what_surely_moves_the_score_by_less_than_the_limit_up_or_down(moved, noise, harmless):
+    assert HalfLoss(moved, noise, 100, "cpu").harmless is harmless
+
+
+def test_the_loss_is_the_mean_difference_with_its_standard_error():
+    rng = np.random.default_rng(0)
+    before, change = rng.random(400), rng.normal(0.01, 0.1, 400)
+    found = half_loss(before, before + change, "cpu")
+    assert found.moved == pytest.approx(change.mean())
+    assert found.noise == pytest.approx(change.std() / 20)
+    assert found.pictures == 400
+
+
+@pytest.fixture
+def blended(trained):
+    """An ensemble of the run's two variants."""
+    run = trained.run
+    whole = standings(run.store, ["a", "b"])
+    options = BlendOptions(methods=(), use="uniform", decoders=("threshold",))
+    blend_run(run.store, run.data, run.catalog, run.experiment.space, whole, "half", options=options)
+    return read_ensemble(run.store.ensemble("half"))
+
+
+def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(trained, blended, monkeypatch):
+    run = trained.run
+    assert abs(measure_half(run, blended, blended.members).moved) < 0.02
+    original = half.predict_by_recipe
+
+    def broken(*args, **kwargs):
+        return 1 - original(*args, **kwargs)
+
+    monkeypatch.setattr(half, "predict_by_recipe", broken)
+    found = measure_half(run, blended, blended.members)
+    assert abs(found.moved) > 0.02
+    assert not found.harmless
+
+
+def test_numbers_that_float16_cannot_hold_are_not_harmless(trained, blended, monkeypatch):
+    def infinite(model, recipe, pack, rows, *, device):
+        return np.full((len(rows), len(trained.run.data.label_ids)), np.nan, np.float16)
+
+    monkeypatch.setattr(half, "predict_by_recipe", infinite)
+    assert not measure_half(trained.run, blended, blended.members).harmless
