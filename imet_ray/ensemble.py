@@ -127,11 +127,11 @@ def gather_oof(
 def _read_oof(trial: TrialStore) -> Predictions:
     try:
         return read_predictions(trial.oof)
-    except StoreError:
+    except StoreError as error:
         state = "damaged" if trial.oof.exists() else "missing"
         raise StoreError(
             f"{trial.oof} is {state}: run `python launch.py --oof`, which predicts it again"
-        ) from None
+        ) from error
 
 
 def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:

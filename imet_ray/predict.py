@@ -18,6 +18,7 @@ from imet_ray.checkpoint import load_tagger, read_info
 from imet_ray.dataset import Pictures, view_batches
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger
+from imet_ray.specs import Variant
 from imet_ray.store import TrialStore, file_digest, read_arrays, write_arrays
 from imet_ray.weights import first_line
 
@@ -87,6 +88,29 @@ def predict_rows(
                 workers=workers,
             )
         )
+    )
+
+
+def predict_by_recipe(
+    model: Tagger,
+    recipe: Variant,
+    pack: Pictures,
+    rows: np.ndarray,
+    *,
+    device: torch.device,
+    workers: int = 0,
+) -> np.ndarray:
+    """`predict_rows` with a recipe's views, size and precision; the model goes to the device."""
+    return predict_rows(
+        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        pack,
+        rows,
+        views=recipe.views,
+        image_size=recipe.image_size,
+        batch_size=max(1, EVAL_BATCH // len(recipe.views)),
+        device=device,
+        autocast=compute_dtype(device, recipe.precision),
+        workers=workers,
     )
 
 
@@ -225,18 +249,8 @@ def predict_checkpoint(
     if fits(path, digest, recipe.views, split.digest, ids):
         return False
     model, _ = load_tagger(trial.best)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    probs = predict_rows(
-        model,
-        split.pack(info.spec.pack_short_side),
-        rows,
-        views=recipe.views,
-        image_size=recipe.image_size,
-        batch_size=max(1, EVAL_BATCH // len(recipe.views)),
-        device=device,
-        autocast=compute_dtype(device, recipe.precision),
-        workers=workers,
-    )
+    pack = split.pack(info.spec.pack_short_side)
+    probs = predict_by_recipe(model, recipe, pack, rows, device=device, workers=workers)
     if not np.isfinite(probs).all():
         raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
     seconds = time.monotonic() - started

@@ -1,6 +1,5 @@
 """The weights of a kernel as files, in data sets below a size."""
 
-import errno
 import secrets
 import sys
 from collections.abc import Sequence
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
+from imet_ray.checkpoint import save_tensors
 from imet_ray.crypto import Secret, encrypt
 from imet_ray.ensemble import EnsembleMember
 from imet_ray.errors import StoreError
@@ -65,11 +64,7 @@ def _write_weights(run: Run, member: EnsembleMember, trial: str, dtype: Dtype, p
     tensors = safetensors.torch.load_file(best)
     if dtype == "float16":
         tensors = {k: t.half() if t.dtype == torch.float32 else t for k, t in tensors.items()}
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        full = "No space left" in str(error)
-        raise OSError(errno.ENOSPC if full else 0, str(error)) from error
+    save_tensors(path, tensors)
 
 
 def write_datasets(

@@ -17,9 +17,10 @@ from imet_ray.checkpoint import load_tagger
 from imet_ray.decode import decode
 from imet_ray.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities, gather_oof
 from imet_ray.metrics import f2_per_image
-from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
+from imet_ray.predict import predict_by_recipe
 from imet_ray.results import read_spec
 from imet_ray.stages import Run
+from imet_ray.store import TrialStore
 
 SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # F2
@@ -56,48 +57,48 @@ def measure_half(
         StoreError: if a checkpoint, or what it predicted out of fold, is missing or damaged.
     """
     data = run.data
-    everything = np.random.default_rng(seed).permutation(len(data.split.ids))
-    rows = np.sort(everything[:SAMPLE])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.split.ids))[:SAMPLE])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full: np.ndarray | None = None
     half: np.ndarray | None = None
-    count = sum(len(member.trials) for member in members)
-    with tqdm(
-        total=count, desc="float16, out of fold", unit="checkpoint", disable=not sys.stderr.isatty()
-    ) as bar:
-        for member in members:
-            trials = [run.store.trial(trial) for trial in member.trials]
-            stored, _ = gather_oof(trials, data.split.ids, member.variant)
-            rounded = np.empty((len(rows), len(data.label_ids)), np.float16)
-            for trial in trials:
-                spec = read_spec(trial)
-                own = np.flatnonzero(data.folds[rows] == spec.fold)
-                model, _ = load_tagger(trial.best)
-                for tensor in model.state_dict().values():
-                    if tensor.dtype == torch.float32:
-                        tensor.copy_(tensor.half())
-                model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                if len(own):
-                    rounded[own] = predict_rows(
-                        model,
-                        data.split.pack(spec.pack_short_side),
-                        rows[own],
-                        views=spec.recipe.views,
-                        image_size=spec.recipe.image_size,
-                        batch_size=max(1, EVAL_BATCH // len(spec.recipe.views)),
-                        device=device,
-                        autocast=compute_dtype(device, spec.recipe.precision),
-                    )
-                bar.update()
-            full = add_share(full, member.weight, stored[rows], ensemble.scale)
-            half = add_share(half, member.weight, rounded, ensemble.scale)
+    for member in tqdm(members, "float16, out of fold", unit="member", disable=not sys.stderr.isatty()):
+        trials = [run.store.trial(trial) for trial in member.trials]
+        stored, _ = gather_oof(trials, data.split.ids, member.variant)
+        rounded = _predicted_with_half(trials, run, rows, device)
+        if not np.isfinite(rounded).all():
+            return HalfLoss(-1.0, 0.0, len(rows), str(device))
+        full = add_share(full, member.weight, stored[rows], ensemble.scale)
+        half = add_share(half, member.weight, rounded, ensemble.scale)
     assert full is not None
     assert half is not None
     before, after = (
         f2_per_image(decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows])
         for total in (full, half)
     )
+    return half_loss(before, after, str(device))
+
+
+def half_loss(before: np.ndarray, after: np.ndarray, device: str) -> HalfLoss:
+    """Of F2 a picture, with all bits and with half of them: (n,) float64 each."""
     moved = after - before
-    if not np.isfinite(half).all():
-        moved = np.full(len(rows), -1.0)
-    return HalfLoss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(rows), str(device))
+    return HalfLoss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
+
+
+def _predicted_with_half(
+    trials: Sequence[TrialStore], run: Run, rows: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """Each picture of `rows` by the checkpoint that never saw it: (n, C) float16."""
+    data = run.data
+    probs = np.empty((len(rows), len(data.label_ids)), np.float16)
+    for trial in trials:
+        spec = read_spec(trial)
+        own = np.flatnonzero(data.folds[rows] == spec.fold)
+        if not len(own):
+            continue
+        model, _ = load_tagger(trial.best)
+        for tensor in model.state_dict().values():
+            if tensor.dtype == torch.float32:
+                tensor.copy_(tensor.half())
+        pack = data.split.pack(spec.pack_short_side)
+        probs[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+    return probs

@@ -1,6 +1,6 @@
 """Each member alone: its best threshold wherever that lies, for a search near the blend's would find a hill beside it.
 
-The cells above a low probability are kept, a few dozen a picture. Their thresholds are log-odds, on which small ones
+The cells above a low probability are kept, some 16 a picture. Their thresholds are log-odds, on which small ones
 are as far apart as large ones. A member's shifts are those of all solutions, on the blend's scale and from its first
 threshold; here they become such thresholds and back.
 """
@@ -43,10 +43,13 @@ def most_cells(n_pictures: int, mean_labels: float, size: int) -> int:
 
 
 def lowest(sample: np.ndarray, mean_labels: float) -> float:
-    """The probability above which a sample (S, C) has as many cells as are worth keeping."""
-    flat = sample.ravel()
-    count = most_cells(len(sample), mean_labels, flat.size)
-    return float(np.partition(flat, flat.size - count)[flat.size - count])
+    """The value that as many cells of a sample (S, C) reach as are worth keeping."""
+    return kth_largest(sample, most_cells(len(sample), mean_labels, sample.size))
+
+
+def kth_largest(values: np.ndarray, k: int) -> float:
+    """1 is the largest."""
+    return float(np.partition(values.ravel(), values.size - k)[values.size - k])
 
 
 def best_shifts(alone: DisputedCells, n_shifts: int, first: float, scale: Scale) -> np.ndarray:

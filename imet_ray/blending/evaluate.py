@@ -100,8 +100,8 @@ def evaluate(
     values = [member.probs for member in members]
     sample = draw_sample(values, labels, seed)
 
-    thresholds = [0.0] * len(members) if margins else first_thresholds(sample, labels.sum() / len(labels))
     mean_labels = float(labels.sum() / len(labels))
+    thresholds = [0.0] * len(members) if margins else first_thresholds(sample, mean_labels)
     alone_cells: tuple[DisputedCells, ...] = ()
     if not margins:
         lows = [lowest(probs, mean_labels) for probs in sample.probs]

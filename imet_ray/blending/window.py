@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from imet_ray.averaging import Scale, averaged, on_scale
-from imet_ray.blending.alone import most_cells
+from imet_ray.blending.alone import kth_largest, lowest
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.solve import Sample
 from imet_ray.metrics import best_threshold
@@ -70,10 +70,7 @@ class Window:
         top = on_scale(sample.probs[0], scale) - np.float32(first[0])
         for probs, own in zip(sample.probs[1:], first[1:], strict=True):
             np.maximum(top, on_scale(probs, scale) - np.float32(own), out=top)
-        count = most_cells(len(top), mean_labels, top.size)
-        floor = min(
-            float(np.partition(top.ravel(), top.size - count)[top.size - count]), float(wanted.min()) - LEAST
-        )
+        floor = min(lowest(top, mean_labels), float(wanted.min()) - LEAST)
         ceiling = float(on_scale(np.array(1.0), scale)) - float(first.min())
         low = max(floor, float(wanted.min()) - ROOM * unit)
         high = max(low + 2 * LEAST, min(ceiling, float(wanted.max()) + ROOM * unit))
@@ -110,7 +107,6 @@ def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
     """
     found = []
     for probs in sample.probs:
-        flat = probs.ravel()
-        count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, flat.size))
-        found.append(max(LEAST_THRESHOLD, float(np.partition(flat, flat.size - count)[flat.size - count])))
+        count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, probs.size))
+        found.append(max(LEAST_THRESHOLD, kth_largest(probs, count)))
     return found
