@@ -10,9 +10,10 @@ from imet_ray.averaging import SCALES, averaged
 from imet_ray.blending import evaluate as evaluate_module
 from imet_ray.blending import window
 from imet_ray.blending.contest import Contest
-from imet_ray.blending.evaluate import DECODERS, draw_sample, evaluate
+from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member
+from imet_ray.blending.request import DECODERS
 from imet_ray.blending.scoring import decoder_of
 from imet_ray.blending.solve import Job
 from imet_ray.decode import at_least_one, decode

@@ -16,16 +16,15 @@ from imet_ray.blending.alone import cells_alone, lowest
 from imet_ray.blending.cells import DisputedCells
 from imet_ray.blending.contest import Contest, Progress, contest
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.level2 import STACKS, score_level2
+from imet_ray.blending.level2 import score_level2
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.prefixes import prefixes
 from imet_ray.blending.report import BlendReport, Level2, Row
+from imet_ray.blending.request import check_request, possible_decoders
 from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
 from imet_ray.blending.solve import (
     DIRECT,
     EXPECTED,
-    GROUPS,
-    THRESHOLD,
     Job,
     Problem,
     Runner,
@@ -35,9 +34,8 @@ from imet_ray.blending.solve import (
     solve_here,
 )
 from imet_ray.blending.window import Window, first_thresholds
-from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.errors import ConfigError
 
-DECODERS = (THRESHOLD, GROUPS, EXPECTED)
 SAMPLE = 4096  # pictures for expected F2 and for where thresholds are searched
 
 
@@ -91,7 +89,7 @@ def evaluate(
         )
     group_names = sorted(set(groups))
     of_label = np.array([group_names.index(g) for g in groups]) if len(group_names) > 1 else None
-    under = _decoders(decoders, of_label is not None, margins)
+    under = possible_decoders(decoders, of_label is not None, margins)
     asked = known_methods() if methods is None else methods
     wanted = tuple(dict.fromkeys(["uniform", *asked, *((use,) if use is not None else ())]))
     if len(members) == 1:
@@ -229,48 +227,6 @@ def evaluate(
         ),
         forced=use is not None and len(members) > 1,
     )
-
-
-def check_request(
-    methods: Sequence[str] | None,
-    use: str | None,
-    decoders: Sequence[str] | None,
-    level2: str | None,
-    min_weight: float,
-    max_members: int | None,
-) -> None:
-    """Refuse names that nobody knows and limits that cannot be; arguments as of `evaluate`.
-
-    Raises:
-        ConfigError: naming what it may be.
-    """
-    for kind, names, known in (
-        ("method", [*(methods or ()), *([use] if use is not None else [])], known_methods()),
-        ("decoder", decoders or (), DECODERS),
-        ("level 2", [level2] if level2 is not None else [], tuple(STACKS)),
-    ):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
-    if not 0 <= min_weight <= 1:
-        raise ConfigError(
-            f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
-        )
-    if max_members is not None and max_members < 1:
-        raise ConfigError(f"--max-members must be at least 1, got {max_members}")
-
-
-def _decoders(decoders: Sequence[str] | None, grouped: bool, margins: bool) -> tuple[str, ...]:
-    possible = [d for d in DECODERS if (d != GROUPS or grouped) and (d != EXPECTED or not margins)]
-    for decoder in decoders or ():
-        if decoder not in possible:
-            reason = (
-                "labels.csv needs a column `group` with two groups, or names such as culture::french"
-                if decoder == GROUPS
-                else "the members' thresholds are subtracted already: it needs probabilities"
-            )
-            raise ConfigError(f"the decoder {decoder!r} cannot be had: {reason}")
-    return tuple(possible if decoders is None else dict.fromkeys(decoders))
 
 
 def draw_sample(

@@ -8,9 +8,10 @@ import numpy as np
 from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.blending.budget import Budget, Chosen, choose
 from imet_ray.blending.contest import Progress
-from imet_ray.blending.evaluate import check_request, evaluate
+from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.blending.report import BlendReport
+from imet_ray.blending.request import check_request
 from imet_ray.blending.solve import Runner, solve_here
 from imet_ray.catalog import Catalog
 from imet_ray.data import TrainingData
