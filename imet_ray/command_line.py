@@ -24,6 +24,14 @@ def positive(text: str) -> int:
     return number
 
 
+def zero_or_more(text: str) -> int:
+    """The type of options that count something there may be none of."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
+    return number
+
+
 def exit_code(work: Callable[[], int], interrupted: str) -> int:
     """Do the work: its own code, 1 for an error that was raised on purpose, 130 for Ctrl-C.
 

@@ -42,14 +42,23 @@ class Predictions:
     seconds: float  # that the pass took
 
 
-def compute_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """What a model computes in: float32 (None) on a CPU and where a recipe says so, else half of it.
+@dataclass
+class Pace:
+    """How pictures go through a model; lowered where memory or loader processes fail, and it stays so."""
 
-    A GPU that has no bfloat16 (before Ampere: those that Kaggle lends) would emulate it, slower than float32.
-    """
-    if device.type != "cuda" or precision != "bf16":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    batch_size: int  # pictures; each has all its views in the batch
+    workers: int = 0  # loader processes
+
+
+def half_of(device: torch.device) -> torch.dtype:
+    """bfloat16; float16 on a GPU before Ampere (Kaggle's), which would emulate bfloat16, slower than float32."""
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """What a model computes in: float32 (None) on a CPU and where a recipe says so, else half of it."""
+    return half_of(device) if device.type == "cuda" and precision == "bf16" else None
 
 
 def predict_rows(
@@ -82,10 +91,9 @@ def predict_rows(
                 rows,
                 views=views,
                 image_size=image_size,
-                batch_size=batch_size,
+                pace=Pace(batch_size, workers),
                 device=device,
                 autocast=autocast,
-                workers=workers,
             )
         )
     )
@@ -121,20 +129,21 @@ def predicted_batches(
     *,
     views: Sequence[str],
     image_size: int,
-    batch_size: int,
+    pace: Pace,
     device: torch.device,
     autocast: torch.dtype | None,
-    workers: int = 0,
 ) -> Iterator[np.ndarray]:
     """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
 
-    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here; what is
-    predicted already is not predicted again. What float16 is too small for is computed in float32.
+    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here: both in `pace`.
+    What is predicted already is not predicted again. What float16 is too small for is computed in float32.
     """
     model.eval()
-    done = 0
+    done, trouble = 0, ""
     while done < len(rows):
-        batches = view_batches(pack, rows[done:], views, image_size, batch_size=batch_size, workers=workers)
+        batches = view_batches(
+            pack, rows[done:], views, image_size, batch_size=pace.batch_size, workers=pace.workers
+        )
         try:
             for images in batches:
                 probs = _predict_batch(model, images, device, autocast)
@@ -145,16 +154,19 @@ def predicted_batches(
                 done += len(probs)
                 yield probs
         except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
+            if pace.batch_size == 1:
                 raise
-            batch_size //= 2
-            torch.cuda.empty_cache()
-            logger.warning("out of GPU memory: predicting in batches of %d", batch_size)
+            pace.batch_size //= 2
+            trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
         except RuntimeError as error:
-            if workers == 0 or "DataLoader worker" not in str(error):
+            if pace.workers == 0 or "DataLoader worker" not in str(error):
                 raise
-            workers = 0
-            logger.warning("a loader process died (%s): loading in this process", first_line(error))
+            pace.workers = 0
+            trouble = f"a loader process died ({first_line(error)}): loading in this process"
+        if trouble:
+            torch.cuda.empty_cache()  # after the handler: its traceback held what is to be freed
+            logger.warning("%s", trouble)
+            trouble = ""
 
 
 @torch.inference_mode()

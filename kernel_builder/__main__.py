@@ -19,7 +19,7 @@ from imet_ray.crypto import Secret, decrypt_file, encrypt_file
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.sizes import byte_size
-from kernel_builder.runtime.inputs import KEY_VARIABLE, PASSPHRASE_VARIABLE
+from kernel_builder.runtime.found import KEY_VARIABLE, PASSPHRASE_VARIABLE
 
 ENDING = ".encrypted"
 

@@ -28,7 +28,7 @@ from kernel_builder.kaggle import (
     dataset_metadata,
     kernel_metadata,
 )
-from kernel_builder.runtime.inputs import KEY_FILE
+from kernel_builder.runtime.found import KEY_FILE
 from kernel_builder.runtime.manifest import Dtype, KernelMember, Manifest, Weights
 from kernel_builder.single_file import write_kernel
 
@@ -90,7 +90,6 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
                 weight=member.weight,
                 recipe=read_spec(run.store.trial(member.trials[0])).recipe,
                 pack_short_side=read_spec(run.store.trial(member.trials[0])).pack_short_side,
-                seconds=member.seconds,
                 weights=[
                     Weights(
                         trial=trial,

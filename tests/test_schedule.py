@@ -7,9 +7,11 @@ import pytest
 
 from imet_ray.decode import Decoder
 from imet_ray.ensemble import Prefix
+from imet_ray.errors import StoreError
 from imet_ray.specs import Variant
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Stored, Weights
-from kernel_builder.runtime.schedule import Deadline, Outcome, Run
+from kernel_builder.runtime.schedule import Deadline, Outcome, Run, steady
+from kernel_builder.runtime.tally import Tally
 
 N, C, BATCH = 100, 3, 10
 TRUE = np.array([0.9, 0.2, 0.6])
@@ -25,14 +27,18 @@ class Clock:
         return self.now
 
 
-def make_manifest() -> Manifest:
+def make_manifest(sizes: str = "") -> Manifest:
+    """Three members of two checkpoints.
+
+    Args:
+        sizes: names of members whose pictures have another size.
+    """
     members = [
         KernelMember(
             name=name,
             weight=weight,
             recipe=Variant(name=name, architecture="test_resnet"),
-            pack_short_side=32,
-            seconds=2 * 60.0 / N,
+            pack_short_side=64 if name in sizes else 32,
             weights=[
                 Weights(
                     trial=f"{name}{fold}",
@@ -66,29 +72,70 @@ def make_manifest() -> Manifest:
 class Machine:
     """Predicts TRUE; a batch takes 6 s at speed 1, so that all six checkpoints take 360 s."""
 
-    def __init__(self, slowness: float, *, stall_at: int = -1, stall: float = 0.0, broken=()) -> None:
+    def __init__(
+        self,
+        slowness: float = 1,
+        *,
+        stall_at: int = -1,
+        stall: float = 0.0,
+        broken: tuple[str, ...] = (),
+        model: float = 0.0,
+        packing: float = 0.0,
+        burst: int = 1,
+        new_sizes: str = "",
+    ) -> None:
+        """
+        Args:
+            stall_at: the batch that takes `stall` seconds more.
+            broken: trials that fail in the middle.
+            model: seconds that setting up a model takes.
+            packing: seconds that pictures of a new size take.
+            burst: batches that come together, after as many times their time.
+            new_sizes: members whose pictures have another size.
+        """
         self.clock, self.slowness, self.broken = Clock(), slowness, broken
         self.stall_at, self.stall, self.batches = stall_at, stall, 0
+        self.model, self.packing, self.burst = model, packing, burst
+        self.manifest = make_manifest(new_sizes)
+        self.packed: set[int] = set()
+        self.opened: list[str] = []
         self.published: list[tuple[float, np.ndarray]] = []
+        self.full: set[int] = set()  # writings that fail, from 0
 
-    def predict(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
+    def open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
+        self.opened.append(weights.trial)
+        if member.pack_short_side not in self.packed:
+            self.clock.now += self.packing * self.slowness
+            self.packed.add(member.pack_short_side)
+        self.clock.now += self.model * self.slowness
+        return self.predict(weights)
+
+    def predict(self, weights: Weights) -> Iterator[np.ndarray]:
         for start in range(0, N, BATCH):
             if weights.trial in self.broken and start == 50:
                 raise RuntimeError("the file is damaged")
-            self.clock.now += 6 * self.slowness
+            if start // BATCH % self.burst == 0:
+                self.clock.now += 6 * self.slowness * self.burst
             if self.batches == self.stall_at:
                 self.clock.now += self.stall
             self.batches += 1
             yield np.tile(TRUE, (BATCH, 1)).astype(np.float16)
 
     def run(self, limit: float = 1000.0) -> Outcome:
+        writings = 0
+
         def publish(tally) -> None:
+            nonlocal writings
+            writings += 1
+            if writings - 1 in self.full:
+                raise StoreError("disk full while writing submission.csv")
             self.clock.now += 2 * self.slowness
             self.published.append((self.clock.now, tally.decoded(set())))
 
-        manifest = make_manifest()
-        deadline = Deadline(limit, manifest.reserve, self.clock)
-        run = Run(manifest, N, self.predict, deadline, publish, lambda text: None)
+        deadline = Deadline(limit, self.manifest.reserve, self.clock)
+        run = Run(
+            self.manifest, N, self.open, deadline, publish, lambda text: None, lambda text: None
+        )
         outcome = run()
         self.tally = run.tally
         return outcome
@@ -134,7 +181,7 @@ def test_a_limit_within_the_first_checkpoint_leaves_the_pictures_that_were_predi
 
 def test_weights_are_renormalised_and_the_decoder_is_that_of_the_prefix():
     machine = Machine(3)
-    machine.run(limit=850)
+    machine.run(limit=800)
     assert machine.tally.members == ["a", "b"]
     assert machine.tally.decoder().threshold == 0.4
     assert machine.tally.probabilities()[0] == pytest.approx(TRUE, abs=1e-3)
@@ -155,3 +202,77 @@ def test_where_nothing_can_be_predicted_there_is_the_prior():
     outcome = machine.run()
     assert (outcome.checkpoints, outcome.dropped) == (0, ["a", "b", "c"])
     assert machine.published[-1][1][:, 1].all()
+
+
+def test_what_sets_a_checkpoint_up_is_not_taken_for_its_batches():
+    machine = Machine(model=5, packing=120)  # 2 + 120 + 6 * (5 + 60 + 2) = 524 s
+    assert machine.run(limit=50 + 530).checkpoints == 6
+
+
+def test_a_new_member_is_tried_whatever_others_took():
+    machine = Machine()
+    seconds = 2 + 4 * 62.0  # a and b
+    outcome = machine.run(limit=50 + seconds + 20)
+    assert (outcome.checkpoints, machine.opened) == (4, ["a0", "a1", "b0", "b1", "c0"])
+    assert "as 40 of 100 pictures showed" in outcome.stopped
+
+
+def test_pictures_of_a_new_size_are_not_begun_where_they_would_not_be_ready():
+    machine = Machine(packing=100, new_sizes="b")
+    outcome = machine.run(limit=50 + 2 + 100 + 2 * 62 + 75)
+    assert (outcome.checkpoints, machine.opened) == (2, ["a0", "a1"])
+    assert outcome.stopped == "b-f0: would not fit"
+
+
+def test_batches_that_come_in_bursts_do_not_end_a_run_too_early_or_too_late():
+    whole = 2 + 6 * 62
+    assert Machine(burst=5).run(limit=50 + whole + 10).checkpoints == 6
+    machine = Machine(burst=5)
+    outcome = machine.run(limit=50 + whole - 15)
+    assert outcome.checkpoints == 5
+    assert machine.clock.now < 50 + whole - 15
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([9.0], 9.0),
+        ([9.0, 1.0, 1.0], 1.0),  # the first one starts things up
+        ([1.0, 1.0, 400.0, 1.0], 1.0),  # a stall
+        ([6.0, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0, 0.0, 0.0], 2.0),
+    ],
+)
+def test_seconds_a_batch_are_those_of_the_long_run(times, expected):
+    assert steady(times) == expected
+
+
+def test_a_submission_that_cannot_be_written_again_stays_and_that_is_said():
+    machine = Machine()
+    machine.full = {4, 5, 6, 7}
+    outcome = machine.run()
+    assert (outcome.checkpoints, outcome.written) == (6, 3)
+    assert outcome.unwritten == "StoreError: disk full while writing submission.csv"
+    machine = Machine()
+    machine.full = {4, 5, 6}  # and then there is room again
+    outcome = machine.run()
+    assert (outcome.written, outcome.unwritten) == (6, "")
+
+
+def test_without_a_first_submission_there_is_nothing_to_go_on_with():
+    machine = Machine()
+    machine.full = {0}
+    with pytest.raises(StoreError, match="disk full"):
+        machine.run()
+    assert machine.opened == []
+
+
+def test_a_fault_outside_a_checkpoint_leaves_what_is_written(monkeypatch):
+    machine = Machine()
+
+    def add(self, member, probs) -> None:
+        raise MemoryError("no room for the sum")
+
+    monkeypatch.setattr(Tally, "add", add)
+    outcome = machine.run()
+    assert outcome.written == 0
+    assert outcome.failed == ["all that would have followed: MemoryError: no room for the sum"]

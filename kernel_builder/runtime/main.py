@@ -1,9 +1,10 @@
 """The kernel: finds its weights and pictures, predicts what fits before the limit, and always leaves a submission.
 
 Exit codes: 0 everything was predicted; 1 no submission; 2 a wrong option; else 64 plus, added up: 1 the limit came
-before the last checkpoint, 2 checkpoints were left out, 4 pictures could not be read, 8 memory or loader processes
-failed and the kernel went on without. On Kaggle, where any code but 0 throws the submission away, a valid one exits
-with 0, and the last line says the rest.
+before the last checkpoint, 2 checkpoints were left out, 4 pictures could not be read, 8 memory, the GPU or loader
+processes failed and the kernel went on without, 16 the last checkpoints are not in the submission, for it could not be
+written again. On Kaggle, where any code but 0 throws the submission away, one with a checkpoint in it, or that the limit
+cut off, exits with 0, and the last line says the rest.
 """
 
 import argparse
@@ -12,30 +13,28 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
-import torch
-
-from imet_ray.command_line import Parser, exit_code, positive
+from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.models import build_model
-from imet_ray.predict import EVAL_BATCH, compute_dtype, predicted_batches
 from imet_ray.store import write_json
 from imet_ray.submission import write_submission
-from kernel_builder.runtime.inputs import all_files, check_secret, find_test, find_weights, read_weights
-from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
+from kernel_builder.runtime.checkpoints import Checkpoints
+from kernel_builder.runtime.device import usable_device
+from kernel_builder.runtime.ending import told
+from kernel_builder.runtime.found import find_secret, find_weights
+from kernel_builder.runtime.inputs import all_files, find_test
+from kernel_builder.runtime.manifest import Manifest
 from kernel_builder.runtime.pictures import PictureShelf
-from kernel_builder.runtime.schedule import Deadline, Outcome, Run
+from kernel_builder.runtime.schedule import Deadline, Run
 from kernel_builder.runtime.tally import Tally
+from kernel_builder.runtime.watch import Watch
 
-KAGGLE = "KAGGLE_KERNEL_RUN_TYPE"  # set where Kaggle runs it
 INPUTS = ("/kaggle/input", "../input")
-CUT, LEFT_OUT, UNREADABLE, FELL_BACK = 1, 2, 4, 8
+LONGEST_START = 3600.0  # seconds: a process that claims more has another clock than /proc/uptime
 
 
 def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
@@ -48,118 +47,126 @@ def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
 def _readable(options: argparse.Namespace, manifest: Manifest) -> int:
     """A disk's faults in one line, too."""
     try:
-        return _run(options, manifest)
+        return _Kernel(options, manifest)()
     except OSError as error:
         raise StoreError(f"{error.filename or 'input or output'}: {error.strerror or error}") from error
 
 
-def _run(options: argparse.Namespace, manifest: Manifest) -> int:
-    deadline = Deadline(
-        duration(options.limit, "--limit") if options.limit else manifest.limit,
-        duration(options.reserve, "--reserve") if options.reserve else manifest.reserve,
-        time.monotonic,
-        spent=_process_seconds(),
-    )
-    if deadline.left() <= 0:
-        raise ConfigError("--limit must be longer than --reserve and the start: give more time")
-    files = [path for root in _inputs(options.input) for path in all_files(root)]
-    pictures = find_test(files)
-    found = find_weights(manifest, files)
-    for one in found.values():
-        if one.encrypted:
-            check_secret(one, manifest.key, files)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shelf = PictureShelf(pictures, options.scratch, cores)
-    sizes = [member.pack_short_side for member in manifest.members]
-    target = options.output / "submission.csv"
-    heard = _Heard()
-    print(
-        f"{manifest.ensemble}: {manifest.checkpoints} checkpoints of {len(manifest.members)} members, "
-        f"{len(pictures.ids):,} pictures, on {device}; started in {deadline.elapsed():.1f} s, "
-        f"{deadline.left():,.0f} s left",
-        flush=True,
-    )
+class _Kernel:
+    """One run, and the watch beside it, which may have to end it."""
 
-    def batches(member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
-        model = build_model(
-            member.recipe.architecture,
-            n_labels=len(manifest.label_ids),
-            image_size=member.recipe.image_size,
-            dropout=member.recipe.dropout,
-            weights="none",
-        )
-        plain = read_weights(found[weights.trial], manifest.key, files)
+    def __init__(self, options: argparse.Namespace, manifest: Manifest) -> None:
+        self.options, self.manifest = options, manifest
+        limit = duration(options.limit, "--limit") if options.limit else manifest.limit
+        reserve = duration(options.reserve, "--reserve") if options.reserve else manifest.reserve
+        self.deadline = Deadline(limit, reserve, time.monotonic, spent=_process_seconds())
+        if self.deadline.left() <= 0:
+            raise ConfigError("--limit must be longer than --reserve and the start: give more time")
+        self.heard = _Heard()
+        self.watch = Watch(self.deadline, reserve / 2, self._too_late, _say)
+        self.run: Run | None = None
+        self.shelf: PictureShelf | None = None
+
+    def __call__(self) -> int:
+        self.watch.start()
         try:
-            model.load_state_dict(safetensors.torch.load(plain))
-        except Exception as error:  # each fault of such a file has an exception of its own
-            raise StoreError(f"{weights.plain.name} does not fit its architecture: {error}") from error
-        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        yield from predicted_batches(
-            model,
-            shelf.of(member.pack_short_side, keep=sizes[manifest.members.index(member) :]),
-            np.arange(len(pictures.ids)),
-            views=member.recipe.views,
-            image_size=member.recipe.image_size,
-            batch_size=options.batch_size or max(1, EVAL_BATCH // len(member.recipe.views)),
+            code = self._predict()
+        finally:
+            self.watch.stop()
+        return code
+
+    def _predict(self) -> int:
+        self.watch.tell("looking for pictures and weights")
+        files = [path for root in _inputs(self.options.input) for path in all_files(root)]
+        pictures = find_test(files)
+        self.watch.tell("checking the weights")
+        found = find_weights(self.manifest, files)
+        secret = find_secret(list(found.values()), self.manifest.key, files)
+        device = usable_device()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.shelf = PictureShelf(pictures, _scratch(self.options.scratch), cores)
+        _say(
+            f"{self.manifest.ensemble}: {self.manifest.checkpoints} checkpoints of {len(self.manifest.members)} "
+            f"members, {len(pictures.ids):,} pictures, on {device}; started in {self.deadline.elapsed():.1f} s, "
+            f"{self.deadline.left():,.0f} s left"
+        )
+        workers = self.options.workers
+        checkpoints = Checkpoints(
+            self.manifest,
+            found,
+            secret,
+            self.shelf,
             device=device,
-            autocast=compute_dtype(device, member.recipe.precision),
-            workers=options.workers
-            if options.workers is not None
-            else (cores - 1 if device.type == "cuda" else 0),
+            batch_size=self.options.batch_size,
+            workers=workers if workers is not None else (cores - 1 if device.type == "cuda" else 0),
+        )
+        self.run = Run(
+            self.manifest,
+            len(pictures.ids),
+            checkpoints.open,
+            self.deadline,
+            self._publish,
+            _say,
+            self.watch.tell,
+        )
+        self.run()
+        self.watch.stop()
+        if self.options.timing is not None:
+            try:
+                write_json(self.options.timing, self._timing())
+            except StoreError as error:
+                self.heard.note(str(error))
+        return self._end()
+
+    def _publish(self, tally: Tally) -> None:
+        assert self.shelf is not None
+        write_submission(
+            self.options.output / "submission.csv",
+            self.shelf.pictures.ids,
+            self.manifest.label_ids,
+            tally.decoded(self.shelf.unreadable),
         )
 
-    def publish(tally: Tally) -> None:
-        write_submission(target, pictures.ids, manifest.label_ids, tally.decoded(shelf.unreadable))
+    def _timing(self) -> dict[str, Any]:
+        """What each part took, for whoever foretells a larger run."""
+        assert self.run is not None
+        assert self.shelf is not None
+        outcome = self.run.outcome
+        rates = outcome.picture_seconds
+        return {
+            "pictures": len(self.shelf.pictures.ids),
+            "batches": outcome.batches,
+            "elapsed": self.deadline.elapsed(),
+            "decoding": self.shelf.seconds,
+            "writing": outcome.writing,
+            "left": self.deadline.end - self.deadline.start,
+            "whole": outcome.checkpoints == self.manifest.checkpoints,
+            "checkpoints": [(m.name, rates.get(m.name, 0.0)) for m in self.manifest.members for _ in m.weights],
+        }
 
-    outcome = Run(manifest, len(pictures.ids), batches, deadline, publish, _say)()
-    if options.timing is not None:
-        write_json(options.timing, _timing(manifest, outcome, shelf, deadline))
-    return _end(manifest, outcome, len(pictures.ids), len(shelf.unreadable), heard.lines, deadline.elapsed())
+    def _end(self) -> int:
+        """The last lines, and the exit code."""
+        assert self.run is not None
+        assert self.shelf is not None
+        code, lines = told(
+            self.manifest,
+            self.run.outcome,
+            pictures=len(self.shelf.pictures.ids),
+            unreadable=len(self.shelf.unreadable),
+            heard=self.heard.lines,
+            seconds=self.deadline.elapsed(),
+        )
+        for line in lines:
+            _say(line)
+        return code
 
-
-def _timing(manifest: Manifest, outcome: Outcome, shelf: PictureShelf, deadline: Deadline) -> dict[str, Any]:
-    """What each checkpoint took, for whoever foretells a larger run."""
-    rates = outcome.picture_seconds
-    return {
-        "pictures": len(shelf.pictures.ids),
-        "elapsed": deadline.elapsed(),
-        "decoding": shelf.seconds,
-        "left": deadline.end - deadline.start,
-        "whole": outcome.checkpoints == manifest.checkpoints,
-        "checkpoints": [(m.name, rates.get(m.name, 0.0)) for m in manifest.members for _ in m.weights],
-    }
-
-
-def _end(
-    manifest: Manifest, outcome: Outcome, pictures: int, unreadable: int, heard: list[str], seconds: float
-) -> int:
-    """The last lines, and the exit code."""
-    for name, rate in outcome.picture_seconds.items():
-        print(f"{name}: {1000 * rate:.2f} ms a picture and checkpoint")
-    told = []
-    if outcome.stopped:
-        told.append(f"stopped by the limit at {outcome.stopped}")
-    if outcome.failed:
-        dropped = f", members dropped: {', '.join(outcome.dropped)}" if outcome.dropped else ""
-        told.append(f"{len(outcome.failed)} checkpoints left out: {'; '.join(outcome.failed)}{dropped}")
-    if unreadable:
-        told.append(f"{unreadable:,} pictures could not be read and have the most frequent labels")
-    told += heard
-    if outcome.checkpoints == 0 and not outcome.stopped:
-        told.append("nothing but the most frequent labels: no checkpoint could be used")
-    code = (
-        CUT * bool(outcome.stopped)
-        | LEFT_OUT * bool(outcome.failed)
-        | UNREADABLE * bool(unreadable)
-        | FELL_BACK * bool(heard)
-    )
-    print(
-        f"submission.csv: {outcome.checkpoints} of {manifest.checkpoints} checkpoints, {pictures:,} pictures, "
-        f"{seconds:.1f} s" + "".join(f"; {text}" for text in told),
-        flush=True,
-    )
-    return 0 if code == 0 or os.environ.get(KAGGLE) else 64 + code
+    def _too_late(self, doing: str) -> int:
+        """Said by the watch, which ends the process then."""
+        if self.run is None or self.run.outcome.written is None:
+            print(f"error: the limit came before there was a submission: {doing}", file=sys.stderr)
+            return 1
+        self.run.outcome.stopped = f"{doing}, which took too long"
+        return self._end()
 
 
 class _Heard(logging.Handler):
@@ -168,11 +175,13 @@ class _Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
-        for name in ("imet_ray.predict", "kernel_builder.runtime.pictures"):
+        for name in ("imet_ray.predict", "kernel_builder.runtime.pictures", "kernel_builder.runtime.device"):
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        self.note(record.getMessage())
+
+    def note(self, text: str) -> None:
         if text not in self.lines:
             self.lines.append(text)
             _say(text)
@@ -193,13 +202,24 @@ def _inputs(given: Path | None) -> list[Path]:
     return found[:1]
 
 
+def _scratch(given: Path | None) -> Path:
+    """Where pictures are decoded to; the working directory where there is no place for temporary files."""
+    if given is not None:
+        return given
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return Path()
+
+
 def _process_seconds() -> float:
-    """Since this process began: importing torch counts."""
+    """Since this process began: importing torch counts. 0 where that cannot be believed."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        seconds = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
+    return seconds if 0 <= seconds <= LONGEST_START else 0.0
 
 
 def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace:
@@ -212,13 +232,12 @@ def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace
         "--scratch",
         metavar="DIR",
         type=Path,
-        default=Path(tempfile.gettempdir()),
-        help="for decoded pictures; nothing stays",
+        help="for decoded pictures; nothing stays; default: where temporary files go",
     )
     parser.add_argument("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
     parser.add_argument("--timing", metavar="FILE", type=Path, help="write what took how long, as JSON")
     parser.add_argument(
-        "--workers", metavar="N", type=int, help="loader processes; default: cores - 1 on a GPU"
+        "--workers", metavar="N", type=zero_or_more, help="loader processes; default: cores - 1 on a GPU"
     )
     if argv is None:
         argv = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's own options are not ours

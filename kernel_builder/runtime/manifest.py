@@ -35,7 +35,6 @@ class KernelMember(Frozen):
     weight: float
     recipe: Variant
     pack_short_side: int  # pixels
-    seconds: float | None  # that a picture took through all checkpoints when it was predicted out of fold
     weights: list[Weights]
 
 

@@ -1,24 +1,25 @@
 """Prediction against a clock: checkpoint by checkpoint, in the order of worth, as many as fit.
 
 A submission is there from the beginning (the labels' prior) and is replaced after each checkpoint, so a machine that is
-too slow costs score, never the submission. Knows nothing of models: batches come from outside.
+too slow costs score, never the submission. Knows nothing of models: batches come from outside. What hangs for longer
+than a batch is `kernel_builder.runtime.watch`'s business.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
-from imet_ray.durations import clock
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.tally import Tally
 
 FIRST_BATCHES = 5  # of a checkpoint, before its end is foretold
+SURELY = 0.8  # of a foretold time must be too long before a checkpoint is given up: giving up gains nothing
+STALL = 3.0  # times the second longest batch
 WRITING = 1.5  # times the longest writing of the submission is kept free for the last one
-SAY_EVERY = 60.0  # seconds
 
-Batches = Callable[[KernelMember, Weights], Iterator[np.ndarray]]  # (b, C) float16 each, in order
+# Sets a checkpoint up when it is called, pictures of a new size included; then its batches come, (b, C) float16, in order.
+Open = Callable[[KernelMember, Weights], Iterator[np.ndarray]]
 
 
 class Deadline:
@@ -44,15 +45,18 @@ class Deadline:
 
 @dataclass
 class Outcome:
-    """How it ended."""
+    """How it ended, or how far it is."""
 
     checkpoints: int = 0  # predicted whole
+    written: int | None = None  # of these, in the submission; None: there is no submission
+    unwritten: str = ""  # why the submission is behind
     stopped: str = ""  # by the deadline: where
     failed: list[str] = field(default_factory=list)  # checkpoints, with their reasons
     dropped: list[str] = field(default_factory=list)  # members without any checkpoint left
-    picture_seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # a member's checkpoint takes for a picture
+    # of a member's checkpoint: seconds a picture, without the set-up
+    picture_seconds: dict[str, float] = field(default_factory=dict)
+    batches: int = 0  # of the checkpoint that had the fewest
+    writing: float = 0.0  # seconds of all writing of the submission
 
 
 class _LateError(Exception):
@@ -66,124 +70,160 @@ class Run:
         self,
         manifest: Manifest,
         n_pictures: int,
-        batches: Batches,
+        open_checkpoint: Open,
         deadline: Deadline,
         publish: Callable[[Tally], None],
         say: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
         """
         Args:
             publish: writes the submission.
             say: prints a line.
+            tell: takes note of what is being done.
         """
         self.manifest, self.n = manifest, n_pictures
-        self.batches, self.deadline = batches, deadline
-        self.publish, self.say = publish, say
+        self.open, self.deadline = open_checkpoint, deadline
+        self.publish, self.say, self.tell = publish, say, tell
         self.tally = Tally(manifest, n_pictures)
         self.outcome = Outcome()
         self._writing = 0.0  # seconds of the longest
-        self._slowness: float | None = None  # measured seconds over those of the out-of-fold pass
-        self._said = deadline.clock()
+        self._set_up: dict[bool, float] = {}  # seconds of the latest; True: with pictures of a new size
+        self._sizes: set[int] = set()
 
     def __call__(self) -> Outcome:
-        """Predict what fits; the submission is written when this returns."""
+        """Predict what fits; the submission is written when this returns.
+
+        Raises:
+            Exception: only where there is no submission at all.
+        """
         self._publish()
+        try:
+            self._predict_all()
+            if self.outcome.unwritten:
+                self._publish()  # what was in the way may be gone
+        except Exception as error:  # such as too little memory: what is written stays
+            self.outcome.failed.append(f"all that would have followed: {_reason(error)}")
+        return self.outcome
+
+    def _predict_all(self) -> None:
         for member in self.manifest.members:
-            known: float | None = None  # seconds a picture, of this member's checkpoints
             for weights in member.weights:
-                expected = known if known is not None else self._foretold(member)
-                if expected is not None and not self._fits(expected * self.n):
-                    return self._stop(weights, "would not fit")
+                if self._hopeless(self._foretold(member)):
+                    self.outcome.stopped = f"{weights.plain.name}: would not fit"
+                    return
                 try:
-                    known = self._predict(member, weights) or known
+                    self._predict(member, weights)
                 except _LateError as late:
-                    return self._stop(weights, str(late))
+                    self.outcome.stopped = f"{weights.plain.name}: {late}"
+                    return
             if member.name not in self.tally.members:
                 self.outcome.dropped.append(member.name)
             self.tally.close()
-        return self.outcome
 
-    def _predict(self, member: KernelMember, weights: Weights) -> float | None:
-        """One checkpoint; seconds a picture, or None where it failed."""
-        began = self.deadline.clock()
+    def _predict(self, member: KernelMember, weights: Weights) -> None:
+        """One checkpoint; one that fails is left out."""
         try:
-            probs, times = self._collect(member, weights)
+            probs, times = self._collect(member, weights, self._opened(member, weights))
+            if not np.isfinite(probs).all():
+                raise ValueError("it predicts NaN")
         except _LateError:
             raise
         except Exception as error:  # whatever a checkpoint dies of, the others go on
-            self._fail(weights, f"{type(error).__name__}: {' '.join(str(error).split())}")
-            return None
-        if not np.isfinite(probs).all():
-            self._fail(weights, "it predicts NaN")
-            return None
+            self.outcome.failed.append(f"{weights.plain.name}: {_reason(error)}")
+            self.say(f"left out: {self.outcome.failed[-1]}")
+            return
         self.tally.add(member, probs)
         self.outcome.checkpoints += 1
-        whole = self.deadline.clock() - began
-        a_picture = min(whole, median(times) * len(times)) / self.n  # a stall is not the rule
-        self.outcome.picture_seconds[member.name] = a_picture
-        if member.seconds:
-            self._slowness = a_picture * len(member.weights) / member.seconds
+        self.outcome.batches = min(self.outcome.batches or len(times), len(times))
+        self.outcome.picture_seconds[member.name] = steady(times) * len(times) / self.n
         self._publish()
-        return a_picture
 
-    def _collect(self, member: KernelMember, weights: Weights) -> tuple[np.ndarray, list[float]]:
+    def _opened(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
+        began, new = self.deadline.clock(), member.pack_short_side not in self._sizes
+        self.tell(f"{self._which(weights)}: {'pictures and model' if new else 'model'}")
+        batches = self.open(member, weights)
+        self._sizes.add(member.pack_short_side)
+        self._set_up[new] = self.deadline.clock() - began
+        return batches
+
+    def _collect(
+        self, member: KernelMember, weights: Weights, batches: Iterator[np.ndarray]
+    ) -> tuple[np.ndarray, list[float]]:
         """All pictures' probabilities, (n, C), and the seconds of each batch."""
         probs = np.empty((self.n, len(self.manifest.label_ids)), np.float16)
         done, times, before = 0, [], self.deadline.clock()
-        for batch in self.batches(member, weights):
+        for batch in batches:
             probs[done : done + len(batch)] = batch
             done += len(batch)
             now = self.deadline.clock()
             times.append(now - before)
             before = now
-            self._progress(member, weights, done)
+            self.tell(f"{self._which(weights)}, picture {done:,} of {self.n:,}")
             if done == self.n:
-                break
-            rest = (self.n - done) / len(batch) * median(times)
-            late = not self._fits(median(times))  # the next batch
+                self.say(f"{self._which(weights)}: {sum(times):.1f} s")
+                return probs, times
             if self.tally.checkpoints == 0:
-                if late:  # better some pictures than none
+                if not self._fits(_longest_but_one(times)):  # better some pictures than none
                     probs[done:] = np.array(self.manifest.prior, np.float16)
                     self.tally.add(member, probs)
                     self._publish()
                     raise _LateError(
                         f"reached after {done:,} of {self.n:,} pictures, the others by the prior"
                     )
-            elif late or (len(times) >= FIRST_BATCHES and not self._fits(rest)):
-                raise _LateError(f"would not fit, as {done:,} of {self.n:,} pictures showed")
-        if done < self.n:
-            raise RuntimeError(f"{done:,} of {self.n:,} pictures came")
-        return probs, times
+            elif len(times) >= FIRST_BATCHES or self.deadline.left() < 0:
+                # without the first: then a burst is counted with the time before it
+                rest = steady(times[1:] or times) * (self.n - done) / len(batch)
+                if self._hopeless(rest):
+                    raise _LateError(f"would not fit, as {done:,} of {self.n:,} pictures showed")
+        raise RuntimeError(f"{done:,} of {self.n:,} pictures came")
 
-    def _foretold(self, member: KernelMember) -> float | None:
-        """Seconds a picture of one checkpoint of a member that has not begun, if anything is known."""
-        if self._slowness is None or not member.seconds:
-            return None
-        return self._slowness * member.seconds / len(member.weights)
+    def _foretold(self, member: KernelMember) -> float:
+        """Seconds of a member's next checkpoint, as far as something like it was measured."""
+        new = member.pack_short_side not in self._sizes
+        return self._set_up.get(new, 0.0) + self.outcome.picture_seconds.get(member.name, 0.0) * self.n
 
     def _fits(self, seconds: float) -> bool:
         return seconds + WRITING * self._writing < self.deadline.left()
 
+    def _hopeless(self, seconds: float) -> bool:
+        return not self._fits(SURELY * seconds)
+
     def _publish(self) -> None:
+        """Write the submission; once there is one, a failure is kept for the end."""
         began = self.deadline.clock()
-        self.publish(self.tally)
-        self._writing = max(self._writing, self.deadline.clock() - began)
+        try:
+            self.publish(self.tally)
+            self.outcome.written, self.outcome.unwritten = self.tally.checkpoints, ""
+        except Exception as error:
+            if self.outcome.written is None:
+                raise
+            self.outcome.unwritten = _reason(error)
+            self.say(f"the submission stays as it was: {self.outcome.unwritten}")
+        seconds = self.deadline.clock() - began
+        self.outcome.writing += seconds
+        self._writing = max(self._writing, seconds)
 
-    def _stop(self, weights: Weights, why: str) -> Outcome:
-        self.outcome.stopped = f"{weights.plain.name}: {why}"
-        return self.outcome
-
-    def _fail(self, weights: Weights, why: str) -> None:
-        self.outcome.failed.append(f"{weights.plain.name}: {why}")
-        self.say(f"left out: {self.outcome.failed[-1]}")
-
-    def _progress(self, member: KernelMember, weights: Weights, done: int) -> None:
-        now = self.deadline.clock()
-        if now - self._said < SAY_EVERY and done < self.n:
-            return
-        self._said = now
+    def _which(self, weights: Weights) -> str:
         begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
-        self.say(
-            f"{clock(self.deadline.elapsed())}  checkpoint {begun} of {self.manifest.checkpoints} "
-            f"({weights.plain.name}), picture {done:,} of {self.n:,}; {clock(self.deadline.left())} left"
-        )
+        return f"checkpoint {begun} of {self.manifest.checkpoints} ({weights.plain.name})"
+
+
+def steady(times: Sequence[float]) -> float:
+    """Seconds a batch, in the mean; a longest one far from all others, a stall or a start, is not counted.
+
+    Not the median: loader processes bring their batches in bursts.
+    """
+    second, longest = sorted(times)[-2:] if len(times) > 1 else (times[0], times[0])
+    if longest > STALL * second:
+        return (sum(times) - longest) / (len(times) - 1)
+    return sum(times) / len(times)
+
+
+def _longest_but_one(times: Sequence[float]) -> float:
+    """What the next batch may take: one stall is not the rule, a burst of batches after a wait is."""
+    return sorted(times)[-2] if len(times) > 1 else times[0]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

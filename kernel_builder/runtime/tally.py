@@ -28,8 +28,9 @@ class Tally:
         if self._open is not member:
             self.close()
             self._open = member
-            self.members.append(member.name)
         self._sum = add_share(self._sum, 1 / len(member.weights), probs, "probability")
+        if self._count == 0:
+            self.members.append(member.name)
         self._count += 1
         self.checkpoints += 1
 
