@@ -120,17 +120,20 @@ class ViewDataset(Dataset[torch.Tensor]):
         return planes.view(len(rows), len(self.views), *planes.shape[1:])
 
 
-def train_batches(dataset: TrainDataset, *, batch_size: int, workers: int) -> SizedIterable[Batch]:
+def train_batches(
+    dataset: TrainDataset, *, batch_size: int, workers: int, pin_memory: bool = False
+) -> SizedIterable[Batch]:
     """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
     The last batch may be smaller; a last batch of one picture is left out, for batch norm cannot learn from it.
 
     Args:
         workers: processes that prepare batches; 0 prepares them here.
+        pin_memory: for a GPU, which fetches such batches while it computes.
     """
     order = dataset.order().tolist()
     alone = len(order) % batch_size == 1 and len(order) > batch_size > 1
-    return _loader(dataset, order, batch_size, workers, drop_last=alone)
+    return _loader(dataset, order, batch_size, workers, drop_last=alone, pin_memory=pin_memory)
 
 
 def view_batches(
@@ -141,10 +144,11 @@ def view_batches(
     *,
     batch_size: int,
     workers: int,
+    pin_memory: bool = False,
 ) -> SizedIterable[torch.Tensor]:
     """All of `rows`, in their order, each in all views: (B, V, 3, S, S) uint8."""
     dataset = ViewDataset(pack, rows, views, image_size)
-    return _loader(dataset, range(len(dataset)), batch_size, workers, drop_last=False)
+    return _loader(dataset, range(len(dataset)), batch_size, workers, drop_last=False, pin_memory=pin_memory)
 
 
 class Timed(Generic[T_co]):
@@ -167,7 +171,13 @@ class Timed(Generic[T_co]):
 
 
 def _loader(
-    dataset: Dataset[Any], order: Sequence[int], batch_size: int, workers: int, *, drop_last: bool
+    dataset: Dataset[Any],
+    order: Sequence[int],
+    batch_size: int,
+    workers: int,
+    *,
+    drop_last: bool,
+    pin_memory: bool,
 ) -> DataLoader[Any]:
     """Torch's loader; a worker that dies makes it raise a RuntimeError within five seconds."""
     return DataLoader(
@@ -176,7 +186,7 @@ def _loader(
         sampler=order,
         num_workers=workers,
         collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
         prefetch_factor=PREFETCH if workers else None,

@@ -63,7 +63,7 @@ def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
     text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
     with writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        for path in (store.test, store.submission, store.report):
+        for path in (store.test, store.submission, store.report, store.half):
             path.unlink(missing_ok=True)
 
 

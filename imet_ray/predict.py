@@ -142,7 +142,13 @@ def predicted_batches(
     done, trouble = 0, ""
     while done < len(rows):
         batches = view_batches(
-            pack, rows[done:], views, image_size, batch_size=pace.batch_size, workers=pace.workers
+            pack,
+            rows[done:],
+            views,
+            image_size,
+            batch_size=pace.batch_size,
+            workers=pace.workers,
+            pin_memory=device.type == "cuda",
         )
         try:
             for images in batches:

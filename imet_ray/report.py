@@ -32,7 +32,7 @@ from imet_ray.page import (
     table,
 )
 from imet_ray.results import Standing, read_spec
-from imet_ray.store import EnsembleStore, Store, read_json_lines, write_text
+from imet_ray.store import EnsembleStore, Store, read_json, read_json_lines, write_text
 
 SHOWN_PICTURES = 12
 SHOWN_MISTAKES = 12  # of each kind
@@ -62,6 +62,8 @@ def write_report(
     if oof is None and all(member.trials for member in ensemble.members):
         oof = blend_oof(ensemble, store, catalog.train.ids)
     parts = _findings(ensemble.report)
+    if place.half.exists():  # a kernel was built of it
+        parts.append(paragraph(str(dict(read_json(place.half)).get("text", ""))))
     if oof is None:
         parts.append(paragraph("What needs out-of-fold predictions is left out: another tool made some."))
     else:

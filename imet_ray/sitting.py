@@ -117,7 +117,12 @@ class Sitting:
         self._freeze_body(epoch < recipe.head_only_epochs)
         self.dataset.set_epoch(epoch)
         batches = Timed(
-            train_batches(self.dataset, batch_size=recipe.batch_size, workers=self.loader_workers)
+            train_batches(
+                self.dataset,
+                batch_size=recipe.batch_size,
+                workers=self.loader_workers,
+                pin_memory=self.device.type == "cuda",
+            )
         )
         total = len(batches)
         started = time.monotonic()

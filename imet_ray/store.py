@@ -146,6 +146,10 @@ class EnsembleStore:
     def report(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def half(self) -> Path:
+        return self.root / "half.json"
+
 
 @dataclass(frozen=True)
 class Cache:

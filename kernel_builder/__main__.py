@@ -50,6 +50,8 @@ def _crypt(what: str, argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", type=Path)
     args = parser.parse_args(argv)
     secret = _secret_of_environment()
+    if args.file.is_dir() or not args.file.name:
+        raise ConfigError(f"{args.file} is a folder: name a file")
     if what == "encrypt":
         target = args.out or args.file.with_name(args.file.name + ENDING)
     elif args.out is None and args.file.suffix != ENDING:
@@ -79,10 +81,12 @@ def _build(argv: Sequence[str]) -> int:
     from imet_ray.ensemble import read_ensemble
     from imet_ray.stages import cache_at, reopen
     from kernel_builder.build import BuildOptions, build
-    from kernel_builder.dry_run import dry_run
+    from kernel_builder.dry_run import dry_run, refuse_data
     from kernel_builder.kaggle import user_of
 
     secret = _secret(args)
+    if args.dry_run is not None:
+        refuse_data(args.dry_run)
     run = reopen(args.runs, args.name, cache_at(args.cache))
     ensemble = read_ensemble(run.store.ensemble(args.ensemble))
     options = BuildOptions(
@@ -95,6 +99,7 @@ def _build(argv: Sequence[str]) -> int:
         limit=duration(args.limit, "--limit"),
         reserve=duration(args.reserve, "--reserve"),
         competition=args.competition,
+        accelerator=args.accelerator,
     )
     found = build(run, ensemble, args.out, options)
     if found.loss is not None:
@@ -104,8 +109,13 @@ def _build(argv: Sequence[str]) -> int:
         print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB", flush=True)
     if args.dry_run is not None:
         return dry_run(found.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
-    sets = "; ".join(f"kaggle datasets create -p {folder}" for folder in found.folders)
-    print(f"next     {sets}; kaggle kernels push -p {found.kernel.parent}")
+    sets = " && ".join(f"kaggle datasets create -p {folder}" for folder in found.folders)
+    print(f"next     {sets}")
+    print(f"         when `kaggle datasets status` says ready: kaggle kernels push -p {found.kernel.parent}")
+    if args.competition is None:
+        print(
+            "         without --competition SLUG the kernel has no pictures on Kaggle: attach their data set there"
+        )
     return 0
 
 
@@ -116,7 +126,8 @@ def _secret(args: argparse.Namespace) -> Secret | None:
         return None
     if args.key == "env":
         return _secret_of_environment()
-    return Secret.new()
+    text = os.environ.get(KEY_VARIABLE)
+    return Secret.parse(text) if text else Secret.new()
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -136,6 +147,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--user", help="of Kaggle; default: that of its client's settings")
     parser.add_argument("--title", help="of the kernel and its data sets")
     parser.add_argument("--competition", metavar="SLUG", help="whose data the kernel reads")
+    parser.add_argument("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="of Kaggle's GPUs")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16"),
@@ -146,7 +158,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--key",
         choices=("embed", "env", "file"),
-        help=f"in the kernel, in ${KEY_VARIABLE} or ${PASSPHRASE_VARIABLE}, or in a data set of its own",
+        help=f"embed, the default: in the kernel; file: in a data set of its own; env: in ${KEY_VARIABLE} or "
+        f"${PASSPHRASE_VARIABLE}, for machines that are not Kaggle's, where no variable reaches a kernel",
     )
     parser.add_argument("--max-dataset-bytes", metavar="20GB", default="20GB")
     parser.add_argument("--limit", metavar="9h", default="9h")

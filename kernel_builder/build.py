@@ -5,23 +5,25 @@ Nothing of the training code, and no weights, are in the file; what it holds is 
 """
 
 import contextlib
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from imet_ray.crypto import Secret
 from imet_ray.ensemble import Ensemble, EnsembleMember
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.results import read_spec
+from imet_ray.specs import Variant
 from imet_ray.stages import Run
-from imet_ray.store import write_json, write_text
+from imet_ray.store import disk_error, write_json
 from kernel_builder.closure import import_closure
 from kernel_builder.data_sets import make_folder, stage_weights, write_datasets
-from kernel_builder.half import HalfLoss, measure_half
+from kernel_builder.half import HalfLoss, half_loss_of
 from kernel_builder.kaggle import (
     DATASET_METADATA,
     KERNEL_METADATA,
@@ -36,6 +38,7 @@ ENTRY = "kernel_builder.runtime.main"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "timm", "albumentations", "numpy", "safetensors")
 KERNEL = "kernel.py"
+PRIVATE = 0o600
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class BuildOptions:
     limit: float  # seconds
     reserve: float
     competition: str | None
+    accelerator: str  # as Kaggle names it
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,7 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     Raises:
         ImetError: one line for an ensemble that no kernel can predict, or a place that cannot be written.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty: name another folder, or empty it")
+    _refuse(out, options)
     members = _in_order(ensemble)
     dtype, loss = _dtype(run, ensemble, members, options)
     make_folder(out)
@@ -88,7 +91,7 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
             KernelMember(
                 name=member.variant,
                 weight=member.weight,
-                recipe=read_spec(run.store.trial(member.trials[0])).recipe,
+                recipe=_recipe(run, member),
                 pack_short_side=read_spec(run.store.trial(member.trials[0])).pack_short_side,
                 weights=[
                     Weights(
@@ -113,6 +116,8 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
     header = _header(run, manifest, loss)
     write_kernel(kernel, closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
+    if manifest.key is not None:
+        kernel.chmod(PRIVATE)
     names = [f"{options.title} {n}" for n in range(len(folders))]
     ids = [dataset_metadata(options.user, name)["id"] for name in names]
     for folder, name in zip(folders, names, strict=True):
@@ -121,21 +126,50 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
         name = f"{options.title} key"
         ids.append(dataset_metadata(options.user, name)["id"])
         folders.append(out / "datasets" / "key")
-        write_text(folders[-1] / KEY_FILE, options.secret.text + "\n")
-        (folders[-1] / KEY_FILE).chmod(0o600)
+        make_folder(folders[-1])
+        _write_key(folders[-1] / KEY_FILE, options.secret)
         write_json(folders[-1] / DATASET_METADATA, dataset_metadata(options.user, name))
-    write_json(
-        kernel.with_name(KERNEL_METADATA),
-        kernel_metadata(
-            options.user,
-            options.title,
-            code_file=KERNEL,
-            datasets=ids,
-            competition=options.competition,
-            gpu=True,
-        ),
-    )
+    write_json(kernel.with_name(KERNEL_METADATA), _kernel_metadata(options, ids))
     return Built(kernel, tuple(folders), dtype, loss)
+
+
+def _refuse(out: Path, options: BuildOptions) -> None:
+    """What would be found wrong after an hour of measuring and writing."""
+    try:
+        occupied = out.exists() and any(out.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror or error}: name a folder") from None
+    if occupied:
+        raise ConfigError(f"--out {out} is not empty: name another folder, or empty it")
+    if options.limit <= options.reserve:
+        raise ConfigError("--limit must be longer than --reserve: give more time, or keep less of it back")
+    longest = "key" if options.key == "file" else "99"
+    _kernel_metadata(options, [dataset_metadata(options.user, f"{options.title} {longest}")["id"]])
+
+
+def _kernel_metadata(options: BuildOptions, datasets: Sequence[str]) -> dict[str, Any]:
+    return kernel_metadata(
+        options.user,
+        options.title,
+        code_file=KERNEL,
+        datasets=datasets,
+        competition=options.competition,
+        accelerator=options.accelerator,
+    )
+
+
+def _recipe(run: Run, member: EnsembleMember) -> Variant:
+    """How a member predicts; where its training began is nobody's business, and may be a path of this machine."""
+    return read_spec(run.store.trial(member.trials[0])).recipe.model_copy(update={"weights": "none"})
+
+
+def _write_key(path: Path, secret: Secret) -> None:
+    """Nobody else can read it at any time."""
+    try:
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, PRIVATE)) as file:
+            file.write(secret.text + "\n")
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
@@ -157,7 +191,7 @@ def _dtype(
     """float16 where that is harmless, measured; or what was asked for."""
     if options.dtype != "auto":
         return options.dtype, None
-    loss = measure_half(run, ensemble, members)
+    loss = half_loss_of(run, ensemble, members)
     return ("float16" if loss.harmless else "float32"), loss
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from imet_ray.checkpoint import save_tensors
 from imet_ray.crypto import Secret, encrypt
 from imet_ray.ensemble import EnsembleMember
-from imet_ray.errors import StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.results import read_spec
 from imet_ray.stages import Run
 from imet_ray.store import disk_error, file_digest
@@ -64,6 +64,8 @@ def _write_weights(run: Run, member: EnsembleMember, trial: str, dtype: Dtype, p
     tensors = safetensors.torch.load_file(best)
     if dtype == "float16":
         tensors = {k: t.half() if t.dtype == torch.float32 else t for k, t in tensors.items()}
+        if not all(t.isfinite().all() for t in tensors.values()):
+            raise ConfigError(f"{best} has weights above 65,504, which float16 cannot hold: --dtype float32")
     save_tensors(path, tensors)
 
 

@@ -20,6 +20,7 @@ KERNEL_METADATA = "kernel-metadata.json"
 # A data set's title and slug have 6 to 50 characters each. Of a kernel the client wants 5 at least and says no maximum:
 # we take one for both.
 SHORTEST_DATASET, SHORTEST_KERNEL, LONGEST = 6, 5, 50
+ACCELERATOR = "NvidiaTeslaT4"  # two of them; the P100, which torch no longer has code for, is retired
 LICENSE = "copyright-authors"  # exactly one is wanted; the client's own default gives all rights away
 
 
@@ -114,7 +115,13 @@ def dataset_metadata(user: str, title: str, *, description: str = "") -> dict[st
 
 
 def kernel_metadata(
-    user: str, title: str, *, code_file: str, datasets: Sequence[str], competition: str | None, gpu: bool
+    user: str,
+    title: str,
+    *,
+    code_file: str,
+    datasets: Sequence[str],
+    competition: str | None,
+    accelerator: str,
 ) -> dict[str, Any]:
     """What goes into `kernel-metadata.json`, for a private script without internet.
 
@@ -124,7 +131,7 @@ def kernel_metadata(
         code_file: the script's name, beside the metadata.
         datasets: `user/slug` of each data set that it reads.
         competition: the competition's slug, if it reads one's data.
-        gpu: run it on one.
+        accelerator: a GPU, by the client's name for it.
 
     Raises:
         ConfigError: if Kaggle would refuse the name or a source.
@@ -136,6 +143,8 @@ def kernel_metadata(
             raise ConfigError(f"a data set is named as user/slug, got {source!r}: see its page's URL")
     if competition is not None and not re.fullmatch(r"[A-Za-z0-9-]+", competition):
         raise ConfigError(f"a competition is named by its slug, got {competition!r}: see its page's URL")
+    if not re.fullmatch(r"[A-Za-z0-9]+", accelerator):
+        raise ConfigError(f"an accelerator is named such as {ACCELERATOR}, got {accelerator!r}")
     return {
         "id": f"{user}/{name}",
         "title": name.replace("-", " "),
@@ -143,7 +152,8 @@ def kernel_metadata(
         "language": "python",
         "kernel_type": "script",
         "is_private": True,
-        "enable_gpu": gpu,
+        "enable_gpu": True,
+        "machine_shape": accelerator,
         "enable_tpu": False,
         "enable_internet": False,  # the client's default is True
         "dataset_sources": list(datasets),

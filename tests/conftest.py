@@ -1,11 +1,13 @@
 """What tests share: a tiny data set in the Kaggle layout, made once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kernel_machine import Machine
 
 import blend
 import launch
@@ -192,3 +194,10 @@ def built(swept, trained):
         return out
 
     return _built
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    found = Machine()
+    yield found
+    found.stop()

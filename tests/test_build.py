@@ -4,8 +4,11 @@ import json
 import re
 
 import pytest
+from packed import manifest_of
 
+from imet_ray.crypto import Secret
 from kernel_builder import build as build_module
+from kernel_builder import data_sets
 from kernel_builder.__main__ import main
 from kernel_builder.half import HalfLoss
 
@@ -19,21 +22,48 @@ def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, buil
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
-def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd):
-    options = ("--dry-run", str(tiny_root), "--images", "38801")
-    built(tmp_path / "k", *options)
+def many_pictures(tiny_root, root):
+    """A data directory of 330 test pictures."""
+    (root / "test").mkdir(parents=True)
+    rows = ["id,attribute_ids"]
+    pictures = sorted((tiny_root / "test").iterdir())
+    for i in range(330):
+        (root / "test" / f"p{i}.png").symlink_to(pictures[i % len(pictures)])
+        rows.append(f"p{i},0")
+    (root / "sample_submission.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(("limit", "fits"), [("9h", True), ("11m", False)])
+def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, limit, fits):
+    data = many_pictures(tiny_root, tmp_path / "data")
+    options = ("--dry-run", str(data), "--images", "1000000", "--limit", limit, "--dtype", "float32")
+    code = main(["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where, *options])
     out = capfd.readouterr().out
-    assert re.search(r"38,801 pictures would take \d+:\d\d(:\d\d)? on this machine, of 8:50:00: fits", out)
-    assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
+    said = r"1,000,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|1:00): "
+    assert re.search(said + ("fits" if fits else "does NOT fit; about 0 of 6 checkpoints"), out)
+    assert code == (0 if fits else 64 + 1)
+    assert len((tmp_path / "k" / "dry-run" / "submission.csv").read_text().splitlines()) == 331
     found = json.loads((tmp_path / "k" / "dry-run" / "timing.json").read_text())
-    assert (found["pictures"], len(found["checkpoints"]), found["whole"]) == (20, 6, True)
+    assert (found["pictures"], len(found["checkpoints"]), found["whole"], found["batches"]) == (
+        330,
+        6,
+        True,
+        11,
+    )
+
+
+def test_a_dry_run_on_a_few_pictures_foretells_nothing(tmp_path, swept, built, trained, tiny_root, capfd):
+    built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "38801")
+    assert "20 pictures are too few to foretell the time of 38,801" in capfd.readouterr().out
+    assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
 
 
 @pytest.mark.parametrize(("moved", "dtype"), [(0.0001, "float16"), (-0.002, "float32")])
 def test_float16_is_taken_where_the_score_does_not_feel_it(
     tmp_path, swept, built, trained, capfd, monkeypatch, moved, dtype
 ):
-    monkeypatch.setattr(build_module, "measure_half", lambda *args: HalfLoss(moved, 1e-5, 90, "cpu"))
+    monkeypatch.setattr(build_module, "half_loss_of", lambda *args: HalfLoss(moved, 1e-5, 90, "cpu"))
     place = built(tmp_path / "k", "--dtype", "auto")
     said = f"float16 moves F2 out of fold by {moved:+.5f} (standard error 0.00001; 90 pictures, on cpu)"
     assert f"weights as {dtype}: {said}" in capfd.readouterr().out
@@ -56,15 +86,49 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
         ),
         (["--limit", "soon"], "--limit takes 2h, 90m or 1h30m, got 'soon'"),
         (["--dry-run", "/nowhere"], "--dry-run /nowhere has no sample_submission.csv"),
+        (["--competition", "not a slug"], "a competition is named by its slug, got 'not a slug'"),
+        (["--title", "t" * 60], "a data set's title must have 6 to 50 characters, got 63"),
+        (["--accelerator", "T4 x2"], "an accelerator is named such as NvidiaTeslaT4, got 'T4 x2'"),
+        (["--limit", "5m"], "--limit must be longer than --reserve"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, swept, trained, capfd, argv, expected):
+def test_a_mistake_is_one_line_before_anything_is_measured_or_written(
+    tmp_path, swept, trained, capfd, monkeypatch, argv, expected
+):
+    monkeypatch.delenv("IMET_RAY_KEY", raising=False)
+    monkeypatch.delenv("IMET_RAY_PASSPHRASE", raising=False)
     capfd.readouterr()
     options = ["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
     assert main([*options, *argv]) == 1
     err = capfd.readouterr().err
     assert err.startswith(f"error: {expected}")
     assert len(err.splitlines()) == 1
+    assert not (tmp_path / "k").exists()
+
+
+def test_an_out_that_is_a_file_is_one_line(tmp_path, swept, trained, capfd):
+    (tmp_path / "k").write_text("mine")
+    assert main(["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where]) == 1
+    assert f"error: --out {tmp_path / 'k'}: Not a directory" in capfd.readouterr().err
+    assert (tmp_path / "k").read_text() == "mine"
+
+
+def test_a_key_of_the_environment_is_the_one_that_is_used(tmp_path, swept, built, trained, monkeypatch):
+    monkeypatch.setenv("IMET_RAY_KEY", key := Secret.new().text)
+    place = built(tmp_path / "k", "--encrypt", "--key", "file")
+    assert (place / "datasets" / "key" / "imet_ray.key").read_text().strip() == key
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path, swept, trained, capfd, monkeypatch):
+    original = data_sets.safetensors.torch.load_file
+
+    def large(path):
+        return {name: tensor.float() * 1e6 for name, tensor in original(path).items()}
+
+    monkeypatch.setattr(data_sets.safetensors.torch, "load_file", large)
+    options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float16"]
+    assert main(["k", *options]) == 1
+    assert "has weights above 65,504, which float16 cannot hold: --dtype float32" in capfd.readouterr().err
 
 
 def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
@@ -73,3 +137,21 @@ def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept,
     dataset = json.loads((place / "datasets" / "0" / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [dataset["id"]]
     assert (str(kernel["is_private"]).lower(), str(kernel["enable_internet"]).lower()) == ("true", "false")
+    assert kernel["machine_shape"] == "NvidiaTeslaT4"
+
+
+def test_what_is_packed_names_no_path_of_this_machine_and_a_key_is_for_its_owner(
+    tmp_path, swept, built, trained, monkeypatch
+):
+    original = build_module.read_spec
+
+    def local(trial):
+        spec = original(trial)
+        return spec.model_copy(
+            update={"variant": spec.variant.model_copy(update={"weights": "/home/me/secret.safetensors"})}
+        )
+
+    monkeypatch.setattr(build_module, "read_spec", local)
+    place = built(tmp_path / "k", "--encrypt")
+    assert {member["recipe"]["weights"] for member in manifest_of(place)["members"]} == {"none"}
+    assert (place / "kernel" / "kernel.py").stat().st_mode & 0o077 == 0

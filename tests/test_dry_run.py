@@ -6,10 +6,12 @@ import pytest
 
 from kernel_builder.dry_run import Timing, read_timing
 
-TIMING = {  # 10 s of set-up, 1 s of decoding, and 2 + 2 + 6 s of checkpoints for 100 pictures
+TIMING = {  # 10 s of set-up; 0.6 s of decoding, 0.4 s of writing, and 2 + 2 + 6 s of checkpoints for 100 pictures
     "pictures": 100,
+    "batches": 10,
     "elapsed": 21.0,
-    "decoding": 1.0,
+    "decoding": 0.6,
+    "writing": 0.4,
     "left": 1200.0,
     "whole": True,
     "checkpoints": [("a", 0.02), ("a", 0.02), ("b", 0.06)],
@@ -29,7 +31,9 @@ TIMING = {  # 10 s of set-up, 1 s of decoding, and 2 + 2 + 6 s of checkpoints fo
     ],
 )
 def test_what_grows_with_the_pictures_is_scaled_and_the_set_up_is_not(images, expected):
-    assert expected in Timing(**TIMING).verdict(images)
+    fits, text = Timing(**TIMING).verdict(images)
+    assert expected in text
+    assert fits == text.endswith("fits")
 
 
 def test_a_timing_is_read_as_the_kernel_wrote_it(tmp_path):

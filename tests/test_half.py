@@ -1,5 +1,7 @@
 """What float16 weights cost: measured out of fold, and taken only where that is surely nothing."""
 
+import html
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from imet_ray.blending.run import BlendOptions, blend_run
 from imet_ray.ensemble import read_ensemble
 from imet_ray.results import standings
 from kernel_builder import half
-from kernel_builder.half import HalfLoss, half_loss, measure_half
+from kernel_builder.half import HalfLoss, half_loss, half_loss_of, measure_half
 
 
 @pytest.mark.parametrize(
@@ -49,9 +51,13 @@ def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(tra
     run = trained.run
     assert abs(measure_half(run, blended, blended.members).moved) < 0.02
     original = half.predict_by_recipe
+    calls = 0
 
     def broken(*args, **kwargs):
-        return 1 - original(*args, **kwargs)
+        nonlocal calls
+        calls += 1
+        probs = original(*args, **kwargs)
+        return probs if calls % 2 else 1 - probs  # the second time weights are rounded
 
     monkeypatch.setattr(half, "predict_by_recipe", broken)
     found = measure_half(run, blended, blended.members)
@@ -65,3 +71,20 @@ def test_numbers_that_float16_cannot_hold_are_not_harmless(trained, blended, mon
 
     monkeypatch.setattr(half, "predict_by_recipe", infinite)
     assert not measure_half(trained.run, blended, blended.members).harmless
+
+
+def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatch):
+    run, place = trained.run, trained.run.store.ensemble("half")
+    place.half.unlink(missing_ok=True)
+    place.report.write_text("the blend's")
+    measured = half_loss_of(run, blended, blended.members)
+    assert f"Weights stored in half the bits: {measured}." in html.unescape(place.report.read_text())
+
+    def again(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(half, "measure_half", again)
+    assert half_loss_of(run, blended, blended.members) == measured
+    place.half.write_text("[]")  # damaged
+    with pytest.raises(AssertionError, match="measured again"):
+        half_loss_of(run, blended, blended.members)

@@ -29,7 +29,7 @@ def kernel(title: str = "imet ray demo", **changed):
         "code_file": "kernel.py",
         "datasets": ["ann/weights-1"],
         "competition": None,
-        "gpu": True,
+        "accelerator": "NvidiaTeslaT4",
     } | changed
     return kernel_metadata("ann", title, **given)
 

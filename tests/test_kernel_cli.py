@@ -74,6 +74,8 @@ def test_mistakes_are_one_line(call, file, monkeypatch, tmp_path):
         (("decrypt", sealed), f"{file} is there already"),
         (("decrypt", file), f"{file} does not end in .encrypted: say with --out where the plain file goes"),
         (("encrypt", tmp_path / "none"), f"cannot read {tmp_path / 'none'}: No such file"),
+        (("encrypt", "."), ". is a folder: name a file"),
+        (("decrypt", tmp_path), f"{tmp_path} is a folder: name a file"),
     ):
         code, out, err = call(*argv)
         assert (code, out, len(err.splitlines())) == (1, "", 1)

@@ -133,9 +133,7 @@ class Machine:
             self.published.append((self.clock.now, tally.decoded(set())))
 
         deadline = Deadline(limit, self.manifest.reserve, self.clock)
-        run = Run(
-            self.manifest, N, self.open, deadline, publish, lambda text: None, lambda text: None
-        )
+        run = Run(self.manifest, N, self.open, deadline, publish, lambda text: None, lambda text: None)
         outcome = run()
         self.tally = run.tally
         return outcome

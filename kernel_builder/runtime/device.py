@@ -23,7 +23,7 @@ def usable_device() -> torch.device:
         for dtype in (None, half_of(device)):
             with torch.inference_mode(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
                 convolution(torch.ones(1, 3, 8, 8, device=device)).float().sum().item()
-    except RuntimeError as error:
+    except Exception as error:  # of whatever kind: there is the CPU
         logger.warning("the GPU cannot be used (%s): predicting on the CPU", first_line(error))
         return torch.device("cpu")
     return device

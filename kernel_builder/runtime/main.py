@@ -3,8 +3,8 @@
 Exit codes: 0 everything was predicted; 1 no submission; 2 a wrong option; else 64 plus, added up: 1 the limit came
 before the last checkpoint, 2 checkpoints were left out, 4 pictures could not be read, 8 memory, the GPU or loader
 processes failed and the kernel went on without, 16 the last checkpoints are not in the submission, for it could not be
-written again. On Kaggle, where any code but 0 throws the submission away, one with a checkpoint in it, or that the limit
-cut off, exits with 0, and the last line says the rest.
+written again. On Kaggle, where any code but 0 throws the submission away, one with a checkpoint in it, or that the
+limit cut off, exits with 0, and the last line says the rest.
 """
 
 import argparse
@@ -141,7 +141,9 @@ class _Kernel:
             "writing": outcome.writing,
             "left": self.deadline.end - self.deadline.start,
             "whole": outcome.checkpoints == self.manifest.checkpoints,
-            "checkpoints": [(m.name, rates.get(m.name, 0.0)) for m in self.manifest.members for _ in m.weights],
+            "checkpoints": [
+                (m.name, rates.get(m.name, 0.0)) for m in self.manifest.members for _ in m.weights
+            ],
         }
 
     def _end(self) -> int:

@@ -18,7 +18,7 @@ SURELY = 0.8  # of a foretold time must be too long before a checkpoint is given
 STALL = 3.0  # times the second longest batch
 WRITING = 1.5  # times the longest writing of the submission is kept free for the last one
 
-# Sets a checkpoint up when it is called, pictures of a new size included; then its batches come, (b, C) float16, in order.
+# Sets a checkpoint up when it is called, with pictures of a new size; its batches then come in order, (b, C) float16.
 Open = Callable[[KernelMember, Weights], Iterator[np.ndarray]]
 
 

@@ -1,0 +1,105 @@
+"""What a kernel finds under its input folder."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from imet_ray.crypto import Secret, encrypt
+from imet_ray.errors import ConfigError, DataError, StoreError
+from kernel_builder.runtime.found import FoundWeights, find_secret
+from kernel_builder.runtime.inputs import all_files, find_test
+from kernel_builder.runtime.manifest import Stored, Weights
+
+SAMPLE = "id,attribute_ids\na,0\nb,1\n"
+
+
+def competition(root: Path, *pictures: str, sample: str = SAMPLE) -> Path:
+    (root / "test").mkdir(parents=True)
+    for name in pictures:
+        (root / "test" / name).write_bytes(b"")
+    (root / "sample_submission.csv").write_text(sample)
+    return root
+
+
+def test_the_pictures_are_in_the_samples_order_and_a_missing_one_is_named(tmp_path):
+    competition(tmp_path / "c", "a.png")
+    found = find_test(all_files(tmp_path))
+    assert found.ids == ("a", "b")
+    assert [file.name for file in found.files] == ["a.png", "b"]
+
+
+def test_a_sample_beside_its_pictures_is_preferred_to_one_that_is_nearer(tmp_path):
+    (tmp_path / "sample_submission.csv").write_text("id\nz\n")
+    competition(tmp_path / "deep" / "competition", "a.png", "b.jpg")
+    assert find_test(all_files(tmp_path)).ids == ("a", "b")
+
+
+def test_without_any_of_its_pictures_nothing_is_predicted(tmp_path):
+    competition(tmp_path / "c", "other.png")
+    with pytest.raises(DataError, match="none of the 2 pictures of .* is in .*/c/test: attach"):
+        find_test(all_files(tmp_path))
+
+
+def test_a_sample_that_is_not_whole_is_refused(tmp_path):
+    competition(tmp_path / "c", "a.png", sample='id,attribute_ids\na,0\n"b,1,2,3\n')
+    with pytest.raises(DataError, match="cannot be read: .* a submission must have all of its rows"):
+        find_test(all_files(tmp_path))
+
+
+def test_weights_are_looked_for_in_folders_of_any_name_but_not_among_pictures_and_never_in_circles(tmp_path):
+    competition(tmp_path / "c", "a.png")
+    for name in ("test", "train"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.safetensors").write_bytes(b"")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    names = [path.name for path in all_files(tmp_path)]
+    assert names == ["sample_submission.csv", "test.safetensors", "train.safetensors"]
+
+
+def sealed(root: Path, secret: Secret) -> FoundWeights:
+    target = io.BytesIO()
+    encrypt(io.BytesIO(b"weights"), target, secret)
+    path = root / "w.encrypted"
+    path.write_bytes(target.getvalue())
+    stored = Stored(name="w.encrypted", sha256="", size=1)
+    return FoundWeights(
+        Weights(trial="t", plain=stored, pieces=[stored], encrypted=True), (path,), encrypted=True
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in ("IMET_RAY_KEY", "IMET_RAY_PASSPHRASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_of_several_key_files_the_one_that_opens_the_weights_is_taken(tmp_path):
+    right, other = Secret.new(), Secret.new()
+    files = []
+    for name, secret in (("1", other), ("2", right)):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "imet_ray.key")
+        files[-1].write_text(secret.text)
+    found = sealed(tmp_path, right)
+    assert find_secret([found], None, files) == right
+    with pytest.raises(StoreError, match="w.encrypted cannot be decrypted: a wrong key"):
+        find_secret([found], None, files[:1])
+
+
+def test_without_a_key_it_is_said_where_one_may_be(tmp_path):
+    found = sealed(tmp_path, Secret.new())
+    with pytest.raises(ConfigError, match="the weights are encrypted: set IMET_RAY_KEY"):
+        find_secret([found], None, [tmp_path / "other.key"])
+
+
+def test_a_key_file_that_is_none_is_one_line_with_its_name(tmp_path):
+    path = tmp_path / "imet_ray.key"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=f"{path}: a key must read imet-ray-key-1:"):
+        find_secret([sealed(tmp_path, Secret.new())], None, [path])
+
+
+def test_plain_weights_need_no_key(tmp_path):
+    one = sealed(tmp_path, Secret.new())
+    assert find_secret([FoundWeights(one.weights, one.paths, encrypted=False)], None, []) is None

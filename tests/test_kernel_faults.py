@@ -1,0 +1,219 @@
+"""A kernel on a machine where something fails or hangs: it leaves a submission and says what happened."""
+
+import time
+
+import pytest
+from kernel_machine import submission
+
+pytestmark = pytest.mark.slow
+
+OUT_OF_MEMORY = """
+import torch
+real = torch.Tensor.sigmoid
+def sigmoid(self):
+    if len(self) > 8:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    return real(self)
+torch.Tensor.sigmoid = sigmoid
+"""
+DYING_LOADER = """
+import os
+import torch
+real = torch.from_numpy
+def from_numpy(array):
+    if torch.utils.data.get_worker_info() is not None:
+        os._exit(9)
+    return real(array)
+torch.from_numpy = from_numpy
+"""
+FULL_DISK = """
+import errno
+import os
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.posix_fallocate = full
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "options", "said"),
+    [
+        (OUT_OF_MEMORY, (), "out of GPU memory: predicting in batches of "),
+        (DYING_LOADER, ("--workers", "1"), "loading in this process"),
+        (FULL_DISK, (), "decoding for each checkpoint instead"),
+    ],
+    ids=["memory", "loader", "disk"],
+)
+def test_it_goes_on_without_what_fails_and_says_so(
+    tmp_path, swept, built, trained, tiny_root, machine, patch, options, said
+):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, *options, patch=patch)
+    assert done.code == 64 + 8, done.stdout + done.stderr
+    assert said in done.stdout.splitlines()[-1]
+    assert submission(place) == swept.read_text()
+    done = machine(place, tiny_root, *options, patch=patch, env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    assert (done.code, said in done.stdout.splitlines()[-1]) == (0, True)  # another code throws it away
+
+
+BROKEN_GPU = """
+import torch
+def fails(*args, **kwargs):
+    raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+torch.cuda.is_available = lambda: True
+torch.nn.Conv2d.to = fails
+"""
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_left_alone(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, patch=BROKEN_GPU)
+    assert done.code == 64 + 8, done.stdout + done.stderr
+    assert "the GPU cannot be used (CUDA error: no kernel image" in done.stdout.splitlines()[-1]
+    assert "on cpu" in done.stdout
+    assert submission(place) == swept.read_text()
+
+
+HANGS_IN_PREDICTION = """
+import time
+import torch
+real, calls = torch.Tensor.sigmoid, []
+def sigmoid(self):
+    calls.append(1)
+    if len(calls) > 2:
+        time.sleep(600)
+    return real(self)
+torch.Tensor.sigmoid = sigmoid
+"""
+HANGS_IN_DECODING = """
+import time
+import PIL.ImageFile
+PIL.ImageFile.ImageFile.load = lambda self: time.sleep(600)
+"""
+HANGS_IN_A_LOADER = """
+import time
+import torch
+real = torch.from_numpy
+def from_numpy(array):
+    if torch.utils.data.get_worker_info() is not None:
+        time.sleep(600)
+    return real(array)
+torch.from_numpy = from_numpy
+"""
+HANGS_IN_HASHING = """
+import hashlib
+import time
+hashlib.file_digest = lambda file, name: time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "options", "said"),
+    [
+        (HANGS_IN_PREDICTION, (), "2 of 6 checkpoints"),
+        (HANGS_IN_DECODING, (), "0 of 6 checkpoints"),
+        (HANGS_IN_A_LOADER, ("--workers", "1"), "0 of 6 checkpoints"),
+    ],
+    ids=["prediction", "decoding", "loader"],
+)
+def test_what_hangs_is_ended_before_the_limit_with_the_submission_that_is_there(
+    tmp_path, swept, built, trained, tiny_root, machine, patch, options, said
+):
+    place = built(tmp_path / "k")
+    options = (*options, "--limit", "8s", "--reserve", "4s")
+    began = time.monotonic()
+    done = machine(place, tiny_root, *options, patch=patch)
+    assert time.monotonic() - began < 8
+    assert done.code == 64 + 1, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert said in last
+    assert "stopped by the limit at checkpoint" in last
+    assert "which took too long" in last
+    lines = submission(place).splitlines()
+    assert len(lines) == 21
+    assert all(line.partition(",")[2] for line in lines)
+
+
+def test_what_hangs_on_kaggle_ends_as_if_all_were_well(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    options = ("--limit", "6s", "--reserve", "4s")  # with another code the submission would be thrown away
+    done = machine(
+        place, tiny_root, *options, patch=HANGS_IN_DECODING, env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    )
+    assert (done.code, "which took too long" in done.stdout.splitlines()[-1]) == (0, True)
+    assert len(submission(place).splitlines()) == 21
+
+
+def test_what_hangs_before_there_is_a_submission_ends_with_an_error(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, "--limit", "4s", "--reserve", "3s", patch=HANGS_IN_HASHING)
+    assert done.code == 1
+    assert done.stderr == "error: the limit came before there was a submission: checking the weights\n"
+    assert not (place / "working" / "submission.csv").exists()
+
+
+DISK_FILLS = """
+import errno
+import os
+real, calls = os.replace, []
+def replace(source, target):
+    if str(target).endswith("submission.csv"):
+        calls.append(1)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    return real(source, target)
+os.replace = replace
+"""
+
+
+def test_a_disk_that_fills_up_leaves_the_submission_before_and_says_so(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, "--timing", "/proc/timing.json", patch=DISK_FILLS)
+    assert done.code == 64 + 8 + 16, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("submission.csv: 2 of 6 checkpoints")
+    assert "what was predicted last could not be written: StoreError: disk full while writing" in last
+    assert "cannot write /proc/timing.json" in last
+    assert len(submission(place).splitlines()) == 21
+
+
+BROKEN_WEIGHTS = """
+import safetensors.torch
+def load(data):
+    raise ValueError("broken")
+safetensors.torch.load = load
+"""
+
+
+def test_where_no_checkpoint_can_be_used_it_fails_on_kaggle_too(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, patch=BROKEN_WEIGHTS, env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    assert done.code == 64 + 2, done.stdout + done.stderr
+    assert "no checkpoint could be used" in done.stdout.splitlines()[-1]
+    assert len(submission(place).splitlines()) == 21
+
+
+NO_CRYPTOGRAPHY = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+    del sys.modules[name]
+sys.modules["cryptography"] = None
+"""
+
+
+def test_encrypted_weights_without_cryptography_are_one_line(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k", "--encrypt")
+    done = machine(place, tiny_root, patch=NO_CRYPTOGRAPHY)
+    assert done.code == 1
+    assert done.stderr.startswith(
+        "error: the weights are encrypted, and this machine lacks the package cryptography"
+    )
+    assert len(done.stderr.splitlines()) == 1
