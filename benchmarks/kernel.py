@@ -3,8 +3,7 @@
     uv run python -m benchmarks.kernel [--images 400] [--size 96] [--architecture test_resnet] [--rounds 3]
 
 Ours is the kernel's own path: pictures packed once, checkpoint by checkpoint through `Run` and its tally, a submission
-written after each. Both write a submission, and the labels that differ are counted: none should, but where a picture
-scaled by PIL differs from ours by a grey level at the threshold. The peer predicts checkpoint by checkpoint with torch's DataLoader, whose data set decodes a picture
+written after each. The peer predicts checkpoint by checkpoint with torch's DataLoader, whose data set decodes a picture
 with PIL, scales it, takes the crop and its mirror image, and normalises them in float32 numpy, with as many
 workers as make it fastest (0, 1 and 2 are tried); probabilities are added up and decided once. Same models, same two
 views, same batches, as many compute threads as there are cores; they take turns and the median of the rounds counts.
@@ -132,8 +131,9 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
         )
 
     deadline = Deadline(manifest.limit, manifest.reserve, time.monotonic)
-    outcome = Run(manifest, len(files), batches, deadline, publish, lambda text: None, lambda text: None)()
-    assert outcome.checkpoints == CHECKPOINTS
+    run = Run(manifest, len(files), batches, deadline, publish, lambda text: None, lambda text: None)
+    assert run().checkpoints == CHECKPOINTS
+    return run.tally.probabilities()
 
 
 @torch.inference_mode()
