@@ -132,6 +132,7 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
 
     deadline = Deadline(manifest.limit, manifest.reserve, time.monotonic)
     run = Run(manifest, len(files), batches, deadline, publish, lambda text: None, lambda text: None)
+    run.begin()
     assert run().checkpoints == CHECKPOINTS
     return run.tally.probabilities()
 

@@ -159,20 +159,27 @@ def predicted_batches(
                     probs = _predict_batch(model, images, device, autocast)
                 done += len(probs)
                 yield probs
-        except torch.cuda.OutOfMemoryError:
-            if pace.batch_size == 1:
+        except Exception as error:
+            if _out_of_memory(error) and pace.batch_size > 1:
+                pace.batch_size //= 2
+                trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
+            elif pace.workers and not _out_of_memory(
+                error
+            ):  # one died, or did not start; else it comes again
+                pace.workers = 0
+                trouble = f"loader processes failed ({first_line(error)}): loading in this process"
+            else:
                 raise
-            pace.batch_size //= 2
-            trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
-        except RuntimeError as error:
-            if pace.workers == 0 or "DataLoader worker" not in str(error):
-                raise
-            pace.workers = 0
-            trouble = f"a loader process died ({first_line(error)}): loading in this process"
         if trouble:
             torch.cuda.empty_cache()  # after the handler: its traceback held what is to be freed
             logger.warning("%s", trouble)
             trouble = ""
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the GPU, under any of its names."""
+    names = ("ALLOC_FAILED", "CUDA out of memory", "unable to find an engine to execute")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(name in str(error) for name in names)
 
 
 @torch.inference_mode()

@@ -115,9 +115,10 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     kernel = out / "kernel" / KERNEL
     closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
     header = _header(run, manifest, loss)
-    write_kernel(kernel, closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
+    make_folder(kernel.parent)
     if manifest.key is not None:
-        kernel.chmod(PRIVATE)
+        kernel.parent.chmod(PRIVATE | 0o100)
+    write_kernel(kernel, closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
     names = [f"{options.title} {n}" for n in range(len(folders))]
     ids = [dataset_metadata(options.user, name)["id"] for name in names]
     for folder, name in zip(folders, names, strict=True):

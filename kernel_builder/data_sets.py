@@ -1,5 +1,7 @@
 """The weights of a kernel as files, in data sets below a size."""
 
+import hashlib
+import io
 import secrets
 import sys
 from collections.abc import Sequence
@@ -40,22 +42,27 @@ def stage_weights(
     for member, trial in tqdm(wanted, "weights", unit="checkpoint", disable=not sys.stderr.isatty()):
         name = f"{member.variant}-f{read_spec(run.store.trial(trial)).fold}.safetensors"
         path = staging / name
+        tensors = _tensors(run, member, trial, dtype)
         try:
-            _write_weights(run, member, trial, dtype, path)
-            plain[trial] = Stored(name=name, sha256=file_digest(path), size=path.stat().st_size)
+            if secret is None:
+                save_tensors(path, tensors)
+                plain[trial] = Stored(name=name, sha256=file_digest(path), size=path.stat().st_size)
+            else:  # never plain on the disk: a process that is killed leaves what is there
+                path = path.with_suffix(".encrypted")
+                data = safetensors.torch.save(tensors)
+                plain[trial] = Stored(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+                with path.open("wb") as target:
+                    encrypt(
+                        io.BytesIO(data), target, secret, salt=salt if secret.passphrase is not None else None
+                    )
             packed[trial] = path
-            if secret is not None:
-                packed[trial] = path.with_suffix(".encrypted")
-                with path.open("rb") as source, packed[trial].open("wb") as target:
-                    encrypt(source, target, secret, salt=salt if secret.passphrase is not None else None)
-                path.unlink()
         except OSError as error:
             raise disk_error(path, error) from error
     return plain, packed
 
 
-def _write_weights(run: Run, member: EnsembleMember, trial: str, dtype: Dtype, path: Path) -> None:
-    """A checkpoint's tensors as a safetensors file."""
+def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors as they will be stored."""
     best = run.store.trial(trial).best
     if not best.exists():
         raise StoreError(f"{best} is missing: train it again with the same sweep")
@@ -66,7 +73,7 @@ def _write_weights(run: Run, member: EnsembleMember, trial: str, dtype: Dtype, p
         tensors = {k: t.half() if t.dtype == torch.float32 else t for k, t in tensors.items()}
         if not all(t.isfinite().all() for t in tensors.values()):
             raise ConfigError(f"{best} has weights above 65,504, which float16 cannot hold: --dtype float32")
-    save_tensors(path, tensors)
+    return tensors
 
 
 def write_datasets(

@@ -9,6 +9,7 @@ from pathlib import Path
 from imet_ray.durations import clock
 from imet_ray.errors import ConfigError, StoreError
 from kernel_builder.runtime.ending import CUT, SOMETHING
+from kernel_builder.runtime.inputs import all_files, find_test
 
 TIMING = "timing.json"
 FEWEST_BATCHES = 10  # that a rate is taken from
@@ -49,12 +50,13 @@ def refuse_data(data: Path) -> None:
     """Say that there are no data before anything is built.
 
     Raises:
-        ConfigError: naming what is not there.
+        ImetError: naming what is not there.
     """
     if not (data / "sample_submission.csv").is_file():
         raise ConfigError(
             f"--dry-run {data} has no sample_submission.csv: name a competition's data directory"
         )
+    find_test(all_files(data))
 
 
 def dry_run(kernel: Path, datasets: Path, data: Path, out: Path, images: int | None) -> int:

@@ -134,5 +134,8 @@ def _predicted(
         for tensor in model.state_dict().values():
             if tensor.dtype == torch.float32:
                 tensor.copy_(tensor.half())
+                if not tensor.isfinite().all():  # a variance may be: what it predicts is finite, and wrong
+                    rounded[:] = np.nan
+                    return whole, rounded
         rounded[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
     return whole, rounded

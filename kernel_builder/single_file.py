@@ -98,7 +98,11 @@ _install(_KernelImporter(**_unpacked(_SOURCES, _SOURCES_SHA256)))
 if __name__ == "__main__":
     sys.excepthook = traceback.print_exception  # shows lines from memory
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-    _status = importlib.import_module(_ENTRY).main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
+    try:
+        _main = importlib.import_module(_ENTRY).main
+    except ModuleNotFoundError as _error:
+        sys.exit(f"error: this machine lacks the package {_error.name}, which the kernel needs: install it")
+    _status = _main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
     if _status:
         sys.exit(_status)
 '''

@@ -113,6 +113,42 @@ def test_an_out_that_is_a_file_is_one_line(tmp_path, swept, trained, capfd):
     assert (tmp_path / "k").read_text() == "mine"
 
 
+def test_a_dry_run_without_pictures_is_refused_before_anything_is_built(
+    tmp_path, swept, trained, tiny_root, capfd
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sample_submission.csv").write_text(
+        (tiny_root / "sample_submission.csv").read_text()
+    )
+    options = [
+        "--out",
+        str(tmp_path / "k"),
+        "--user",
+        "me",
+        *trained.where,
+        "--dry-run",
+        str(tmp_path / "data"),
+    ]
+    assert main(["k", *options]) == 1
+    assert "none of the 20 pictures" in capfd.readouterr().err
+    assert not (tmp_path / "k").exists()
+
+
+def test_on_the_way_to_encrypted_weights_no_plain_ones_lie_on_the_disk(
+    tmp_path, swept, built, trained, monkeypatch
+):
+    seen = []
+    original = data_sets.encrypt
+
+    def encrypt(source, target, secret, **how):
+        seen.append([path.name for path in (tmp_path / "k").rglob("*.safetensors")])
+        original(source, target, secret, **how)
+
+    monkeypatch.setattr(data_sets, "encrypt", encrypt)
+    built(tmp_path / "k", "--encrypt")
+    assert seen == [[]] * 6
+
+
 def test_a_key_of_the_environment_is_the_one_that_is_used(tmp_path, swept, built, trained, monkeypatch):
     monkeypatch.setenv("IMET_RAY_KEY", key := Secret.new().text)
     place = built(tmp_path / "k", "--encrypt", "--key", "file")
@@ -154,4 +190,4 @@ def test_what_is_packed_names_no_path_of_this_machine_and_a_key_is_for_its_owner
     monkeypatch.setattr(build_module, "read_spec", local)
     place = built(tmp_path / "k", "--encrypt")
     assert {member["recipe"]["weights"] for member in manifest_of(place)["members"]} == {"none"}
-    assert (place / "kernel" / "kernel.py").stat().st_mode & 0o077 == 0
+    assert (place / "kernel").stat().st_mode & 0o077 == 0

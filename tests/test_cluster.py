@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from imet_ray.cluster import session
 from imet_ray.cluster.search import StopOnFault
 from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
@@ -34,7 +35,7 @@ def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=
         cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, loader_workers=loader_workers
     )
     how = {"dashboard": None, "concurrency": None, "joined": False} | more
-    return _fit(wanted, {"CPU": float(total[0]), "GPU": float(total[1]), "memory": 1e9}, **how)
+    return _fit(wanted, lambda: {"CPU": float(total[0]), "GPU": float(total[1]), "memory": 1e9}, **how)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,18 @@ def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, s
     assert fit(total=(4, 0), concurrency=concurrency, joined=joined).slots == slots
 
 
+def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(monkeypatch):
+    monkeypatch.setattr(session, "LOOK_S", -1.0)
+    total = {"CPU": 2.0}
+    how = {"dashboard": None, "concurrency": None}
+    joined = session._fit(Resources(), lambda: total, **how, joined=True)
+    ours = session._fit(Resources(), lambda: total, **how, joined=False)
+    total["CPU"] = 6.0
+    assert (joined.capacity(), ours.capacity()) == (6, 2)
+    total["CPU"] = 0.0  # all nodes lost: it may grow again
+    assert joined.capacity() == 1
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "given", "threads", "workers"),
     [
@@ -87,8 +100,8 @@ def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, s
     ],
 )
 def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given, threads, workers):
-    session = fit(cpus, gpus, given, total=(8, 1))
-    assert (session.threads, session.loader_workers) == (threads, workers)
+    found = fit(cpus, gpus, given, total=(8, 1))
+    assert (found.threads, found.loader_workers) == (threads, workers)
 
 
 def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamespace:

@@ -88,3 +88,17 @@ def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatc
     place.half.write_text("[]")  # damaged
     with pytest.raises(AssertionError, match="measured again"):
         half_loss_of(run, blended, blended.members)
+
+
+def test_a_variance_that_float16_cannot_hold_is_not_harmless_though_it_predicts_numbers(
+    trained, blended, monkeypatch
+):
+    original = half.load_tagger
+
+    def large(path):
+        model, info = original(path)
+        next(t for name, t in model.state_dict().items() if name.endswith("running_var")).fill_(1e5)
+        return model, info
+
+    monkeypatch.setattr(half, "load_tagger", large)
+    assert not measure_half(trained.run, blended, blended.members).harmless

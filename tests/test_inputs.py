@@ -47,6 +47,18 @@ def test_a_sample_that_is_not_whole_is_refused(tmp_path):
         find_test(all_files(tmp_path))
 
 
+def test_a_sample_with_a_byte_order_mark_or_another_column_is_read(tmp_path):
+    competition(tmp_path / "c", "a.png", sample="\ufeffid,attribute_ids,Usage\na,0,Public\nb,1,Private\n")
+    assert find_test(all_files(tmp_path)).ids == ("a", "b")
+
+
+def test_of_two_competitions_the_other_one_is_known(tmp_path):
+    competition(tmp_path / "acomp", "a.png")
+    competition(tmp_path / "imet", "a.png")
+    found = find_test(all_files(tmp_path))
+    assert [sample.parent.name for sample in found.samples] == ["acomp", "imet"]
+
+
 def test_weights_are_looked_for_in_folders_of_any_name_but_not_among_pictures_and_never_in_circles(tmp_path):
     competition(tmp_path / "c", "a.png")
     for name in ("test", "train"):
@@ -81,10 +93,13 @@ def test_of_several_key_files_the_one_that_opens_the_weights_is_taken(tmp_path):
         (tmp_path / name).mkdir()
         files.append(tmp_path / name / "imet_ray.key")
         files[-1].write_text(secret.text)
+    (tmp_path / "0").mkdir()
+    files.insert(0, tmp_path / "0" / "imet_ray.key")
+    files[0].write_text("not ours")
     found = sealed(tmp_path, right)
     assert find_secret([found], None, files) == right
     with pytest.raises(StoreError, match="w.encrypted cannot be decrypted: a wrong key"):
-        find_secret([found], None, files[:1])
+        find_secret([found], None, files[:2])
 
 
 def test_without_a_key_it_is_said_where_one_may_be(tmp_path):

@@ -1,5 +1,7 @@
 """A kernel on a machine where something fails or hangs: it leaves a submission and says what happened."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -26,6 +28,17 @@ def from_numpy(array):
     return real(array)
 torch.from_numpy = from_numpy
 """
+OUT_OF_CUBLAS = OUT_OF_MEMORY.replace(
+    'torch.cuda.OutOfMemoryError("CUDA out of memory")',
+    'RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")',
+)
+NO_LOADER = """
+import errno
+import multiprocessing.process
+def start(self):
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+multiprocessing.process.BaseProcess.start = start
+"""
 FULL_DISK = """
 import errno
 import os
@@ -39,10 +52,12 @@ os.posix_fallocate = full
     ("patch", "options", "said"),
     [
         (OUT_OF_MEMORY, (), "out of GPU memory: predicting in batches of "),
+        (OUT_OF_CUBLAS, (), "out of GPU memory: predicting in batches of "),
         (DYING_LOADER, ("--workers", "1"), "loading in this process"),
+        (NO_LOADER, ("--workers", "1"), "loading in this process"),
         (FULL_DISK, (), "decoding for each checkpoint instead"),
     ],
-    ids=["memory", "loader", "disk"],
+    ids=["memory", "cublas", "loader", "no-loader", "disk"],
 )
 def test_it_goes_on_without_what_fails_and_says_so(
     tmp_path, swept, built, trained, tiny_root, machine, patch, options, said
@@ -105,16 +120,22 @@ import hashlib
 import time
 hashlib.file_digest = lambda file, name: time.sleep(600)
 """
+HANGS_IN_WRITING = """
+import os
+import time
+os.fsync = lambda file: time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize(
     ("patch", "options", "said"),
     [
+        (HANGS_IN_HASHING, (), "0 of 6 checkpoints"),
         (HANGS_IN_PREDICTION, (), "2 of 6 checkpoints"),
         (HANGS_IN_DECODING, (), "0 of 6 checkpoints"),
         (HANGS_IN_A_LOADER, ("--workers", "1"), "0 of 6 checkpoints"),
     ],
-    ids=["prediction", "decoding", "loader"],
+    ids=["hashing", "prediction", "decoding", "loader"],
 )
 def test_what_hangs_is_ended_before_the_limit_with_the_submission_that_is_there(
     tmp_path, swept, built, trained, tiny_root, machine, patch, options, said
@@ -127,7 +148,7 @@ def test_what_hangs_is_ended_before_the_limit_with_the_submission_that_is_there(
     assert done.code == 64 + 1, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert said in last
-    assert "stopped by the limit at checkpoint" in last
+    assert "stopped by the limit at check" in last
     assert "which took too long" in last
     lines = submission(place).splitlines()
     assert len(lines) == 21
@@ -144,14 +165,58 @@ def test_what_hangs_on_kaggle_ends_as_if_all_were_well(tmp_path, swept, built, t
     assert len(submission(place).splitlines()) == 21
 
 
-def test_what_hangs_before_there_is_a_submission_ends_with_an_error(
+def test_before_there_is_a_submission_what_hangs_ends_with_an_error(
     tmp_path, swept, built, trained, tiny_root, machine
 ):
     place = built(tmp_path / "k")
-    done = machine(place, tiny_root, "--limit", "4s", "--reserve", "3s", patch=HANGS_IN_HASHING)
+    done = machine(place, tiny_root, "--limit", "4s", "--reserve", "3s", patch=HANGS_IN_WRITING)
     assert done.code == 1
-    assert done.stderr == "error: the limit came before there was a submission: checking the weights\n"
+    assert done.stderr == (
+        "error: the limit came before there was a submission: looking for pictures and weights\n"
+    )
     assert not (place / "working" / "submission.csv").exists()
+
+
+HANGS_READING_AHEAD = """
+import io
+import time
+import safetensors.torch
+real, calls, read = safetensors.torch.load, [], io.BufferedReader.read
+def load(data):
+    calls.append(1)
+    return real(data)
+safetensors.torch.load = load
+class Slow(io.BufferedReader):
+    def read(self, *args):
+        if calls:
+            time.sleep(600)
+        return read(self, *args)
+io.BufferedReader = Slow
+"""
+
+
+def test_a_process_that_would_not_end_is_ended_too(tmp_path, swept, built, trained, tiny_root):
+    place = built(tmp_path / "k")
+    given, work = tmp_path / "input", tmp_path / "working"
+    given.mkdir()
+    work.mkdir()
+    (given / "weights").symlink_to(place / "datasets")
+    (given / "data").symlink_to(tiny_root)
+    (tmp_path / "patched.py").write_text(
+        HANGS_READING_AHEAD
+        + f"import runpy\nrunpy.run_path({str(place / 'kernel' / 'kernel.py')!r}, run_name='__main__')\n"
+    )
+    command = [sys.executable, str(tmp_path / "patched.py"), "--input", str(given)]
+    done = subprocess.run(
+        [*command, "--limit", "30s", "--reserve", "16s"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 64 + 1, done.stdout + done.stderr
+    assert "1 of 6 checkpoints" in done.stdout.splitlines()[-1]
 
 
 DISK_FILLS = """
@@ -217,3 +282,18 @@ def test_encrypted_weights_without_cryptography_are_one_line(
         "error: the weights are encrypted, and this machine lacks the package cryptography"
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+NO_TIMM = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+    del sys.modules[name]
+sys.modules["timm"] = None
+"""
+
+
+def test_a_package_that_is_not_there_is_one_line(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, patch=NO_TIMM)
+    assert done.code == 1
+    assert done.stderr == "error: this machine lacks the package timm, which the kernel needs: install it\n"

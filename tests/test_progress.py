@@ -46,7 +46,9 @@ class Sweep:
         self.now = 1000.0
         monkeypatch.setattr("imet_ray.cluster.progress.time", SimpleNamespace(time=lambda: self.now))
         self.policy = Policy(space, store, "data", "folds")
-        self.progress = SweepProgress(self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots))
+        self.progress = SweepProgress(
+            self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots, lambda: slots)
+        )
         self.progress.__enter__()
 
     def start(self, after, asked=0.0) -> SimpleNamespace:

@@ -1,6 +1,6 @@
 """The kernel against a clock: on slow machines, after a stall, and when checkpoints fail."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -76,8 +76,9 @@ class Machine:
         self,
         slowness: float = 1,
         *,
-        stall_at: int = -1,
+        stalls: tuple[int, ...] = (),
         stall: float = 0.0,
+        sizes: Callable[[int], int] = lambda start: BATCH,
         broken: tuple[str, ...] = (),
         model: float = 0.0,
         packing: float = 0.0,
@@ -86,7 +87,8 @@ class Machine:
     ) -> None:
         """
         Args:
-            stall_at: the batch that takes `stall` seconds more.
+            stalls: the batches that take `stall` seconds more.
+            sizes: of a batch, by its first picture.
             broken: trials that fail in the middle.
             model: seconds that setting up a model takes.
             packing: seconds that pictures of a new size take.
@@ -94,12 +96,13 @@ class Machine:
             new_sizes: members whose pictures have another size.
         """
         self.clock, self.slowness, self.broken = Clock(), slowness, broken
-        self.stall_at, self.stall, self.batches = stall_at, stall, 0
+        self.stalls, self.stall, self.sizes, self.batches = stalls, stall, sizes, 0
         self.model, self.packing, self.burst = model, packing, burst
         self.manifest = make_manifest(new_sizes)
         self.packed: set[int] = set()
         self.opened: list[str] = []
         self.published: list[tuple[float, np.ndarray]] = []
+        self.writing = 2.0  # seconds
         self.full: set[int] = set()  # writings that fail, from 0
 
     def open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
@@ -111,15 +114,18 @@ class Machine:
         return self.predict(weights)
 
     def predict(self, weights: Weights) -> Iterator[np.ndarray]:
-        for start in range(0, N, BATCH):
-            if weights.trial in self.broken and start == 50:
+        start = 0
+        while start < N:
+            if weights.trial in self.broken and start >= 50:
                 raise RuntimeError("the file is damaged")
+            size = self.sizes(start)
             if start // BATCH % self.burst == 0:
-                self.clock.now += 6 * self.slowness * self.burst
-            if self.batches == self.stall_at:
+                self.clock.now += 6 * self.slowness * self.burst * size / BATCH
+            if self.batches in self.stalls:
                 self.clock.now += self.stall
             self.batches += 1
-            yield np.tile(TRUE, (BATCH, 1)).astype(np.float16)
+            start += size
+            yield np.tile(TRUE, (size, 1)).astype(np.float16)
 
     def run(self, limit: float = 1000.0) -> Outcome:
         writings = 0
@@ -129,11 +135,12 @@ class Machine:
             writings += 1
             if writings - 1 in self.full:
                 raise StoreError("disk full while writing submission.csv")
-            self.clock.now += 2 * self.slowness
+            self.clock.now += self.writing * self.slowness
             self.published.append((self.clock.now, tally.decoded(set())))
 
         deadline = Deadline(limit, self.manifest.reserve, self.clock)
         run = Run(self.manifest, N, self.open, deadline, publish, lambda text: None, lambda text: None)
+        run.begin()
         outcome = run()
         self.tally = run.tally
         return outcome
@@ -155,7 +162,7 @@ def test_a_machine_of_any_speed_ends_before_the_limit_with_a_submission_of_all_p
 
 
 def test_a_stall_of_an_hour_costs_the_later_checkpoints_and_no_more():
-    machine = Machine(1, stall_at=25, stall=3600)
+    machine = Machine(1, stalls=(25,), stall=3600)
     outcome = machine.run(limit=3600 + 250)
     assert outcome.checkpoints >= 2
     assert outcome.stopped
@@ -163,18 +170,56 @@ def test_a_stall_of_an_hour_costs_the_later_checkpoints_and_no_more():
     assert machine.published[-1][1].any(axis=1).all()
 
 
-def test_a_stall_does_not_make_the_checkpoints_after_it_look_slow():
-    machine = Machine(1, stall_at=5, stall=400)
-    assert machine.run().checkpoints == 6
+@pytest.mark.parametrize("stalls", [(5,), (11, 13), (12, 25, 38), (10, 11, 12, 13, 14, 15)])
+def test_stalls_do_not_make_what_is_left_look_slow(stalls):
+    machine = Machine(1, stalls=stalls, stall=100)
+    whole = 2 + 6 * 62 + 100 * len(stalls)
+    assert machine.run(limit=50 + whole + 4).checkpoints == 6
+    assert machine.clock.now < 50 + whole
+
+
+def test_a_checkpoint_that_took_long_once_does_not_make_the_next_look_slow():
+    machine = Machine(1, stalls=tuple(range(0, 10)), stall=40)  # a0: 460 s, then 60 s each
+    outcome = machine.run(limit=50 + 2 + 462 + 5 * 62 + 70)
+    assert outcome.checkpoints == 6
+
+
+def test_a_batch_that_was_halved_is_no_slower_a_picture():
+    machine = Machine(1, sizes=lambda start: 10 if start < 50 else 2)
+    assert machine.run(limit=50 + 2 + 6 * 62 + 4).checkpoints == 6
+    assert machine.batches == 6 * (5 + 25)
+
+
+def test_time_is_kept_for_writing_what_was_predicted_last():
+    machine = Machine(1)
+    machine.writing = 40
+    outcome = machine.run(limit=50 + 40 + 100 + 105)  # the next would be ready, and hardly be written
+    assert (outcome.checkpoints, machine.opened) == (1, ["a0"])
+    assert machine.published[-1][0] == machine.clock.now
 
 
 def test_a_limit_within_the_first_checkpoint_leaves_the_pictures_that_were_predicted():
     machine = Machine(20)
     outcome = machine.run()
     decoded = machine.published[-1][1]
-    assert (outcome.checkpoints, "the others by the prior" in outcome.stopped) == (0, True)
+    assert (outcome.checkpoints, outcome.written) == (0, 0)
+    assert "the others by the prior" in outcome.stopped
     assert decoded[0].tolist() == [True, False, True]
     assert decoded[-1].tolist() == [False, True, False]
+
+
+def test_a_limit_within_a_first_checkpoint_that_predicts_nan_leaves_the_prior():
+    machine = Machine(20)
+
+    def nan(weights):
+        for _ in range(10):
+            machine.clock.now += 120
+            yield np.full((BATCH, C), np.nan, np.float16)
+
+    machine.predict = nan
+    outcome = machine.run()
+    assert outcome.written == 0
+    assert machine.published[-1][1].tolist() == [[False, True, False]] * N
 
 
 def test_weights_are_renormalised_and_the_decoder_is_that_of_the_prefix():
@@ -212,7 +257,7 @@ def test_a_new_member_is_tried_whatever_others_took():
     seconds = 2 + 4 * 62.0  # a and b
     outcome = machine.run(limit=50 + seconds + 20)
     assert (outcome.checkpoints, machine.opened) == (4, ["a0", "a1", "b0", "b1", "c0"])
-    assert "as 40 of 100 pictures showed" in outcome.stopped
+    assert outcome.stopped == "c-f0: reached after 30 of 100 pictures"
 
 
 def test_pictures_of_a_new_size_are_not_begun_where_they_would_not_be_ready():

@@ -53,7 +53,7 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def searcher(policy, changes) -> SweepSearcher:
-    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault())
+    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100)
 
 
 def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
@@ -263,3 +263,14 @@ def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store
     searcher.stopper.fault = "disk full"
     searcher.on_trial_complete("tune", {"f2": 0.3})
     assert read_result(store.trial(spec.trial_id)) is None
+
+
+def test_no_more_trials_are_handed_out_than_fit_and_more_when_the_cluster_grows(policy):
+    fit = 1
+    searcher = SweepSearcher(policy, lambda: None, StopOnFault(), lambda: fit)
+    first = searcher.suggest("t0")
+    assert isinstance(first, dict)
+    assert searcher.suggest("t1") is None
+    fit = 2
+    assert isinstance(searcher.suggest("t1"), dict)
+    assert searcher.suggest("t2") is None

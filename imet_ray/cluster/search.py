@@ -35,9 +35,12 @@ class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for m
 class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for mypy
     """Ray Tune's view of `Policy`. What it meets itself, such as a full disk, becomes the stopper's fault."""
 
-    def __init__(self, policy: Policy, on_change: Callable[[], None], stopper: StopOnFault) -> None:
+    def __init__(
+        self, policy: Policy, on_change: Callable[[], None], stopper: StopOnFault, capacity: Callable[[], int]
+    ) -> None:
         """
         Args:
+            capacity: how many trials may be in flight; more than fit would search blindly.
             on_change: called when a trial has ended.
             stopper: once it has a fault, trials that Tune stops are only interrupted.
         """
@@ -45,13 +48,15 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         self.policy = policy
         self.on_change = on_change
         self.stopper = stopper
+        self.capacity = capacity
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, None to be asked again, FINISHED at the end."""
         assignment: Assignment | str | None = "finished"
         with self._faults():
-            assignment = self.policy.next()
+            full = len(self.policy.in_flight) >= self.capacity()
+            assignment = None if full else self.policy.next()
         if isinstance(assignment, str):
             return Searcher.FINISHED  # type: ignore[no-any-return]
         if assignment is None:

@@ -5,12 +5,15 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from imet_ray.errors import ConfigError
 from imet_ray.space import Resources
 
+LOOK_S = 5.0  # a cluster's size is looked at again
 ANSWER_S = 5.0  # that a head has to answer
 
 
@@ -22,7 +25,10 @@ class Session:
     cpus_per_trial: float
     gpus_per_trial: float
     loader_workers: int
-    slots: int  # trials at once
+    slots: int  # trials at once, as the cluster is now
+    capacity: Callable[[], int]  # trials at once, as it is at any time or may become
+    nodes: int = 1
+    joined: bool = False  # else it is ours, on this machine
 
     @property
     def threads(self) -> int:
@@ -37,6 +43,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning each worker
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its CSV and JSON; we have our own
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # of other people's searchers Tune keeps one trial waiting, too few for a cluster to grow by; ours holds back itself
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
     # Tune gives a reused actor 2 s to leave its last trial; on a busy machine that is too short
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
 
@@ -59,9 +67,13 @@ def ray_session(
     prepare_environment()
     import ray
 
+    from imet_ray.cluster import nodes
+
+    joined = address is not None
     try:
         context = ray.init(
             address=address or "local",
+            runtime_env=nodes.runtime_env() if joined else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             dashboard_host="127.0.0.1" if address is None else None,
@@ -74,17 +86,36 @@ def ray_session(
         raise ConfigError(
             f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
         ) from error
+    _close_token()
     try:
         url = context.dashboard_url
         yield _fit(
             resources,
-            ray.cluster_resources(),
+            _largest if joined else ray.cluster_resources,
             dashboard=f"http://{url}" if url else None,
             concurrency=concurrency,
-            joined=address is not None,
+            joined=joined,
+            nodes=nodes.refuse_other_versions() if joined else 1,
         )
     finally:
         ray.shutdown()
+
+
+def _close_token() -> None:
+    """Ray writes the key to its clusters so that all users of the machine can read it."""
+    with contextlib.suppress(OSError):
+        Path("~/.ray/auth_token").expanduser().chmod(0o600)
+
+
+def _largest() -> dict[str, float]:
+    """Resources of the cluster that we joined, or those that its autoscaler may add to it, whichever are more."""
+    import ray
+    from ray._private.state import state
+
+    found: dict[str, float] = ray.cluster_resources()
+    for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
+        found[name] = max(found.get(name, 0.0), float(amount))
+    return found
 
 
 def _refuse_nobody(address: str) -> None:
@@ -102,27 +133,51 @@ def _refuse_nobody(address: str) -> None:
 
 def _fit(
     resources: Resources,
-    total: dict[str, float],
+    total: Callable[[], dict[str, float]],
     *,
     dashboard: str | None,
     concurrency: int | None,
     joined: bool,
+    nodes: int = 1,
 ) -> Session:
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    now = total()
+    cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
     wanted = resources.gpus_per_trial
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
-    slots = int(cpus / resources.cpus_per_trial + 1e-9)
-    if gpus_per_trial:
-        on_one = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
-        slots = min(slots, int(gpus) * on_one if on_one else int(gpus / gpus_per_trial))
-    if slots < 1 and not joined:
+
+    def fitting(found: dict[str, float]) -> int:
+        slots = int(found.get("CPU", 0.0) / resources.cpus_per_trial + 1e-9)
+        if gpus_per_trial:
+            on_one = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
+            on_all = found.get("GPU", 0.0)
+            slots = min(slots, int(on_all) * on_one if on_one else int(on_all / gpus_per_trial))
+        if concurrency is not None:
+            slots = min(slots, concurrency) if not joined else concurrency
+        return max(1, slots) if joined else slots  # it may grow
+
+    slots = fitting(now)
+    if slots < 1:
         raise ConfigError(
             f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "
             f"there are {cpus:g} and {gpus:g}: lower cpus_per_trial or gpus_per_trial"
         )
-    if concurrency is not None:
-        slots = min(slots, concurrency) if not joined else concurrency
     on_a_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
     # on a CPU the model needs the cores itself
     workers = on_a_gpu if resources.loader_workers == "auto" else resources.loader_workers
-    return Session(dashboard, resources.cpus_per_trial, gpus_per_trial, workers, max(1, slots))
+    capacity = _now_and_then(lambda: fitting(total())) if joined else lambda: slots
+    return Session(
+        dashboard, resources.cpus_per_trial, gpus_per_trial, workers, slots, capacity, nodes, joined
+    )
+
+
+def _now_and_then(look: Callable[[], int]) -> Callable[[], int]:
+    """`look`, at most once in LOOK_S."""
+    seen, at = 0, -LOOK_S
+
+    def now() -> int:
+        nonlocal seen, at
+        if time.monotonic() - at > LOOK_S:
+            seen, at = look(), time.monotonic()
+        return seen
+
+    return now

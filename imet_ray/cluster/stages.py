@@ -17,6 +17,7 @@ from imet_ray.blending.outside import parse_member, read_member
 from imet_ray.blending.run import BlendOptions, blend_run
 from imet_ray.blending.solve import solve_here
 from imet_ray.cluster.blend import solve_on_ray
+from imet_ray.cluster.nodes import code_bytes
 from imet_ray.cluster.oof import predict_held_out, predict_test
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import run_sweep
@@ -238,4 +239,7 @@ def _leaderboard(run: Run) -> list[Standing]:
 def _describe(session: Session) -> str:
     gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
     where = f"; dashboard {session.dashboard}" if session.dashboard else ""
-    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{where}"
+    on = ""
+    if session.joined:
+        on = f"; {session.nodes} nodes, of one version; at most {code_bytes() / 1e6:.1f} MB of code sent to each"
+    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{on}{where}"

@@ -81,10 +81,9 @@ def run_sweep(
                 {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
             ),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(policy, progress.refresh, stopper),
+                search_alg=SweepSearcher(policy, progress.refresh, stopper, session.capacity),
                 scheduler=SearchOnlyAsha(space),
-                num_samples=-1,
-                max_concurrent_trials=session.slots,
+                num_samples=-1,  # as many as the searcher has; it holds back what does not fit
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -110,7 +109,7 @@ def run_sweep(
         wall_s=time.time() - started,
         overhead_s=progress.overhead_s,
         start_s=progress.start_s,
-        workers=session.slots - progress.unused,
+        workers=max(1, session.slots - progress.unused),
         out_of_time=out_of_time,
     )
 

@@ -1,7 +1,8 @@
 """Checkpoints as models that predict: their weights are read while the one before is on the device."""
 
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,6 @@ class Checkpoints:
         self.manifest, self.found, self.secret, self.shelf = manifest, found, secret, shelf
         self.device, self.batch_size, self.workers = device, batch_size, workers
         self._order = [weights.trial for member in manifest.members for weights in member.weights]
-        self._reader = ThreadPoolExecutor(1, "weights")
         self._read: dict[str, Future[bytes]] = {}  # being read, or read and not yet used
         self._paces: dict[str, Pace] = {}  # of members: what was too large once is not tried again
 
@@ -88,7 +88,15 @@ class Checkpoints:
         """Begin to read the weights of these."""
         for trial in trials:
             if trial not in self._read:
-                self._read[trial] = self._reader.submit(read_weights, self.found[trial], self.secret)
+                self._read[trial] = Future()
+                threading.Thread(target=self._read_into, args=(trial, self._read[trial]), daemon=True).start()
+
+    def _read_into(self, trial: str, future: "Future[bytes]") -> None:
+        """In a thread that no end of the process waits for, for it may hang."""
+        try:
+            future.set_result(read_weights(self.found[trial], self.secret))
+        except BaseException as error:
+            future.set_exception(error)
 
     def _pace(self, member: KernelMember) -> Pace:
         """How its pictures go through the model; loaders that died once are not started again for others."""

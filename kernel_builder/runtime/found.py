@@ -96,12 +96,13 @@ def find_secret(
             f"build the kernel without --encrypt"
         ) from None
     refused: ImetError | None = None
-    for secret in _secrets(embedded, files):
+    for where, text in _secrets(embedded, files):
         try:
+            secret = _parsed(where, text)
             for one in encrypted:
                 with io.BufferedReader(_Joined(one.paths)) as joined:
                     next(decrypted(joined, secret, one.weights.pieces[0].name))
-        except StoreError as error:
+        except ImetError as error:
             refused = error
         else:
             return secret
@@ -130,23 +131,29 @@ def read_weights(found: FoundWeights, secret: "Secret | None") -> bytes:
     return plain
 
 
-def _secrets(embedded: str | None, files: Sequence[Path]) -> Iterator["Secret"]:
-    """The one that was meant; of files, each: there may be those of other kernels."""
-    from imet_ray.crypto import Secret
-
+def _secrets(embedded: str | None, files: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Where the one that was meant stands, and its text; of files, each: there may be those of other kernels."""
     if embedded is not None:
-        yield Secret.parse(embedded)
+        yield "the kernel", embedded
     elif text := os.environ.get(KEY_VARIABLE):
-        yield Secret.parse(text)
+        yield KEY_VARIABLE, text
     elif text := os.environ.get(PASSPHRASE_VARIABLE):
-        yield Secret(passphrase=text)
+        yield PASSPHRASE_VARIABLE, text
     else:
         for path in files:
             if path.name == KEY_FILE:
-                try:
-                    yield Secret.parse(path.read_text(encoding="utf-8", errors="replace"))
-                except ConfigError as error:
-                    raise ConfigError(f"{path}: {error}") from None
+                yield str(path), path.read_text(encoding="utf-8", errors="replace")
+
+
+def _parsed(where: str, text: str) -> "Secret":
+    from imet_ray.crypto import Secret
+
+    if where == PASSPHRASE_VARIABLE:
+        return Secret(passphrase=text)
+    try:
+        return Secret.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _wrong(piece: Stored, by_name: dict[str, Path]) -> str:

@@ -22,6 +22,7 @@ class TestPictures:
 
     ids: tuple[str, ...]
     files: tuple[Path, ...]  # one that is missing is named all the same
+    samples: tuple[Path, ...] = ()  # the sample submission, and others that have pictures beside them
 
 
 def all_files(root: Path) -> list[Path]:
@@ -54,8 +55,9 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         raise DataError(f"no {SAMPLE} under the input folder: attach the competition's data to the kernel")
     problems: list[Problem] = []
     rows = read_table(samples[0], ("id",), problems, optional=("attribute_ids",))
-    if problems or not rows:
-        first = problems[0] if problems else None
+    fatal = [problem for problem in problems if problem.forbids]
+    if fatal or not rows:
+        first = fatal[0] if fatal else None
         reason = f"{first.kind}, row {first.row} {first.text}".rstrip() if first else "it has no rows"
         raise DataError(f"{samples[0]} cannot be read: {reason}: a submission must have all of its rows")
     folder = samples[0].parent / "test"
@@ -67,4 +69,6 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         raise DataError(
             f"none of the {len(ids):,} pictures of {samples[0]} is in {folder}: attach the competition's data"
         )
-    return TestPictures(ids, tuple(file or folder / i for i, file in zip(ids, known, strict=True)))
+    paths = tuple(file or folder / i for i, file in zip(ids, known, strict=True))
+    others = [sample for sample in samples[1:] if (sample.parent / "test").is_dir()]
+    return TestPictures(ids, paths, (samples[0], *others))

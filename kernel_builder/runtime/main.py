@@ -8,26 +8,30 @@ limit cut off, exits with 0, and the last line says the rest.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError, ImetError, StoreError
 from imet_ray.store import write_json
 from imet_ray.submission import write_submission
 from kernel_builder.runtime.checkpoints import Checkpoints
 from kernel_builder.runtime.device import usable_device
-from kernel_builder.runtime.ending import told
+from kernel_builder.runtime.ending import CUT, told
+from kernel_builder.runtime.ending import exit_code as ending_code
 from kernel_builder.runtime.found import find_secret, find_weights
 from kernel_builder.runtime.inputs import all_files, find_test
-from kernel_builder.runtime.manifest import Manifest
+from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.pictures import PictureShelf
 from kernel_builder.runtime.schedule import Deadline, Run
 from kernel_builder.runtime.tally import Tally
@@ -66,32 +70,59 @@ class _Kernel:
         self.watch = Watch(self.deadline, reserve / 2, self._too_late, _say)
         self.run: Run | None = None
         self.shelf: PictureShelf | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.target = options.output / "submission.csv"
 
     def __call__(self) -> int:
         self.watch.start()
+        code = 1
         try:
             code = self._predict()
         finally:
-            self.watch.stop()
+            self.watch.stop(code, process_ends="ipykernel" not in sys.modules)
         return code
 
     def _predict(self) -> int:
         self.watch.tell("looking for pictures and weights")
         files = [path for root in _inputs(self.options.input) for path in all_files(root)]
         pictures = find_test(files)
+        if len(pictures.samples) > 1:
+            others = ", ".join(str(path.parent) for path in pictures.samples[1:])
+            self.heard.note(f"the pictures of {pictures.samples[0].parent}, not those of {others}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.shelf = PictureShelf(pictures, _scratch(self.options.scratch), cores)
+        self.run = Run(
+            self.manifest, len(pictures.ids), self._open, self.deadline, self._publish, _say, self.watch.tell
+        )
+        self.run.begin()
+        try:
+            self.checkpoints = self._checkpoints(files, cores)
+        except ImetError:  # whoever forgot a data set shall see it, not a submission
+            self.run.outcome.written = None
+            self.target.unlink()
+            raise
+        _say(
+            f"{self.manifest.ensemble}: {self.manifest.checkpoints} checkpoints of {len(self.manifest.members)} "
+            f"members, {len(pictures.ids):,} pictures of {pictures.samples[0].parent}, on {self.checkpoints.device}; "
+            f"started in {self.deadline.elapsed():.1f} s, {self.deadline.left():,.0f} s left"
+        )
+        self.run()
+        if self.options.timing is not None:
+            try:
+                write_json(self.options.timing, self._timing())
+            except StoreError as error:
+                self.heard.note(str(error))
+        return self._end()
+
+    def _checkpoints(self, files: Sequence[Path], cores: int) -> Checkpoints:
+        """All weights found, and their key tried."""
+        assert self.shelf is not None
         self.watch.tell("checking the weights")
         found = find_weights(self.manifest, files)
         secret = find_secret(list(found.values()), self.manifest.key, files)
         device = usable_device()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.shelf = PictureShelf(pictures, _scratch(self.options.scratch), cores)
-        _say(
-            f"{self.manifest.ensemble}: {self.manifest.checkpoints} checkpoints of {len(self.manifest.members)} "
-            f"members, {len(pictures.ids):,} pictures, on {device}; started in {self.deadline.elapsed():.1f} s, "
-            f"{self.deadline.left():,.0f} s left"
-        )
         workers = self.options.workers
-        checkpoints = Checkpoints(
+        return Checkpoints(
             self.manifest,
             found,
             secret,
@@ -100,28 +131,15 @@ class _Kernel:
             batch_size=self.options.batch_size,
             workers=workers if workers is not None else (cores - 1 if device.type == "cuda" else 0),
         )
-        self.run = Run(
-            self.manifest,
-            len(pictures.ids),
-            checkpoints.open,
-            self.deadline,
-            self._publish,
-            _say,
-            self.watch.tell,
-        )
-        self.run()
-        self.watch.stop()
-        if self.options.timing is not None:
-            try:
-                write_json(self.options.timing, self._timing())
-            except StoreError as error:
-                self.heard.note(str(error))
-        return self._end()
+
+    def _open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
+        assert self.checkpoints is not None
+        return self.checkpoints.open(member, weights)
 
     def _publish(self, tally: Tally) -> None:
         assert self.shelf is not None
         write_submission(
-            self.options.output / "submission.csv",
+            self.target,
             self.shelf.pictures.ids,
             self.manifest.label_ids,
             tally.decoded(self.shelf.unreadable),
@@ -132,7 +150,6 @@ class _Kernel:
         assert self.run is not None
         assert self.shelf is not None
         outcome = self.run.outcome
-        rates = outcome.picture_seconds
         return {
             "pictures": len(self.shelf.pictures.ids),
             "batches": outcome.batches,
@@ -141,9 +158,7 @@ class _Kernel:
             "writing": outcome.writing,
             "left": self.deadline.end - self.deadline.start,
             "whole": outcome.checkpoints == self.manifest.checkpoints,
-            "checkpoints": [
-                (m.name, rates.get(m.name, 0.0)) for m in self.manifest.members for _ in m.weights
-            ],
+            "checkpoints": outcome.picture_seconds,
         }
 
     def _end(self) -> int:
@@ -168,7 +183,10 @@ class _Kernel:
             print(f"error: the limit came before there was a submission: {doing}", file=sys.stderr)
             return 1
         self.run.outcome.stopped = f"{doing}, which took too long"
-        return self._end()
+        code = ending_code(CUT)
+        with contextlib.suppress(Exception):  # whatever it is, the submission is there
+            code = self._end()
+        return code
 
 
 class _Heard(logging.Handler):

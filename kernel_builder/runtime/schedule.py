@@ -13,8 +13,9 @@ import numpy as np
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.tally import Tally
 
-FIRST_BATCHES = 5  # of a checkpoint, before its end is foretold
-SURELY = 0.8  # of a foretold time must be too long before a checkpoint is given up: giving up gains nothing
+SURELY = (
+    0.8  # of a foretold time must be too long before a checkpoint is not begun: not to begin gains nothing
+)
 STALL = 3.0  # times the second longest batch
 WRITING = 1.5  # times the longest writing of the submission is kept free for the last one
 
@@ -53,8 +54,8 @@ class Outcome:
     stopped: str = ""  # by the deadline: where
     failed: list[str] = field(default_factory=list)  # checkpoints, with their reasons
     dropped: list[str] = field(default_factory=list)  # members without any checkpoint left
-    # of a member's checkpoint: seconds a picture, without the set-up
-    picture_seconds: dict[str, float] = field(default_factory=dict)
+    # of each checkpoint that was predicted: its member, and seconds a picture without the set-up
+    picture_seconds: list[tuple[str, float]] = field(default_factory=list)
     batches: int = 0  # of the checkpoint that had the fewest
     writing: float = 0.0  # seconds of all writing of the submission
 
@@ -88,16 +89,21 @@ class Run:
         self.tally = Tally(manifest, n_pictures)
         self.outcome = Outcome()
         self._writing = 0.0  # seconds of the longest
-        self._set_up: dict[bool, float] = {}  # seconds of the latest; True: with pictures of a new size
+        self._pace: dict[str, float] = {}  # of a member's fastest checkpoint: seconds a picture
+        self._set_up: dict[bool, float] = {}  # seconds of the fastest; True: with pictures of a new size
         self._sizes: set[int] = set()
 
-    def __call__(self) -> Outcome:
-        """Predict what fits; the submission is written when this returns.
+    def begin(self) -> None:
+        """Write a submission of the labels' prior.
 
         Raises:
-            Exception: only where there is no submission at all.
+            Exception: where it cannot be written.
         """
         self._publish()
+
+    def __call__(self) -> Outcome:
+        """Predict what fits, after `begin`; the submission is written when this returns."""
+        assert self.outcome.written is not None
         try:
             self._predict_all()
             if self.outcome.unwritten:
@@ -136,7 +142,9 @@ class Run:
         self.tally.add(member, probs)
         self.outcome.checkpoints += 1
         self.outcome.batches = min(self.outcome.batches or len(times), len(times))
-        self.outcome.picture_seconds[member.name] = steady(times) * len(times) / self.n
+        seconds = steady(times) * len(times) / self.n
+        self.outcome.picture_seconds.append((member.name, seconds))
+        self._pace[member.name] = min(seconds, self._pace.get(member.name, seconds))
         self._publish()
 
     def _opened(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
@@ -144,7 +152,8 @@ class Run:
         self.tell(f"{self._which(weights)}: {'pictures and model' if new else 'model'}")
         batches = self.open(member, weights)
         self._sizes.add(member.pack_short_side)
-        self._set_up[new] = self.deadline.clock() - began
+        seconds = self.deadline.clock() - began
+        self._set_up[new] = min(seconds, self._set_up.get(new, seconds))
         return batches
 
     def _collect(
@@ -164,24 +173,26 @@ class Run:
                 self.say(f"{self._which(weights)}: {sum(times):.1f} s")
                 return probs, times
             if self.tally.checkpoints == 0:
-                if not self._fits(_longest_but_one(times)):  # better some pictures than none
-                    probs[done:] = np.array(self.manifest.prior, np.float16)
-                    self.tally.add(member, probs)
-                    self._publish()
+                if not self._fits(_longest_but_one(times)):
+                    self._publish_part(member, probs, done)
                     raise _LateError(
                         f"reached after {done:,} of {self.n:,} pictures, the others by the prior"
                     )
-            elif len(times) >= FIRST_BATCHES or self.deadline.left() < 0:
-                # without the first: then a burst is counted with the time before it
-                rest = steady(times[1:] or times) * (self.n - done) / len(batch)
-                if self._hopeless(rest):
-                    raise _LateError(f"would not fit, as {done:,} of {self.n:,} pictures showed")
+            elif not self._fits(0.0):  # before, nothing is gained by giving up: a stall may be over
+                raise _LateError(f"reached after {done:,} of {self.n:,} pictures")
         raise RuntimeError(f"{done:,} of {self.n:,} pictures came")
 
+    def _publish_part(self, member: KernelMember, probs: np.ndarray, done: int) -> None:
+        """Better some pictures than none."""
+        if np.isfinite(probs[:done]).all():
+            probs[done:] = np.array(self.manifest.prior, np.float16)
+            self.tally.add(member, probs)
+            self._publish()
+
     def _foretold(self, member: KernelMember) -> float:
-        """Seconds of a member's next checkpoint, as far as something like it was measured."""
+        """Seconds of a member's next checkpoint, as fast as anything like it was."""
         new = member.pack_short_side not in self._sizes
-        return self._set_up.get(new, 0.0) + self.outcome.picture_seconds.get(member.name, 0.0) * self.n
+        return self._set_up.get(new, 0.0) + self._pace.get(member.name, 0.0) * self.n
 
     def _fits(self, seconds: float) -> bool:
         return seconds + WRITING * self._writing < self.deadline.left()
@@ -194,7 +205,7 @@ class Run:
         began = self.deadline.clock()
         try:
             self.publish(self.tally)
-            self.outcome.written, self.outcome.unwritten = self.tally.checkpoints, ""
+            self.outcome.written, self.outcome.unwritten = self.outcome.checkpoints, ""
         except Exception as error:
             if self.outcome.written is None:
                 raise

@@ -1,0 +1,88 @@
+"""What the nodes of a cluster that we join must have in common: our code, and the versions of what it runs on.
+
+The code is sent: the package as it lies here, and nothing else of the checkout. Versions are compared.
+"""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import imet_ray
+from imet_ray.errors import ConfigError
+
+PACKAGE = Path(imet_ray.__file__).resolve().parent
+COMPARED = ("ray", "torch", "torchvision", "timm", "albumentations", "numpy", "scipy")
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in what `ray job submit` runs, which has its code already
+PATIENCE_S = 60.0  # for a node to answer
+
+
+def runtime_env() -> dict[str, Any] | None:
+    """Ray's runtime environment for workers on other nodes; None where a submitted job has one."""
+    if SUBMITTED in os.environ:
+        return None
+    return {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]}
+
+
+def code_bytes() -> int:
+    """Of the files that are sent to each node, before they are compressed."""
+    return sum(file.stat().st_size for file in PACKAGE.rglob("*.py"))
+
+
+def versions() -> dict[str, str]:
+    """Of this process."""
+    found = {"python": platform.python_version(), "imet_ray": imet_ray.__version__}
+    for name in COMPARED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
+    """In words, what another node has otherwise; a patch of Python does not matter."""
+
+    def known(name: str, version: str) -> str:
+        return ".".join(version.split(".")[:2]) if name == "python" else version
+
+    told = [
+        f"{name} {theirs.get(name, 'none')}, here {version}"
+        for name, version in ours.items()
+        if known(name, theirs.get(name, "none")) != known(name, version)
+    ]
+    return "; ".join(told) or None
+
+
+def refuse_other_versions() -> int:
+    """Ask each node that is there now; how many there are. Nodes that come later are asked by their workers.
+
+    Raises:
+        ConfigError: naming the nodes that have others, or that do not answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, max_retries=3)(versions)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    answers = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): address
+        for node, address in nodes.items()
+    }
+    ready, late = ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE_S)
+    ours, wrong = versions(), [f"{answers[ref]} does not answer" for ref in late]
+    for ref in ready:
+        try:
+            found = difference(ours, ray.get(ref))
+        except ray.exceptions.RayError as error:
+            found = str(error).strip().splitlines()[-1]
+        if found:
+            wrong.append(f"{answers[ref]} has {found}")
+    if wrong:
+        raise ConfigError(
+            "the nodes of this cluster differ:\n  "
+            + "\n  ".join(wrong)
+            + "\nset them up anew: ray up cluster.yaml"
+        )
+    return len(nodes)
