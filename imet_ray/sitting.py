@@ -5,6 +5,7 @@ killed and started again ends with the same weights as one that ran through. Wha
 `imet_ray.train`.
 """
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,10 @@ class Sitting:
     def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
         while True:
             metrics = self._train_epoch() | self._evaluate()
+            metrics |= {
+                "host": socket.gethostname(),
+                "at": round(time.time(), 3),
+            }  # who looks on wants to know
             self._save(metrics)
             if self.epoch == self.recipe.epochs:
                 result = self._finish()
