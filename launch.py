@@ -4,6 +4,7 @@ python launch.py --sweep                         search, train, predict, blend, 
 python launch.py --train --variant V --fold K    one trial, without a sweep
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
+python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
@@ -22,7 +23,7 @@ from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports
 
-STAGES = ("sweep", "train", "oof", "predict", "check_data")
+STAGES = ("sweep", "train", "oof", "predict", "status", "check_data")
 ALWAYS = {"runs", "cache"}
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
@@ -43,6 +44,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     },
     "oof": {"name", "address", "concurrency"},
     "predict": {"name", "address", "concurrency", "out", "member"},
+    "status": {"name", "serve"},
     "check_data": set(),
 }
 
@@ -59,6 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     _refuse_strangers(args, stage)
     settings = _settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
+    if stage == "status":
+        return _status(args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray import stages
 
@@ -97,6 +101,28 @@ def _run(args: argparse.Namespace) -> int:
     return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
 
 
+def _status(args: argparse.Namespace) -> int:
+    from imet_ray.status import Watcher
+    from imet_ray.store import newest_run, open_run
+
+    store = newest_run(args.runs) if args.name is None else open_run(args.runs, args.name)
+    watcher = Watcher(store)
+    if args.serve is None:
+        print(watcher.look().text())
+        return 0
+    from imet_ray.status_page import serve
+
+    try:
+        server = serve(watcher.look, args.serve)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--serve {args.serve}: {error}: give another port") from None
+    with server:
+        print(f"http://127.0.0.1:{server.server_address[1]}  (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="launch.py",
@@ -109,6 +135,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stage.add_argument("--train", action="store_true", help="train one --variant on one --fold")
     stage.add_argument("--oof", action="store_true", help="out-of-fold predictions of a run")
     stage.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    stage.add_argument("--status", action="store_true", help="how far a run is, from its directory alone")
     stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
     parser.add_argument(
         "--space",
@@ -142,6 +169,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     parser.add_argument(
         "--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member"
+    )
+    parser.add_argument(
+        "--serve", metavar="PORT", type=int, nargs="?", const=8266, help="the status as a page, on 127.0.0.1"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the submission goes as well")
     args = parser.parse_args(argv)
