@@ -150,8 +150,10 @@ def predicted_batches(
             workers=pace.workers,
             pin_memory=device.type == "cuda",
         )
+        loading = True
         try:
             for images in batches:
+                loading = False
                 probs = _predict_batch(model, images, device, autocast)
                 if autocast == torch.float16 and not np.isfinite(probs).all():
                     logger.warning("numbers too large for float16: computing in float32")
@@ -159,13 +161,13 @@ def predicted_batches(
                     probs = _predict_batch(model, images, device, autocast)
                 done += len(probs)
                 yield probs
+                loading = True
         except Exception as error:
+            loading |= "DataLoader worker" in str(error)  # raised wherever this process is
             if _out_of_memory(error) and pace.batch_size > 1:
                 pace.batch_size //= 2
                 trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
-            elif pace.workers and not _out_of_memory(
-                error
-            ):  # one died, or did not start; else it comes again
+            elif pace.workers and loading:  # one died, or did not start; else it comes again
                 pace.workers = 0
                 trouble = f"loader processes failed ({first_line(error)}): loading in this process"
             else:

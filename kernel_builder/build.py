@@ -119,6 +119,8 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     if manifest.key is not None:
         kernel.parent.chmod(PRIVATE | 0o100)
     write_kernel(kernel, closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
+    if manifest.key is not None:
+        kernel.chmod(PRIVATE)
     names = [f"{options.title} {n}" for n in range(len(folders))]
     ids = [dataset_metadata(options.user, name)["id"] for name in names]
     for folder, name in zip(folders, names, strict=True):

@@ -191,3 +191,4 @@ def test_what_is_packed_names_no_path_of_this_machine_and_a_key_is_for_its_owner
     place = built(tmp_path / "k", "--encrypt")
     assert {member["recipe"]["weights"] for member in manifest_of(place)["members"]} == {"none"}
     assert (place / "kernel").stat().st_mode & 0o077 == 0
+    assert (place / "kernel" / "kernel.py").stat().st_mode & 0o077 == 0

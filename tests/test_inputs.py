@@ -96,10 +96,11 @@ def test_of_several_key_files_the_one_that_opens_the_weights_is_taken(tmp_path):
     (tmp_path / "0").mkdir()
     files.insert(0, tmp_path / "0" / "imet_ray.key")
     files[0].write_text("not ours")
+    files.insert(0, tmp_path / "gone" / "imet_ray.key")
     found = sealed(tmp_path, right)
     assert find_secret([found], None, files) == right
     with pytest.raises(StoreError, match="w.encrypted cannot be decrypted: a wrong key"):
-        find_secret([found], None, files[:2])
+        find_secret([found], None, files[:3])
 
 
 def test_without_a_key_it_is_said_where_one_may_be(tmp_path):

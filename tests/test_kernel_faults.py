@@ -155,6 +155,56 @@ def test_what_hangs_is_ended_before_the_limit_with_the_submission_that_is_there(
     assert all(line.partition(",")[2] for line in lines)
 
 
+def test_an_older_submission_is_left_where_weights_are_missing(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k")
+    next((place / "datasets" / "0").glob("*.safetensors")).unlink()
+    (place / "working").mkdir()
+    (place / "working" / "submission.csv").write_text("mine")
+    assert machine(place, tiny_root).code == 1
+    assert submission(place) == "mine"
+
+
+NO_THREADS = """
+import threading
+real = threading.Thread.start
+def start(self):
+    if "_read_into" in repr(self._target):
+        raise RuntimeError("can't start new thread")
+    return real(self)
+threading.Thread.start = start
+"""
+
+
+def test_without_threads_weights_are_read_here(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, patch=NO_THREADS)
+    assert done.code == 0, done.stdout + done.stderr
+    assert submission(place) == swept.read_text()
+
+
+BROKEN_MODEL = """
+import torch
+real = torch.Tensor.sigmoid
+calls = []
+def sigmoid(self):
+    calls.append(1)
+    if len(calls) == 1:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    return real(self)
+torch.Tensor.sigmoid = sigmoid
+"""
+
+
+def test_a_models_fault_is_not_blamed_on_the_loaders(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, "--workers", "1", patch=BROKEN_MODEL)
+    assert done.code == 64 + 2, done.stdout + done.stderr
+    assert "5 of 6 checkpoints" in done.stdout.splitlines()[-1]
+    assert "loader" not in done.stdout
+
+
 def test_what_hangs_on_kaggle_ends_as_if_all_were_well(tmp_path, swept, built, trained, tiny_root, machine):
     place = built(tmp_path / "k")
     options = ("--limit", "6s", "--reserve", "4s")  # with another code the submission would be thrown away
@@ -195,28 +245,64 @@ io.BufferedReader = Slow
 """
 
 
-def test_a_process_that_would_not_end_is_ended_too(tmp_path, swept, built, trained, tiny_root):
-    place = built(tmp_path / "k")
-    given, work = tmp_path / "input", tmp_path / "working"
+HANGS_AT_EXIT = """
+import atexit
+import time
+class Hangs:
+    def __del__(self):
+        time.sleep(600)
+kept = Hangs()
+atexit.register(time.sleep, 600)
+"""
+IN_A_NOTEBOOK = """
+import sys
+import types
+sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+"""
+
+
+def alone(place, data, patch: str, after: str = "", *options: str) -> subprocess.CompletedProcess:
+    """A kernel in a process that Python itself ends."""
+    given, work = place / "input", place / "working"
     given.mkdir()
     work.mkdir()
     (given / "weights").symlink_to(place / "datasets")
-    (given / "data").symlink_to(tiny_root)
-    (tmp_path / "patched.py").write_text(
-        HANGS_READING_AHEAD
-        + f"import runpy\nrunpy.run_path({str(place / 'kernel' / 'kernel.py')!r}, run_name='__main__')\n"
+    (given / "data").symlink_to(data)
+    run = f"import runpy\nrunpy.run_path({str(place / 'kernel' / 'kernel.py')!r}, run_name='__main__')\n"
+    (place / "patched.py").write_text(patch + run + after)
+    command = [sys.executable, str(place / "patched.py"), "--input", str(given), *options]
+    return subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("patch", "limit", "code", "said"),
+    [
+        (HANGS_READING_AHEAD, ("--limit", "30s", "--reserve", "16s"), 64 + 1, "1 of 6 checkpoints"),
+        (HANGS_AT_EXIT, (), 0, "6 of 6 checkpoints"),
+    ],
+    ids=["reading-ahead", "at-exit"],
+)
+def test_a_process_that_would_not_end_is_ended(
+    tmp_path, swept, built, trained, tiny_root, patch, limit, code, said
+):
+    done = alone(built(tmp_path / "k"), tiny_root, patch, "", *limit)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout.splitlines()[-1]
+
+
+def test_a_notebook_lives_on(tmp_path, swept, built, trained, tiny_root):
+    after = (
+        "import time\ntime.sleep(20.0)\nprint('the next cell')\n"  # past the moment when the watch ends it
     )
-    command = [sys.executable, str(tmp_path / "patched.py"), "--input", str(given)]
-    done = subprocess.run(
-        [*command, "--limit", "30s", "--reserve", "16s"],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 64 + 1, done.stdout + done.stderr
-    assert "1 of 6 checkpoints" in done.stdout.splitlines()[-1]
+    place = built(
+        tmp_path / "k", "--limit", "20s", "--reserve", "8s"
+    )  # a notebook's own options are not read
+    patch = IN_A_NOTEBOOK + "import os\nimport sys\nsys.argv = ['x']\n"
+    (tmp_path / "input").symlink_to(tmp_path / "k" / "input")  # ../input
+    done = alone(place, tiny_root, patch, after)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "the next cell"
+    assert submission(place) == swept.read_text()
 
 
 DISK_FILLS = """

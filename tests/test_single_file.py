@@ -127,7 +127,8 @@ def main(manifest):
 def in_a_cell(text: str, *others: str) -> str:
     """A script that runs texts as a notebook runs cells: in one namespace, which has no `__file__`."""
     cells = [compile_call(one) for one in (*others, text)]
-    return "import sys\nspace = {'__name__': '__main__'}\n" + "\n".join(cells) + "\nprint('went on')\n"
+    notebook = "import sys, types\nsys.modules['ipykernel'] = types.ModuleType('ipykernel')\n"
+    return notebook + "space = {'__name__': '__main__'}\n" + "\n".join(cells) + "\nprint('went on')\n"
 
 
 def compile_call(text: str) -> str:

@@ -69,6 +69,7 @@ class Checkpoints:
         )
 
     def _model(self, member: KernelMember, weights: Weights) -> Tagger:
+        read = self._read.pop(weights.trial)
         model = build_model(
             member.recipe.architecture,
             n_labels=len(self.manifest.label_ids),
@@ -76,7 +77,7 @@ class Checkpoints:
             dropout=member.recipe.dropout,
             weights="none",
         )
-        plain = self._read.pop(weights.trial).result()
+        plain = read.result()
         try:
             model.load_state_dict(safetensors.torch.load(plain))
         except Exception as error:  # each fault of such a file has an exception of its own
@@ -88,8 +89,12 @@ class Checkpoints:
         """Begin to read the weights of these."""
         for trial in trials:
             if trial not in self._read:
-                self._read[trial] = Future()
-                threading.Thread(target=self._read_into, args=(trial, self._read[trial]), daemon=True).start()
+                future: Future[bytes] = Future()
+                try:
+                    threading.Thread(target=self._read_into, args=(trial, future), daemon=True).start()
+                except RuntimeError:  # no more threads
+                    self._read_into(trial, future)
+                self._read[trial] = future
 
     def _read_into(self, trial: str, future: "Future[bytes]") -> None:
         """In a thread that no end of the process waits for, for it may hang."""

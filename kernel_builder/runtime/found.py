@@ -96,14 +96,16 @@ def find_secret(
             f"build the kernel without --encrypt"
         ) from None
     refused: ImetError | None = None
-    for where, text in _secrets(embedded, files):
+    for place in _places(embedded, files):
         try:
-            secret = _parsed(where, text)
+            secret = _secret(place)
             for one in encrypted:
                 with io.BufferedReader(_Joined(one.paths)) as joined:
                     next(decrypted(joined, secret, one.weights.pieces[0].name))
         except ImetError as error:
             refused = error
+        except OSError as error:
+            refused = StoreError(f"{error.filename}: {error.strerror or error}")
         else:
             return secret
     raise refused or ConfigError(
@@ -131,25 +133,24 @@ def read_weights(found: FoundWeights, secret: "Secret | None") -> bytes:
     return plain
 
 
-def _secrets(embedded: str | None, files: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Where the one that was meant stands, and its text; of files, each: there may be those of other kernels."""
+def _places(embedded: str | None, files: Sequence[Path]) -> list[tuple[str, str | Path]]:
+    """Where the secret that was meant stands: its text, or files, for there may be those of other kernels."""
     if embedded is not None:
-        yield "the kernel", embedded
-    elif text := os.environ.get(KEY_VARIABLE):
-        yield KEY_VARIABLE, text
-    elif text := os.environ.get(PASSPHRASE_VARIABLE):
-        yield PASSPHRASE_VARIABLE, text
-    else:
-        for path in files:
-            if path.name == KEY_FILE:
-                yield str(path), path.read_text(encoding="utf-8", errors="replace")
+        return [("the kernel", embedded)]
+    for variable in (KEY_VARIABLE, PASSPHRASE_VARIABLE):
+        if text := os.environ.get(variable):
+            return [(variable, text)]
+    return [(str(path), path) for path in files if path.name == KEY_FILE]
 
 
-def _parsed(where: str, text: str) -> "Secret":
+def _secret(place: tuple[str, str | Path]) -> "Secret":
     from imet_ray.crypto import Secret
 
+    where, text = place
     if where == PASSPHRASE_VARIABLE:
-        return Secret(passphrase=text)
+        return Secret(passphrase=str(text))
+    if isinstance(text, Path):
+        text = text.read_text(encoding="utf-8", errors="replace")
     try:
         return Secret.parse(text)
     except ConfigError as error:

@@ -22,7 +22,7 @@ import numpy as np
 
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.durations import duration
-from imet_ray.errors import ConfigError, ImetError, StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import write_json
 from imet_ray.submission import write_submission
 from kernel_builder.runtime.checkpoints import Checkpoints
@@ -75,12 +75,10 @@ class _Kernel:
 
     def __call__(self) -> int:
         self.watch.start()
-        code = 1
         try:
-            code = self._predict()
+            return self._predict()
         finally:
-            self.watch.stop(code, process_ends="ipykernel" not in sys.modules)
-        return code
+            self.watch.stop()
 
     def _predict(self) -> int:
         self.watch.tell("looking for pictures and weights")
@@ -94,12 +92,17 @@ class _Kernel:
         self.run = Run(
             self.manifest, len(pictures.ids), self._open, self.deadline, self._publish, _say, self.watch.tell
         )
+        before = self.target.read_bytes() if self.target.is_file() else None
         self.run.begin()
         try:
             self.checkpoints = self._checkpoints(files, cores)
-        except ImetError:  # whoever forgot a data set shall see it, not a submission
+        except BaseException:  # whoever forgot a data set shall see that, and no new submission
             self.run.outcome.written = None
-            self.target.unlink()
+            with contextlib.suppress(OSError):
+                if before is None:
+                    self.target.unlink(missing_ok=True)
+                else:
+                    self.target.write_bytes(before)
             raise
         _say(
             f"{self.manifest.ensemble}: {self.manifest.checkpoints} checkpoints of {len(self.manifest.members)} "
@@ -196,7 +199,8 @@ class _Heard(logging.Handler):
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
         for name in ("imet_ray.predict", "kernel_builder.runtime.pictures", "kernel_builder.runtime.device"):
-            logging.getLogger(name).addHandler(self)
+            logger = logging.getLogger(name)
+            logger.handlers = [self]  # in a notebook, those of an earlier kernel are gone
 
     def emit(self, record: logging.LogRecord) -> None:
         self.note(record.getMessage())
@@ -208,7 +212,8 @@ class _Heard(logging.Handler):
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):  # nobody listens any more
+        print(text, flush=True)
 
 
 def _inputs(given: Path | None) -> list[Path]:

@@ -13,9 +13,7 @@ import numpy as np
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.tally import Tally
 
-SURELY = (
-    0.8  # of a foretold time must be too long before a checkpoint is not begun: not to begin gains nothing
-)
+SURELY = 0.5  # of a foretold time must be too long before a checkpoint is not begun: a stall may be over
 STALL = 3.0  # times the second longest batch
 WRITING = 1.5  # times the longest writing of the submission is kept free for the last one
 
@@ -88,9 +86,9 @@ class Run:
         self.publish, self.say, self.tell = publish, say, tell
         self.tally = Tally(manifest, n_pictures)
         self.outcome = Outcome()
-        self._writing = 0.0  # seconds of the longest
+        self._writings: list[float] = []  # seconds of each
         self._pace: dict[str, float] = {}  # of a member's fastest checkpoint: seconds a picture
-        self._set_up: dict[bool, float] = {}  # seconds of the fastest; True: with pictures of a new size
+        self._set_up: float | None = None  # seconds of the fastest, of a size that was there
         self._sizes: set[int] = set()
 
     def begin(self) -> None:
@@ -153,7 +151,8 @@ class Run:
         batches = self.open(member, weights)
         self._sizes.add(member.pack_short_side)
         seconds = self.deadline.clock() - began
-        self._set_up[new] = min(seconds, self._set_up.get(new, seconds))
+        if not new:
+            self._set_up = seconds if self._set_up is None else min(seconds, self._set_up)
         return batches
 
     def _collect(
@@ -173,7 +172,7 @@ class Run:
                 self.say(f"{self._which(weights)}: {sum(times):.1f} s")
                 return probs, times
             if self.tally.checkpoints == 0:
-                if not self._fits(_longest_but_one(times)):
+                if not self._fits(_longest_but_one(times) if len(times) > 1 else 0.0):
                     self._publish_part(member, probs, done)
                     raise _LateError(
                         f"reached after {done:,} of {self.n:,} pictures, the others by the prior"
@@ -190,12 +189,12 @@ class Run:
             self._publish()
 
     def _foretold(self, member: KernelMember) -> float:
-        """Seconds of a member's next checkpoint, as fast as anything like it was."""
-        new = member.pack_short_side not in self._sizes
-        return self._set_up.get(new, 0.0) + self._pace.get(member.name, 0.0) * self.n
+        """Seconds of a member's next checkpoint, as fast as its others were; of a new member nothing is known."""
+        pace = self._pace.get(member.name)
+        return 0.0 if pace is None else (self._set_up or 0.0) + pace * self.n
 
     def _fits(self, seconds: float) -> bool:
-        return seconds + WRITING * self._writing < self.deadline.left()
+        return seconds + WRITING * _longest_but_one(self._writings) < self.deadline.left()
 
     def _hopeless(self, seconds: float) -> bool:
         return not self._fits(SURELY * seconds)
@@ -213,7 +212,7 @@ class Run:
             self.say(f"the submission stays as it was: {self.outcome.unwritten}")
         seconds = self.deadline.clock() - began
         self.outcome.writing += seconds
-        self._writing = max(self._writing, seconds)
+        self._writings.append(seconds)
 
     def _which(self, weights: Weights) -> str:
         begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
@@ -232,7 +231,7 @@ def steady(times: Sequence[float]) -> float:
 
 
 def _longest_but_one(times: Sequence[float]) -> float:
-    """What the next batch may take: one stall is not the rule, a burst of batches after a wait is."""
+    """What the next may take: one stall is not the rule, a burst of batches after a wait is."""
     return sorted(times)[-2] if len(times) > 1 else times[0]
 
 

@@ -31,7 +31,6 @@ class Watch:
         """
         self.deadline, self.grace, self.end, self.say = deadline, grace, end, say
         self.doing = "starting"
-        self._code: int | None = None  # of a run that has ended, where the process has not
         self._over = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -43,16 +42,10 @@ class Watch:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, code: int, *, process_ends: bool) -> None:
-        """The run has ended, with this exit code.
-
-        Args:
-            process_ends: it should end now; if something hangs on to it, the watch still ends it in time.
-        """
+    def stop(self) -> None:
+        """From here on, nothing ends the process."""
         with self._ending:
-            self._code = code
-            if not process_ends:
-                self._over.set()
+            self._over.set()
 
     def _look(self) -> None:
         said = self.deadline.clock()
@@ -61,7 +54,7 @@ class Watch:
                 with self._ending:
                     if not self._over.is_set():
                         self._exit()
-            if self._code is None and self.deadline.clock() - said >= SAY_EVERY:
+            if self.deadline.clock() - said >= SAY_EVERY:
                 said = self.deadline.clock()
                 left = max(0.0, self.deadline.left())
                 self.say(f"{clock(self.deadline.elapsed())}  {self.doing}; {clock(left)} left")
@@ -69,7 +62,7 @@ class Watch:
     def _exit(self) -> None:
         code = 1
         try:
-            code = self._code if self._code is not None else self.end(self.doing)
+            code = self.end(self.doing)
             sys.stdout.flush()
             sys.stderr.flush()
             for child in multiprocessing.active_children():  # loaders
