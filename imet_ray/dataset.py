@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imet_ray.pack import Pack
+from imet_ray.team import ALONE, Team
 from imet_ray.transforms import TrainTransform, apply_view
 
 PREFETCH = 2  # batches that each worker has ready
@@ -121,19 +122,30 @@ class ViewDataset(Dataset[torch.Tensor]):
 
 
 def train_batches(
-    dataset: TrainDataset, *, batch_size: int, workers: int, pin_memory: bool = False
+    dataset: TrainDataset, *, batch_size: int, workers: int, team: Team = ALONE, pin_memory: bool = False
 ) -> SizedIterable[Batch]:
     """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
-    The last batch may be smaller; a last batch of one picture is left out, for batch norm cannot learn from it.
-
     Args:
+        batch_size: of each process of the team.
         workers: processes that prepare batches; 0 prepares them here.
+        team: this process's part of each batch comes.
         pin_memory: for a GPU, which fetches such batches while it computes.
     """
-    order = dataset.order().tolist()
-    alone = len(order) % batch_size == 1 and len(order) > batch_size > 1
-    return _loader(dataset, order, batch_size, workers, drop_last=alone, pin_memory=pin_memory)
+    batches = whole_batches(dataset.order(), batch_size * team.size, at_least=min(2, batch_size) * team.size)
+    parts = [np.array_split(batch, team.size)[team.rank].tolist() for batch in batches]
+    return _loader(dataset, parts, workers, pin_memory=pin_memory)
+
+
+def whole_batches(order: np.ndarray, batch_size: int, *, at_least: int) -> list[np.ndarray]:
+    """An order cut into batches, the last of which may be smaller.
+
+    Args:
+        order: (n,).
+        at_least: a smaller last batch is left out, unless it is the only one: batch norm cannot learn from one picture.
+    """
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < at_least else batches
 
 
 def view_batches(
@@ -148,7 +160,8 @@ def view_batches(
 ) -> SizedIterable[torch.Tensor]:
     """All of `rows`, in their order, each in all views: (B, V, 3, S, S) uint8."""
     dataset = ViewDataset(pack, rows, views, image_size)
-    return _loader(dataset, range(len(dataset)), batch_size, workers, drop_last=False, pin_memory=pin_memory)
+    batches = whole_batches(np.arange(len(dataset)), batch_size, at_least=1)
+    return _loader(dataset, [batch.tolist() for batch in batches], workers, pin_memory=pin_memory)
 
 
 class Timed(Generic[T_co]):
@@ -171,23 +184,15 @@ class Timed(Generic[T_co]):
 
 
 def _loader(
-    dataset: Dataset[Any],
-    order: Sequence[int],
-    batch_size: int,
-    workers: int,
-    *,
-    drop_last: bool,
-    pin_memory: bool,
+    dataset: Dataset[Any], batches: list[list[int]], workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:
     """Torch's loader; a worker that dies makes it raise a RuntimeError within five seconds."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=order,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,
-        drop_last=drop_last,
         worker_init_fn=_start_worker,
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # the loader draws a number; not from the generator that dropout uses

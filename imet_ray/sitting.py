@@ -1,8 +1,8 @@
 """One sitting of a trial: from its last state on disk, or from nothing, epoch by epoch to its result.
 
 All randomness of an epoch derives from (seed, epoch), and the state is written after each epoch, so a trial that is
-killed and started again ends with the same weights as one that ran through. What happens when a sitting fails is
-`imet_ray.train`.
+killed and started again ends with the same weights as one that ran through. Several processes may sit together, as a
+`Team`: all hold the same weights, and the first writes. What happens when a sitting fails is `imet_ray.train`.
 """
 
 import socket
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 
 from imet_ray.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
@@ -28,6 +29,7 @@ from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
 from imet_ray.store import TrialStore, file_digest, write_json_lines
+from imet_ray.team import Team
 from imet_ray.transforms import TrainTransform, mixup
 
 NAN_CHECK_UPDATES = 20  # each check waits for the GPU
@@ -55,13 +57,13 @@ class Sitting:
         trial: TrialStore,
         token: str,
         device: torch.device,
-        gpus: int,
         loader_workers: int,
         splits: int,
+        team: Team,
     ) -> None:
         self.spec, self.recipe = spec, spec.recipe
         self.data, self.trial, self.token = data, trial, token
-        self.device, self.loader_workers, self.splits = device, loader_workers, splits
+        self.device, self.loader_workers, self.splits, self.team = device, loader_workers, splits, team
         recipe = self.recipe
         self.pack = data.split.pack(spec.pack_short_side)
         self.held_out = data.rows(spec.fold, held_out=True)
@@ -82,14 +84,14 @@ class Sitting:
             weights=recipe.weights if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
         )
+        if spec.batch_norm == "sync" and team.size > 1:
+            self.model = convert_sync_batchnorm(self.model)
         # on a CPU core 1.5 to 1.7 x, too
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.on_gpus: torch.nn.Module = (
-            torch.nn.DataParallel(self.model, device_ids=list(range(gpus))) if gpus > 1 else self.model
-        )
+        self.shared: torch.nn.Module = self.model  # what runs forward while training
         self.loss = build_loss(recipe.loss, recipe.loss_weight)
         self.optimizer = build_optimizer(self.model, recipe)
-        batches = len(train_batches(self.dataset, batch_size=recipe.batch_size, workers=0))
+        batches = len(train_batches(self.dataset, batch_size=recipe.batch_size, workers=0, team=team))
         self.updates_per_epoch = -(-batches // recipe.accumulate)
         self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
         self.ema = (
@@ -117,18 +119,21 @@ class Sitting:
 
     def _train_epoch(self) -> EpochMetrics:
         recipe, epoch, device = self.recipe, self.epoch, self.device
-        torch.manual_seed(_epoch_seed(self.spec.seed, epoch))
-        mixing = np.random.default_rng((self.spec.seed, epoch, 1))
+        torch.manual_seed(_epoch_seed(self.spec.seed, epoch) + self.team.rank)
+        mixing = np.random.default_rng((self.spec.seed, epoch, 1, self.team.rank))
         self._freeze_body(epoch < recipe.head_only_epochs)
+        self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
         batches = Timed(
             train_batches(
                 self.dataset,
                 batch_size=recipe.batch_size,
                 workers=self.loader_workers,
+                team=self.team,
                 pin_memory=self.device.type == "cuda",
             )
         )
+        together = recipe.batch_size * self.team.size
         total = len(batches)
         started = time.monotonic()
         loss_sum = torch.zeros((), device=device)
@@ -143,9 +148,12 @@ class Sitting:
             targets = targets.to(device, non_blocking=True)
             if recipe.mixup:
                 images, targets = mixup(images, targets, alpha=recipe.mixup, generator=mixing)
-            loss_sum += self._backward(images, targets, share)
+            whole = min(together, len(self.dataset) - i * together)  # pictures of the batch, of all the team
+            part = len(images) * self.team.size / whole  # the team averages, whatever each one's part
+            updates = (i + 1) % recipe.accumulate == 0 or i + 1 == total
+            loss_sum += part * self._backward(images, targets, part / share, updates=updates)
             seen += 1
-            if (i + 1) % recipe.accumulate == 0 or i + 1 == total:
+            if updates:
                 if recipe.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
                 self.optimizer.step()
@@ -155,7 +163,7 @@ class Sitting:
                     self.ema.update(self.model, step=update)
                 if update % NAN_CHECK_UPDATES == 0:
                     self._refuse_nan(loss_sum, update)
-        self._refuse_nan(loss_sum, update)
+        loss_sum = self._refuse_nan(loss_sum, update)
         seconds = time.monotonic() - started
         return {
             "epoch": epoch + 1,
@@ -166,15 +174,23 @@ class Sitting:
             "seconds": seconds,
         }
 
-    def _backward(self, images: torch.Tensor, targets: torch.Tensor, share: int) -> torch.Tensor:
-        """Add one batch's gradient; returns its mean loss, on the device."""
+    def _backward(
+        self, images: torch.Tensor, targets: torch.Tensor, factor: float, *, updates: bool = True
+    ) -> torch.Tensor:
+        """Add one batch's gradient, times a factor; returns its mean loss, on the device.
+
+        Args:
+            updates: the optimizer's step follows, so that the team's gradients are averaged.
+        """
         total = torch.zeros((), device=self.device)
-        for part, wanted in zip(images.chunk(self.splits), targets.chunk(self.splits), strict=True):
-            bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits = self.on_gpus(part)
-            loss = self.loss(logits.float(), wanted) * (len(part) / len(images))
-            torch.autograd.backward(loss / share)
+        bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
+        parts = list(zip(images.chunk(self.splits), targets.chunk(self.splits), strict=True))
+        for i, (part, wanted) in enumerate(parts):
+            with self.team.averages(self.shared, updates and i + 1 == len(parts)):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                    logits = self.shared(part)
+                loss = self.loss(logits.float(), wanted) * (len(part) / len(images))
+                torch.autograd.backward(loss * factor)
             total += loss.detach()
         return total
 
@@ -182,10 +198,11 @@ class Sitting:
         """Score the held-out fold, one view, the averaged weights where there are any."""
         started = time.monotonic()
         labels = self.data.labels[self.held_out]
+        self.team.agree(self.model, self._kept_model())
         probs = predict_rows(
             self._kept_model(),
             self.pack,
-            self.held_out,
+            self.team.share(self.held_out),
             views=self.recipe.views[:1],
             image_size=self.recipe.image_size,
             batch_size=EVAL_BATCH,
@@ -193,6 +210,7 @@ class Sitting:
             autocast=compute_dtype(self.device, self.recipe.precision),
             workers=self.loader_workers,
         )
+        probs = self.team.gathered(probs, len(self.held_out))
         if not np.isfinite(probs).all():
             raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
         threshold, f2 = best_threshold(probs, labels)
@@ -208,7 +226,8 @@ class Sitting:
 
     def _save(self, metrics: EpochMetrics) -> None:
         """Write everything of the epoch that has just ended."""
-        self.trial.check(self.token)
+        if self.team.leads:
+            self.trial.check(self.token)
         recipe, f2 = self.recipe, metrics["f2"]
         last = metrics["epoch"] == recipe.epochs
         better = self.best is None or f2 > self.best.f2
@@ -221,16 +240,19 @@ class Sitting:
                 f2=f2,
                 threshold=metrics["threshold"],
             )
-            save_weights(self.trial.best, self._kept_model(), info)
+            if self.team.leads:
+                save_weights(self.trial.best, self._kept_model(), info)
+            self.team.wait()  # the others may read it now
         if self.schedule.after_epoch(f2):
             load_weights(self.trial.best, self.model)
             if self.ema is not None:
                 self.ema.set(self.model)
         self.epoch += 1
         self.history.append(metrics)
-        if (
-            not last
-        ):  # the result follows at once: 0.3 s saved a trial, for an epoch lost if it is killed just then
+        if not self.team.leads:
+            return
+        # the result follows the last epoch at once: 0.3 s saved a trial, for an epoch lost if it is killed just then
+        if not last:
             state = {
                 "epoch": self.epoch,
                 "model": self.model.state_dict(),
@@ -268,9 +290,10 @@ class Sitting:
             batch_splits=self.splits,
             checkpoint_digest=file_digest(self.trial.best),
         )
-        self.trial.check(self.token)
-        write_result(self.trial, result)
-        self.trial.last.unlink(missing_ok=True)  # a finished trial never goes on
+        if self.team.leads:
+            self.trial.check(self.token)
+            write_result(self.trial, result)
+            self.trial.last.unlink(missing_ok=True)  # a finished trial never goes on
         return result
 
     def _kept_model(self) -> Tagger:
@@ -283,13 +306,16 @@ class Sitting:
         for parameter in self.model.parameters():
             parameter.requires_grad_(not frozen or id(parameter) in head)
 
-    def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> None:
+    def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> torch.Tensor:
+        """The sum over the team, if it is a number; all of the team refuse together."""
+        loss_sum = self.team.mean(loss_sum)
         if not torch.isfinite(loss_sum):
             lr = self.optimizer.param_groups[0]["lr"]
             raise TrialError(
                 f"the loss became NaN by update {update} (epoch {self.epoch + 1}, lr {lr:.2g}): "
                 "lower lr, or set clip_norm"
             )
+        return loss_sum
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

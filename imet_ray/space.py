@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError
 from imet_ray.settings_errors import Place, describe, is_type_name, unknown_key
-from imet_ray.specs import WEIGHTS, Frozen, Hparam, Variant
+from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,17 +52,23 @@ class Asha(Frozen):
 
 
 class Resources(Frozen):
-    """What one trial holds while it runs."""
+    """What one trial holds while it runs; where several workers train it together, each of them."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # auto: one, where there are any
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1  # together, batch_size pictures each at a time
+    batch_norm: BatchNorm = "local"  # sync: statistics over all workers; on GPUs only
 
     @model_validator(mode="after")
-    def _fraction_or_count(self) -> Self:
+    def _one_gpu_a_worker(self) -> Self:
         gpus = self.gpus_per_trial
-        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_trial is a fraction of one GPU or a whole number, got {gpus}")
+        if gpus != "auto" and gpus > 1:
+            raise ValueError(
+                f"gpus_per_trial is one GPU at most, or a fraction, got {gpus:g}: workers_per_trial trains on several"
+            )
+        if self.batch_norm == "sync" and (self.workers_per_trial == 1 or gpus == 0):
+            raise ValueError("batch_norm 'sync' is for several workers_per_trial, on GPUs: leave it out")
         return self
 
 

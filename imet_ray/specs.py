@@ -16,6 +16,7 @@ PresetName = Literal["none", "light", "medium", "hard", "strong"]
 CropName = Literal["random", "rectangular"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["cosine", "onecycle", "plateau", "constant"]
+BatchNorm = Literal["local", "sync"]
 ViewName = Literal["centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
@@ -98,6 +99,8 @@ class TrialSpec(Frozen):
     data_digest: str
     folds_digest: str
     pack_short_side: int
+    workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
+    batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -116,9 +119,10 @@ class TrialSpec(Frozen):
     @property
     def trial_id(self) -> str:
         """Sixteen hex digits of the hash of all that decides the result."""
+        alone = {"workers", "batch_norm"} if self.workers == 1 else set()  # mean nothing to one
         decided = {
             "recipe": self.recipe.model_dump(mode="json"),
-            **self.model_dump(mode="json", exclude={"variant", "hparams"}),
+            **self.model_dump(mode="json", exclude={"variant", "hparams"} | alone),
         }
         return hashlib.sha256(canonical_json(decided).encode()).hexdigest()[:16]
 

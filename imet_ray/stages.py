@@ -196,6 +196,11 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
         raise ConfigError(
             f"fold must be below n_folds={plan.n_folds}, got {fold}: choose 0..{plan.n_folds - 1}"
         )
+    if plan.space.resources.workers_per_trial > 1:
+        raise ConfigError(
+            "--train trains in this process alone, and workers_per_trial is "
+            f"{plan.space.resources.workers_per_trial}: sweep, or leave it out of the space"
+        )
     variant = known[variant_name]
     recipe = _with_settings(variant, settings)
     set_old_run_aside(plan)
@@ -213,13 +218,12 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
         )
         trial = plan.store.trial(spec.trial_id)
         wanted = plan.space.resources.gpus_per_trial
-        gpus = min(1, torch.cuda.device_count()) if wanted == "auto" else -int(-wanted // 1)
-        if gpus > torch.cuda.device_count():
+        if wanted not in ("auto", 0) and not torch.cuda.is_available():
             raise ConfigError(
-                f"gpus_per_trial is {wanted:g} and torch sees {torch.cuda.device_count()}: "
-                "install a CUDA build of torch, or set gpus_per_trial: auto"
+                f"gpus_per_trial is {wanted:g} and torch sees none: install a CUDA build of torch, or set "
+                "gpus_per_trial: auto"
             )
-        device = torch.device("cuda" if gpus else "cpu")
+        device = torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
         print(f"trial   {trial.root} on {device}")
         began = time.monotonic()
 
@@ -238,7 +242,6 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             run.data,
             trial,
             device=device,
-            gpus=gpus,
             loader_workers=(torch.get_num_threads() - 1 if device.type == "cuda" else 0)
             if workers == "auto"
             else workers,

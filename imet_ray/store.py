@@ -109,6 +109,10 @@ class TrialStore:
         return self.root / "result.json"
 
     @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
     def token(self) -> Path:
         return self.root / "writer.token"
 

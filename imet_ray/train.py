@@ -14,7 +14,8 @@ from imet_ray.errors import TrialError
 from imet_ray.results import TrialResult, read_result, write_result
 from imet_ray.sitting import EpochMetrics, Sitting
 from imet_ray.specs import TrialSpec
-from imet_ray.store import TrialStore, read_json_lines, write_json
+from imet_ray.store import TrialStore, read_json, read_json_lines, write_json
+from imet_ray.team import ALONE, Team
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
 
@@ -25,16 +26,16 @@ def train_trial(
     trial: TrialStore,
     *,
     device: torch.device,
-    gpus: int = 1,
     loader_workers: int = 0,
     report: Callable[[EpochMetrics], None] = lambda metrics: None,
+    team: Team = ALONE,
 ) -> TrialResult:
     """Train until the result is there; at once if it is there already.
 
     Args:
-        gpus: where there are several, each batch is split over the first of them.
         report: called after each epoch, when everything of that epoch is on disk; for the last epoch, when the
             result is. What it raises ends the training and is passed on.
+        team: the processes that train it together; each of them calls this.
 
     Returns:
         The result, also on disk. Its status is "failed" where the trial failed for its own reasons.
@@ -42,30 +43,47 @@ def train_trial(
     Raises:
         ImetError: a fault of the set-up: data, disk, settings.
         SupersededError: another process has taken over this trial.
+        torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
     result = read_result(trial)
     if result is not None and result.status != "stopped":
         return result
-    token = trial.acquire()
-    write_json(trial.spec, spec.model_dump(mode="json"))
-    splits = 1
+    token = ""
+    if team.leads:
+        token = trial.acquire()
+        write_json(trial.spec, spec.model_dump(mode="json"))
     while True:
+        splits = _splits(trial)
         try:
-            return Sitting(spec, data, trial, token, device, gpus, loader_workers, splits).run(report)
-        except torch.cuda.OutOfMemoryError:
-            reason = f"out of GPU memory, even with each batch in {splits} parts"
+            return Sitting(spec, data, trial, token, device, loader_workers, splits, team).run(report)
         except TrialError as error:
-            reason, splits = str(error), MAX_SPLITS
-        if splits == MAX_SPLITS:
-            result = TrialResult(
-                trial_id=spec.trial_id,
-                status="failed",
-                reason=reason,
-                epochs=len(read_json_lines(trial.metrics)),
+            reason = str(error)  # all of a team meet it at once
+        except torch.cuda.OutOfMemoryError:
+            reason = (
+                f"out of GPU memory, even with each batch in {splits} parts" if splits == MAX_SPLITS else ""
             )
-            trial.check(token)
-            write_result(trial, result)
+            if not reason:
+                write_json(trial.splits, 2 * splits)
+            if team.size > 1:
+                if reason:  # whichever of the team met it
+                    write_result(trial, _failed(spec, trial, reason))
+                raise
+        if reason:
+            result = _failed(spec, trial, reason)
+            if team.leads:
+                trial.check(token)
+                write_result(trial, result)
             return result
-        splits *= 2
         gc.collect()  # optimizer and schedule hold each other
         torch.cuda.empty_cache()
+
+
+def _splits(trial: TrialStore) -> int:
+    """Parts that a batch is computed in; known from before, where the trial was interrupted."""
+    found = read_json(trial.splits) if trial.splits.exists() else 1
+    return int(found) if found in (2, MAX_SPLITS) else 1
+
+
+def _failed(spec: TrialSpec, trial: TrialStore, reason: str) -> TrialResult:
+    epochs = len(read_json_lines(trial.metrics))
+    return TrialResult(trial_id=spec.trial_id, status="failed", reason=reason, epochs=epochs)

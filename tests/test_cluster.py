@@ -30,9 +30,21 @@ def space(tmp_path) -> SearchSpace:
     return read_space(tmp_path / "space.yml")
 
 
-def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=(2, 0), **more) -> Session:
+def fit(
+    cpus_per_trial=1.0,
+    gpus_per_trial="auto",
+    loader_workers="auto",
+    total=(2, 0),
+    workers=1,
+    batch_norm="local",
+    **more,
+) -> Session:
     wanted = Resources(
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, loader_workers=loader_workers
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        loader_workers=loader_workers,
+        workers_per_trial=workers,
+        batch_norm=batch_norm,
     )
     how = {"dashboard": None, "concurrency": None, "joined": False} | more
     return _fit(wanted, lambda: {"CPU": float(total[0]), "GPU": float(total[1]), "memory": 1e9}, **how)
@@ -51,7 +63,6 @@ def fit(cpus_per_trial=1.0, gpus_per_trial="auto", loader_workers="auto", total=
         (1, 0.5, (16, 2), 4),
         (1, 0.1, (16, 1), 10),
         (1, 0.6, (16, 2), 2),  # a fraction lies on one GPU
-        (1, 2, (16, 5), 2),
     ],
 )
 def test_as_many_trials_run_at_once_as_fit(cpus_per_trial, gpus_per_trial, total, slots):
@@ -63,6 +74,22 @@ def test_as_many_trials_run_at_once_as_fit(cpus_per_trial, gpus_per_trial, total
 )
 def test_a_trial_gets_a_gpu_where_there_are_any_unless_told_otherwise(gpus_per_trial, gpus, expected):
     assert fit(gpus_per_trial=gpus_per_trial, total=(8, gpus)).gpus_per_trial == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "total", "slots"),
+    [(2, "auto", (2, 0), 1), (2, "auto", (16, 8), 4), (3, 0.5, (16, 2), 1), (4, 1, (16, 9), 2)],
+)
+def test_a_trial_of_several_workers_takes_as_many_places(workers, gpus, total, slots):
+    assert fit(gpus_per_trial=gpus, total=total, workers=workers).slots == slots
+    with pytest.raises(ConfigError, match="it needs 17 CPUs and .* workers_per_trial"):
+        fit(gpus_per_trial=gpus, total=total, workers=17)
+
+
+def test_batch_norm_over_all_workers_needs_gpus():
+    assert fit(total=(8, 2), workers=2, batch_norm="sync").slots == 1
+    with pytest.raises(ConfigError, match="batch_norm is sync, and there are no GPUs"):
+        fit(total=(8, 0), workers=2, batch_norm="sync")
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(4, "auto"), (1, 1)])

@@ -119,12 +119,12 @@ def test_a_wrong_setting_of_train_is_refused(capsys, trained, setting, expected)
 
 
 def test_train_refuses_gpus_that_are_not_there(capsys, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with (tmp_path / "tiny.yml").open("a") as space:
-        space.write("resources: {gpus_per_trial: 2}\n")
+        space.write("resources: {gpus_per_trial: 0.5}\n")
     code, _, err = run(capsys, *trained)
     assert code == 1
-    assert "gpus_per_trial is 2 and torch sees 1" in err
+    assert "gpus_per_trial is 0.5 and torch sees none" in err
 
 
 def test_a_rate_in_scientific_notation_is_a_number(capsys, trained, tmp_path):

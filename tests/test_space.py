@@ -116,8 +116,12 @@ def test_a_file_of_weights_is_found_from_any_directory(tmp_path, monkeypatch):
         ("base: {lr: 1e-4}", "write 0.0001"),
         ("search: {batch_size: {low: 16, high: 64, step: 0.5}}", "batch_size is a whole number"),
         (
+            "resources: {batch_norm: sync}",
+            "batch_norm 'sync' is for several workers_per_trial, on GPUs",
+        ),
+        (
             "resources: {gpus_per_trial: 1.5}",
-            "gpus_per_trial is a fraction of one GPU or a whole number, got 1.5",
+            "gpus_per_trial is one GPU at most, or a fraction, got 1.5: workers_per_trial",
         ),
         ("base: {loss: asymmetric, loss_weight: 0.5}", "must be 0 or at least 1"),
     ],

@@ -10,6 +10,7 @@ from imet_ray.checkpoint import load_state, load_tagger, read_info
 from imet_ray.predict import predict_checkpoint, read_predictions
 from imet_ray.results import read_result
 from imet_ray.store import Store, SupersededError, read_json_lines
+from imet_ray.team import ALONE
 from imet_ray.train import train_trial
 
 CPU = torch.device("cpu")
@@ -170,38 +171,16 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
     gradients = []
     for splits in (1, 4):
         trial = Store(tmp_path / str(splits)).trial(spec.trial_id)
-        training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 1, 0, splits)
+        training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, splits, ALONE)
         torch.manual_seed(0)
         images = torch.randint(0, 255, (8, 3, 160, 160), dtype=torch.uint8)
         targets = torch.randint(0, 2, (8, len(tiny_data.label_ids))).float()
         training.model.eval()
-        training._backward(images, targets, share=2)
+        training._backward(images, targets, 0.5)
         gradients.append([p.grad.clone() for p in training.model.parameters() if p.grad is not None])
     assert gradients[0]
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-6)
-
-
-def test_several_gpus_share_each_batch(tiny_data, make_spec, tmp_path, monkeypatch):
-    shares = []
-
-    class Split(torch.nn.Module):  # what torch's does, on one device
-        def __init__(self, module, device_ids):
-            super().__init__()
-            self.module, self.device_ids = module, device_ids
-
-        def forward(self, images):
-            parts = images.chunk(len(self.device_ids))
-            shares.append([len(part) for part in parts])
-            return torch.cat([self.module(part) for part in parts])
-
-    monkeypatch.setattr(torch.nn, "DataParallel", Split)
-    spec = make_spec(batch_size=8)
-    trial = Store(tmp_path).trial(spec.trial_id)
-    result = train_trial(spec, tiny_data, trial, device=CPU, gpus=2)
-    assert result.status == "complete"
-    assert shares[0] == [4, 4]
-    assert all(not name.startswith("module.") for name in load_file(trial.best))
 
 
 def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
@@ -215,7 +194,7 @@ def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
 def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
     spec = make_spec(head_only_epochs=1)
     trial = Store(tmp_path).trial(spec.trial_id)
-    training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 1, 0, 1)
+    training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, 1, ALONE)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     training._train_epoch()
     after = training.model.state_dict()

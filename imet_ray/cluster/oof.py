@@ -46,7 +46,7 @@ def _predict(
     label_ids: tuple[str, ...],
     data: TrainingData | None,
 ) -> int:
-    gpus = min(1.0, session.gpus_per_trial)  # prediction uses one
+    gpus = session.gpus_per_trial
     task = ray.remote(  # not by .options(): only so does Ray end a worker that held a GPU
         num_cpus=session.cpus_per_trial, num_gpus=gpus, max_retries=TASK_RETRIES
     )(predict_in_worker)

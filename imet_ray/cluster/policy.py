@@ -251,6 +251,8 @@ class Policy:
             data_digest=self.data_digest,
             folds_digest=self.folds_digest,
             pack_short_side=self.space.pack_short_side or default_pack_short_side(image_size),
+            workers=self.space.resources.workers_per_trial,
+            batch_norm=self.space.resources.batch_norm,
         )
 
     def _result(self, spec: TrialSpec) -> TrialResult | None:

@@ -29,6 +29,7 @@ class Session:
     capacity: Callable[[], int]  # trials at once, as it is at any time or may become
     nodes: int = 1
     joined: bool = False  # else it is ours, on this machine
+    workers_per_trial: int = 1  # each with the CPUs and GPUs of a trial
 
     @property
     def threads(self) -> int:
@@ -145,12 +146,17 @@ def _fit(
     wanted = resources.gpus_per_trial
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
 
+    workers_per_trial = resources.workers_per_trial
+    if resources.batch_norm == "sync" and not gpus_per_trial:
+        raise ConfigError("batch_norm is sync, and there are no GPUs: leave it out of the space")
+
     def fitting(found: dict[str, float]) -> int:
         slots = int(found.get("CPU", 0.0) / resources.cpus_per_trial + 1e-9)
         if gpus_per_trial:
             on_one = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
             on_all = found.get("GPU", 0.0)
-            slots = min(slots, int(on_all) * on_one if on_one else int(on_all / gpus_per_trial))
+            slots = min(slots, int(on_all) * on_one)
+        slots //= workers_per_trial
         if concurrency is not None:
             slots = min(slots, concurrency) if not joined else concurrency
         return max(1, slots) if joined else slots  # it may grow
@@ -158,15 +164,24 @@ def _fit(
     slots = fitting(now)
     if slots < 1:
         raise ConfigError(
-            f"no trial fits: it needs {resources.cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs, "
-            f"there are {cpus:g} and {gpus:g}: lower cpus_per_trial or gpus_per_trial"
+            f"no trial fits: it needs {workers_per_trial * resources.cpus_per_trial:g} CPUs and "
+            f"{workers_per_trial * gpus_per_trial:g} GPUs, there are {cpus:g} and {gpus:g}: lower cpus_per_trial, "
+            "gpus_per_trial or workers_per_trial"
         )
     on_a_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
     # on a CPU the model needs the cores itself
     workers = on_a_gpu if resources.loader_workers == "auto" else resources.loader_workers
     capacity = _now_and_then(lambda: fitting(total())) if joined else lambda: slots
     return Session(
-        dashboard, resources.cpus_per_trial, gpus_per_trial, workers, slots, capacity, nodes, joined
+        dashboard,
+        resources.cpus_per_trial,
+        gpus_per_trial,
+        workers,
+        slots,
+        capacity,
+        nodes,
+        joined,
+        workers_per_trial,
     )
 
 

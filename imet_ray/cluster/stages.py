@@ -238,8 +238,9 @@ def _leaderboard(run: Run) -> list[Standing]:
 
 def _describe(session: Session) -> str:
     gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
+    each = "each" if session.workers_per_trial == 1 else f"each of its {session.workers_per_trial} workers"
     where = f"; dashboard {session.dashboard}" if session.dashboard else ""
     on = ""
     if session.joined:
         on = f"; {session.nodes} nodes, of one version; at most {code_bytes() / 1e6:.1f} MB of code sent to each"
-    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} each{on}{where}"
+    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} {each}{on}{where}"

@@ -17,7 +17,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.worker import train_in_worker
+from imet_ray.cluster.worker import train_in_team, train_in_worker
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
 from imet_ray.space import SearchSpace
@@ -25,6 +25,8 @@ from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
 
 WORKER_DEATHS = 3  # of one trial, before it counts as failed
+# Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
+ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 class SetupFaultError(ImetError):
@@ -69,22 +71,12 @@ def run_sweep(
     with SweepProgress(policy, session) as progress:
         stopper = StopOnFault()
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(
-                    train_in_worker,
-                    data=data,
-                    run=store.root,
-                    threads=session.threads,
-                    loader_workers=session.loader_workers,
-                    gpus=session.gpus_per_trial,
-                ),
-                {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial},
-            ),
+            _trainable(session, data, store),
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearcher(policy, progress.refresh, stopper, session.capacity),
                 scheduler=SearchOnlyAsha(space),
                 num_samples=-1,  # as many as the searcher has; it holds back what does not fit
-                reuse_actors=True,
+                reuse_actors=session.workers_per_trial == 1,  # a team ends with the actor that began it
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
@@ -112,6 +104,22 @@ def run_sweep(
         workers=max(1, session.slots - progress.unused),
         out_of_time=out_of_time,
     )
+
+
+def _trainable(session: Session, data: TrainingData, store: Store) -> Any:
+    """What Tune runs for a trial, with what it holds meanwhile."""
+    given: dict[str, Any] = {
+        "data": data,
+        "run": store.root,
+        "threads": session.threads,
+        "loader_workers": session.loader_workers,
+        "gpus": session.gpus_per_trial,
+    }
+    if session.workers_per_trial > 1:
+        together = tune.with_parameters(train_in_team, cpus=session.cpus_per_trial, **given)
+        return tune.with_resources(together, ON_HEAD)
+    held = {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial}
+    return tune.with_resources(tune.with_parameters(train_in_worker, **given), held)
 
 
 class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types for mypy

@@ -35,7 +35,7 @@ def run_trial(
     trial = Store(run).trial(spec.trial_id)
 
     def report(metrics: EpochMetrics) -> None:
-        tune.report(metrics | {"trial_seconds": metrics["seconds"] + metrics["evaluate_s"]})
+        tune.report(end_of(metrics))
 
     try:
         device = worker_device(threads, gpus)
@@ -44,7 +44,6 @@ def run_trial(
             data,
             trial,
             device=device,
-            gpus=max(1, int(gpus)),
             loader_workers=loader_workers,
             report=report,
         )
@@ -67,6 +66,16 @@ def run_trial(
             reason=f"{type(error).__name__}: {first} (traceback in {kept})",
         )
         write_result(trial, result)
+    tell_tune(result)
+
+
+def end_of(metrics: EpochMetrics) -> dict[str, Any]:
+    """What Tune is told of an epoch."""
+    return metrics | {"trial_seconds": metrics["seconds"] + metrics["evaluate_s"]}
+
+
+def tell_tune(result: TrialResult) -> None:
+    """What no epoch has told."""
     if result.status == "failed" or result.epochs == 0:
         tune.report({"failed": result.reason})
 

@@ -24,6 +24,21 @@ def train_in_worker(
     run_trial(config, data, run, threads, loader_workers, gpus)
 
 
+def train_in_team(
+    config: dict[str, Any],
+    data: TrainingData,
+    run: Path,
+    threads: int,
+    loader_workers: int,
+    gpus: float,
+    cpus: float,
+) -> None:
+    """Tune's trainable where several workers train a trial: `team.run_team`."""
+    with heavy_imports():
+        from imet_ray.cluster.team import run_team
+    run_team(config, data, run, threads, loader_workers, gpus, cpus)
+
+
 def predict_in_worker(
     kind: str,
     run: Path,

@@ -1,0 +1,112 @@
+"""One trial on several workers: the Tune function that starts them with Ray Train, and what each of them runs.
+
+The training is `imet_ray.train`'s, as for a trial alone. Ray Train places the workers, joins them to a process group
+and takes all down when one fails; the trial then goes on from its last epoch, with as many workers as before, for their
+number decides what a batch is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.tune.integration.ray_train import TuneReportCallback
+from torch.cuda import OutOfMemoryError
+
+from imet_ray.cluster.trial import end_of, tell_tune, worker_device
+from imet_ray.data import TrainingData
+from imet_ray.errors import ImetError
+from imet_ray.results import read_result
+from imet_ray.sitting import EpochMetrics
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store
+from imet_ray.team import Team
+from imet_ray.train import train_trial
+
+
+@dataclass(frozen=True)
+class Member:
+    """What each worker gets."""
+
+    spec: TrialSpec
+    data: TrainingData
+    run: Path
+    threads: int
+    loader_workers: int
+    gpus: float  # of each worker
+
+
+def run_team(
+    config: dict[str, Any],
+    data: TrainingData,
+    run: Path,
+    threads: int,
+    loader_workers: int,
+    gpus: float,
+    cpus: float,
+) -> None:
+    """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch.
+
+    Args:
+        gpus, cpus: of each worker.
+    """
+    spec = TrialSpec.model_validate_json(config["spec"])
+    store = Store(run)
+    member = Member(spec, data, run, threads, loader_workers, gpus)
+    while True:
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={"member": member},
+            # NCCL refuses two workers on one GPU
+            torch_config=TorchConfig(backend="nccl" if gpus == 1 else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=spec.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=RunConfig(
+                name=spec.trial_id,
+                storage_path=str(store.tune / "teams"),
+                failure_config=FailureConfig(max_failures=0),  # Tune counts the deaths
+                callbacks=[TuneReportCallback()],
+            ),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            found = [getattr(one, "_base_exc", one) for one in error.worker_failures.values()]
+            fault = next((one for one in found if isinstance(one, ImetError)), None)
+            if fault is not None:
+                tune.report({"fatal": str(fault)})
+                return
+            if read_result(store.trial(spec.trial_id)) is None:
+                if any(isinstance(one, OutOfMemoryError) for one in found):
+                    continue  # with smaller parts
+                raise
+        result = read_result(store.trial(spec.trial_id))
+        assert result is not None
+        tell_tune(result)
+        return
+
+
+def _train(config: dict[str, Any]) -> None:
+    """In a worker."""
+    member: Member = config["member"]
+    context = ray.train.get_context()
+
+    def report(metrics: EpochMetrics) -> None:
+        ray.train.report(end_of(metrics))
+
+    train_trial(
+        member.spec,
+        member.data,
+        Store(member.run).trial(member.spec.trial_id),
+        device=worker_device(member.threads, member.gpus),
+        loader_workers=member.loader_workers,
+        report=report,
+        team=Team(context.get_world_rank(), context.get_world_size()),
+    )
