@@ -1,0 +1,104 @@
+"""A sweep whose trials are trained by two workers each, on a real Ray; one of the workers is killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_sweep import PATIENCE, ray_processes, wait_for
+
+from imet_ray.results import read_result, read_spec
+from imet_ray.store import Store, read_json_lines
+
+pytestmark = pytest.mark.slow
+
+SPACE = """
+n_folds: 2
+trials_per_variant: 1
+resources: {cpus_per_trial: 1, workers_per_trial: 2}
+base: {architecture: test_resnet, weights: none, image_size: 256, epochs: 4, batch_size: 4, lr: 0.003}
+variants: [{name: pair}]
+"""
+
+
+@dataclass
+class Story:
+    store: Store
+    killed: str  # the trial whose worker was killed
+    before: list[dict]  # its metrics then
+    end: tuple[int, str]  # exit code and what was printed
+    left: list[str]  # processes of Ray's that trained when all was over
+
+
+def sweep(folder: Path, space: str, data: Path, cache: Path) -> subprocess.Popen:
+    (folder / "space.yml").write_text(space)
+    command = [
+        *(sys.executable, "launch.py", "--sweep", "--space", str(folder / "space.yml"), "--data", str(data)),
+        *("--runs", str(folder / "runs"), "--cache", str(cache), "--name", "r"),
+    ]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.fixture(scope="module")
+def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
+    folder = tmp_path_factory.mktemp("team")
+    driver = sweep(folder, SPACE, tiny_root, tiny_cache.root)
+    store = Store(folder / "runs" / "r")
+    try:
+
+        def trains() -> tuple[str, list[dict]] | None:
+            for trial in store.trials():
+                rows = read_json_lines(trial.metrics)
+                if rows and not trial.result.exists():
+                    return trial.trial_id, rows
+            return None
+
+        killed, before = wait_for(trains, driver, "trial that trains")
+        workers = [p for p, line in ray_processes(driver.pid).items() if "RayTrainWorker" in line]
+        assert len(workers) == 2
+        os.kill(workers[-1], signal.SIGKILL)
+        family = ray_processes(driver.pid)
+        printed = driver.communicate(timeout=PATIENCE)[0]
+    finally:
+        driver.kill()
+    time.sleep(1)
+    left = [line for pid, line in family.items() if "Train" in line and Path(f"/proc/{pid}/exe").exists()]
+    return Story(store, killed, before, (driver.returncode, printed), left)
+
+
+def test_each_fold_was_trained_by_two_workers_to_the_end(story):
+    code, printed = story.end
+    assert code == 0, printed
+    found = {read_spec(trial).fold: read_result(trial) for trial in story.store.trials()}
+    assert found.keys() == {0, 1}
+    assert all(result is not None and result.status == "complete" for result in found.values())
+    assert {read_spec(trial).workers for trial in story.store.trials()} == {2}
+    assert "2 workers" in printed
+
+
+def test_a_killed_worker_costs_its_team_at_most_one_epoch(story):
+    kept = read_json_lines(story.store.trial(story.killed).metrics)
+    assert len(kept) == 4
+    assert [row["seconds"] for row in kept[: len(story.before)]] == [row["seconds"] for row in story.before]
+
+
+def test_no_worker_is_left_behind(story):
+    assert not story.left
+
+
+def test_a_fault_of_the_set_up_in_a_team_is_one_line(tiny_root, tiny_cache, tmp_path):
+    space = SPACE.replace("weights: none", f"weights: {tmp_path}/missing.pth")
+    driver = sweep(tmp_path, space, tiny_root, tiny_cache.root)
+    printed = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 1
+    errors = [line for line in printed.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, printed
+    assert "missing.pth" in errors[0]
+    assert "Traceback" not in printed
