@@ -5,14 +5,15 @@
 Ours is the kernel's own path: pictures packed once, checkpoint by checkpoint through `Run` and its tally, a submission
 written after each. The peer predicts checkpoint by checkpoint with torch's DataLoader, whose data set decodes a picture
 with PIL, scales it, takes the crop and its mirror image, and normalises them in float32 numpy, with as many
-workers as make it fastest (0, 1 and 2 are tried); probabilities are added up and decided once. Same models, same two
-views, same batches, as many compute threads as there are cores; they take turns and the median of the rounds counts.
-How far their mean probabilities are apart is printed (PIL scales pictures a little otherwise than OpenCV).
-The pictures are generated: photograph-like PNG files, short side 300 pixels as iMet's. Of both, the share of the time
-that is not spent in the models is printed.
+workers as make it fastest (several numbers are tried); probabilities are added up and decided once. Same models, same
+two views, same batches, same precision, as many compute threads as there are cores, on a GPU where there is one; they
+take turns and the median of the rounds counts. How far their mean probabilities are apart is printed (PIL scales
+pictures a little otherwise than OpenCV). The pictures are generated: photograph-like PNG files, short side 300 pixels
+as iMet's. Of both, the share of the time that is not spent in the models is printed, on a CPU.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -28,7 +29,7 @@ from benchmarks.loader import MEAN, STD, photograph
 from imet_ray.decode import Decoder
 from imet_ray.ensemble import Prefix
 from imet_ray.models import Tagger, build_model
-from imet_ray.predict import EVAL_BATCH, Pace, predicted_batches
+from imet_ray.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
 from imet_ray.specs import Variant, default_pack_short_side
 from imet_ray.submission import write_submission
 from kernel_builder.runtime.inputs import TestPictures
@@ -41,7 +42,9 @@ CHECKPOINTS = 6
 LABELS = 100
 VIEWS = ("centre", "flip")
 BATCH = EVAL_BATCH // len(VIEWS)
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+AUTOCAST = compute_dtype(DEVICE, "bf16")
+ON_GPU = DEVICE.type == "cuda"
 
 
 class Stopwatch:
@@ -110,7 +113,8 @@ def make_manifest(architecture: str, size: int) -> Manifest:
 def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, folder: Path) -> np.ndarray:
     """Mean probabilities, (n, C)."""
     pictures = TestPictures(tuple(file.stem for file in files), tuple(files))
-    shelf = PictureShelf(pictures, folder, torch.get_num_threads())
+    cores = len(os.sched_getaffinity(0))
+    shelf = PictureShelf(pictures, folder, cores)
     recipe, short_side = manifest.members[0].recipe, manifest.members[0].pack_short_side
 
     def batches(member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
@@ -120,9 +124,9 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
             np.arange(len(files)),
             views=recipe.views,
             image_size=recipe.image_size,
-            pace=Pace(BATCH),
-            device=CPU,
-            autocast=None,
+            pace=Pace(BATCH, cores - 1 if ON_GPU else 0),
+            device=DEVICE,
+            autocast=AUTOCAST,
         )
 
     def publish(tally: Tally) -> None:
@@ -147,10 +151,13 @@ def peer(
     total = np.zeros((len(files), LABELS), np.float32)
     for model in models:
         done = 0
-        for views in DataLoader(data, batch_size=BATCH, num_workers=workers):
-            flat = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            probs = model.body(flat).sigmoid().view(len(views), len(VIEWS), -1).mean(1)
-            total[done : done + len(probs)] += probs.numpy() / len(models)
+        for views in DataLoader(data, batch_size=BATCH, num_workers=workers, pin_memory=ON_GPU):
+            flat = views.to(DEVICE, non_blocking=True).flatten(0, 1)
+            flat = flat.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(DEVICE.type, dtype=AUTOCAST, enabled=AUTOCAST is not None):
+                logits = model.body(flat)
+            probs = logits.float().sigmoid().view(len(views), len(VIEWS), -1).mean(1)
+            total[done : done + len(probs)] += probs.cpu().numpy() / len(models)
             done += len(probs)
     write_submission(folder / "peer.csv", [file.stem for file in files], manifest.label_ids, total > 0.5)
     return total
@@ -175,7 +182,7 @@ def main() -> None:
             model = build_model(
                 args.architecture, n_labels=LABELS, image_size=args.size, dropout=0.0, weights="none"
             )
-            models.append(model.eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            models.append(model.eval().to(DEVICE, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
         means: dict[str, np.ndarray] = {}
 
@@ -198,19 +205,21 @@ def main() -> None:
             return args.images / seconds, 1 - watch.seconds / seconds
 
         timed("ours")  # warm
-        best = max((0, 1, 2), key=lambda workers: timed("peer", workers)[0])
+        tried = (4, len(os.sched_getaffinity(0)) - 1) if ON_GPU else (0, 1, 2)
+        best = max(tried, key=lambda workers: timed("peer", workers)[0])
         found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
         for i in range(args.rounds):
             for who in ("ours", "peer") if i % 2 == 0 else ("peer", "ours"):
                 found[who].append(timed(who, best))
         ratio = statistics.median(a[0] / b[0] for a, b in zip(found["ours"], found["peer"], strict=True))
+    where = torch.cuda.get_device_name() if ON_GPU else f"{torch.get_num_threads()} threads"
     print(
-        f"{CHECKPOINTS} checkpoints of {args.architecture} at {args.size} px, {args.images} pictures, 2 views"
+        f"{CHECKPOINTS} checkpoints of {args.architecture} at {args.size} px, {args.images} pictures, 2 views, {where}"
     )
-    print(f"{'':<34}{'pictures/s':>12}{'not in the model':>20}")
+    print(f"{'':<34}{'pictures/s':>12}{'' if ON_GPU else 'not in the model':>20}")
     for who, what in (("ours", "kernel"), ("peer", f"plain loop, {best} workers")):
         rate, rest = (statistics.median(column) for column in zip(*found[who], strict=True))
-        print(f"{what:<34}{rate:>12.1f}{rest:>19.0%}")
+        print(f"{what:<34}{rate:>12.1f}" + ("" if ON_GPU else f"{rest:>19.0%}"))
     print(
         f"ratio {ratio:.2f}; probabilities differ by {np.abs(means['ours'] - means['peer']).max():.4f} at most"
     )

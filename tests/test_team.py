@@ -38,6 +38,7 @@ def member(
     spec: TrialSpec,
     data: TrainingData,
     root: Path,
+    device: str,
     stop: int | None,
     small: int | None,
 ) -> None:
@@ -65,7 +66,7 @@ def member(
         Sitting._train_epoch = too_small
     try:
         trial = Store(root).trial(spec.trial_id)
-        train_trial(spec, data, trial, device=CPU, report=report, team=Team(rank, size))
+        train_trial(spec, data, trial, device=torch.device(device), report=report, team=Team(rank, size))
     except Killed:
         pass
     except BaseException:
@@ -83,6 +84,7 @@ def together(tiny_data, tmp_path):
         spec: TrialSpec,
         where: str = "team",
         *,
+        device: str = "cpu",
         stop: int | None = None,
         small: int | None = None,
         expected: tuple[int, ...] = (0, 0),
@@ -91,7 +93,7 @@ def together(tiny_data, tmp_path):
         root.mkdir(exist_ok=True)
         spawned = multiprocessing.get_context("spawn")
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
-        given = meeting, spec, tiny_data, root, stop, small
+        given = meeting, spec, tiny_data, root, device, stop, small
         processes = [
             spawned.Process(target=member, args=(rank, spec.workers, *given)) for rank in range(spec.workers)
         ]
@@ -107,9 +109,9 @@ def together(tiny_data, tmp_path):
     return _together
 
 
-def alone(spec: TrialSpec, data: TrainingData, root: Path) -> TrialStore:
+def alone(spec: TrialSpec, data: TrainingData, root: Path, device: torch.device = CPU) -> TrialStore:
     trial = Store(root).trial(spec.trial_id)
-    train_trial(spec, data, trial, device=CPU)
+    train_trial(spec, data, trial, device=device)
     return trial
 
 
