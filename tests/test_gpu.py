@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 GPU = torch.device("cuda")
 __all__ = ["together"]  # a fixture
 
-LARGE = {"architecture": "resnet26", "image_size": 64, "batch_size": 32, "epochs": 1}
+LARGE = {"image_size": 256, "batch_size": 32, "epochs": 1}  # a small model: its memory is that of the batch
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_batch_too_large_for_the_memory_is_trained_in_parts(tiny_data, make_sp
     torch.cuda.reset_peak_memory_stats()
     whole = train_trial(spec, tiny_data, Store(tmp_path / "whole").trial("t"), device=GPU)
     assert whole.batch_splits == 1
-    memory(int(0.8 * torch.cuda.max_memory_allocated()))
+    memory(int(0.6 * torch.cuda.max_memory_allocated()))
     parts = train_trial(spec, tiny_data, Store(tmp_path / "parts").trial("t"), device=GPU)
     assert parts.status == "complete"
     assert parts.batch_splits > 1
