@@ -145,7 +145,7 @@ def test_a_stopped_trial_is_promoted_only_when_no_finished_one_is_there(space, s
                 policy, assignment, f2=0.9 if stopped else 0.4, status="stopped" if stopped else "complete"
             )
         else:
-            assert policy.studies[assignment.spec.variant.name].best_trial.value == 0.4
+            assert policy.studies[assignment.spec.variant.name].study.best_trial.value == 0.4
             finish(policy, assignment)
 
 

@@ -83,7 +83,7 @@ def suggested(searcher, name="tune") -> TrialSpec:
 
 
 def states(policy) -> list[str]:
-    return [trial.state.name for trial in policy.studies["a"].trials]
+    return [trial.state.name for trial in policy.studies["a"].study.trials]
 
 
 def test_a_whole_sweep_is_suggested_trial_by_trial_and_then_finished(searcher, store):
@@ -109,7 +109,7 @@ def test_an_epochs_score_reaches_optuna(searcher, policy):
     suggested(searcher)
     searcher.on_trial_result("tune", {"epoch": 1, "f2": 0.25})
     searcher.on_trial_result("tune", {"failed": "NaN"})
-    assert policy.studies["a"].trials[0].intermediate_values == {1: 0.25}
+    assert policy.studies["a"].study.trials[0].intermediate_values == {1: 0.25}
 
 
 def test_a_trial_that_is_told_to_have_ended_twice_counts_once(searcher, store, policy, changes):
@@ -200,7 +200,7 @@ def test_when_the_last_set_repeats_one_that_was_tried_its_promotion_still_comes(
 
 
 def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missing(policy, store):
-    study = policy.studies["a"]
+    study = policy.studies["a"].study
     study._storage.create_new_trial(study._study_id)  # the journal's first entry of `ask`
     done = run_out(Policy(policy.space, store, "data", "folds"))
     assert {frozenset(spec.hparams) for spec in done} == {frozenset({"dropout", "lr"})}

@@ -12,7 +12,8 @@ import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
-from imet_ray.cluster.policy import Assignment, Policy
+from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.study import Assignment
 from imet_ray.errors import ImetError
 from imet_ray.results import TrialResult, read_result, write_result
 from imet_ray.store import Store, disk_error, read_json_lines, write_json
