@@ -5,8 +5,8 @@
     uv run python -m benchmarks.scale simulated [--gpus 1000]                about 5 minutes
 
 real: `run_sweep` itself, on nodes that are processes of this machine and claim to have 8 GPUs each. Only the training
-is replaced: a trial sleeps (lognormal) and writes a result. Printed: how busy the slots were from the first start to the
-last, what the driver took of CPU and memory a trial.
+is replaced: a trial sleeps (lognormal) and writes a result. Printed: how busy the slots were from the first start to
+the last, what the driver took of CPU and memory a trial.
 journal: a run directory with so many finished trials, in Optuna's journal and in the store; then what the policy of a
 sweep that is started again does before it trains, and how long the next decisions take, with 64 trials in flight.
 simulated: `benchmarks.simulation`.
