@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from benchmarks.simulation import simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.search import stopped_result
 from imet_ray.results import TrialResult, failures, standings, write_result
@@ -35,14 +36,20 @@ def policy_of(space, store, **more) -> Policy:
     return Policy(space, store, "data", "folds", **more)
 
 
-def finish(policy, assignment, f2=None, status="complete", reason=""):
+def finish(policy, assignment, f2=None, status="complete", reason="", seconds=0.0):
     """What a worker and the searcher do when a trial ends."""
     spec = assignment.spec
     trial = policy.store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
     f2 = 0.5 + spec.recipe.dropout / 10 if f2 is None else f2
     result = TrialResult(
-        trial_id=spec.trial_id, status=status, f2=f2, expected_f2=f2, reason=reason, epochs=4
+        trial_id=spec.trial_id,
+        status=status,
+        f2=f2,
+        expected_f2=f2,
+        reason=reason,
+        epochs=4,
+        seconds=seconds,
     )
     write_result(trial, result)
     policy.done(spec.trial_id)
@@ -96,6 +103,49 @@ def test_a_free_slot_never_waits_for_another_variants_study(space, store):
     other = [a for a in rest if a.spec.variant != slow.spec.variant]
     assert {a.phase for a in other} == {"search", "promote"}
     assert policy.next() is None  # not finished: the slow one's promotion is still to come
+
+
+def two_variants(tmp_path, second: str) -> SearchSpace:
+    (tmp_path / "two.yml").write_text(
+        "n_folds: 3\ntrials_per_variant: 4\nsearch: {dropout: {low: 0.0, high: 0.5}}\n"
+        f"variants: [{{name: a, architecture: resnet18}}, {{name: b, architecture: resnet18{second}}}]"
+    )
+    return read_space(tmp_path / "two.yml")
+
+
+@pytest.mark.parametrize("second", [", epochs: 40", ", image_size: 448"])
+def test_what_takes_longest_begins_first(store, tmp_path, second):
+    policy = policy_of(two_variants(tmp_path, second), store)
+    assert [policy.next().spec.variant.name for _ in range(5)] == ["b", "b", "b", "b", "a"]
+
+
+def test_measured_seconds_count_more_than_epochs_and_pixels(store, tmp_path):
+    policy = policy_of(two_variants(tmp_path, ", epochs: 40"), store)
+    first, second = policy.next(), policy.next()
+    assert {first.spec.variant.name, second.spec.variant.name} == {"b"}
+    finish(policy, first, seconds=1.0)
+    finish(policy, second, seconds=1.0)
+    other = policy.next()  # by its epochs it would take a quarter of that
+    while other.spec.variant.name == "b":
+        finish(policy, other, seconds=1.0)
+        other = policy.next()
+    finish(policy, other, seconds=100.0)
+    assert policy.next().spec.variant.name == "a"
+
+
+def test_variants_of_one_length_advance_together(store, tmp_path):
+    policy = policy_of(two_variants(tmp_path, ""), store)
+    names = [policy.next().spec.variant.name for _ in range(8)]
+    assert all(abs(names[:n].count("a") - names[:n].count("b")) <= 1 for n in range(9))
+
+
+@pytest.mark.parametrize(("slots", "variants", "sets", "limit"), [(8, 7, 8, 1.05), (32, 40, 8, 1.05)])
+def test_a_simulated_sweep_ends_soon_after_the_lower_bound(slots, variants, sets, limit):
+    ratios = [
+        simulate(slots=slots, variants=variants, sets=sets, seed=seed).ratio(slots) for seed in range(5)
+    ]
+    assert min(ratios) >= 1.0
+    assert sum(ratios) / len(ratios) < limit
 
 
 def test_a_new_policy_issues_an_interrupted_trial_again_with_the_same_hparams(space, store):

@@ -125,12 +125,13 @@ class Policy:
         """Whose turn it is, of those that have something to train or to ask for."""
         unit, slots = self._unit(), len(self.in_flight) + 1
 
-        def need(study: VariantStudy) -> tuple[bool, bool, float]:
+        def need(study: VariantStudy) -> tuple[bool, bool, float, int]:
             interrupted = bool(self._interrupted) and not self._interrupted.isdisjoint(study.waiting)
             completes = self.deadline is not None and study.champion is not None
             chain = 1 if study.champion else 2
-            trials = study.left + self._running[study.variant.name]
-            return interrupted, completes, (trials + slots * chain) * _seconds(study, unit)
+            running = self._running[study.variant.name]
+            seconds = (study.left + running + slots * chain) * _seconds(study, unit)
+            return interrupted, completes, seconds, -running
 
         ready = [study for study in self.studies.values() if study.waiting or study.can_ask]
         return max(ready, key=need, default=None)
