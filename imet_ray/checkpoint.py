@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger, build_model
 from imet_ray.specs import TrialSpec
-from imet_ray.store import writing
+from imet_ray.store import damaged, regular, writing
+
+STATE = {"epoch", "model", "optimizer", "schedule", "ema", "best", "history"}  # what `last.pt` holds
 
 
 @dataclass(frozen=True)
@@ -69,33 +71,32 @@ def read_info(path: Path) -> CheckpointInfo:
         StoreError: if the file is missing, damaged or not one of ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
+        raise damaged(path, error) from None
     if "spec" not in metadata:
         raise StoreError(f"{path} is no checkpoint of imet_ray: its header has no spec")
-    return CheckpointInfo(
-        spec=TrialSpec.model_validate_json(metadata["spec"]),
-        label_ids=tuple(json.loads(metadata["label_ids"])),
-        epoch=int(metadata["epoch"]),
-        f2=float(metadata["f2"]),
-        threshold=float(metadata["threshold"]),
-    )
+    try:
+        return CheckpointInfo(
+            spec=TrialSpec.model_validate_json(metadata["spec"]),
+            label_ids=tuple(map(str, json.loads(metadata["label_ids"]))),
+            epoch=int(metadata["epoch"]),
+            f2=float(metadata["f2"]),
+            threshold=float(metadata["threshold"]),
+        )
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise damaged(path, error) from None
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Load the weights of `best.safetensors` into a model of the same architecture."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
-    model.load_state_dict(tensors)
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise damaged(path, error) from None
 
 
 def load_tagger(path: Path) -> tuple[Tagger, CheckpointInfo]:
@@ -128,7 +129,9 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(regular(path), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not state.keys() >= STATE:
+            raise ValueError("parts of the state are missing")
         return state
     except Exception as error:  # a damaged file raises whatever its first bad byte causes
         logging.getLogger(__name__).warning("%s is damaged (%s): beginning again", path, error)

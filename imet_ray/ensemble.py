@@ -9,9 +9,10 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.decode import Decoder
@@ -23,13 +24,16 @@ from imet_ray.store import EnsembleStore, Store, TrialStore, disk_error, read_mo
 ROWS = 4096  # pictures a block
 
 
+TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder, and none outside
+
+
 class EnsembleMember(Frozen):
     """One variant's fold checkpoints and its weight."""
 
     variant: str
     weight: float
     threshold: float  # the variant's own best, over its out-of-fold predictions
-    trials: list[str]  # trial ids, one a fold; none where another tool made the predictions
+    trials: list[TrialId]  # one a fold; none where another tool made the predictions
     checkpoints: list[str]  # sha256 of each one's weights
     f2: float  # alone, out of fold, nested, under the ensemble's decoder
     seconds: float | None = None  # a test picture takes, through all its checkpoints and views

@@ -83,12 +83,14 @@ def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: naming all that is wrong with the file, by line.
     """
+    if path.exists() and not path.is_file():  # a pipe would be read for ever
+        raise DataError(f"cannot read the folds file {path}: it is no file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read the folds file {path}: {error}") from None
     if not {"id", "fold"} <= set(header):
         got = ",".join(header) or "nothing"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from imet_ray.errors import ConfigError, StoreError
 
 Model = TypeVar("Model", bound=BaseModel)
+TEXT_LIMIT = 1 << 28  # bytes: what has more is none of ours
 
 
 class SupersededError(Exception):
@@ -124,7 +126,7 @@ class TrialStore:
 
     def check(self, token: str) -> None:
         """Raise `SupersededError` if another writer has taken over since `acquire` gave `token`."""
-        if not self.token.exists() or self.token.read_text() != token:
+        if not self.token.is_file() or self.token.read_bytes() != token.encode():
             raise SupersededError(str(self.root))
 
 
@@ -238,18 +240,60 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def regular(path: Path, *, limit: int | None = None) -> Path:
+    """The path itself, if a file of bounded size is there: a pipe or a device could be read for ever.
+
+    Args:
+        limit: bytes.
+
+    Raises:
+        StoreError: if something else is there, or nothing, or too much.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except OSError as error:
+        raise damaged(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise damaged(path, "it is no file")
+    if limit is not None and found.st_size > limit:
+        raise damaged(path, f"{found.st_size:,} bytes are too many")
+    return path
+
+
+def damaged(path: Path, why: object) -> StoreError:
+    """What to say of an artefact that cannot be read."""
+    return StoreError(f"{path} is damaged ({_short(why)}): delete it and run the same command")
+
+
+def _short(why: object) -> str:
+    return " ".join(str(why).split())[:300]
+
+
+def read_text(path: Path) -> str:
+    """Read a text artefact.
+
+    Raises:
+        StoreError: if it is missing or damaged.
+    """
+    try:
+        return regular(path, limit=TEXT_LIMIT).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, error) from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON artefact.
 
     Raises:
         StoreError: if it is missing or damaged.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}): delete it and run the same command") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
 
 
 def read_model(path: Path, model: type[Model]) -> Model:
@@ -263,9 +307,7 @@ def read_model(path: Path, model: type[Model]) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise StoreError(
-            f"{path} is damaged or of another version ({where}: {first['msg']}): delete it and run the same command"
-        ) from None
+        raise damaged(path, f"or of another version: {where}: {first['msg']}") from None
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -274,10 +316,21 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_json_lines` wrote; nothing if there is no file."""
+    """Read what `write_json_lines` wrote; nothing if there is no file.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_text(path).splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise damaged(path, "a line is no object")
+    return rows
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -293,12 +346,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         StoreError: if it is missing or damaged.
     """
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with regular(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
+    except StoreError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise StoreError(f"{path} is damaged ({error}): delete it and run the same command") from None
+        raise damaged(path, error) from None
 
 
 def file_digest(path: Path) -> str:

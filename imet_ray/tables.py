@@ -77,6 +77,9 @@ def _read(
 ) -> list[Row] | None:
     name = path.name
     try:
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            problems.append(Problem("no file", name, None, "a folder, a pipe or a device"))
+            return None
         data = path.read_bytes()
     except FileNotFoundError:
         problems.append(Problem("no such file", name, None, f"expected columns {', '.join(columns)}"))

@@ -18,10 +18,11 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from imet_ray.cluster.study import Assignment, Progress, VariantStudy, tpe
+from imet_ray.errors import ImetError
 from imet_ray.results import TrialResult, read_result
 from imet_ray.space import SearchSpace
 from imet_ray.specs import Variant
-from imet_ray.store import Store
+from imet_ray.store import Store, damaged, regular
 
 
 class Policy:
@@ -59,27 +60,32 @@ class Policy:
         self._running: Counter[str] = Counter()  # of these, by variant
         self._read = read or (lambda trial_id: read_result(store.trial(trial_id)))
         self._known: dict[str, TrialResult] = {}  # results read so far, by trial_id
-        storage = storage or _journal(store.journal)
-        self.studies = {
-            variant.name: VariantStudy(
-                variant,
-                space,
-                (data_digest, folds_digest),
-                optuna.create_study(
-                    study_name=variant.name, storage=storage, direction="maximize", load_if_exists=True
-                ),
-                sampler,
+        try:
+            self.studies = self._open(
+                storage or _journal(store.journal), (data_digest, folds_digest), sampler
             )
-            for variant in space.variants
-        }
-        for study in self.studies.values():
-            self._refresh(study)
+        except (ImetError, OSError):
+            raise
+        except Exception as error:  # Optuna raises whatever the first bad line of a journal causes
+            raise damaged(store.journal, error) from None
         self._interrupted = {
             trial_id
             for study in self.studies.values()
             for trial_id, waiting in study.waiting.items()
             if waiting.phase == "search"
         }
+
+    def _open(
+        self, storage: BaseStorage, digests: tuple[str, str], sampler: Callable[[int], BaseSampler]
+    ) -> dict[str, VariantStudy]:
+        studies = {}
+        for variant in self.space.variants:
+            study = optuna.create_study(
+                study_name=variant.name, storage=storage, direction="maximize", load_if_exists=True
+            )
+            studies[variant.name] = VariantStudy(variant, self.space, digests, study, sampler)
+            self._refresh(studies[variant.name])
+        return studies
 
     def next(self) -> Assignment | Literal["finished"] | None:
         """The next trial, None if it depends on one that still runs, "finished" if none will come any more."""
@@ -171,6 +177,8 @@ def _estimate(variant: Variant) -> float:
 def _journal(path: Path) -> BaseStorage:
     """Optuna's journal, mended of what a killed driver or a full disk left: a lock, a last line without an end."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or path.exists():
+        regular(path)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     if path.exists():
         whole = path.read_bytes()
