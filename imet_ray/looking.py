@@ -6,6 +6,7 @@ Each prints what a person wants to read and returns the exit code. Servers liste
 import contextlib
 import os
 import time
+from importlib import metadata
 from socketserver import BaseServer
 
 from imet_ray.errors import ConfigError
@@ -69,5 +70,7 @@ def mlflow(store: Store) -> int:
         print(f"{new} trials logged to ${URI}, {there}")
     else:
         print(f"{new} trials logged to {store.mlflow}, {there}")
-        print(f"look: uvx mlflow ui --backend-store-uri {local_uri(store)}")
+        print(
+            f"look: uvx mlflow@{metadata.version('mlflow-skinny')} ui --backend-store-uri {local_uri(store)}"
+        )
     return 0

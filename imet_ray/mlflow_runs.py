@@ -3,6 +3,7 @@
 An ended trial is logged once, to `$MLFLOW_TRACKING_URI`, or else to a file beside the trials.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def log_runs(store: Store) -> tuple[int, int]:
         from mlflow.tracking import MlflowClient
     except ImportError:
         raise missing("mlflow") from None
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
     trials = ended_trials(store)
     try:
         client = MlflowClient(os.environ.get(URI) or local_uri(store))
