@@ -5,6 +5,9 @@ python launch.py --train --variant V --fold K    one trial, without a sweep
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
 python launch.py --status                        how far the newest run is; --serve: as a page
+python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
+python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
+python launch.py --optuna-dashboard              look at the studies
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
@@ -23,7 +26,12 @@ from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports
 
-STAGES = ("sweep", "train", "oof", "predict", "status", "check_data")
+STAGES = (
+    *("sweep", "train", "oof", "predict"),
+    *("status", "tensorboard", "mlflow", "optuna_dashboard", "check_data"),
+)
+PORTS = {"status": 8266, "tensorboard": 6006, "optuna_dashboard": 8080}  # if --serve names none
+OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
@@ -45,6 +53,9 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "oof": {"name", "address", "concurrency"},
     "predict": {"name", "address", "concurrency", "out", "member"},
     "status": {"name", "serve"},
+    "tensorboard": {"name", "serve"},
+    "mlflow": {"name"},
+    "optuna_dashboard": {"name", "serve"},
     "check_data": set(),
 }
 
@@ -61,8 +72,8 @@ def _run(args: argparse.Namespace) -> int:
     _refuse_strangers(args, stage)
     settings = _settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
-    if stage == "status":
-        return _status(args)
+    if stage in ("status", "tensorboard", "mlflow", "optuna_dashboard"):
+        return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray import stages
 
@@ -101,26 +112,22 @@ def _run(args: argparse.Namespace) -> int:
     return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
 
 
-def _status(args: argparse.Namespace) -> int:
-    from imet_ray.status import Watcher
+def _look(stage: str, args: argparse.Namespace) -> int:
+    """The stages that only read a run's directory."""
+    from imet_ray import looking
     from imet_ray.store import newest_run, open_run
 
     store = newest_run(args.runs) if args.name is None else open_run(args.runs, args.name)
-    watcher = Watcher(store)
-    if args.serve is None:
-        print(watcher.look().text())
-        return 0
-    from imet_ray.status_page import serve
+    port = PORTS[stage] if args.serve == OWN_PORT else args.serve
+    if stage == "status":
+        return looking.status(store, port)
+    if stage == "tensorboard":
+        return looking.tensorboard(store, port)
+    if stage == "mlflow":
+        return looking.mlflow(store)
+    from imet_ray.cluster.studies_page import serve_studies
 
-    try:
-        server = serve(watcher.look, args.serve)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--serve {args.serve}: {error}: give another port") from None
-    with server:
-        print(f"http://127.0.0.1:{server.server_address[1]}  (Ctrl-C ends it)")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
-    return 0
+    return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -136,6 +143,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stage.add_argument("--oof", action="store_true", help="out-of-fold predictions of a run")
     stage.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
     stage.add_argument("--status", action="store_true", help="how far a run is, from its directory alone")
+    stage.add_argument("--tensorboard", action="store_true", help="a run's trials as TensorBoard files")
+    stage.add_argument("--mlflow", action="store_true", help="log a run's trials to MLflow")
+    stage.add_argument("--optuna-dashboard", action="store_true", help="look at a run's studies")
     stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
     parser.add_argument(
         "--space",
@@ -171,7 +181,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member"
     )
     parser.add_argument(
-        "--serve", metavar="PORT", type=int, nargs="?", const=8266, help="the status as a page, on 127.0.0.1"
+        "--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the submission goes as well")
     args = parser.parse_args(argv)

@@ -135,6 +135,8 @@ class Sitting:
         )
         together = recipe.batch_size * self.team.size
         total = len(batches)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         started = time.monotonic()
         loss_sum = torch.zeros((), device=device)
         update = epoch * self.updates_per_epoch
@@ -172,6 +174,7 @@ class Sitting:
             "images_per_s": round(len(self.dataset) / seconds, 1),
             "wait_s": round(batches.waited, 3),
             "seconds": seconds,
+            **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
 
     def _backward(

@@ -117,6 +117,11 @@ class TrialSpec(Frozen):
         return self.variant.with_hparams(self.hparams)
 
     @property
+    def title(self) -> str:
+        """What people are shown: variant, fold and id."""
+        return f"{self.variant.name}-fold{self.fold}-{self.trial_id}"
+
+    @property
     def trial_id(self) -> str:
         """Sixteen hex digits of the hash of all that decides the result."""
         alone = {"workers", "batch_norm"} if self.workers == 1 else set()  # mean nothing to one

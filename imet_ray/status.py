@@ -143,20 +143,8 @@ class Watcher:
         Raises:
             StoreError: if there is no run, or its experiment is damaged.
         """
-        store, now, unreadable = self.store, time.time(), []
-        found = []
-        for trial in store.begun_trials():
-            known = self.ended.get(trial.trial_id)
-            if known is not None and known.state != "stopped":  # a stopped one may be promoted, and go on
-                found.append(known)
-                continue
-            try:
-                found.append(status_of(trial, now))
-            except (StoreError, ValueError, KeyError, TypeError, OSError) as error:
-                unreadable.append(f"{trial.root}: {error}")
-                continue
-            if found[-1].state in ("complete", "failed", "stopped"):
-                self.ended[trial.trial_id] = found[-1]
+        store, now = self.store, time.time()
+        found, unreadable = self.trials(now)
         experiment = read_experiment(store)
         return Status(
             name=store.root.name,
@@ -169,6 +157,24 @@ class Watcher:
             unreadable=unreadable,
             now=now,
         )
+
+    def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
+        """All trials as they are now, and what of them cannot be read."""
+        found: list[TrialStatus] = []
+        unreadable: list[str] = []
+        for trial in self.store.begun_trials():
+            known = self.ended.get(trial.trial_id)
+            if known is not None and known.state != "stopped":  # a stopped one may be promoted, and go on
+                found.append(known)
+                continue
+            try:
+                found.append(status_of(trial, now))
+            except (StoreError, ValueError, KeyError, TypeError, OSError) as error:
+                unreadable.append(f"{trial.root}: {error}")
+                continue
+            if found[-1].state in ("complete", "failed", "stopped"):
+                self.ended[trial.trial_id] = found[-1]
+        return found, unreadable
 
 
 def status_of(trial: TrialStore, now: float) -> TrialStatus:

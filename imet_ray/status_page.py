@@ -4,6 +4,7 @@ It shows what `imet_ray.status` found: phases, a bar a trial over time on each h
 and failures.
 """
 
+import contextlib
 import html
 from collections.abc import Callable
 from http import HTTPStatus
@@ -84,11 +85,12 @@ def serve(look: Callable[[], Status], port: int) -> ThreadingHTTPServer:
             except ImetError as error:
                 code, text = HTTPStatus.INTERNAL_SERVER_ERROR, page("error", [paragraph(str(error))])
             body = text.encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # who asked has left
+                self.send_response(code)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: the terminal is the user's."""

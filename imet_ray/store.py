@@ -54,6 +54,18 @@ class Store:
         return self.root / "tune"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def tensorboard_written(self) -> Path:
+        return self.tensorboard / "written.json"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow.db"
+
+    @property
     def driver_lock(self) -> Path:
         return self.root / "driver.lock"
 

@@ -47,12 +47,13 @@ def _predict(
     data: TrainingData | None,
 ) -> int:
     gpus = session.gpus_per_trial
-    task = ray.remote(  # not by .options(): only so does Ray end a worker that held a GPU
+    task = ray.remote(  # GPUs not by .options(): only so does Ray end a worker that held a GPU
         num_cpus=session.cpus_per_trial, num_gpus=gpus, max_retries=TASK_RETRIES
     )(predict_in_worker)
     shared = ray.put((split, label_ids, data))
+    what = {"oof": "out-of-fold", "test": "test"}[kind]
     refs = [
-        task.remote(
+        task.options(name=f"{what} {read_spec(trial).title}").remote(
             kind,
             store.root,
             trial.trial_id,
@@ -64,7 +65,6 @@ def _predict(
         for trial in trials
     ]
     predicted = 0
-    what = {"oof": "out-of-fold", "test": "test"}[kind]
     for _, outcome in as_they_end(refs, what, "checkpoint"):
         if isinstance(outcome, str):
             raise StoreError(outcome)

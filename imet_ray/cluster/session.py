@@ -52,11 +52,14 @@ def prepare_environment() -> None:
 
 @contextlib.contextmanager
 def ray_session(
-    resources: Resources, *, address: str | None = None, concurrency: int | None = None
+    resources: Resources, *, address: str | None = None, concurrency: int | None = None, run: str = ""
 ) -> Iterator[Session]:
     """Start a Ray of our own, or join the one at `address`; shut down our side at the end.
 
     Without an address another Ray that happens to run on this machine is never joined.
+
+    Args:
+        run: what it is for, in the job's metadata.
 
     Raises:
         ConfigError: if there is no Ray at `address`, or no trial fits on it.
@@ -75,6 +78,7 @@ def ray_session(
         context = ray.init(
             address=address or "local",
             runtime_env=nodes.runtime_env() if joined else None,
+            job_config=ray.job_config.JobConfig(metadata={"run": run} if run else {}),
             log_to_driver=False,
             logging_level=logging.ERROR,
             dashboard_host="127.0.0.1" if address is None else None,

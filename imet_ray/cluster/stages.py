@@ -17,6 +17,7 @@ from imet_ray.blending.outside import parse_member, read_member
 from imet_ray.blending.run import BlendOptions, blend_run
 from imet_ray.blending.solve import solve_here
 from imet_ray.cluster.blend import solve_on_ray
+from imet_ray.cluster.gauges import exported
 from imet_ray.cluster.nodes import code_bytes
 from imet_ray.cluster.oof import predict_held_out, predict_test
 from imet_ray.cluster.session import Session, ray_session
@@ -46,10 +47,13 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
     set_old_run_aside(plan)
     with only_driver(plan.store), contextlib.ExitStack() as stack:
         session = stack.enter_context(
-            ray_session(plan.space.resources, address=address, concurrency=concurrency)
+            ray_session(
+                plan.space.resources, address=address, concurrency=concurrency, run=plan.store.root.name
+            )
         )
         print(_describe(session))
         run = start(plan)  # while Ray's workers start
+        stack.enter_context(exported(run.store))
         summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
         if summary.trials:
             without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
@@ -96,7 +100,7 @@ def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     resources = run.experiment.space.resources
     with (
         only_driver(run.store),
-        ray_session(resources, address=address, concurrency=concurrency) as session,
+        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
     ):
         _out_of_fold(run, whole, session)
     return 0
@@ -122,7 +126,7 @@ def predict(
     resources = run.experiment.space.resources
     with (
         only_driver(run.store),
-        ray_session(resources, address=address, concurrency=concurrency) as session,
+        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
     ):
         _predict(run, name, session, out=out, outside=given)
     return 0

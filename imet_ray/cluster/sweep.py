@@ -117,9 +117,12 @@ def _trainable(session: Session, data: TrainingData, store: Store) -> Any:
     }
     if session.workers_per_trial > 1:
         together = tune.with_parameters(train_in_team, cpus=session.cpus_per_trial, **given)
+        together.__name__ = f"teams of {store.root.name}"
         return tune.with_resources(together, ON_HEAD)
     held = {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial}
-    return tune.with_resources(tune.with_parameters(train_in_worker, **given), held)
+    alone = tune.with_parameters(train_in_worker, **given)
+    alone.__name__ = f"trials of {store.root.name}"  # what Ray's pages call the actors and their calls
+    return tune.with_resources(alone, held)
 
 
 class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types for mypy
@@ -175,5 +178,4 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
 
 
 def _trial_name(trial: Any) -> str:
-    spec = TrialSpec.model_validate_json(trial.config["spec"])
-    return f"{spec.variant.name}-fold{spec.fold}-{spec.trial_id}"
+    return TrialSpec.model_validate_json(trial.config["spec"]).title

@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch.cuda import OutOfMemoryError
 
+from imet_ray.cluster.title import announce
 from imet_ray.cluster.trial import end_of, tell_tune, worker_device
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
@@ -33,6 +34,7 @@ class Member:
     """What each worker gets."""
 
     spec: TrialSpec
+    phase: str
     data: TrainingData
     run: Path
     threads: int
@@ -56,7 +58,7 @@ def run_team(
     """
     spec = TrialSpec.model_validate_json(config["spec"])
     store = Store(run)
-    member = Member(spec, data, run, threads, loader_workers, gpus)
+    member = Member(spec, config["phase"], data, run, threads, loader_workers, gpus)
     while True:
         trainer = TorchTrainer(
             _train,
@@ -69,7 +71,7 @@ def run_team(
                 resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
             ),
             run_config=RunConfig(
-                name=spec.trial_id,
+                name=spec.title,
                 storage_path=str(store.tune / "teams"),
                 failure_config=FailureConfig(max_failures=0),  # Tune counts the deaths
                 callbacks=[TuneReportCallback()],
@@ -97,6 +99,7 @@ def _train(config: dict[str, Any]) -> None:
     """In a worker."""
     member: Member = config["member"]
     context = ray.train.get_context()
+    announce(member.spec, member.phase, f" worker {context.get_world_rank()}")
 
     def report(metrics: EpochMetrics) -> None:
         ray.train.report(end_of(metrics))

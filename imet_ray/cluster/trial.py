@@ -13,6 +13,7 @@ import cv2
 import torch
 from ray import tune
 
+from imet_ray.cluster.title import announce, entitle
 from imet_ray.data import TrainingData
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.results import TrialResult, write_result
@@ -36,7 +37,10 @@ def run_trial(
 
     def report(metrics: EpochMetrics) -> None:
         tune.report(end_of(metrics))
+        entitle(spec, config["phase"])
 
+    announce(spec, config["phase"])
+    entitle(spec, config["phase"])
     try:
         device = worker_device(threads, gpus)
         result = train_trial(

@@ -1,0 +1,75 @@
+"""optuna-dashboard over a run's studies, on loopback. It reads: who looks on changes nothing.
+
+The driver is the only writer of the journal, so this one's storage cannot write, and all requests but GET are refused.
+"""
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+from imet_ray.curves import missing
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.store import Store
+
+App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
+
+
+class ReadOnlyJournal(BaseJournalBackend):
+    """A journal that only its driver writes."""
+
+    def __init__(self, path: str) -> None:
+        self.file = JournalFileBackend(path)
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """What was added since."""
+        return self.file.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse."""
+        raise StoreError("the studies are read only here: their sweep writes them")
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the terminal is the user's."""
+
+
+def serve_studies(store: Store, port: int) -> WSGIServer:
+    """A server on 127.0.0.1; the caller runs it.
+
+    Raises:
+        ConfigError: if optuna-dashboard is not installed, or the port is taken.
+        StoreError: if the run has no studies.
+    """
+    try:
+        import optuna_dashboard
+    except ImportError:
+        raise missing("optuna-dashboard") from None
+    if not store.journal.exists():
+        raise StoreError(f"{store.root} has no studies: sweep first")
+    app = optuna_dashboard.wsgi(JournalStorage(ReadOnlyJournal(str(store.journal))))
+    try:
+        return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--serve {port}: {error}: give another port") from None
+
+
+def _only_reading(app: App) -> App:
+    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environment["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            code = HTTPStatus.FORBIDDEN
+            start(f"{code.value} {code.phrase}", [("Content-Type", "application/json")])
+            return [b'{"reason": "read only"}']
+        return app(environment, start)
+
+    return answer
