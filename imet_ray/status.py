@@ -144,6 +144,7 @@ class Watcher:
             StoreError: if there is no run, or its experiment is damaged.
         """
         store, now, unreadable = self.store, time.time(), []
+        store.fetch()
         found = []
         for trial in store.begun_trials():
             known = self.ended.get(trial.trial_id)

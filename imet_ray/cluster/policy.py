@@ -40,6 +40,7 @@ class Policy:
         deadline: float | None = None,
         *,
         storage: BaseStorage | None = None,
+        prefix: str = "",
         read: Callable[[str], TrialResult | None] | None = None,
         sampler: Callable[[int], BaseSampler] = tpe,
     ) -> None:
@@ -47,6 +48,7 @@ class Policy:
         Args:
             deadline: of time.time(): no new trial after it.
             storage: Optuna's; the store's journal, if it is None.
+            prefix: of the studies' names, where a storage has those of other runs, too.
             read: the result of a trial's id; from the store, if it is None.
             sampler: Optuna's, of a seed.
         """
@@ -62,7 +64,10 @@ class Policy:
                 space,
                 (data_digest, folds_digest),
                 optuna.create_study(
-                    study_name=variant.name, storage=storage, direction="maximize", load_if_exists=True
+                    study_name=prefix + variant.name,
+                    storage=storage,
+                    direction="maximize",
+                    load_if_exists=True,
                 ),
                 sampler,
             )
