@@ -39,6 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from imet_ray.blending import stages
         from imet_ray.blending.run import BlendOptions, check_options
+        from imet_ray.stages import cache_at
+        from imet_ray.store import runs_at
     options = BlendOptions(
         methods=() if args.method is not None else None,
         use=args.method,
@@ -59,14 +61,14 @@ def _run(args: argparse.Namespace) -> int:
                 [Path(file) for file in args.files[1:]],
                 folds=args.folds,
                 labels=args.labels,
-                runs=args.runs,
+                runs=runs_at(args.runs, cache_at(args.cache)),
                 options=options,
                 runner=runner,
             )
         else:
             found = stages.blend(
                 args.name,
-                runs=args.runs,
+                runs=runs_at(args.runs, cache_at(args.cache)),
                 cache=args.cache,
                 members=_names(args.members) if args.members is not None else None,
                 outside=args.member or (),
@@ -85,7 +87,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
     )
     parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, or s3://...")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
     parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")

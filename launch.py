@@ -36,7 +36,7 @@ ALWAYS = {"runs", "cache"}
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
         *("space", "data", "from", "name", "address", "concurrency", "trials_per_variant"),
-        *("folds", "epochs", "time_budget", "fresh"),
+        *("folds", "epochs", "time_budget", "fresh", "studies"),
     },
     "train": {
         "space",
@@ -76,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray import stages
+        from imet_ray.store import runs_at
 
     if stage == "check_data":
         return stages.check_data(args.check_data)
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
             data=args.data,
             source=args.source,
             name=args.name,
-            runs=args.runs,
+            runs=runs_at(args.runs, cache),
             cache=cache,
             folds=args.folds,
             overrides={
@@ -105,8 +106,8 @@ def _run(args: argparse.Namespace) -> int:
     from imet_ray.cluster import stages as cluster_stages
 
     if stage == "sweep":
-        return cluster_stages.sweep(plan, budget_s=budget, **ray)
-    run = stages.reopen(args.runs, args.name, cache)
+        return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
+    run = stages.reopen(runs_at(args.runs, cache), args.name, cache)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
     return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
@@ -115,9 +116,10 @@ def _run(args: argparse.Namespace) -> int:
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray import looking
-    from imet_ray.store import newest_run, open_run
+    from imet_ray.store import Cache, newest_run, open_run, runs_at
 
-    store = newest_run(args.runs) if args.name is None else open_run(args.runs, args.name)
+    runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
+    store = newest_run(runs) if args.name is None else open_run(runs, args.name)
     port = PORTS[stage] if args.serve == OWN_PORT else args.serve
     if stage == "status":
         return looking.status(store, port)
@@ -160,7 +162,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
     )
     parser.add_argument("--name", help="run directory; default: the space's name, or the newest run")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="where runs lie: a directory, or s3://..."
+    )
     parser.add_argument(
         "--cache",
         metavar="DIR",
@@ -173,6 +177,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
     parser.add_argument("--epochs", metavar="N", type=positive, help="of every variant")
     parser.add_argument("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
+    parser.add_argument(
+        "--studies",
+        metavar="URL",
+        help="an Optuna storage, such as postgresql://...; default: the run's journal",
+    )
     parser.add_argument("--fresh", action="store_true", help="set an older run of that name aside")
     parser.add_argument("--variant", metavar="NAME")
     parser.add_argument("--fold", metavar="K", type=int)

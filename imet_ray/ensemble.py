@@ -19,7 +19,17 @@ from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
-from imet_ray.store import EnsembleStore, Store, TrialStore, disk_error, read_model, writing
+from imet_ray.store import (
+    EnsembleStore,
+    Store,
+    TrialStore,
+    disk_error,
+    read_model,
+    remove,
+    shown,
+    size_of,
+    writing,
+)
 
 ROWS = 4096  # pictures a block
 
@@ -68,7 +78,7 @@ def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
     with writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
         for path in (store.test, store.submission, store.report, store.half):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def read_ensemble(store: EnsembleStore) -> Ensemble:
@@ -129,6 +139,7 @@ def gather_oof(
 
 
 def _read_oof(trial: TrialStore) -> Predictions:
+    trial.fetch(trial.oof)
     try:
         return read_predictions(trial.oof)
     except StoreError as error:
@@ -154,12 +165,15 @@ def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
     """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
     found = [_read_oof(trial) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
+    total = 0
     for trial in trials:
-        if not trial.best.exists():
+        size = size_of(trial.best)
+        if size is None:
             raise StoreError(
-                f"{trial.best} is missing: the ensemble could not predict; sweep again, or put it back"
+                f"{shown(trial.best)} is missing: the ensemble could not predict; sweep again, or put it back"
             )
-    return seconds, sum(trial.best.stat().st_size for trial in trials)
+        total += size
+    return seconds, total
 
 
 def blend_oof(
@@ -214,8 +228,10 @@ def blend_test(
             continue  # the test pass leaves it out
         probs: np.ndarray | None = None
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
-            found = read_predictions(store.trial(trial_id).test)
-            _refuse_strangers(found, store.trial(trial_id).test, checkpoint, wanted)
+            trial = store.trial(trial_id)
+            trial.fetch(trial.test)
+            found = read_predictions(trial.test)
+            _refuse_strangers(found, trial.test, checkpoint, wanted)
             probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
         if probs is None:
             probs = _given(member, outside)

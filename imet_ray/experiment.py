@@ -127,7 +127,8 @@ def only_driver(store: Store) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        with store.leased(f"process {os.getpid()}"):
+            yield
 
 
 def _git_state() -> str:

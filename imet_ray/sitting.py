@@ -28,7 +28,7 @@ from imet_ray.optim import build_optimizer, build_schedule
 from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
-from imet_ray.store import TrialStore, file_digest, write_json_lines
+from imet_ray.store import TrialStore, file_digest, remove, write_json_lines
 from imet_ray.team import Team
 from imet_ray.transforms import TrainTransform, mixup
 
@@ -246,6 +246,8 @@ class Sitting:
             if self.team.leads:
                 save_weights(self.trial.best, self._kept_model(), info)
             self.team.wait()  # the others may read it now
+            if not self.team.leads:
+                self.trial.fetch(self.trial.best)
         if self.schedule.after_epoch(f2):
             load_weights(self.trial.best, self.model)
             if self.ema is not None:
@@ -296,7 +298,7 @@ class Sitting:
         if self.team.leads:
             self.trial.check(self.token)
             write_result(self.trial, result)
-            self.trial.last.unlink(missing_ok=True)  # a finished trial never goes on
+            remove(self.trial.last)  # a finished trial never goes on
         return result
 
     def _kept_model(self) -> Tagger:

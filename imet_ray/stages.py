@@ -24,7 +24,7 @@ from imet_ray.settings_errors import unknown_key
 from imet_ray.sitting import EpochMetrics
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
-from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
+from imet_ray.store import Cache, Store, is_twin, newest_run, open_run, set_aside, shown
 from imet_ray.train import train_trial
 
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
@@ -112,7 +112,7 @@ def plan(
         raise ConfigError(f"--name takes letters, digits, '.', '_', '+' and '-', got {name!r}")
     print(f"space   {space}: {_describe(found)}")
     print(f"data    {root}: {catalog.summary()}")
-    print(f"run     {runs / name}")
+    print(f"run     {shown(runs / name)}")
     return Plan(
         space=found,
         data=wanted,
@@ -157,6 +157,8 @@ def start(plan: Plan) -> Run:
 
 def set_old_run_aside(plan: Plan) -> None:
     """What `--fresh` means: the old run keeps its files under another name."""
+    if plan.fresh and is_twin(plan.store.root):
+        raise ConfigError("--fresh renames a directory, and a bucket has none: choose another --name")
     if plan.fresh and (plan.store.experiment.exists() or plan.store.folds.exists()):
         with only_driver(plan.store):  # not while another process drives it
             kept = set_aside(plan.store.root)
@@ -271,6 +273,13 @@ def near(path: Path) -> Path:
     """The path as the user would type it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def elsewhere(store: Store) -> str:
+    """The option that leads to a run, where it does not lie in the default place."""
+    runs = store.root.parent
+    where = shown(runs) if is_twin(runs) else str(near(runs))
+    return "" if where == "runs" else f" --runs {where}"
 
 
 def _pack_sizes(space: SearchSpace) -> list[int]:

@@ -160,6 +160,7 @@ class Watcher:
 
     def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
         """All trials as they are now, and what of them cannot be read."""
+        self.store.fetch()
         found: list[TrialStatus] = []
         unreadable: list[str] = []
         for trial in self.store.begun_trials():

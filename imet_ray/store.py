@@ -1,13 +1,15 @@
 """Where artefacts lie and how they are written: the only module that makes their paths.
 
 Writes go to a temporary name beside the target and are put in place by `os.replace`, so a file that exists
-is whole. A trial's `result.json` is written last: it means that the trial is done. What is inside the files
-is the business of the modules that write them.
+is whole. A trial's `result.json` is written last: it means that the trial is done. A run may lie in a bucket: its
+directory here is then a twin (`imet_ray.remote`), whose files go to the bucket before they are put in place. What is
+inside the files is the business of the modules that write them.
 """
 
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import secrets
@@ -25,6 +27,20 @@ from imet_ray.errors import ConfigError, StoreError
 
 Model = TypeVar("Model", bound=BaseModel)
 TEXT_LIMIT = 1 << 28  # bytes: what has more is none of ours
+
+SCHEMES = ("s3", "gs")
+SMALL = (
+    "experiment.json",
+    "folds.csv",
+    "studies.id",
+    "spec.json",
+    "result.json",
+    "metrics.jsonl",
+    "ensemble.json",
+    "half.json",
+)
+FENCED = ("last.pt", "best.safetensors")  # large: an older twin's write may come late
+WRITERS = ("spec.json", "splits.json", "metrics.jsonl", "result.json", *FENCED)  # what a trial goes on from
 
 
 class SupersededError(Exception):
@@ -68,6 +84,40 @@ class Store:
     @property
     def driver_lock(self) -> Path:
         return self.root / "driver.lock"
+
+    @property
+    def studies_id(self) -> Path:
+        return self.root / "studies.id"
+
+    def fetch(self, *, owner: bool = False) -> None:
+        """Where the run lies in a bucket: bring what is small, of all trials at once.
+
+        Args:
+            owner: we drive the run. Then the journal comes, too, and what the bucket lacks goes.
+        """
+        if is_twin(self.root):
+            _remote().fetch(self.root, SMALL, owner=owner)
+            if owner:
+                _remote().fetch_log(self.journal)
+
+    def publish_journal(self) -> None:
+        """Send the studies to the bucket, where the run lies in one."""
+        if is_twin(self.root) and self.journal.exists():
+            _remote().publish(self.journal, self.journal)
+
+    @contextlib.contextmanager
+    def leased(self, who: str) -> Iterator[None]:
+        """Where the run lies in a bucket: keep drivers on other machines away, and bring what they left.
+
+        Raises:
+            ConfigError: if one of them lives.
+        """
+        if not is_twin(self.root):
+            yield
+            return
+        with importlib.import_module("imet_ray" + ".lease").held(self.root / "driver.json", who):
+            self.fetch(owner=True)
+            yield
 
     def trial(self, trial_id: str) -> "TrialStore":
         return TrialStore(self.root / "trials" / trial_id)
@@ -130,6 +180,16 @@ class TrialStore:
     def token(self) -> Path:
         return self.root / "writer.token"
 
+    def fetch(self, *paths: Path) -> None:
+        """Where the run lies in a bucket: bring these of the trial's files."""
+        if is_twin(self.root):
+            _remote().fetch(self.root, [path.name for path in paths])
+
+    def fetch_all(self) -> None:
+        """The same, of all that a trial goes on from; for its writer, who may be on another node than the last one."""
+        if is_twin(self.root):
+            _remote().fetch(self.root, WRITERS, fenced=FENCED, owner=True)
+
     def acquire(self) -> str:
         """Become the writer of this directory; whoever was it before is superseded."""
         token = secrets.token_hex(8)
@@ -138,7 +198,11 @@ class TrialStore:
 
     def check(self, token: str) -> None:
         """Raise `SupersededError` if another writer has taken over since `acquire` gave `token`."""
-        if not self.token.is_file() or self.token.read_bytes() != token.encode():
+        if is_twin(self.root):
+            now = _remote().read_text(self.token)
+        else:
+            now = self.token.read_text(errors="replace") if self.token.is_file() else None
+        if now != token:
             raise SupersededError(str(self.root))
 
 
@@ -188,16 +252,49 @@ class Cache:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
 
 
+def runs_at(runs: str, cache: Cache) -> Path:
+    """Where the runs lie on this machine, of a path or a URL such as s3://BUCKET/FOLDER.
+
+    Raises:
+        ConfigError: for a URL that is none, or that holds a password.
+    """
+    if runs.partition("://")[0] in SCHEMES:
+        path: Path = _remote().local_twin(runs, cache.root)
+        return path
+    if "://" in runs:
+        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
+    return Path(runs)
+
+
+def is_twin(path: Path) -> bool:
+    """True if the path is the local twin of an object in a bucket."""
+    return any(f"{scheme}:" in path.parts for scheme in SCHEMES)
+
+
+def shown(path: Path) -> str:
+    """A path as the user gave it: a twin's URL."""
+    for i, part in enumerate(path.parts):
+        if part[:-1] in SCHEMES and part.endswith(":"):
+            return f"{part}//{'/'.join(path.parts[i + 1 :])}"
+    return str(path)
+
+
 def newest_run(runs: Path) -> Store:
     """The run in `runs` whose experiment was written last.
 
     Raises:
         ConfigError: if there is none.
     """
+    if is_twin(runs):
+        for name in _remote().folders(runs):
+            Store(runs / name).root.mkdir(parents=True, exist_ok=True)
+            _remote().fetch_one(Store(runs / name).experiment)
     found = sorted(runs.glob("*/experiment.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ConfigError(f"no run in {runs}: start one with `python launch.py --sweep`")
-    return Store(found[-1].parent)
+        raise ConfigError(f"no run in {shown(runs)}: start one with `python launch.py --sweep`")
+    store = Store(found[-1].parent)
+    store.fetch()
+    return store
 
 
 def open_run(runs: Path, name: str) -> Store:
@@ -207,9 +304,15 @@ def open_run(runs: Path, name: str) -> Store:
         ConfigError: if there is none, naming those that exist.
     """
     store = Store(runs / name)
+    store.fetch()
     if not store.experiment.exists():
-        known = ", ".join(sorted(p.parent.name for p in runs.glob("*/experiment.json"))) or "none yet"
-        raise ConfigError(f"no run {name!r} in {runs}: choose one of: {known}")
+        names = (
+            _remote().folders(runs)
+            if is_twin(runs)
+            else [p.parent.name for p in runs.glob("*/experiment.json")]
+        )
+        known = ", ".join(sorted(names)) or "none yet"
+        raise ConfigError(f"no run {name!r} in {shown(runs)}: choose one of: {known}")
     return store
 
 
@@ -226,12 +329,40 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if is_twin(path):
+            _publish(temporary, path)
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # such as a folder that is a file: said above
             temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete an artefact, if it is there; in the bucket, too."""
+    if is_twin(path):
+        _remote().delete(path)
+    path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of an artefact, here or in the bucket; None if there is none."""
+    if is_twin(path):
+        found = _remote().head(path)
+        return found.size if found else None
+    return path.stat().st_size if path.exists() else None
+
+
+def _publish(source: Path, path: Path) -> None:
+    token = TrialStore(path.parent).token if path.name in FENCED else None
+    if not _remote().publish(source, path, token=token):
+        raise SupersededError(str(path.parent))
+
+
+def _remote() -> Any:
+    """`imet_ray.remote`: by a name made here, so that a kernel, which has no bucket, is built without it."""
+    return importlib.import_module("imet_ray" + ".remote")
 
 
 def disk_error(path: Path, error: OSError) -> StoreError:

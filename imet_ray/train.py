@@ -45,6 +45,7 @@ def train_trial(
         SupersededError: another process has taken over this trial.
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
+    trial.fetch_all()  # what another node left in the bucket
     result = read_result(trial)
     if result is not None and result.status != "stopped":
         return result

@@ -80,6 +80,7 @@ def _build(argv: Sequence[str]) -> int:
     args = _parse(argv)
     from imet_ray.ensemble import read_ensemble
     from imet_ray.stages import cache_at, reopen
+    from imet_ray.store import runs_at
     from kernel_builder.build import BuildOptions, build
     from kernel_builder.dry_run import dry_run, refuse_data
     from kernel_builder.kaggle import user_of
@@ -87,7 +88,7 @@ def _build(argv: Sequence[str]) -> int:
     secret = _secret(args)
     if args.dry_run is not None:
         refuse_data(args.dry_run)
-    run = reopen(args.runs, args.name, cache_at(args.cache))
+    run = reopen(runs_at(args.runs, cache_at(args.cache)), args.name, cache_at(args.cache))
     ensemble = read_ensemble(run.store.ensemble(args.ensemble))
     options = BuildOptions(
         user=user_of(args.user),
@@ -142,7 +143,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one"
     )
     parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"))
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, or s3://...")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--user", help="of Kaggle; default: that of its client's settings")
     parser.add_argument("--title", help="of the kernel and its data sets")

@@ -64,6 +64,7 @@ def stage_weights(
 def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors as they will be stored."""
     best = run.store.trial(trial).best
+    run.store.trial(trial).fetch(best)
     if not best.exists():
         raise StoreError(f"{best} is missing: train it again with the same sweep")
     if file_digest(best) != member.checkpoints[member.trials.index(trial)]:

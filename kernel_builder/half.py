@@ -128,6 +128,7 @@ def _predicted(
         own = np.flatnonzero(data.folds[rows] == spec.fold)
         if not len(own):
             continue
+        trial.fetch(trial.best)
         model, _ = load_tagger(trial.best)
         pack = data.split.pack(spec.pack_short_side)
         whole[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)

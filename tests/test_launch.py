@@ -68,7 +68,7 @@ def test_a_mistake_exits_with_1_and_says_what_to_do(capsys, tmp_path, argv, expe
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
-        "time_budget", "fresh", "variant", "fold", "set", "out", "member", "serve",
+        "time_budget", "fresh", "studies", "variant", "fold", "set", "out", "member", "serve",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 

@@ -18,7 +18,7 @@ from imet_ray.experiment import only_driver
 from imet_ray.mistakes import label_findings
 from imet_ray.report import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.results import standings
-from imet_ray.stages import cache_at, near, reopen
+from imet_ray.stages import cache_at, elsewhere, near, reopen
 from imet_ray.store import Store
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
@@ -87,12 +87,9 @@ def blend(
         show("")
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
-    elsewhere = (
-        "" if near(run.store.root.parent) == Path("runs") else f" --runs {near(run.store.root.parent)}"
-    )
     tests = "".join(f" --member {member.name}=TEST.npz" for member in given)
     print(
-        f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere}{tests}",
+        f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere(run.store)}{tests}",
         file=sys.stderr,
     )
     return ensemble.report | findings

@@ -84,7 +84,9 @@ def predict_one(
     """Predict one checkpoint; the text of an error that is the user's to mend."""
     split, label_ids, data = shared
     trial = Store(run).trial(trial_id)
+    path = trial.oof if kind == "oof" else trial.test
     try:
+        trial.fetch(trial.spec, trial.best, path)
         if data is not None:
             rows = data.rows(read_spec(trial).fold, held_out=True)
         else:
@@ -93,7 +95,7 @@ def predict_one(
             trial,
             split,
             rows,
-            path=trial.oof if kind == "oof" else trial.test,
+            path=path,
             label_ids=label_ids,
             device=worker_device(threads, gpus),
             workers=loader_workers,

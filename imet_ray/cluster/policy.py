@@ -44,6 +44,7 @@ class Policy:
         deadline: float | None = None,
         *,
         storage: BaseStorage | None = None,
+        prefix: str = "",
         read: Callable[[str], TrialResult | None] | None = None,
         sampler: Callable[[int], BaseSampler] = tpe,
     ) -> None:
@@ -51,6 +52,7 @@ class Policy:
         Args:
             deadline: of time.time(): no new trial after it.
             storage: Optuna's; the store's journal, if it is None.
+            prefix: of the studies' names, where a storage has those of other runs, too.
             read: the result of a trial's id; from the store, if it is None.
             sampler: Optuna's, of a seed.
         """
@@ -61,9 +63,8 @@ class Policy:
         self._read = read or (lambda trial_id: read_result(store.trial(trial_id)))
         self._known: dict[str, TrialResult] = {}  # results read so far, by trial_id
         try:
-            self.studies = self._open(
-                storage or _journal(store.journal), (data_digest, folds_digest), sampler
-            )
+            storage = storage or _journal(store.journal)
+            self.studies = self._open(storage, prefix, (data_digest, folds_digest), sampler)
         except (ImetError, OSError):
             raise
         except Exception as error:  # Optuna raises whatever the first bad line of a journal causes
@@ -76,12 +77,16 @@ class Policy:
         }
 
     def _open(
-        self, storage: BaseStorage, digests: tuple[str, str], sampler: Callable[[int], BaseSampler]
+        self,
+        storage: BaseStorage,
+        prefix: str,
+        digests: tuple[str, str],
+        sampler: Callable[[int], BaseSampler],
     ) -> dict[str, VariantStudy]:
         studies = {}
         for variant in self.space.variants:
             study = optuna.create_study(
-                study_name=variant.name, storage=storage, direction="maximize", load_if_exists=True
+                study_name=prefix + variant.name, storage=storage, direction="maximize", load_if_exists=True
             )
             studies[variant.name] = VariantStudy(variant, self.space, digests, study, sampler)
             self._refresh(studies[variant.name])

@@ -37,19 +37,26 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
     """Ray Tune's view of `Policy`. What it meets itself, such as a full disk, becomes the stopper's fault."""
 
     def __init__(
-        self, policy: Policy, on_change: Callable[[], None], stopper: StopOnFault, capacity: Callable[[], int]
+        self,
+        policy: Policy,
+        on_change: Callable[[], None],
+        stopper: StopOnFault,
+        capacity: Callable[[], int],
+        save: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             capacity: how many trials may be in flight; more than fit would search blindly.
             on_change: called when a trial has ended.
             stopper: once it has a fault, trials that Tune stops are only interrupted.
+            save: called when the studies may have changed.
         """
         super().__init__()  # no metric: Tune would refuse the results of failed trials
         self.policy = policy
         self.on_change = on_change
         self.stopper = stopper
         self.capacity = capacity
+        self.save_studies = save
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -58,6 +65,8 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         with self._faults():
             full = len(self.policy.in_flight) >= self.capacity()
             assignment = None if full else self.policy.next()
+            if isinstance(assignment, Assignment):
+                self.save_studies()
         if isinstance(assignment, str):
             return Searcher.FINISHED  # type: ignore[no-any-return]
         if assignment is None:
@@ -85,6 +94,7 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         with self._faults():
             self._record(ours, error)
             self.policy.done(ours)
+            self.save_studies()
         self.on_change()
 
     @contextlib.contextmanager
@@ -98,6 +108,7 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
 
     def _record(self, ours: str, error: bool) -> None:
         trial = self.policy.store.trial(ours)
+        trial.fetch(trial.spec, trial.result, trial.metrics)  # from its node
         have = read_result(trial)
         if error and (have is None or have.status == "stopped"):
             if not trial.spec.exists():  # died before it wrote it

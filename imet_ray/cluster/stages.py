@@ -31,7 +31,7 @@ from imet_ray.experiment import only_driver
 from imet_ray.metrics import f2_score
 from imet_ray.report import write_report
 from imet_ray.results import Standing, failures, read_spec, standings
-from imet_ray.stages import Plan, Run, near, set_old_run_aside, start
+from imet_ray.stages import Plan, Run, elsewhere, near, set_old_run_aside, start
 from imet_ray.store import TrialStore, write_arrays
 from imet_ray.submission import write_submission
 
@@ -40,8 +40,19 @@ METHODS = ("greedy", "line")  # that a sweep compares with uniform weights; `ble
 WIDE = 140  # columns of the leaderboard in a file or a pipe
 
 
-def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrency: int | None) -> int:
-    """Everything from search to submission; 1 if no ensemble came out of it."""
+def sweep(
+    plan: Plan,
+    *,
+    budget_s: float | None,
+    address: str | None,
+    concurrency: int | None,
+    studies: str | None = None,
+) -> int:
+    """Everything from search to submission; 1 if no ensemble came out of it.
+
+    Args:
+        studies: URL of an Optuna storage; None: the run's own journal.
+    """
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
@@ -54,7 +65,7 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         print(_describe(session))
         run = start(plan)  # while Ray's workers start
         stack.enter_context(exported(run.store))
-        summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline)
+        summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies)
         if summary.trials:
             without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
             print(
@@ -88,7 +99,7 @@ def sweep(plan: Plan, *, budget_s: float | None, address: str | None, concurrenc
         _predict(run, ENSEMBLE, session, out=None)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     print(f"  look at      {near(run.store.ensemble(ENSEMBLE).report)}")
-    print(f"  blend again  python blend.py --name {plan.store.root.name}")
+    print(f"  blend again  python blend.py --name {plan.store.root.name}{elsewhere(plan.store)}")
     return 0
 
 

@@ -17,6 +17,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
+from imet_ray.cluster.studies import Studies, open_studies
 from imet_ray.cluster.worker import train_in_team, train_in_worker
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
@@ -52,17 +53,35 @@ def run_sweep(
     session: Session,
     *,
     deadline: float | None = None,
+    studies_url: str | None = None,
 ) -> SweepSummary:
     """Train what is left of the experiment.
 
     Args:
         deadline: in `time.time()`'s seconds; no new trial starts after it.
+        studies_url: of an Optuna storage; None: the run's own journal.
 
     Raises:
         SetupFaultError: a trial met a fault that all would meet; one line says which.
         KeyboardInterrupt: the user stopped it; the same command continues.
     """
-    policy = Policy(space, store, data.split.digest, data.folds_digest, deadline)
+    with open_studies(store, studies_url) as studies:
+        return _run(space, store, data, session, deadline, studies)
+
+
+def _run(
+    space: SearchSpace,
+    store: Store,
+    data: TrainingData,
+    session: Session,
+    deadline: float | None,
+    studies: Studies,
+) -> SweepSummary:
+    policy = Policy(
+        *(space, store, data.split.digest, data.folds_digest, deadline),
+        storage=studies.storage,
+        prefix=studies.prefix,
+    )
     if policy.next_is_last():
         return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
     started = time.time()
@@ -73,7 +92,7 @@ def run_sweep(
         tuner = tune.Tuner(
             _trainable(session, data, store),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(policy, progress.refresh, stopper, session.capacity),
+                search_alg=SweepSearcher(policy, progress.refresh, stopper, session.capacity, studies.save),
                 scheduler=SearchOnlyAsha(space),
                 num_samples=-1,  # as many as the searcher has; it holds back what does not fit
                 reuse_actors=session.workers_per_trial == 1,  # a team ends with the actor that began it

@@ -21,7 +21,7 @@ from imet_ray.cluster.title import announce
 from imet_ray.cluster.trial import end_of, tell_tune, worker_device
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
-from imet_ray.results import read_result
+from imet_ray.results import TrialResult, read_result
 from imet_ray.sitting import EpochMetrics
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
@@ -85,14 +85,21 @@ def run_team(
             if fault is not None:
                 tune.report({"fatal": str(fault)})
                 return
-            if read_result(store.trial(spec.trial_id)) is None:
+            if _result(store, spec) is None:
                 if any(isinstance(one, OutOfMemoryError) for one in found):
                     continue  # with smaller parts
                 raise
-        result = read_result(store.trial(spec.trial_id))
+        result = _result(store, spec)
         assert result is not None
         tell_tune(result)
         return
+
+
+def _result(store: Store, spec: TrialSpec) -> TrialResult | None:
+    """The leader wrote it, perhaps on another node."""
+    trial = store.trial(spec.trial_id)
+    trial.fetch(trial.result)
+    return read_result(trial)
 
 
 def _train(config: dict[str, Any]) -> None:

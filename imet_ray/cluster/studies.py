@@ -1,0 +1,79 @@
+"""Where Optuna's studies lie: the run's journal, which the driver alone writes, or any storage that Optuna opens.
+
+A journal of a run in a bucket is written here and sent after changes, never taking more than a tenth of the time: a
+lost machine costs the last seconds of it. Results are no part of it, so no trained epoch is.
+"""
+
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import optuna
+from optuna.storages import BaseStorage
+
+from imet_ray.errors import ConfigError
+from imet_ray.store import Store, write_text
+
+PAUSE_S = 2.0  # between two times that the journal is sent, at least
+PAUSES = 9.0  # times the seconds that sending it took
+
+
+@dataclass
+class Studies:
+    """The studies of one run."""
+
+    store: Store
+    storage: BaseStorage | None  # None: the run's journal
+    prefix: str  # of their names; a data base may have other runs' studies
+    due: float = 0.0  # of time.monotonic(): not sent again before
+
+    def save(self, *, last: bool = False) -> None:
+        """Send the journal, if it is time."""
+        if self.storage is None and (last or time.monotonic() >= self.due):
+            began = time.monotonic()
+            self.store.publish_journal()
+            now = time.monotonic()
+            self.due = now + max(PAUSE_S, PAUSES * (now - began))
+
+
+@contextlib.contextmanager
+def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
+    """The studies of a run.
+
+    Args:
+        url: of an Optuna storage (sqlite:///FILE, postgresql://...); None: the run's journal.
+
+    Raises:
+        ConfigError: if the storage cannot be opened. A password in its URL is in no message.
+    """
+    if url is None:
+        studies = Studies(store, None, "")
+        yield studies
+        studies.save(last=True)
+        return
+    if not store.studies_id.exists():  # so that a run that takes this one's name later has studies of its own
+        write_text(store.studies_id, secrets.token_hex(4))
+    prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
+    yield Studies(store, open_storage(url), prefix)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Any storage of Optuna, by its URL."""
+    if not re.match(r"[a-z][a-z0-9+]*://", url):
+        raise ConfigError("--studies takes a URL such as sqlite:///studies.db or postgresql://HOST/DATABASE")
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
+        module = f" (`pip install {error.name}`)" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(
+            f"--studies: cannot open {hidden(url)}: {type(error).__name__}{module}: is it there, and may we enter?"
+        ) from None
+
+
+def hidden(url: str) -> str:
+    """A URL without its user, password and query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"

@@ -1,0 +1,110 @@
+"""One driver a run, over a bucket: an object that its holder keeps changing.
+
+No clocks are compared: whoever finds it watches whether it changes. On one machine a file lock does that job.
+"""
+
+import _thread
+import contextlib
+import itertools
+import json
+import logging
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from imet_ray import remote
+from imet_ray.buckets import ChangedError
+from imet_ray.errors import ConfigError, StoreError
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 10.0
+DEAD_S = 35.0  # without a beat
+LOOK_S = 1.0
+
+
+@contextlib.contextmanager
+def held(path: Path, who: str) -> Iterator[None]:
+    """Hold the run whose lease `path` is the twin of; the caller holds the lock of this machine.
+
+    If another machine takes it meanwhile, for this one was cut off, the main thread is interrupted.
+
+    Raises:
+        ConfigError: if another machine's driver holds it and lives.
+    """
+    beats = itertools.count()
+
+    def text() -> str:
+        return json.dumps({"driver": who, "host": platform.node(), "beat": f"{next(beats)} {time.time_ns()}"})
+
+    try:
+        version = remote.put_text(path, text(), version=_free(path))
+    except ChangedError:
+        raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
+    stop = threading.Event()
+
+    def beat() -> None:
+        nonlocal version
+        while not stop.wait(BEAT_S):
+            try:
+                version = remote.put_text(path, text(), version=version)
+            except ChangedError:
+                now = _read(path)
+                if now.get("driver") == who and now.get("host") == platform.node():
+                    found = remote.head(path)  # an attempt of ours whose answer was lost
+                    version = found.version if found else ""
+                    continue
+                logger.error(
+                    "another driver took this run over: %s on %s", now.get("driver"), now.get("host")
+                )
+                _thread.interrupt_main()
+                return
+            except StoreError as error:
+                logger.warning("%s", error)
+
+    thread = threading.Thread(target=beat, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(StoreError):
+            if _read(path).get("driver") == who:
+                remote.delete(path)
+
+
+def _free(path: Path) -> str:
+    """The version of the lease that may be replaced; empty: there is none."""
+    found = remote.head(path)
+    if found is None:
+        return ""
+    holder = _read(path)
+    if holder.get("host") == platform.node():
+        return found.version  # we have this machine's lock, so it is dead
+    logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(holder), DEAD_S)
+    until = time.monotonic() + DEAD_S
+    while time.monotonic() < until:
+        time.sleep(LOOK_S)
+        now = remote.head(path)
+        if now is None:
+            return ""
+        if now.version != found.version:
+            raise ConfigError(
+                "{} on {} drives this run: wait for it, or choose another --name".format(*_named(holder))
+            )
+    return found.version
+
+
+def _read(path: Path) -> dict[str, str]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(remote.read_text(path) or "{}")
+        if isinstance(found, dict):
+            return {str(key): str(value) for key, value in found.items()}
+    return {}
+
+
+def _named(holder: dict[str, str]) -> tuple[str, str]:
+    return holder.get("driver", "?")[:80], holder.get("host", "?")[:80]

@@ -1,0 +1,233 @@
+"""Run directories in a bucket: each has a local twin, and the bucket is the truth.
+
+A local path that has `s3:` or `gs:` as a part is the twin of the object that the rest of the path names, on every
+node alike. What is written goes to the bucket first, whole, and then into its place here; what is read is first made
+equal to the bucket by one listing and parallel reads of what differs. So a file that is here was there, and
+a trial goes on wherever it is started next. Which files there are is `imet_ray.store`'s business.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from imet_ray.buckets import THREADS, Bucket, ChangedError, Entry, open_bucket
+from imet_ray.errors import ConfigError, StoreError
+
+BLOCK = 1 << 20
+SHOWN_FROM = 200  # files: fewer need no bar
+
+
+def local_twin(url: str, root: Path) -> Path:
+    """Where the twin of a folder in a bucket lies.
+
+    Args:
+        url: s3://BUCKET/FOLDER.
+        root: of all twins; the same on all nodes.
+
+    Raises:
+        ConfigError: for a URL that is none, or that holds a password.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, folder = rest.partition("/")
+    if "@" in rest or "?" in rest or "#" in rest:  # not shown: it may hold a password
+        raise ConfigError(
+            f"{scheme}:// takes a bucket and a folder, without user, password or query: credentials come from the "
+            "environment, `aws configure`, or the node's role"
+        )
+    parts = [part for part in folder.split("/") if part]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}", bucket):
+        raise ConfigError(f"no bucket in {url[:80]!r}: give {scheme}://BUCKET/FOLDER")
+    if any(part in (".", "..", "s3:", "gs:") or "\\" in part or not part.isprintable() for part in parts):
+        raise ConfigError(f"a folder in a bucket has no '.', '..', '\\' or ':' parts, got {url[:80]!r}")
+    return root.joinpath(f"{scheme}:", bucket, *parts)
+
+
+def publish(source: Path, path: Path, *, token: Path | None = None) -> bool:
+    """Send a file to the bucket, as what `path` is the twin of; False if another writer has taken over.
+
+    Args:
+        token: of the writer, where only the newest one may write: then the object must still be the version that was
+            fetched or sent last from this node. An older twin's write that was held up on its way is so refused.
+    """
+    bucket, key = _object(path)
+    if token is None:
+        bucket.put(source, key)
+        return True
+    while True:
+        known = _version_of(path)
+        version = known.read_text() if known.exists() else None
+        try:
+            known.write_text(bucket.put(source, key, version))
+        except ChangedError:
+            if read_text(token) != token.read_text():
+                return False
+            now = bucket.head(key)  # by an older twin, or by an attempt of ours whose answer was lost
+            known.write_text(now.version if now else "")
+            continue
+        return True
+
+
+def fetch(folder: Path, names: Collection[str], *, fenced: Collection[str] = (), owner: bool = False) -> None:
+    """Make the files of these names, anywhere below a folder, what the bucket has: one listing, parallel reads.
+
+    Args:
+        fenced: names whose version `publish` must know.
+        owner: nobody else on this node writes here, so that what the bucket lacks goes.
+
+    Raises:
+        StoreError: if the bucket does not answer.
+    """
+    bucket, prefix = _object(folder)
+    found: dict[Path, Entry] = {}
+    began = time.time()
+    for entry in bucket.listing(f"{prefix}/"):
+        inside = PurePosixPath(entry.key[len(prefix) + 1 :])
+        harmless = entry.key == f"{prefix}/{inside}" and not {"..", ".", "/"} & set(inside.parts)
+        if inside.name in names and harmless and len(inside.parts) <= 3:
+            found[folder / inside] = entry
+    for path in _local(folder, names) if owner else ():
+        if (
+            path not in found and path.stat().st_ctime < began
+        ):  # never came to the bucket, or was deleted there
+            path.unlink(missing_ok=True)
+    for name in fenced:
+        if (folder / name) not in found and name in names:
+            folder.mkdir(parents=True, exist_ok=True)
+            _version_of(folder / name).write_text("")
+
+    def bring(one: tuple[Path, Entry]) -> None:
+        path, entry = one
+        if not _same(path, entry):
+            get(path, entry=entry)
+        if path.name in fenced:
+            _version_of(path).write_text(entry.version)
+
+    quiet = True if len(found) < SHOWN_FROM else None  # None: unless stderr is no terminal
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in tqdm(
+            pool.map(bring, found.items()), total=len(found), desc="fetch", disable=quiet, leave=False
+        ):
+            pass
+
+
+def get(path: Path, *, entry: Entry | None = None) -> bool:
+    """Read one object into its twin, whole; False if there is none."""
+    bucket, key = _object(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        if not bucket.get(key, temporary, entry.size if entry else 0):
+            return False
+        if entry is not None:
+            os.utime(temporary, (entry.modified, entry.modified))  # who looks on asks when it was written
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def fetch_one(path: Path) -> None:
+    """Make one file what the bucket has."""
+    found = head(path)
+    if found is None:
+        path.unlink(missing_ok=True)
+    elif not _same(path, found):
+        get(path, entry=found)
+
+
+def fetch_log(path: Path) -> None:
+    """Fetch a file that only grows; what is here stays if it is the bucket's with more at its end."""
+    bucket, key = _object(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not bucket.get(key, temporary):
+            path.unlink(missing_ok=True)
+        elif not path.exists() or not path.read_bytes().startswith(temporary.read_bytes()):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of the object that `path` is the twin of, from the bucket itself; None if there is none."""
+    bucket, key = _object(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        return temporary.read_text(encoding="utf-8") if bucket.get(key, temporary) else None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_text(path: Path, text: str, *, version: str | None = None) -> str:
+    """Write a small object in the bucket alone; its new version.
+
+    Raises:
+        ChangedError: if it is no longer `version`.
+    """
+    bucket, key = _object(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        return bucket.put(temporary, key, version)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def delete(path: Path) -> None:
+    """Delete the object that `path` is the twin of."""
+    bucket, key = _object(path)
+    bucket.delete(key)
+
+
+def head(path: Path) -> Entry | None:
+    """The object that `path` is the twin of, without its bytes."""
+    bucket, key = _object(path)
+    return bucket.head(key)
+
+
+def folders(path: Path) -> list[str]:
+    """Names of the folders in a folder."""
+    bucket, prefix = _object(path)
+    return bucket.folders(f"{prefix}/" if prefix else "")
+
+
+def _object(path: Path) -> tuple[Bucket, str]:
+    """The bucket and the key of a twin."""
+    at = next(i for i, part in enumerate(path.parts) if part in ("s3:", "gs:"))
+    return open_bucket(path.parts[at][:-1], path.parts[at + 1]), "/".join(path.parts[at + 2 :])
+
+
+def _local(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            if name in names:
+                yield Path(root) / name
+
+
+def _same(path: Path, entry: Entry) -> bool:
+    """True if the local file has the object's bytes, as far as the store tells them."""
+    with contextlib.suppress(OSError):
+        if entry.md5 and path.stat().st_size == entry.size:
+            digest = hashlib.md5(usedforsecurity=False)
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+            return digest.hexdigest() == entry.md5
+    return False
+
+
+def _version_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.version")

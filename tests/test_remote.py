@@ -1,0 +1,315 @@
+"""Run directories in a bucket, over a real S3 server with the official client, and the harm that happens on the way."""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from bucket_server import FULL, Proxy, serve
+
+from imet_ray import buckets, lease
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.experiment import only_driver
+from imet_ray.results import TrialResult, read_result, write_result
+from imet_ray.store import (
+    Cache,
+    Store,
+    SupersededError,
+    newest_run,
+    open_run,
+    read_json,
+    remove,
+    runs_at,
+    shown,
+    size_of,
+    write_json,
+    write_text,
+)
+
+ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "ours",
+    "AWS_SECRET_ACCESS_KEY": "tell-nobody",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Proxy]:
+    with serve() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server, monkeypatch) -> Iterator[Proxy]:
+    """The server, with nothing harmed and nothing counted."""
+    for key, value in (ACCOUNT | {"AWS_ENDPOINT_URL": server.address}).items():
+        monkeypatch.setenv(key, value)
+    buckets.open_bucket.cache_clear()
+    yield server
+    server.harm = lambda method, path: None
+    buckets.open_bucket.cache_clear()
+
+
+@pytest.fixture
+def bucket(proxy) -> str:
+    """A new bucket's name."""
+    name = f"b-{secrets.token_hex(4)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    proxy.requests.clear()
+    return name
+
+
+@pytest.fixture
+def on_node(bucket, tmp_path):
+    """The run `r` as a node of that name sees it."""
+
+    def _on_node(node: str) -> Store:
+        return Store(runs_at(f"s3://{bucket}/runs", Cache(tmp_path / node)) / "r")
+
+    return _on_node
+
+
+def test_what_one_node_writes_another_reads(on_node):
+    here, there = on_node("a"), on_node("b")
+    write_json(here.experiment, {"a": 1})
+    write_result(here.trial("t"), TrialResult(trial_id="t", status="complete", f2=0.5))
+    write_json(here.trial("t").spec, {})
+    there.fetch()
+    assert read_json(there.experiment) == {"a": 1}
+    assert [trial.trial_id for trial in there.begun_trials()] == ["t"]
+    assert read_result(there.trial("t")) == read_result(here.trial("t"))
+
+
+def test_a_trial_that_moves_finds_its_last_state(on_node):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    here.fetch_all()
+    here.acquire()
+    write_text(here.last, "epoch 3")
+    there.fetch_all()
+    assert there.last.read_text() == "epoch 3"
+    remove(here.last)
+    there.fetch_all()
+    assert not there.last.exists()
+
+
+def test_an_older_writer_on_another_node_is_told_that_it_was_superseded(on_node):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    older = here.acquire()
+    here.check(older)
+    newer = there.acquire()
+    with pytest.raises(SupersededError):
+        here.check(older)
+    there.check(newer)
+
+
+def test_a_write_that_an_older_writer_had_on_its_way_changes_nothing(on_node):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    here.fetch_all()
+    here.acquire()
+    write_text(here.best, "epoch 1")
+    there.fetch_all()
+    there.acquire()
+    write_text(there.best, "epoch 2")
+    with pytest.raises(SupersededError):  # its check was before
+        write_text(here.best, "late")
+    there.fetch(there.best)
+    assert there.best.read_text() == "epoch 2"
+
+
+def test_the_newer_writer_goes_on_where_the_older_ones_write_came_between(on_node):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    here.fetch_all()
+    here.acquire()
+    there.fetch_all()
+    there.acquire()
+    write_text(here.last, "late")
+    write_text(there.last, "newer")
+    here.fetch(here.last)
+    assert here.last.read_text() == "newer"
+
+
+@pytest.mark.parametrize("harm", ["slow", "reset", "half", "lost"])
+@pytest.mark.parametrize("name", ["last.pt", "result.json"])
+def test_a_write_that_is_disturbed_is_whole_in_the_end(on_node, proxy, harm, name):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    here.fetch_all()
+    here.acquire()
+    left = [harm] * 5
+    proxy.harm = lambda method, path: left.pop() if left and method == "PUT" else None
+    write_text(here.root / name, "x" * 100_000)
+    assert not left
+    there.fetch_all()
+    assert (there.root / name).read_text() == "x" * 100_000
+
+
+@pytest.mark.parametrize("harm", ["half", "reset"])
+def test_half_an_upload_is_never_taken_for_a_whole_one(on_node, proxy, monkeypatch, harm):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    write_text(here.result, "old" * 1000)
+    monkeypatch.setattr(buckets, "PATIENCE_S", 0.5)
+    proxy.harm = lambda method, path: harm if method == "PUT" else None
+    with pytest.raises(StoreError):
+        write_text(here.result, "new" * 100_000)
+    proxy.harm = lambda method, path: None
+    there.fetch_all()
+    assert here.result.read_text() == there.result.read_text() == "old" * 1000
+
+
+def test_what_is_here_and_never_came_to_the_bucket_does_not_count(on_node):
+    here = on_node("a")
+    here.trial("t").root.mkdir(parents=True)
+    here.trial("t").result.write_text("{}")
+    here.fetch(owner=True)
+    assert read_result(here.trial("t")) is None
+
+
+def test_an_outage_of_some_seconds_loses_nothing(on_node, proxy, caplog):
+    here, there = on_node("a").trial("t"), on_node("b").trial("t")
+    proxy.outage(5.0)
+    with caplog.at_level(logging.WARNING):
+        write_text(here.metrics, "one line\n")
+    assert proxy.harmed
+    assert "trying again for up to" in caplog.text
+    there.fetch_all()
+    assert there.metrics.read_text() == "one line\n"
+
+
+def test_an_outage_without_an_end_is_one_line(on_node, proxy, monkeypatch):
+    monkeypatch.setattr(buckets, "PATIENCE_S", 1.0)
+    proxy.harm = lambda method, path: "slow"
+    with pytest.raises(StoreError, match=r"s3://b-\w+ has not answered for 1 s \(SlowDown\)") as found:
+        on_node("a").fetch()
+    assert "\n" not in str(found.value)
+
+
+def test_ten_thousand_trials_are_one_paged_listing(proxy, tmp_path):
+    runs = runs_at(f"s3://{FULL}/runs", Cache(tmp_path))
+    proxy.requests.clear()
+    Store(runs / "r").fetch()
+    assert len(proxy.requests) == proxy.listings() == 10  # pages of 1,000
+
+
+def test_results_that_are_here_already_are_not_read_again(on_node, proxy):
+    here, there = on_node("a"), on_node("b")
+    for i in range(50):
+        write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
+    there.fetch()
+    proxy.requests.clear()
+    there.fetch()
+    assert len(proxy.requests) == proxy.listings() == 1
+
+
+def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket, tmp_path):
+    runs = runs_at(f"s3://{bucket}/runs", Cache(tmp_path / "x"))
+    with pytest.raises(ConfigError, match=f"no run in s3://{bucket}/runs"):
+        newest_run(runs)
+    write_json(on_node("a").experiment, {})
+    assert newest_run(runs).root.name == "r"
+    with pytest.raises(ConfigError, match="choose one of: r"):
+        open_run(runs, "q")
+
+
+def test_sizes_are_known_without_reading(on_node):
+    write_text(on_node("a").trial("t").best, "12345")
+    assert size_of(on_node("b").trial("t").best) == 5
+    assert size_of(on_node("b").trial("u").best) is None
+
+
+def test_a_key_that_leads_out_of_the_run_is_left_alone(on_node, bucket, tmp_path):
+    client = boto3.client("s3")
+    for key in ("runs/r/../../../spec.json", "runs/r//etc/spec.json", "runs/r/trials/./spec.json"):
+        client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    on_node("a").fetch()
+    assert not list(tmp_path.rglob("spec.json"))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://me:hunter2@bucket/x", "without user, password"),
+        ("s3://bucket/x?key=hunter2", "without user, password"),
+        ("s3:///x", "no bucket in"),
+        ("s3://bucket/../x", "'..'"),
+        ("ftp://bucket/x", "not ftp://"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_and_its_password_not_repeated(tmp_path, url, expected):
+    with pytest.raises(ConfigError, match=expected) as found:
+        runs_at(url, Cache(tmp_path))
+    assert "hunter2" not in str(found.value)
+
+
+def test_a_twin_is_shown_as_its_url(tmp_path):
+    assert shown(runs_at("s3://bucket/a/b", Cache(tmp_path)) / "r") == "s3://bucket/a/b/r"
+    assert runs_at("a/b", Cache(tmp_path)) == Path("a/b")
+
+
+def test_a_bucket_that_is_not_there_is_one_line(proxy, tmp_path):
+    with pytest.raises(ConfigError, match="there is no bucket s3://nobodys-own"):
+        Store(runs_at("s3://nobodys-own/runs", Cache(tmp_path)) / "r").fetch()
+
+
+def test_without_credentials_it_says_so(proxy, tmp_path, monkeypatch):
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    with pytest.raises(ConfigError, match="aws configure"):
+        Store(runs_at("s3://bucket/runs", Cache(tmp_path)) / "r").fetch()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(lease, "DEAD_S", 1.5)
+    monkeypatch.setattr(lease, "LOOK_S", 0.1)
+
+
+def test_two_machines_do_not_drive_one_run(on_node, quick, monkeypatch):
+    with only_driver(on_node("a")):
+        monkeypatch.setattr(lease.platform, "node", lambda: "another")
+        with pytest.raises(ConfigError, match="drives this run"), only_driver(on_node("b")):
+            pass
+    with only_driver(on_node("b")):  # it was given back
+        pass
+
+
+def test_a_driver_that_died_with_its_machine_is_replaced(on_node, quick):
+    dead = on_node("a")
+    write_json(dead.root / "driver.json", {"driver": "process 7", "host": "gone", "beat": "1"})
+    with only_driver(on_node("b")):
+        pass
+
+
+def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node, quick):
+    def drive() -> None:
+        with only_driver(on_node("a")):
+            write_json(
+                on_node("b").root / "driver.json", {"driver": "process 8", "host": "newer", "beat": "1"}
+            )
+            for _ in range(100):
+                time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()
+
+
+def test_the_studies_go_to_the_bucket_and_what_is_newer_here_is_kept(on_node):
+    here, there = on_node("a"), on_node("b")
+    here.root.mkdir(parents=True)
+    here.journal.write_text("one\n")
+    here.publish_journal()
+    here.journal.write_text("one\ntwo\n")  # not sent any more
+    there.fetch(owner=True)
+    assert there.journal.read_text() == "one\n"
+    here.fetch(owner=True)
+    assert here.journal.read_text() == "one\ntwo\n"
+    there.journal.write_text("one\nother\n")
+    there.publish_journal()
+    here.fetch(owner=True)
+    assert here.journal.read_text() == "one\nother\n"

@@ -1,0 +1,115 @@
+"""Where Optuna's studies lie: the run's journal or any storage that Optuna opens, with no password told."""
+
+import sqlite3
+import time
+
+import optuna
+import pytest
+
+from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.studies import Studies, hidden, open_storage, open_studies
+from imet_ray.errors import ConfigError
+from imet_ray.results import TrialResult, write_result
+from imet_ray.space import SearchSpace, read_space
+from imet_ray.store import Store, set_aside
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 3
+base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 2}
+variants: [{name: a}, {name: b}]
+search: {dropout: {low: 0.0, high: 0.5}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path) -> SearchSpace:
+    (tmp_path / "space.yml").write_text(SPACE)
+    return read_space(tmp_path / "space.yml", {})
+
+
+def work(space: SearchSpace, store: Store, url: str | None, *, trials: int) -> list[str]:
+    """Train so many trials in thought; their ids."""
+    done = []
+    with open_studies(store, url) as studies:
+        policy = Policy(space, store, "d", "f", storage=studies.storage, prefix=studies.prefix)
+        while len(done) < trials and not isinstance(found := policy.next(), str):
+            assert found is not None
+            trial_id = found.spec.trial_id
+            score = found.spec.hparams["dropout"]
+            write_result(store.trial(trial_id), TrialResult(trial_id=trial_id, status="complete", f2=score))
+            policy.done(trial_id)
+            done.append(trial_id)
+    return done
+
+
+def test_a_sweep_over_sqlite_goes_on_where_it_stopped(tmp_path, space):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    whole = work(space, Store(tmp_path / "whole"), None, trials=100)
+    first = work(space, Store(tmp_path / "r"), url, trials=4)
+    rest = work(space, Store(tmp_path / "r"), url, trials=100)
+    assert first + rest == whole  # as with the journal, undisturbed
+    assert not Store(tmp_path / "r").journal.exists()
+
+
+def test_two_runs_of_one_name_share_a_data_base_and_no_study(tmp_path, space):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    before = work(space, Store(tmp_path / "r"), url, trials=100)
+    set_aside(tmp_path / "r")
+    assert work(space, Store(tmp_path / "r"), url, trials=100) == before  # from the beginning, as the first
+    with sqlite3.connect(tmp_path / "studies.db") as base:
+        names = [name for (name,) in base.execute("select study_name from studies")]
+    assert len(set(names)) == 4
+    assert {name.partition("-")[0] for name in names} == {"r"}
+    base.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nothing://me:hunter2@127.0.0.1:9/db",
+        "mysql+nothing://me:hunter2@127.0.0.1/db?password=hunter2",
+        "redis://me:hunter2@127.0.0.1:9/0",
+        "me:hunter2@host/db",
+        "sqlite:////nowhere/at/all/hunter2@x.db",
+    ],
+)
+def test_a_password_is_in_no_message(url):
+    with pytest.raises(ConfigError) as found:
+        open_storage(url)
+    text = str(found.value)
+    assert "--studies" in text
+    assert "hunter2" not in text
+    assert "\n" not in text
+    assert found.value.__cause__ is None
+
+
+def test_what_is_shown_of_a_url_is_where_it_leads():
+    assert hidden("postgresql://me:a@b:c@host:5/db?password=x") == "postgresql://host:5/db"
+
+
+def test_no_url_is_stored_with_the_run(tmp_path, space):
+    work(space, Store(tmp_path / "r"), f"sqlite:///{tmp_path}/hunter2.db", trials=100)
+    for path in (tmp_path / "r").rglob("*"):
+        assert not path.is_file() or "hunter2" not in path.read_text()
+
+
+def test_the_journal_is_sent_now_and_then_and_at_the_end(tmp_path):
+    sent = []
+
+    class Counted(Store):
+        def publish_journal(self) -> None:
+            sent.append(time.monotonic())
+
+    studies = Studies(Counted(tmp_path), None, "")
+    for _ in range(1000):
+        studies.save()
+    assert len(sent) == 1
+    studies.save(last=True)
+    assert len(sent) == 2
+
+
+def test_a_storage_of_optunas_own_kind_is_what_is_opened(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    optuna.create_study(study_name="x", storage=storage)
+    assert [study.study_name for study in storage.get_all_studies()] == ["x"]
