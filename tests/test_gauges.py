@@ -139,6 +139,6 @@ def test_a_store_that_cannot_be_read_ends_nothing(tmp_path):
     (tmp_path / "trials").write_text("a file where a folder should be")
     with ray_session(Resources()), exported(Store(tmp_path)):
         wait_for(exporter, "actor")
-        assert ray.get(ray.remote(num_cpus=1)(os.getpid).remote())
+        assert ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote())
         time.sleep(2)
         assert exporter() is not None

@@ -127,7 +127,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
 
         running = wait_for(trains, driver, "trial that trains")
         family = ray_processes(driver.pid)
-        workers = [pid for pid, line in family.items() if line.startswith("ray::Implicit")]
+        workers = [pid for pid, line in family.items() if " fold 0 search " in line]  # their titles
         assert workers, family
         os.kill(workers[0], signal.SIGKILL)
 
