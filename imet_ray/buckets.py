@@ -58,11 +58,14 @@ class Bucket(Protocol):
     def head(self, key: str) -> Entry | None:
         """One object, or None."""
 
-    def get(self, key: str, path: Path, size: int = 0) -> bool:
+    def get(
+        self, key: str, path: Path, size: int = 0, tell: Callable[[int], object] = lambda n: None
+    ) -> bool:
         """Write an object's bytes into a file; False if there is none.
 
         Args:
             size: its bytes, where they are known: large ones come in parts.
+            tell: called with the bytes that came, from any thread.
         """
 
     def put(self, path: Path, key: str, version: str | None = None) -> str:
@@ -129,17 +132,20 @@ class S3Bucket:
             return None
         return _s3_entry(key, found["ContentLength"], found["ETag"], found["LastModified"])
 
-    def get(self, key: str, path: Path, size: int = 0) -> bool:
+    def get(
+        self, key: str, path: Path, size: int = 0, tell: Callable[[int], object] = lambda n: None
+    ) -> bool:
         """See `Bucket`."""
 
         def fetch() -> bool:
             if size >= LARGE:
-                self.client.download_file(self.name, key, str(path))
+                self.client.download_file(self.name, key, str(path), Callback=tell)
                 return True
             body = self.client.get_object(Bucket=self.name, Key=key)["Body"]  # one call, not two
             with path.open("wb") as file:
                 for block in body.iter_chunks(BLOCK):  # raises if it is cut off
                     file.write(block)
+                    tell(len(block))
             return True
 
         return bool(self._call(key, fetch))

@@ -75,6 +75,11 @@ class Store:
     def studies_id(self) -> Path:
         return self.root / "studies.id"
 
+    @property
+    def packs(self) -> Path | None:
+        """Where the nodes share packed pictures, if the run lies in a bucket: beside all runs there."""
+        return self.root.parent / "_packs" if is_twin(self.root) else None  # no run's name begins so
+
     def fetch(self, *, owner: bool = False) -> None:
         """Where the run lies in a bucket: bring what is small, of all trials at once.
 
@@ -338,6 +343,16 @@ def size_of(path: Path) -> int | None:
         found = _remote().head(path)
         return found.size if found else None
     return path.stat().st_size if path.exists() else None
+
+
+def copy_pack(path: Path, shared: Path) -> bool:
+    """Copy a whole pack from the bucket, checked by its sha256; False if none is there."""
+    return bool(_remote().copy_checked(path, shared / path.name))
+
+
+def share_pack(path: Path, shared: Path) -> None:
+    """Put a whole pack into the bucket, if it is not there yet."""
+    _remote().share_checked(path, shared / path.name)
 
 
 def _publish(source: Path, path: Path) -> None:
