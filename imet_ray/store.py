@@ -26,7 +26,7 @@ from imet_ray.errors import ConfigError, StoreError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3",)
 SMALL = (
     "experiment.json",
     "folds.csv",
@@ -253,7 +253,7 @@ def runs_at(runs: str, cache: Cache) -> Path:
         path: Path = _remote().local_twin(runs, cache.root)
         return path
     if "://" in runs:
-        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
+        raise ConfigError(f"--runs takes a path or s3://, not {runs.partition('://')[0][:40]}://")
     return Path(runs)
 
 

@@ -40,8 +40,8 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
         StoreError: if the bucket does not answer, or the disk is full.
     """
     place = local_twin(url, Path("/"))  # checks it
-    scheme, name, *parts = (part.rstrip(":") for part in place.parts[1:])
-    bucket, prefix = open_bucket(scheme, name), "".join(f"{part}/" for part in parts)
+    name, *parts = place.parts[2:]
+    bucket, prefix = open_bucket(name), "".join(f"{part}/" for part in parts)
     tag = hashlib.sha256(shown(place).encode()).hexdigest()[:8]
     root = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', (parts or [name])[-1])[-40:]}-{tag}"
     with _alone(root):
