@@ -156,7 +156,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="default: search_spaces/<data>.yml, else demo.yml",
     )
     parser.add_argument(
-        "--data", metavar="DATA", help="demo, openclipart, or a directory; default: the space's"
+        "--data", metavar="DATA", help="demo, openclipart, a directory, or s3://...; default: the space's"
     )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"

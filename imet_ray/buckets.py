@@ -58,11 +58,14 @@ class Bucket(Protocol):
     def head(self, key: str) -> Entry | None:
         """One object, or None."""
 
-    def get(self, key: str, path: Path, size: int = 0) -> bool:
+    def get(
+        self, key: str, path: Path, size: int = 0, tell: Callable[[int], object] = lambda n: None
+    ) -> bool:
         """Write an object's bytes into a file; False if there is none.
 
         Args:
             size: its bytes, where they are known: large ones come in parts.
+            tell: called with the bytes that came, from any thread.
         """
 
     def put(self, path: Path, key: str, version: str | None = None) -> str:
@@ -80,16 +83,12 @@ class Bucket(Protocol):
 
 
 @functools.cache  # a client takes a second to make, and its connections are worth keeping
-def open_bucket(scheme: str, name: str) -> Bucket:
-    """The bucket of that name.
+def open_bucket(name: str) -> Bucket:
+    """The bucket of that name, in S3 or in what speaks its protocol.
 
     Raises:
         ConfigError: if the client's package is not installed.
     """
-    if scheme != "s3":
-        raise ConfigError(
-            f"{scheme}:// is not supported: take s3://, or what speaks its protocol at $AWS_ENDPOINT_URL"
-        )
     return S3Bucket(name)
 
 
@@ -97,8 +96,8 @@ class S3Bucket:
     """Of S3, or of what speaks its protocol at `$AWS_ENDPOINT_URL`."""
 
     def __init__(self, name: str) -> None:
-        boto3, self.config = _client("boto3", "s3"), _client("botocore.config", "s3")
-        self.errors = _client("botocore.exceptions", "s3")
+        boto3, self.config = _client("boto3"), _client("botocore.config")
+        self.errors = _client("botocore.exceptions")
         self.name = name
         self.client = boto3.session.Session().client(
             "s3",
@@ -109,7 +108,7 @@ class S3Bucket:
                 max_pool_connections=THREADS,
             ),
         )
-        self.parts = _client("boto3.s3.transfer", "s3").TransferConfig(multipart_threshold=PARTS)
+        self.parts = _client("boto3.s3.transfer").TransferConfig(multipart_threshold=PARTS)
 
     def listing(self, prefix: str) -> Iterator[Entry]:
         """See `Bucket`."""
@@ -129,17 +128,20 @@ class S3Bucket:
             return None
         return _s3_entry(key, found["ContentLength"], found["ETag"], found["LastModified"])
 
-    def get(self, key: str, path: Path, size: int = 0) -> bool:
+    def get(
+        self, key: str, path: Path, size: int = 0, tell: Callable[[int], object] = lambda n: None
+    ) -> bool:
         """See `Bucket`."""
 
         def fetch() -> bool:
             if size >= LARGE:
-                self.client.download_file(self.name, key, str(path))
+                self.client.download_file(self.name, key, str(path), Callback=tell)
                 return True
             body = self.client.get_object(Bucket=self.name, Key=key)["Body"]  # one call, not two
             with path.open("wb") as file:
                 for block in body.iter_chunks(BLOCK):  # raises if it is cut off
                     file.write(block)
+                    tell(len(block))
             return True
 
         return bool(self._call(key, fetch))
@@ -243,11 +245,11 @@ def _patiently(attempt: Callable[[], T], where: str) -> T:
         pause = min(2 * pause, PAUSE_S[1])
 
 
-def _client(module: str, extra: str) -> Any:
+def _client(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"{extra}:// needs {module.partition('.')[0]}: `uv sync --extra {extra}`") from None
+        raise ConfigError("s3:// needs boto3: `uv sync --extra s3`") from None
 
 
 def _s3_entry(key: str, size: int, tag: str, modified: Any) -> Entry:

@@ -13,7 +13,7 @@ from imet_ray.catalog import Catalog
 from imet_ray.errors import StoreError
 from imet_ray.folds import folds_digest, make_folds, read_folds, write_folds
 from imet_ray.pack import Pack, build_pack
-from imet_ray.store import Cache, Store
+from imet_ray.store import Cache, Store, copy_pack, share_pack
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class SplitData:
     files: tuple[Path, ...]
     digest: str
     cache: Cache
+    shared: Path | None = None  # of the packs that nodes copy from each other, by way of a bucket
 
     def pack(self, short_side: int, *, workers: int = 1, progress: bool = False) -> Pack:
-        """The packed pictures, decoded now if this machine has not packed them yet."""
+        """The packed pictures: copied or decoded now if this machine has not got them yet."""
+        shared = self.shared
         return build_pack(
             self.files,
             self.ids,
@@ -35,7 +37,14 @@ class SplitData:
             path=self.cache.pack(self.digest, self.name, short_side),
             workers=workers,
             progress=progress,
+            copy=(lambda path: copy_pack(path, shared)) if shared else (lambda path: False),
         )
+
+    def share(self, short_side: int, *, workers: int = 1, progress: bool = False) -> None:
+        """Pack the pictures now, and let the other nodes copy them, where they share no folder."""
+        pack = self.pack(short_side, workers=workers, progress=progress)
+        if self.shared is not None:
+            share_pack(pack.path, self.shared)
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,12 @@ class TrainingData:
         return np.flatnonzero((self.folds == fold) == held_out)
 
 
-def training_split(catalog: Catalog, cache: Cache) -> SplitData:
-    return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache)
+def training_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:
+    return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache, shared)
 
 
-def test_split(catalog: Catalog, cache: Cache) -> SplitData:
-    return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache)
+def test_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:  # noqa: PT028
+    return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache, shared)
 
 
 def prepare(
@@ -96,7 +105,7 @@ def prepare(
         )
         write_folds(store.folds, ids, folds)
     return TrainingData(
-        split=training_split(catalog, cache),
+        split=training_split(catalog, cache, store.packs),
         label_ids=catalog.label_ids,
         labels=catalog.labels,
         folds=folds,

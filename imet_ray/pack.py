@@ -110,6 +110,7 @@ def build_pack(
     workers: int,
     progress: bool = True,
     unreadable: set[int] | None = None,
+    copy: Callable[[Path], bool] = lambda path: False,
 ) -> Pack:
     """Open the pack at `path`, or decode the files into it first if it is not there or not whole.
 
@@ -122,6 +123,7 @@ def build_pack(
         workers: decoding threads.
         progress: draw a bar, if stderr is a terminal.
         unreadable: takes the rows that cannot be decoded, which become black; refused if None.
+        copy: puts in place what another node has packed; False if none has.
 
     Raises:
         DataError: naming all files that cannot be decoded, if they are refused.
@@ -138,6 +140,8 @@ def build_pack(
         if alone:
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of builders that were killed
                 leftover.unlink(missing_ok=True)
+        if copy(path) and (found := _existing(path, ids, short_side)) is not None:
+            return found
         shapes = _target_shapes(files, short_side, workers, progress, unreadable)
         index = json.dumps(
             {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()},

@@ -1,6 +1,6 @@
 """Run directories in a bucket: each has a local twin, and the bucket is the truth.
 
-A local path that has `s3:` or `gs:` as a part is the twin of the object that the rest of the path names, on every
+A local path that has `s3:` as a part is the twin of the object that the rest of the path names, on every
 node alike. What is written goes to the bucket first, whole, and then into its place here; what is read is first made
 equal to the bucket by one listing and parallel reads of what differs. So a file that is here was there, and
 a trial goes on wherever it is started next. Which files there are is `imet_ray.store`'s business.
@@ -8,6 +8,7 @@ a trial goes on wherever it is started next. Which files there are is `imet_ray.
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -21,7 +22,10 @@ from tqdm import tqdm
 from imet_ray.buckets import THREADS, Bucket, ChangedError, Entry, open_bucket
 from imet_ray.errors import ConfigError, StoreError
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 1 << 20
+SHOWN_BYTES = 100_000_000
 SHOWN_FROM = 200  # files: fewer need no bar
 
 
@@ -45,7 +49,7 @@ def local_twin(url: str, root: Path) -> Path:
     parts = [part for part in folder.split("/") if part]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}", bucket):
         raise ConfigError(f"no bucket in {url[:80]!r}: give {scheme}://BUCKET/FOLDER")
-    if any(part in (".", "..", "s3:", "gs:") or "\\" in part or not part.isprintable() for part in parts):
+    if any(part in (".", "..", "s3:") or "\\" in part or not part.isprintable() for part in parts):
         raise ConfigError(f"a folder in a bucket has no '.', '..', '\\' or ':' parts, got {url[:80]!r}")
     return root.joinpath(f"{scheme}:", bucket, *parts)
 
@@ -198,6 +202,45 @@ def head(path: Path) -> Entry | None:
     return bucket.head(key)
 
 
+def share_checked(source: Path, path: Path) -> None:
+    """Send a large file as what `path` is the twin of, if it is not there; its sha256 comes last: then it is whole."""
+    mark = path.with_name(f"{path.name}.sha256")
+    if head(mark) is None:
+        bucket, key = _object(path)
+        bucket.put(source, key)
+        put_text(mark, _sha256(source))
+
+
+def copy_checked(target: Path, path: Path) -> bool:
+    """Fetch what `share_checked` sent into a file elsewhere; False if it is not there, not whole, or altered."""
+    digest = read_text(path.with_name(f"{path.name}.sha256"))
+    found = head(path) if digest else None
+    if digest is None or found is None:
+        return False
+    bucket, key = _object(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    bar = tqdm(
+        *(None, f"copy {target.name}", found.size),
+        unit="B",
+        unit_scale=True,
+        disable=None if found.size >= SHOWN_BYTES else True,
+        leave=False,
+    )
+    try:
+        if not bucket.get(key, temporary, found.size, bar.update):
+            return False
+        if _sha256(temporary) != digest:
+            logger.warning("%s is damaged in the bucket: packing again", path.name)
+            return False
+        os.replace(temporary, target)
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        bar.close()
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def folders(path: Path) -> list[str]:
     """Names of the folders in a folder."""
     bucket, prefix = _object(path)
@@ -206,8 +249,8 @@ def folders(path: Path) -> list[str]:
 
 def _object(path: Path) -> tuple[Bucket, str]:
     """The bucket and the key of a twin."""
-    at = next(i for i, part in enumerate(path.parts) if part in ("s3:", "gs:"))
-    return open_bucket(path.parts[at][:-1], path.parts[at + 1]), "/".join(path.parts[at + 2 :])
+    at = next(i for i, part in enumerate(path.parts) if part == "s3:")
+    return open_bucket(path.parts[at + 1]), "/".join(path.parts[at + 2 :])
 
 
 def _local(folder: Path, names: Collection[str]) -> Iterator[Path]:
@@ -227,6 +270,11 @@ def _same(path: Path, entry: Entry) -> bool:
                     digest.update(block)
             return digest.hexdigest() == entry.md5
     return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version_of(path: Path) -> Path:

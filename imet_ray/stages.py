@@ -151,7 +151,7 @@ def start(plan: Plan) -> Run:
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):
-        data.split.pack(short_side, workers=torch.get_num_threads(), progress=True)
+        data.split.share(short_side, workers=torch.get_num_threads(), progress=True)
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 

@@ -28,7 +28,7 @@ from imet_ray.errors import ConfigError, StoreError
 Model = TypeVar("Model", bound=BaseModel)
 TEXT_LIMIT = 1 << 28  # bytes: what has more is none of ours
 
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3",)
 SMALL = (
     "experiment.json",
     "folds.csv",
@@ -88,6 +88,11 @@ class Store:
     @property
     def studies_id(self) -> Path:
         return self.root / "studies.id"
+
+    @property
+    def packs(self) -> Path | None:
+        """Where the nodes share packed pictures, if the run lies in a bucket: beside all runs there."""
+        return self.root.parent / "_packs" if is_twin(self.root) else None  # no run's name begins so
 
     def fetch(self, *, owner: bool = False) -> None:
         """Where the run lies in a bucket: bring what is small, of all trials at once.
@@ -262,7 +267,7 @@ def runs_at(runs: str, cache: Cache) -> Path:
         path: Path = _remote().local_twin(runs, cache.root)
         return path
     if "://" in runs:
-        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
+        raise ConfigError(f"--runs takes a path or s3://, not {runs.partition('://')[0][:40]}://")
     return Path(runs)
 
 
@@ -352,6 +357,16 @@ def size_of(path: Path) -> int | None:
         found = _remote().head(path)
         return found.size if found else None
     return path.stat().st_size if path.exists() else None
+
+
+def copy_pack(path: Path, shared: Path) -> bool:
+    """Copy a whole pack from the bucket, checked by its sha256; False if none is there."""
+    return bool(_remote().copy_checked(path, shared / path.name))
+
+
+def share_pack(path: Path, shared: Path) -> None:
+    """Put a whole pack into the bucket, if it is not there yet."""
+    _remote().share_checked(path, shared / path.name)
 
 
 def _publish(source: Path, path: Path) -> None:

@@ -236,6 +236,7 @@ def test_a_key_that_leads_out_of_the_run_is_left_alone(on_node, bucket, tmp_path
         ("s3:///x", "no bucket in"),
         ("s3://bucket/../x", "'..'"),
         ("ftp://bucket/x", "not ftp://"),
+        ("gs://bucket/x", "not gs://"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_and_its_password_not_repeated(tmp_path, url, expected):

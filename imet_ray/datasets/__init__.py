@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imet_ray.datasets import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.store import SCHEMES
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2
@@ -14,7 +15,7 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     """The directory of a data set, made or fetched now if it is not there.
 
     Args:
-        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, or a directory.
+        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, s3://BUCKET/FOLDER, or a directory.
         cache: where generated and fetched data sets are kept.
         source: openclipart's unpacked packages.
 
@@ -29,6 +30,10 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
         root = folder / f"demo-{VERSION}-{tag}"
         demo.generate(root, workers=WORKERS, **given)  # type: ignore[arg-type]
         return root
+    if data.partition("://")[0] in SCHEMES:
+        from imet_ray.datasets import bucket
+
+        return bucket.fetch(data, folder)
     if data == "openclipart":
         openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
         return folder / "openclipart"

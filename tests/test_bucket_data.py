@@ -1,0 +1,164 @@
+"""Data in a bucket: brought to a node once, checked, and packed once for all nodes."""
+
+import secrets
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from test_remote import proxy, server  # noqa: F401  (fixtures)
+
+from imet_ray import buckets
+from imet_ray.catalog import read_catalog
+from imet_ray.data import training_split
+from imet_ray.datasets import resolve_data
+from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.store import Cache, Store, runs_at
+
+FETCH = """
+import sys
+from pathlib import Path
+from imet_ray.catalog import read_catalog
+from imet_ray.data import training_split
+from imet_ray.datasets import resolve_data
+from imet_ray.store import Cache, Store, runs_at
+url, runs, root = sys.argv[1:]
+cache = Cache(Path(root))
+catalog = read_catalog(resolve_data(url, cache=cache.root))
+training_split(catalog, cache, Store(runs_at(runs, cache) / "r").packs).share(64)
+"""
+
+
+@pytest.fixture
+def name(proxy) -> str:  # noqa: F811
+    """A new bucket."""
+    name = f"d-{secrets.token_hex(4)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def url(name, proxy, tiny_root) -> str:  # noqa: F811
+    """The tiny data set in it."""
+    client = boto3.client("s3")
+    for path in tiny_root.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), name, f"a/tiny/{path.relative_to(tiny_root)}")
+    proxy.requests.clear()
+    return f"s3://{name}/a/tiny"
+
+
+def pictures(proxy) -> int:  # noqa: F811
+    return proxy.count("GET", "/a/tiny/train/")
+
+
+def test_a_data_set_in_a_bucket_is_the_one_that_lies_in_a_folder(url, tmp_path, tiny_catalog):
+    found = read_catalog(resolve_data(url, cache=tmp_path))
+    assert found.digest == tiny_catalog.digest
+    assert found.test_digest == tiny_catalog.test_digest
+
+
+def test_it_is_fetched_once(url, tmp_path, proxy):  # noqa: F811
+    resolve_data(url, cache=tmp_path)
+    proxy.requests.clear()
+    resolve_data(url, cache=tmp_path)
+    assert len(proxy.requests) == proxy.listings() == 1
+
+
+def test_what_changed_or_was_damaged_or_deleted_is_mended(url, name, tmp_path, proxy):  # noqa: F811
+    root = resolve_data(url, cache=tmp_path)
+    first, second, third = sorted((root / "train").iterdir())[:3]
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-1])
+    client = boto3.client("s3")
+    client.put_object(Bucket=name, Key=f"a/tiny/train/{first.name}", Body=b"x" * first.stat().st_size)
+    client.delete_object(Bucket=name, Key=f"a/tiny/train/{third.name}")
+    proxy.requests.clear()
+    resolve_data(url, cache=tmp_path)
+    assert set(first.read_bytes()) == {ord("x")}
+    assert second.read_bytes() == whole
+    assert not third.exists()
+    assert pictures(proxy) == 2
+
+
+def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(buckets, "PATIENCE_S", 0.2)
+    proxy.harm = lambda method, path: "slow" if pictures(proxy) > 60 else None
+    with pytest.raises(StoreError):
+        resolve_data(url, cache=tmp_path)
+    here = len([path for path in tmp_path.rglob("train/*") if path.suffix != ".tmp"])
+    proxy.harm = lambda method, path: None
+    proxy.requests.clear()
+    read_catalog(resolve_data(url, cache=tmp_path))
+    assert 0 < here < 90
+    assert pictures(proxy) == 90 - here
+
+
+def test_ten_at_once_on_a_cold_node_make_one_copy(url, name, tmp_path, proxy):  # noqa: F811
+    argv = [sys.executable, "-c", FETCH, url, f"s3://{name}/runs", str(tmp_path)]
+    with ThreadPoolExecutor(10) as pool:
+        done = list(
+            pool.map(lambda i: subprocess.run(argv, check=False, capture_output=True, text=True), range(10))
+        )
+    assert [one.returncode for one in done] == [0] * 10, done[0].stderr
+    assert pictures(proxy) == 90
+    assert len(list(tmp_path.glob("packs/*-train-64"))) == 1
+
+
+def test_a_pack_is_decoded_once_and_copied_to_other_nodes(url, name, tmp_path):
+    first, second = Cache(tmp_path / "a"), Cache(tmp_path / "b")
+    catalog = read_catalog(resolve_data(url, cache=first.root))
+    made = split_of(catalog, first, name)
+    made.share(64)
+    shutil.rmtree(tmp_path / "a" / "datasets")  # a node that has no pictures
+    copied = split_of(catalog, second, name).pack(64)
+    assert copied.path.is_relative_to(tmp_path / "b")
+    assert all(np.array_equal(copied[i], made.pack(64)[i]) for i in range(len(copied)))
+
+
+@pytest.mark.parametrize("harm", ["altered", "cut", "unmarked"])
+def test_a_pack_that_is_not_what_was_shared_is_not_taken(url, name, tmp_path, caplog, harm):
+    first, second = Cache(tmp_path / "a"), Cache(tmp_path / "b")
+    catalog = read_catalog(resolve_data(url, cache=first.root))
+    made = split_of(catalog, first, name)
+    made.share(64)
+    client = boto3.client("s3")
+    key = f"runs/_packs/{made.pack(64).path.name}"
+    data = client.get_object(Bucket=name, Key=key)["Body"].read()
+    if harm == "unmarked":
+        client.delete_object(Bucket=name, Key=f"{key}.sha256")
+    else:
+        bad = data[: len(data) // 2] if harm == "cut" else bytes([data[0] ^ 1]) + data[1:]
+        client.put_object(Bucket=name, Key=key, Body=bad)
+    again = split_of(catalog, second, name).pack(64)  # decoded
+    assert again.path.read_bytes() == data
+
+
+def test_a_run_on_this_machine_shares_no_packs(tmp_path):
+    assert Store(tmp_path / "runs" / "r").packs is None
+
+
+def test_where_nothing_lies_it_says_so(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"nothing lies at s3://{name}/nowhere"):
+        resolve_data(f"s3://{name}/nowhere", cache=tmp_path)
+
+
+def test_a_key_that_is_no_path_is_refused(url, name, tmp_path):
+    boto3.client("s3").put_object(Bucket=name, Key="a/tiny/../../x", Body=b"")
+    with pytest.raises(DataError, match="no path"):
+        resolve_data(url, cache=tmp_path / "c")
+    assert not list(tmp_path.rglob("x"))
+
+
+def split_of(catalog, cache: Cache, name: str):
+    return training_split(catalog, cache, Store(runs_at(f"s3://{name}/runs", cache) / "r").packs)
+
+
+def test_the_password_of_a_data_url_is_not_repeated(tmp_path):
+    with pytest.raises(ConfigError, match="without user, password") as found:
+        resolve_data("s3://me:hunter2@bucket/x", cache=Path(tmp_path))
+    assert "hunter2" not in str(found.value)
