@@ -123,6 +123,7 @@ class Store:
         with importlib.import_module("imet_ray" + ".lease").held(self.root / "driver.json", who):
             self.fetch(owner=True)
             yield
+            _remote().write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
 
     def trial(self, trial_id: str) -> "TrialStore":
         return TrialStore(self.root / "trials" / trial_id)

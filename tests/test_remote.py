@@ -204,6 +204,29 @@ def test_results_that_are_here_already_are_not_read_again(on_node, proxy):
     assert len(proxy.requests) == proxy.listings() == 1
 
 
+def test_a_machine_without_anything_reads_an_index_and_what_is_newer(on_node, proxy):
+    here, there = on_node("a"), on_node("b")
+    with only_driver(here):
+        for i in range(300):
+            write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="stopped"))
+    for i in range(7):
+        write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
+    proxy.requests.clear()
+    there.fetch()
+    assert len(proxy.requests) == 1 + 1 + 7  # listing, index, results since
+    states = [read_result(there.trial(f"t{i}")).status for i in range(300)]
+    assert states == ["complete"] * 7 + ["stopped"] * 293
+
+
+def test_a_damaged_index_is_no_harm(on_node, bucket):
+    here, there = on_node("a"), on_node("b")
+    for i in range(300):
+        write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
+    boto3.client("s3").put_object(Bucket=bucket, Key="runs/r/small.index", Body=b"half")
+    there.fetch()
+    assert read_result(there.trial("t299")).status == "complete"
+
+
 def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket, tmp_path):
     runs = runs_at(f"s3://{bucket}/runs", Cache(tmp_path / "x"))
     with pytest.raises(ConfigError, match=f"no run in s3://{bucket}/runs"):
