@@ -149,7 +149,7 @@ class Policy:
 
     def _unit(self) -> float:
         """Measured seconds over estimated ones, of all variants that have a complete trial."""
-        known = [study for study in self.studies.values() if study.seconds]
+        known = [study for study in self.studies.values() if study.seconds is not None]
         if len(known) == len(self.studies):
             return 1.0
         estimated = sum(_estimate(study.variant) for study in known)
@@ -169,9 +169,7 @@ class Policy:
 
 def _seconds(study: VariantStudy, unit: float) -> float:
     """Of one trial: as measured, or by the work of other variants' trials."""
-    if study.seconds:
-        return sum(study.seconds.values()) / len(study.seconds)
-    return unit * _estimate(study.variant)
+    return unit * _estimate(study.variant) if study.seconds is None else study.seconds
 
 
 def _estimate(variant: Variant) -> float:

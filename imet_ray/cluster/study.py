@@ -72,7 +72,8 @@ class VariantStudy:
         self.complete = 0  # folds that the best set is trained on
         self.champion: FrozenTrial | None = None
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and nobody does
-        self.seconds: dict[str, float] = {}  # of complete trials, by trial_id
+        self.seconds: float | None = None  # of a trial, in the mean of the complete ones
+        self._seconds: dict[str, float] = {}  # of these, by trial_id
         self._specs: dict[tuple[int, int], tuple[str, TrialSpec]] = {}  # by the set's number and the fold
         self._finish_asking()
 
@@ -137,10 +138,12 @@ class VariantStudy:
             found = result(trial_id)
             if found is not None and found.status == "complete":
                 self.complete += 1
-                self.seconds[trial_id] = found.seconds
+                self._seconds[trial_id] = found.seconds
             elif found is None or found.status == "stopped":
                 waiting[trial_id] = Assignment("promote", spec)
         self.waiting = {key: value for key, value in waiting.items() if key not in in_flight}
+        if self._seconds:
+            self.seconds = sum(self._seconds.values()) / len(self._seconds)
 
     def report(self, trial_id: str, epoch: int, f2: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
@@ -172,7 +175,7 @@ class VariantStudy:
         known = [one for one in found.values() if one is not None]
         for one in known:
             if one.status == "complete":
-                self.seconds[one.trial_id] = one.seconds
+                self._seconds[one.trial_id] = one.seconds
         if any(one.status == "failed" for one in known):
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return []
