@@ -131,4 +131,4 @@ def test_an_out_of_fold_task_is_called_by_its_variant_and_fold(story):
 
 
 def test_the_job_says_which_run_it_is(story):
-    assert [job["run"] for job in story.jobs] == ["names"]
+    assert [job["job_name"] for job in story.jobs] == ["names"]
