@@ -5,6 +5,7 @@ An ended trial is logged once, to `$MLFLOW_TRACKING_URI`, or else to a file besi
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def log_runs(store: Store) -> tuple[int, int]:
             _log(client, experiment, trial)
     except MlflowException as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = re.sub(r"//[^/\s]*@", "//", first)  # its address may hold a password
         raise ConfigError(f"MLflow at ${URI}, or else {store.mlflow}: {first}") from None
     return len(new), len(trials)
 

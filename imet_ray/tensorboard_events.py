@@ -79,7 +79,8 @@ def start_server(store: Store, port: int) -> str:
     board = program.TensorBoard()
     where = ["--logdir", str(store.tensorboard), "--host", "127.0.0.1", "--port", str(port)]
     try:
-        board.configure([None, *where, "--reload_interval", "5"])
+        # its fast loader is a process of its own, and may be left behind
+        board.configure([None, *where, "--reload_interval", "5", "--load_fast", "false"])
         return str(board.launch())
     except (program.TensorBoardServerException, OSError, OverflowError, SystemExit) as error:
         raise ConfigError(f"--serve {port}: {error}: give another port") from None

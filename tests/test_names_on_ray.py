@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from test_sweep import PATIENCE, ray_processes, wait_for
@@ -26,17 +28,15 @@ variants: [{name: bright}, {name: dim, augmentation: none}]
 
 OBSERVER = """
 import json, sys, time
-from ray.util.state import get_log, list_actors, list_jobs, list_tasks
+from ray.util.state import list_actors, list_jobs, list_tasks
 address = sys.argv[1]
 actors = list_actors(address, detail=True)
 jobs = [job.metadata for job in list_jobs(address, detail=True)]
-trains = next(actor for actor in actors if actor.repr_name.startswith("trials"))
-log = "".join(get_log(address, actor_id=trains.actor_id, suffix="out", tail=-1))
 tasks = []
 while not any(name.startswith("out-of-fold") for name in tasks):
     time.sleep(0.2)
     tasks = [task.name for task in list_tasks(address, limit=10_000)]
-print(json.dumps({"actors": [actor.repr_name for actor in actors], "jobs": jobs, "log": log, "tasks": tasks}))
+print(json.dumps({"actors": [actor.repr_name for actor in actors], "jobs": jobs, "tasks": tasks}))
 """
 
 
@@ -49,16 +49,23 @@ class Story:
     actors: list[str]  # what they are called
     jobs: list[dict[str, str]]  # their metadata
     tasks: list[str]  # names
-    log: str  # of a worker that trains
+    logs: str  # of all workers
 
 
-def gcs(driver: int) -> str | None:
-    """The address of the Ray that a driver started, from its raylet's command line."""
-    for line in ray_processes(driver).values():
-        for word in line.split():
-            if word.startswith("--gcs-address="):
-                return word.partition("=")[2]
-    return None
+def gcs(driver: int) -> str:
+    """The address of the Ray that a driver started, from its processes' command lines."""
+    return next(
+        filter(None, (re.search(r"--gcs-address=(\S+)", line) for line in ray_processes(driver).values()))
+    )[1]
+
+
+def session(driver: int) -> Path:
+    """Its folder."""
+    return Path(
+        next(
+            filter(None, (re.search(r"/\S*/session_[\w-]+", line) for line in ray_processes(driver).values()))
+        )[0]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +88,15 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     try:
         seen = wait_for(titles, driver, "worker with a title")
         observer = [sys.executable, "-c", OBSERVER, gcs(driver.pid)]
+        logs = session(driver.pid) / "logs"
         found = json.loads(subprocess.run(observer, **how, timeout=PATIENCE, check=True).stdout)
         printed = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 0, printed
     finally:
         driver.kill()
         driver.communicate()
-    return Story(Store(folder / "runs" / "names"), seen, **found)
+    told = "".join(file.read_text() for file in logs.glob("worker-*.out"))
+    return Story(Store(folder / "runs" / "names"), seen, logs=told, **found)
 
 
 def test_a_process_is_called_by_its_variant_fold_phase_and_trial(story):
@@ -102,8 +111,12 @@ def test_the_actors_are_called_by_the_run(story):
     assert {"trials of names", "gauges of names"} <= set(story.actors)
 
 
-def test_an_actors_log_tells_each_of_its_trials(story):
-    assert " fold 0 search " in story.log
+def test_the_workers_logs_tell_each_trial(story):
+    specs = [read_spec(trial) for trial in story.store.trials()]
+    assert len(specs) == 4
+    for spec in specs:
+        phase = "promote" if spec.fold else "search"
+        assert f"{spec.variant.name} fold {spec.fold} {phase} {spec.trial_id}: " in story.logs
 
 
 def test_an_epoch_of_tune_is_a_task_that_is_called_by_the_run(story):
@@ -118,4 +131,4 @@ def test_an_out_of_fold_task_is_called_by_its_variant_and_fold(story):
 
 
 def test_the_job_says_which_run_it_is(story):
-    assert [job["run"] for job in story.jobs] == ["names"]
+    assert [job["job_name"] for job in story.jobs] == ["names"]

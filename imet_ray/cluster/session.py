@@ -59,7 +59,7 @@ def ray_session(
     Without an address another Ray that happens to run on this machine is never joined.
 
     Args:
-        run: what it is for, in the job's metadata.
+        run: what it is for: the name of the job on Ray's pages.
 
     Raises:
         ConfigError: if there is no Ray at `address`, or no trial fits on it.
@@ -78,7 +78,7 @@ def ray_session(
         context = ray.init(
             address=address or "local",
             runtime_env=nodes.runtime_env() if joined else None,
-            job_config=ray.job_config.JobConfig(metadata={"run": run} if run else {}),
+            job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
             log_to_driver=False,
             logging_level=logging.ERROR,
             dashboard_host="127.0.0.1" if address is None else None,
