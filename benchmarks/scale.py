@@ -32,7 +32,8 @@ from imet_ray.data import SplitData, TrainingData
 from imet_ray.results import TrialResult, failures, standings, write_result
 from imet_ray.space import Range, Resources, SearchSpace
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.store import Cache, Store, write_json
+from imet_ray.store import Cache, Store
+from imet_ray.writing import write_json
 
 N_FOLDS = 5
 

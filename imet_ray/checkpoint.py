@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger, build_model
+from imet_ray.reading import damaged, regular
 from imet_ray.specs import TrialSpec
-from imet_ray.store import damaged, regular, writing
+from imet_ray.writing import writing
 
 STATE = {"epoch", "model", "optimizer", "schedule", "ema", "best", "history"}  # what `last.pt` holds
 

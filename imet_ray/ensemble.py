@@ -18,18 +18,10 @@ from imet_ray.averaging import Scale, as_probability, on_scale
 from imet_ray.decode import Decoder
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, read_predictions
+from imet_ray.reading import read_model
 from imet_ray.specs import Frozen
-from imet_ray.store import (
-    EnsembleStore,
-    Store,
-    TrialStore,
-    disk_error,
-    read_model,
-    remove,
-    shown,
-    size_of,
-    writing,
-)
+from imet_ray.store import EnsembleStore, Store, TrialStore
+from imet_ray.writing import disk_error, remove, shown, size_of, writing
 
 ROWS = 4096  # pictures a block
 

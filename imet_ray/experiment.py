@@ -15,10 +15,12 @@ from pathlib import Path
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.reading import read_model
 from imet_ray.results import read_spec
 from imet_ray.space import SearchSpace
 from imet_ray.specs import Frozen
-from imet_ray.store import Store, disk_error, read_model, write_json
+from imet_ray.store import Store
+from imet_ray.writing import disk_error, write_json
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from imet_ray.errors import DataError, StoreError
 from imet_ray.images import image_size, read_rgb, scaled_size
-from imet_ray.store import disk_error, writing
+from imet_ray.writing import disk_error, writing
 
 logger = logging.getLogger(__name__)
 

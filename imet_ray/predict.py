@@ -18,9 +18,11 @@ from imet_ray.checkpoint import load_tagger, read_info
 from imet_ray.dataset import Pictures, view_batches
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger
+from imet_ray.reading import file_digest, read_arrays
 from imet_ray.specs import Variant
-from imet_ray.store import TrialStore, file_digest, read_arrays, write_arrays
+from imet_ray.store import TrialStore
 from imet_ray.weights import first_line
+from imet_ray.writing import write_arrays
 
 if TYPE_CHECKING:  # a kernel has no folds
     from imet_ray.data import SplitData

@@ -31,8 +31,10 @@ from imet_ray.page import (
     shortened,
     table,
 )
+from imet_ray.reading import read_json, read_json_lines
 from imet_ray.results import Standing, read_spec
-from imet_ray.store import EnsembleStore, Store, read_json, read_json_lines, write_text
+from imet_ray.store import EnsembleStore, Store
+from imet_ray.writing import write_text
 
 SHOWN_PICTURES = 12
 SHOWN_MISTAKES = 12  # of each kind

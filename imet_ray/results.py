@@ -9,8 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from imet_ray.reading import read_model
 from imet_ray.specs import Frozen, Hparam, TrialSpec
-from imet_ray.store import Store, TrialStore, read_model, write_json
+from imet_ray.store import Store, TrialStore
+from imet_ray.writing import write_json
 
 
 class TrialResult(Frozen):

@@ -26,11 +26,13 @@ from imet_ray.metrics import best_threshold, f2_score
 from imet_ray.models import Tagger, build_model, head_parameters
 from imet_ray.optim import build_optimizer, build_schedule
 from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
+from imet_ray.reading import file_digest
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
-from imet_ray.store import TrialStore, file_digest, remove, write_json_lines
+from imet_ray.store import TrialStore
 from imet_ray.team import Team
 from imet_ray.transforms import TrainTransform, mixup
+from imet_ray.writing import remove, write_json_lines
 
 NAN_CHECK_UPDATES = 20  # each check waits for the GPU
 

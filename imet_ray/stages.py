@@ -24,8 +24,9 @@ from imet_ray.settings_errors import unknown_key
 from imet_ray.sitting import EpochMetrics
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
-from imet_ray.store import Cache, Store, is_twin, newest_run, open_run, set_aside, shown
+from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
 from imet_ray.train import train_trial
+from imet_ray.writing import is_twin, shown
 
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 

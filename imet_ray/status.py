@@ -12,9 +12,10 @@ from typing import Any, Literal
 from imet_ray.durations import clock
 from imet_ray.errors import StoreError
 from imet_ray.experiment import Experiment, read_experiment
+from imet_ray.reading import read_json_lines
 from imet_ray.results import Standing, TrialResult, read_result, read_spec, standings
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store, TrialStore, read_json_lines
+from imet_ray.store import Store, TrialStore
 
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")

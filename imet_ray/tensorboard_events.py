@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from imet_ray.curves import ended_trials, missing, scalars, settings
 from imet_ray.errors import ConfigError
+from imet_ray.reading import read_json
 from imet_ray.status import TrialStatus
-from imet_ray.store import Store, disk_error, read_json, write_json
+from imet_ray.store import Store
+from imet_ray.writing import disk_error, write_json
 
 HALF = ".half"  # of a directory that is being written; TensorBoard may see it for a moment
 

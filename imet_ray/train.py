@@ -11,11 +11,13 @@ import torch
 
 from imet_ray.data import TrainingData
 from imet_ray.errors import TrialError
+from imet_ray.reading import read_json, read_json_lines
 from imet_ray.results import TrialResult, read_result, write_result
 from imet_ray.sitting import EpochMetrics, Sitting
 from imet_ray.specs import TrialSpec
-from imet_ray.store import TrialStore, read_json, read_json_lines, write_json
+from imet_ray.store import TrialStore
 from imet_ray.team import ALONE, Team
+from imet_ray.writing import write_json
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
 

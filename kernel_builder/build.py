@@ -20,7 +20,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.results import read_spec
 from imet_ray.specs import Variant
 from imet_ray.stages import Run
-from imet_ray.store import disk_error, write_json
+from imet_ray.writing import disk_error, write_json
 from kernel_builder.closure import import_closure
 from kernel_builder.data_sets import make_folder, stage_weights, write_datasets
 from kernel_builder.half import HalfLoss, half_loss_of

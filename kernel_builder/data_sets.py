@@ -15,9 +15,10 @@ from imet_ray.checkpoint import save_tensors
 from imet_ray.crypto import Secret, encrypt
 from imet_ray.ensemble import EnsembleMember
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.reading import file_digest
 from imet_ray.results import read_spec
 from imet_ray.stages import Run
-from imet_ray.store import disk_error, file_digest
+from imet_ray.writing import disk_error
 from kernel_builder.kaggle import split_files
 from kernel_builder.runtime.manifest import Dtype, Stored
 

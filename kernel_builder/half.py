@@ -19,10 +19,12 @@ from imet_ray.ensemble import Ensemble, EnsembleMember, add_share, as_probabilit
 from imet_ray.errors import StoreError
 from imet_ray.metrics import f2_per_image
 from imet_ray.predict import predict_by_recipe
+from imet_ray.reading import read_arrays, read_json
 from imet_ray.report import write_report
 from imet_ray.results import read_spec, standings
 from imet_ray.stages import Run
-from imet_ray.store import EnsembleStore, TrialStore, read_arrays, read_json, write_json
+from imet_ray.store import EnsembleStore, TrialStore
+from imet_ray.writing import write_json
 
 SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # F2

@@ -20,7 +20,8 @@ from imet_ray.ensemble import (
 )
 from imet_ray.errors import DataError, StoreError
 from imet_ray.predict import Predictions, fits, read_predictions, write_predictions
-from imet_ray.store import Store, write_arrays
+from imet_ray.store import Store
+from imet_ray.writing import write_arrays
 
 IDS = [f"p{i}" for i in range(7)]  # the order of train.csv
 N_LABELS = 3

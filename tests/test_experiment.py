@@ -16,7 +16,8 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.space import read_space
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store, write_json
+from imet_ray.store import Store
+from imet_ray.writing import write_json
 
 SPACE = """
 n_folds: 3

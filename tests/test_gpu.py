@@ -10,7 +10,8 @@ from test_team import SMOOTH, alone, of_team, together
 
 from imet_ray.models import build_model
 from imet_ray.predict import Pace, predict_rows, predicted_batches
-from imet_ray.store import Store, read_json_lines
+from imet_ray.reading import read_json_lines
+from imet_ray.store import Store
 from imet_ray.train import train_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

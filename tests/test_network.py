@@ -18,8 +18,9 @@ import hosts
 import pytest
 import yaml
 
+from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
-from imet_ray.store import Store, read_json_lines
+from imet_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

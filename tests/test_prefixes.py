@@ -17,7 +17,8 @@ from imet_ray.blending.solve import Problem, Solution
 from imet_ray.decode import decode, decode_threshold
 from imet_ray.ensemble import read_ensemble, write_ensemble
 from imet_ray.metrics import best_threshold, f2_score
-from imet_ray.store import Store, write_json
+from imet_ray.store import Store
+from imet_ray.writing import write_json
 
 NOISE = [0.8, 1.5, 2.0]
 GROUPS = np.array([0, 1] * 4)

@@ -12,7 +12,8 @@ from imet_ray.cluster.session import Session
 from imet_ray.cluster.stages import _leaderboard
 from imet_ray.results import TrialResult, write_result
 from imet_ray.space import SearchSpace, read_space
-from imet_ray.store import Store, write_json
+from imet_ray.store import Store
+from imet_ray.writing import write_json
 
 SPACE = """
 n_folds: 3

@@ -14,21 +14,10 @@ from bucket_server import FULL, Proxy, serve
 from imet_ray import buckets, lease
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import only_driver
+from imet_ray.reading import read_json
 from imet_ray.results import TrialResult, read_result, write_result
-from imet_ray.store import (
-    Cache,
-    Store,
-    SupersededError,
-    newest_run,
-    open_run,
-    read_json,
-    remove,
-    runs_at,
-    shown,
-    size_of,
-    write_json,
-    write_text,
-)
+from imet_ray.store import Cache, Store, newest_run, open_run, runs_at
+from imet_ray.writing import SupersededError, remove, shown, size_of, write_json, write_text
 
 ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "ours",

@@ -12,8 +12,9 @@ import pytest
 from bucket_server import serve
 from test_remote import ACCOUNT
 
+from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
-from imet_ray.store import Cache, Store, read_json_lines, runs_at
+from imet_ray.store import Cache, Store, runs_at
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,8 @@ from imet_ray.predict import Predictions, write_predictions
 from imet_ray.report import SHOWN_LABELS, SHOWN_MISTAKES, SHOWN_PICTURES, write_findings, write_report
 from imet_ray.results import TrialResult, standings, write_result
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.store import Store, write_json, write_json_lines
+from imet_ray.store import Store
+from imet_ray.writing import write_json, write_json_lines
 
 N_FOLDS = 3
 HOSTILE = "<script>alert('x')</script> & \"y\""

@@ -5,7 +5,8 @@ import pytest
 from imet_ray.errors import StoreError
 from imet_ray.results import TrialResult, failures, read_result, read_spec, standings, write_result
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.store import Store, write_json
+from imet_ray.store import Store
+from imet_ray.writing import write_json
 
 N_FOLDS = 3
 

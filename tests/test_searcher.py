@@ -11,7 +11,8 @@ from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.results import TrialResult, failures, read_result, standings, write_result
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store, write_json, write_json_lines
+from imet_ray.store import Store
+from imet_ray.writing import write_json, write_json_lines
 
 SPACE = """
 n_folds: 3

@@ -15,7 +15,8 @@ import launch
 from imet_ray.results import TrialResult, write_result
 from imet_ray.status import SILENT_S, Watcher
 from imet_ray.status_page import serve, status_page
-from imet_ray.store import Store, write_json, write_json_lines
+from imet_ray.store import Store
+from imet_ray.writing import write_json, write_json_lines
 
 pytestmark = pytest.mark.slow
 

@@ -6,21 +6,9 @@ import numpy as np
 import pytest
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.store import (
-    Cache,
-    Store,
-    SupersededError,
-    newest_run,
-    open_run,
-    read_arrays,
-    read_json,
-    read_json_lines,
-    set_aside,
-    write_arrays,
-    write_json,
-    write_json_lines,
-    writing,
-)
+from imet_ray.reading import read_arrays, read_json, read_json_lines
+from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
+from imet_ray.writing import SupersededError, write_arrays, write_json, write_json_lines, writing
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rubbish(tmp_path):

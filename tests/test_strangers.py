@@ -21,10 +21,11 @@ from imet_ray.errors import ImetError
 from imet_ray.experiment import read_experiment
 from imet_ray.folds import read_folds
 from imet_ray.predict import read_predictions
+from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec, standings
 from imet_ray.space import SearchSpace
 from imet_ray.status import Watcher
-from imet_ray.store import Store, TrialStore, read_json_lines
+from imet_ray.store import Store, TrialStore
 from imet_ray.train import train_trial
 
 CPU = torch.device("cpu")

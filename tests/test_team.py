@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from imet_ray.data import TrainingData
 from imet_ray.dataset import TrainDataset, train_batches
+from imet_ray.reading import read_json_lines
 from imet_ray.results import TrialResult, read_result
 from imet_ray.sitting import EpochMetrics, Sitting
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store, TrialStore, read_json_lines
+from imet_ray.store import Store, TrialStore
 from imet_ray.team import Team
 from imet_ray.train import train_trial
 from imet_ray.transforms import TrainTransform

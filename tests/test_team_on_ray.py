@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from test_sweep import PATIENCE, ray_processes, wait_for
 
+from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
-from imet_ray.store import Store, read_json_lines
+from imet_ray.store import Store
 
 pytestmark = pytest.mark.slow
 

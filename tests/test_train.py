@@ -8,10 +8,12 @@ from safetensors.torch import load_file
 from imet_ray import sitting
 from imet_ray.checkpoint import load_state, load_tagger, read_info
 from imet_ray.predict import predict_checkpoint, read_predictions
+from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result
-from imet_ray.store import Store, SupersededError, read_json_lines
+from imet_ray.store import Store
 from imet_ray.team import ALONE
 from imet_ray.train import train_trial
+from imet_ray.writing import SupersededError
 
 CPU = torch.device("cpu")
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from imet_ray.blending.members import Member
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.labels import multi_hot
-from imet_ray.store import write_text
 from imet_ray.tables import Problem, Row, read_table
+from imet_ray.writing import write_text
 
 NAME = re.compile(r"level1_train_(?P<model>.+)_f(?P<fold>[0-9]{1,3})_e[0-9]+_[0-9]+\.[0-9]+\.npy")
 COLUMN = re.compile(r"[0-9]{1,9}")  # more digits are no column, and int() refuses more than 4,300

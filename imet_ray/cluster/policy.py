@@ -19,10 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 
 from imet_ray.cluster.study import Assignment, Progress, VariantStudy, tpe
 from imet_ray.errors import ImetError
+from imet_ray.reading import damaged, regular
 from imet_ray.results import TrialResult, read_result
 from imet_ray.space import SearchSpace
 from imet_ray.specs import Variant
-from imet_ray.store import Store, damaged, regular
+from imet_ray.store import Store
 
 
 class Policy:

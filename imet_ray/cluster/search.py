@@ -15,8 +15,10 @@ from ray.tune.search import Searcher
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.study import Assignment
 from imet_ray.errors import ImetError
+from imet_ray.reading import read_json_lines
 from imet_ray.results import TrialResult, read_result, write_result
-from imet_ray.store import Store, disk_error, read_json_lines, write_json
+from imet_ray.store import Store
+from imet_ray.writing import disk_error, write_json
 
 
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy

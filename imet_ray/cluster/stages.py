@@ -32,8 +32,9 @@ from imet_ray.metrics import f2_score
 from imet_ray.report import write_report
 from imet_ray.results import Standing, failures, read_spec, standings
 from imet_ray.stages import Plan, Run, elsewhere, near, set_old_run_aside, start
-from imet_ray.store import TrialStore, write_arrays
+from imet_ray.store import TrialStore
 from imet_ray.submission import write_submission
+from imet_ray.writing import write_arrays
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
 METHODS = ("greedy", "line")  # that a sweep compares with uniform weights; `blend.py` compares all

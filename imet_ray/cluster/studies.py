@@ -15,7 +15,8 @@ import optuna
 from optuna.storages import BaseStorage
 
 from imet_ray.errors import ConfigError
-from imet_ray.store import Store, write_text
+from imet_ray.store import Store
+from imet_ray.writing import write_text
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
 PAUSES = 9.0  # times the seconds that sending it took

@@ -19,8 +19,9 @@ from imet_ray.errors import ConfigError, ImetError
 from imet_ray.results import TrialResult, write_result
 from imet_ray.sitting import EpochMetrics
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store, SupersededError, write_text
+from imet_ray.store import Store
 from imet_ray.train import train_trial
+from imet_ray.writing import SupersededError, write_text
 
 
 def run_trial(

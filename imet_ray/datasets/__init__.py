@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imet_ray.datasets import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
-from imet_ray.store import SCHEMES
+from imet_ray.writing import SCHEMES
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2

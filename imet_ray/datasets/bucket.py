@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from imet_ray.buckets import THREADS, Bucket, Entry, open_bucket
 from imet_ray.errors import ConfigError, DataError
+from imet_ray.reading import read_json
 from imet_ray.remote import local_twin
-from imet_ray.store import disk_error, read_json, shown, write_json
+from imet_ray.writing import disk_error, shown, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ import numpy as np
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.store import write_json
 from imet_ray.submission import write_submission
+from imet_ray.writing import write_json
 from kernel_builder.runtime.checkpoints import Checkpoints
 from kernel_builder.runtime.device import usable_device
 from kernel_builder.runtime.ending import CUT, told
