@@ -26,7 +26,7 @@ def test_the_core_imports_with_ray_and_optuna_absent():
 def test_only_the_store_makes_artefact_paths():
     names = ("spec.json", "metrics.jsonl", "last.pt", "best.safetensors", "oof.npz", "result.json")
     for path in Path("imet_ray").rglob("*.py"):
-        if path.name != "store.py":
+        if path.name not in ("store.py", "writing.py"):  # which knows what an older writer must not touch
             code = "\n".join(
                 line for line in path.read_text().splitlines() if not line.strip().startswith("#")
             )

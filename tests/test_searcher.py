@@ -2,12 +2,15 @@
 
 import errno
 import time
+from types import SimpleNamespace
 
 import pytest
 from ray.tune.search import Searcher
 
+from imet_ray.cluster import sweep
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
+from imet_ray.cluster.session import Session
 from imet_ray.results import TrialResult, failures, read_result, standings, write_result
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import TrialSpec
@@ -275,3 +278,20 @@ def test_no_more_trials_are_handed_out_than_fit_and_more_when_the_cluster_grows(
     fit = 2
     assert isinstance(searcher.suggest("t1"), dict)
     assert searcher.suggest("t2") is None
+
+
+def test_when_tune_itself_breaks_off_one_line_says_what_to_do(make_space, store, monkeypatch):
+    class Broken:
+        def __init__(self, *args, **settings) -> None:
+            pass
+
+        def fit(self) -> None:
+            raise RuntimeError("Caught unexpected exception: gone\nmore of it")
+
+    monkeypatch.setattr(sweep.tune, "Tuner", Broken)
+    monkeypatch.setattr(sweep, "_trainable", lambda *given: None)  # puts data into Ray's object store
+    data = SimpleNamespace(split=SimpleNamespace(digest="data"), folds_digest="folds")
+    with pytest.raises(
+        sweep.BrokenOffError, match=r"\(Caught unexpected exception: gone\): the same command"
+    ):
+        sweep.run_sweep(make_space(), store, data, Session(None, 1, 0, 0, 1, lambda: 1))

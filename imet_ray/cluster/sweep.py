@@ -24,6 +24,7 @@ from imet_ray.errors import ImetError
 from imet_ray.space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
+from imet_ray.weights import first_line
 
 WORKER_DEATHS = 3  # of one trial, before it counts as failed
 # Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
@@ -32,6 +33,10 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 
 class SetupFaultError(ImetError):
     """A trial met a fault of the set-up: all others would meet it too."""
+
+
+class BrokenOffError(ImetError):
+    """Ray Tune met a fault of its own."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def run_sweep(
 
     Raises:
         SetupFaultError: a trial met a fault that all would meet; one line says which.
+        BrokenOffError: Ray Tune met a fault of its own.
         KeyboardInterrupt: the user stopped it; the same command continues.
     """
     with open_studies(store, studies_url) as studies:
@@ -108,7 +114,15 @@ def _run(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except (
+            RuntimeError,
+            tune.TuneError,
+        ) as error:  # seen when Ray's memory monitor killed several workers
+            raise BrokenOffError(
+                f"Ray Tune broke off ({first_line(error)}): the same command continues"
+            ) from error
     if stopper.fault is not None:
         raise SetupFaultError(stopper.fault)
     out_of_time = deadline is not None and time.time() > deadline
