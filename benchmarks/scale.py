@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.scale real [--trials 500] [--seconds 60]     about 12 minutes, 12 GB
     uv run python -m benchmarks.scale journal [--trials 10000]               about 3 minutes
-    uv run python -m benchmarks.scale simulated [--gpus 1000]                about 5 minutes
+    uv run python -m benchmarks.scale simulated [--gpus 1000]                about 10 minutes
 
 real: `run_sweep` itself, on nodes that are processes of this machine and claim to have 8 GPUs each. Only the training
 is replaced: a trial sleeps (lognormal) and writes a result. Printed: how busy the slots were from the first start to
