@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.simulation import WITHIN, simulate
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.session import Session, prepare_environment
+from imet_ray.cluster.session import Session, Slot, prepare_environment
 from imet_ray.cluster.study import Assignment
 from imet_ray.data import SplitData, TrainingData
 from imet_ray.results import TrialResult, failures, standings, write_result
@@ -78,14 +78,7 @@ def finish(store: Store, spec: TrialSpec, seconds: float) -> TrialResult:
     return result
 
 
-def sleep_in_worker(
-    config: dict[str, Any],
-    data: TrainingData,
-    run: Path,
-    threads: int,
-    loader_workers: int,
-    gpus: float,
-) -> None:
+def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """In the place of `imet_ray.cluster.worker.train_in_worker`."""
     from ray import tune
 
@@ -94,9 +87,9 @@ def sleep_in_worker(
     seconds = float(os.environ["SCALE_SECONDS"]) * math.exp(rng.normal(0, WITHIN))
     began = time.time()
     time.sleep(seconds)
-    (run / "slept").mkdir(exist_ok=True)
-    (run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
-    result = finish(Store(run), spec, seconds)
+    (slot.run / "slept").mkdir(exist_ok=True)
+    (slot.run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
+    result = finish(Store(slot.run), spec, seconds)
     tune.report(
         {"epoch": 1, "f2": result.f2, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
     )

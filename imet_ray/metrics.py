@@ -123,3 +123,9 @@ def _gains_by_sorting(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     values, gains = values[by_value].astype(np.float64), gains[by_value]
     first = np.flatnonzero(np.diff(values, prepend=np.inf))
     return values[first], np.add.reduceat(gains, first) if len(first) else gains
+
+
+def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Binary cross-entropy, the mean over all entries of (n, C) probabilities and labels."""
+    p = np.clip(probs.astype(np.float32), 1e-6, 1 - 1e-6)
+    return float(-np.where(labels, np.log(p), np.log1p(-p)).mean())

@@ -35,9 +35,7 @@ def log_runs(store: Store) -> tuple[int, int]:
     Raises:
         ConfigError: if MLflow is not installed, or does not answer as it should.
     """
-    os.environ.setdefault(
-        "MLFLOW_DISABLE_TELEMETRY", "true"
-    )  # it would tell its makers; before it is imported
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers, once imported
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # else a server that is away takes minutes
     try:
         from mlflow.exceptions import MlflowException

@@ -130,6 +130,14 @@ def head_parameters(tagger: Tagger) -> list[torch.nn.Parameter]:
     return classifier_parameters(tagger.body)
 
 
+def train_mode(tagger: Tagger, *, head_only: bool) -> None:
+    """Prepare for training: of the head alone, with the body's batch norms as they are, or of everything."""
+    tagger.train(not head_only)
+    head = {id(parameter) for parameter in head_parameters(tagger)}
+    for parameter in tagger.parameters():
+        parameter.requires_grad_(not head_only or id(parameter) in head)
+
+
 def _create(
     architecture: str, n_labels: int, image_size: int, dropout: float, *, pretrained: bool = False
 ) -> torch.nn.Module:

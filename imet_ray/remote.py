@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -22,13 +21,15 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from imet_ray.buckets import THREADS, Bucket, ChangedError, Entry, open_bucket
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError
+from imet_ray.reading import file_digest
+from imet_ray.writing import beside
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 20
 SHOWN_BYTES = 100_000_000
 INDEX = "small.index"
+INDEX_LIMIT = 1 << 30  # bytes of text
 SHOWN_FROM = 200  # files: fewer need no bar
 
 
@@ -135,12 +136,9 @@ def write_index(folder: Path, names: Collection[str]) -> None:
         str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in _local(folder, names)
     }
     bucket, key = _object(folder / INDEX)
-    temporary = folder / f".{INDEX}.{secrets.token_hex(3)}.tmp"
-    try:
+    with beside(folder / INDEX) as temporary:
         temporary.write_bytes(zlib.compress(json.dumps(texts).encode(), 1))
         bucket.put(temporary, key)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _from_index(folder: Path, wanted: dict[Path, Entry]) -> set[Path]:
@@ -148,25 +146,18 @@ def _from_index(folder: Path, wanted: dict[Path, Entry]) -> set[Path]:
     if not get(folder / INDEX):
         return set()
     try:
-        texts = json.loads(zlib.decompress((folder / INDEX).read_bytes()))
-        known = {folder / inside: text.encode() for inside, text in texts.items()}
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        TypeError,
-        zlib.error,
-    ):  # damaged: then all are read one by one
+        text = zlib.decompressobj().decompress((folder / INDEX).read_bytes(), INDEX_LIMIT)
+        known = {folder / inside: text.encode() for inside, text in json.loads(text).items()}
+    except (OSError, ValueError, AttributeError, TypeError, zlib.error):  # damaged: all are read one by one
         return set()
     done = set()
     for path, entry in wanted.items():
         data = known.get(path)
         if data is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() == entry.md5:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-            temporary.write_bytes(data)
-            os.utime(temporary, (entry.modified, entry.modified))
-            os.replace(temporary, path)
+            with beside(path) as temporary:
+                temporary.write_bytes(data)
+                os.utime(temporary, (entry.modified, entry.modified))
+                os.replace(temporary, path)
             done.add(path)
     return done
 
@@ -174,18 +165,12 @@ def _from_index(folder: Path, wanted: dict[Path, Entry]) -> set[Path]:
 def get(path: Path, *, entry: Entry | None = None) -> bool:
     """Read one object into its twin, whole; False if there is none."""
     bucket, key = _object(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    try:
+    with beside(path) as temporary:
         if not bucket.get(key, temporary, entry.size if entry else 0):
             return False
         if entry is not None:
             os.utime(temporary, (entry.modified, entry.modified))  # who looks on asks when it was written
         os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 
@@ -201,26 +186,18 @@ def fetch_one(path: Path) -> None:
 def fetch_log(path: Path) -> None:
     """Fetch a file that only grows; what is here stays if it is the bucket's with more at its end."""
     bucket, key = _object(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with beside(path) as temporary:
         if not bucket.get(key, temporary):
             path.unlink(missing_ok=True)
         elif not path.exists() or not path.read_bytes().startswith(temporary.read_bytes()):
             os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str | None:
     """The text of the object that `path` is the twin of, from the bucket itself; None if there is none."""
     bucket, key = _object(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    try:
+    with beside(path) as temporary:
         return temporary.read_text(encoding="utf-8") if bucket.get(key, temporary) else None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def put_text(path: Path, text: str, *, version: str | None = None) -> str:
@@ -230,13 +207,9 @@ def put_text(path: Path, text: str, *, version: str | None = None) -> str:
         ChangedError: if it is no longer `version`.
     """
     bucket, key = _object(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    try:
+    with beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         return bucket.put(temporary, key, version)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def delete(path: Path) -> None:
@@ -257,7 +230,7 @@ def share_checked(source: Path, path: Path) -> None:
     if head(mark) is None:
         bucket, key = _object(path)
         bucket.put(source, key)
-        put_text(mark, _sha256(source))
+        put_text(mark, file_digest(source))
 
 
 def copy_checked(target: Path, path: Path) -> bool:
@@ -267,7 +240,6 @@ def copy_checked(target: Path, path: Path) -> bool:
     if digest is None or found is None:
         return False
     bucket, key = _object(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     bar = tqdm(
         *(None, f"copy {target.name}", found.size),
         unit="B",
@@ -275,18 +247,13 @@ def copy_checked(target: Path, path: Path) -> bool:
         disable=None if found.size >= SHOWN_BYTES else True,
         leave=False,
     )
-    try:
+    with contextlib.closing(bar), beside(target) as temporary:
         if not bucket.get(key, temporary, found.size, bar.update):
             return False
-        if _sha256(temporary) != digest:
+        if file_digest(temporary) != digest:
             logger.warning("%s is damaged in the bucket: packing again", path.name)
             return False
         os.replace(temporary, target)
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        bar.close()
-        temporary.unlink(missing_ok=True)
     return True
 
 
@@ -313,17 +280,14 @@ def _same(path: Path, entry: Entry) -> bool:
     """True if the local file has the object's bytes, as far as the store tells them."""
     with contextlib.suppress(OSError):
         if entry.md5 and path.stat().st_size == entry.size:
-            digest = hashlib.md5(usedforsecurity=False)
-            with path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
-            return digest.hexdigest() == entry.md5
+            return md5_of(path) == entry.md5
     return False
 
 
-def _sha256(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """What object stores tell of what they hold."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _version_of(path: Path) -> Path:

@@ -22,8 +22,8 @@ from imet_ray.dataset import Timed, TrainDataset, train_batches
 from imet_ray.decode import decode_expected_f2
 from imet_ray.errors import TrialError
 from imet_ray.losses import build_loss
-from imet_ray.metrics import best_threshold, f2_score
-from imet_ray.models import Tagger, build_model, head_parameters
+from imet_ray.metrics import best_threshold, f2_score, log_loss
+from imet_ray.models import Tagger, build_model, train_mode
 from imet_ray.optim import build_optimizer, build_schedule
 from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.reading import file_digest
@@ -123,7 +123,7 @@ class Sitting:
         recipe, epoch, device = self.recipe, self.epoch, self.device
         torch.manual_seed(_epoch_seed(self.spec.seed, epoch) + self.team.rank)
         mixing = np.random.default_rng((self.spec.seed, epoch, 1, self.team.rank))
-        self._freeze_body(epoch < recipe.head_only_epochs)
+        train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
         self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
         batches = Timed(
@@ -203,7 +203,7 @@ class Sitting:
         """Score the held-out fold, one view, the averaged weights where there are any."""
         started = time.monotonic()
         labels = self.data.labels[self.held_out]
-        self.team.agree(self.model, self._kept_model())
+        self.team.agree(*{self.model, self._kept_model()})
         probs = predict_rows(
             self._kept_model(),
             self.pack,
@@ -219,10 +219,8 @@ class Sitting:
         if not np.isfinite(probs).all():
             raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
         threshold, f2 = best_threshold(probs, labels)
-        p = np.clip(probs.astype(np.float32), 1e-6, 1 - 1e-6)
-        valid_loss = -np.where(labels, np.log(p), np.log1p(-p)).mean()
         return {
-            "valid_loss": float(valid_loss),
+            "valid_loss": log_loss(probs, labels),
             "f2": f2,
             "threshold": threshold,
             "expected_f2": f2_score(decode_expected_f2(probs), labels),
@@ -305,13 +303,6 @@ class Sitting:
 
     def _kept_model(self) -> Tagger:
         return self.model if self.ema is None else cast(Tagger, self.ema.module)
-
-    def _freeze_body(self, frozen: bool) -> None:
-        """Train the head alone, with the body's batch norms as they are, or everything."""
-        self.model.train(not frozen)
-        head = {id(parameter) for parameter in head_parameters(self.model)}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(not frozen or id(parameter) in head)
 
     def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> torch.Tensor:
         """The sum over the team, if it is a number; all of the team refuse together."""

@@ -42,15 +42,26 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: one line, if the disk is full or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as temporary:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         if is_twin(path):
             _publish(temporary, path)
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, gone when the block ends.
+
+    Raises:
+        StoreError: one line, if the disk is full or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except OSError as error:
         raise disk_error(path, error) from error
     finally:

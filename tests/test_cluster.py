@@ -1,5 +1,6 @@
 """What adapts the sweep to Ray, without a Ray: slots and early stopping."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -128,7 +129,8 @@ def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(
 )
 def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given, threads, workers):
     found = fit(cpus, gpus, given, total=(8, 1))
-    assert (found.threads, found.loader_workers) == (threads, workers)
+    slot = found.slot(Path())
+    assert (slot.threads, slot.loader_workers) == (threads, workers)
 
 
 def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamespace:

@@ -76,9 +76,7 @@ class Exporter:
             began = time.monotonic()
             try:
                 self._export()
-            except (
-                Exception
-            ) as error:  # such as a disk that is away for a while; it stands in the actor's log
+            except Exception as error:  # such as a disk that is away for a while; the actor's log has it
                 print(f"{type(error).__name__}: {error}", flush=True)
             time.sleep(max(EVERY_S, REST * (time.monotonic() - began)))
 

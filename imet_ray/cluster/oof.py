@@ -4,13 +4,12 @@ Each is skipped where a file of the same checkpoint, views and pictures lies the
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import ray
 
-from imet_ray.cluster.session import Session
+from imet_ray.cluster.session import Session, Slot
 from imet_ray.cluster.tasks import TASK_RETRIES, as_they_end
 from imet_ray.cluster.trial import worker_device
 from imet_ray.cluster.worker import predict_in_worker
@@ -46,22 +45,14 @@ def _predict(
     label_ids: tuple[str, ...],
     data: TrainingData | None,
 ) -> int:
-    gpus = session.gpus_per_trial
+    slot = session.slot(store.root)
     task = ray.remote(  # GPUs not by .options(): only so does Ray end a worker that held a GPU
-        num_cpus=session.cpus_per_trial, num_gpus=gpus, max_retries=TASK_RETRIES
+        num_cpus=slot.cpus, num_gpus=slot.gpus, max_retries=TASK_RETRIES
     )(predict_in_worker)
     shared = ray.put((split, label_ids, data))
     what = {"oof": "out-of-fold", "test": "test"}[kind]
     refs = [
-        task.options(name=f"{what} {read_spec(trial).title}").remote(
-            kind,
-            store.root,
-            trial.trial_id,
-            shared,
-            session.threads,
-            session.loader_workers,
-            gpus,
-        )
+        task.options(name=f"{what} {read_spec(trial).title}").remote(kind, trial.trial_id, shared, slot)
         for trial in trials
     ]
     predicted = 0
@@ -74,16 +65,13 @@ def _predict(
 
 def predict_one(
     kind: str,
-    run: Path,
     trial_id: str,
     shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
-    threads: int,
-    loader_workers: int,
-    gpus: float,
+    slot: Slot,
 ) -> bool | str:
     """Predict one checkpoint; the text of an error that is the user's to mend."""
     split, label_ids, data = shared
-    trial = Store(run).trial(trial_id)
+    trial = Store(slot.run).trial(trial_id)
     path = trial.oof if kind == "oof" else trial.test
     try:
         trial.fetch(trial.spec, trial.best, path)
@@ -97,8 +85,8 @@ def predict_one(
             rows,
             path=path,
             label_ids=label_ids,
-            device=worker_device(threads, gpus),
-            workers=loader_workers,
+            device=worker_device(slot),
+            workers=slot.loader_workers,
         )
     except ImetError as error:
         return str(error)

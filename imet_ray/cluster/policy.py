@@ -31,9 +31,9 @@ class Policy:
 
     What was interrupted goes first. Else the variant that would take longest gets the free slot: in measured seconds,
     what is left of it over all slots, and the chain of a searching trial and a promotion that it still has before it.
-    So long trials begin early, studies advance together, and the last wave is spread over what is left. (Simulated,
-    benchmarks/scale.py: 1.02 to 1.25 of the lower bound; with variants in the order of the file 1.02 to 1.35.) Of one
-    variant searching goes first. Under a deadline promotions go before searching: they complete a variant.
+    So long trials begin early, studies advance together, and the last wave is spread over what is left (against the
+    order of the file: `python -m benchmarks.scale simulated`). Of one variant searching goes first. Under a deadline
+    promotions go before all else: they complete a variant.
     """
 
     def __init__(
@@ -64,12 +64,14 @@ class Policy:
         self._read = read or (lambda trial_id: read_result(store.trial(trial_id)))
         self._known: dict[str, TrialResult] = {}  # results read so far, by trial_id
         try:
-            storage = storage or _journal(store.journal)
-            self.studies = self._open(storage, prefix, (data_digest, folds_digest), sampler)
+            opened = storage or _journal(store.journal)
+            self.studies = self._open(opened, prefix, (data_digest, folds_digest), sampler)
         except (ImetError, OSError):
             raise
         except Exception as error:  # Optuna raises whatever the first bad line of a journal causes
-            raise damaged(store.journal, error) from None
+            if storage is not None:  # not the journal's fault
+                raise
+            raise damaged(store.journal, error) from error
         self._interrupted = {
             trial_id
             for study in self.studies.values()
@@ -138,12 +140,12 @@ class Policy:
         unit, slots = self._unit(), len(self.in_flight) + 1
 
         def need(study: VariantStudy) -> tuple[bool, bool, float, int]:
-            interrupted = bool(self._interrupted) and not self._interrupted.isdisjoint(study.waiting)
             completes = self.deadline is not None and study.champion is not None
+            interrupted = bool(self._interrupted) and not self._interrupted.isdisjoint(study.waiting)
             chain = 1 if study.champion else 2
             running = self._running[study.variant.name]
             seconds = (study.left + running + slots * chain) * _seconds(study, unit)
-            return interrupted, completes, seconds, -running
+            return completes, interrupted, seconds, -running
 
         ready = [study for study in self.studies.values() if study.waiting or study.can_ask]
         return max(ready, key=need, default=None)

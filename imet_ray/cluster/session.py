@@ -18,6 +18,17 @@ ANSWER_S = 5.0  # that a head has to answer
 
 
 @dataclass(frozen=True)
+class Slot:
+    """What a worker works with, and for which run."""
+
+    run: Path
+    cpus: float
+    gpus: float
+    threads: int
+    loader_workers: int
+
+
+@dataclass(frozen=True)
 class Session:
     """A Ray that runs, as the stages see it."""
 
@@ -31,10 +42,10 @@ class Session:
     joined: bool = False  # else it is ours, on this machine
     workers_per_trial: int = 1  # each with the CPUs and GPUs of a trial
 
-    @property
-    def threads(self) -> int:
-        """Compute threads of one trial."""
-        return max(1, int(self.cpus_per_trial))
+    def slot(self, run: Path) -> Slot:
+        """What each worker of a run has."""
+        threads = max(1, int(self.cpus_per_trial))
+        return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers)
 
 
 def prepare_environment() -> None:

@@ -56,7 +56,9 @@ def serve_studies(store: Store, port: int) -> WSGIServer:
     except ImportError:
         raise missing("optuna-dashboard") from None
     if not store.journal.exists():
-        raise StoreError(f"{store.root} has no studies: sweep first")
+        raise StoreError(
+            f"{store.root} has no journal: sweep first, or look at the storage that --studies named"
+        )
     app = optuna_dashboard.wsgi(JournalStorage(ReadOnlyJournal(str(store.journal))))
     try:
         return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)

@@ -120,9 +120,8 @@ def _run(
             RuntimeError,
             tune.TuneError,
         ) as error:  # seen when Ray's memory monitor killed several workers
-            raise BrokenOffError(
-                f"Ray Tune broke off ({first_line(error)}): the same command continues"
-            ) from error
+            text = f"Ray Tune broke off ({first_line(error)}): the same command continues"
+            raise BrokenOffError(text) from error
     if stopper.fault is not None:
         raise SetupFaultError(stopper.fault)
     out_of_time = deadline is not None and time.time() > deadline
@@ -141,21 +140,11 @@ def _run(
 
 def _trainable(session: Session, data: TrainingData, store: Store) -> Any:
     """What Tune runs for a trial, with what it holds meanwhile."""
-    given: dict[str, Any] = {
-        "data": data,
-        "run": store.root,
-        "threads": session.threads,
-        "loader_workers": session.loader_workers,
-        "gpus": session.gpus_per_trial,
-    }
-    if session.workers_per_trial > 1:
-        together = tune.with_parameters(train_in_team, cpus=session.cpus_per_trial, **given)
-        together.__name__ = f"teams of {store.root.name}"
-        return tune.with_resources(together, ON_HEAD)
-    held = {"cpu": session.cpus_per_trial, "gpu": session.gpus_per_trial}
-    alone = tune.with_parameters(train_in_worker, **given)
-    alone.__name__ = f"trials of {store.root.name}"  # what Ray's pages call the actors and their calls
-    return tune.with_resources(alone, held)
+    slot, teams = session.slot(store.root), session.workers_per_trial > 1
+    work = tune.with_parameters(train_in_team if teams else train_in_worker, data=data, slot=slot)
+    # what Ray's pages call the actors and their calls
+    work.__name__ = f"{'teams' if teams else 'trials'} of {store.root.name}"
+    return tune.with_resources(work, ON_HEAD if teams else {"cpu": slot.cpus, "gpu": slot.gpus})
 
 
 class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types for mypy

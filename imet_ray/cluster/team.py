@@ -6,7 +6,6 @@ number decides what a batch is.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -17,6 +16,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch.cuda import OutOfMemoryError
 
+from imet_ray.cluster.session import Slot
 from imet_ray.cluster.title import announce
 from imet_ray.cluster.trial import end_of, tell_tune, worker_device
 from imet_ray.data import TrainingData
@@ -36,39 +36,24 @@ class Member:
     spec: TrialSpec
     phase: str
     data: TrainingData
-    run: Path
-    threads: int
-    loader_workers: int
-    gpus: float  # of each worker
+    slot: Slot
 
 
-def run_team(
-    config: dict[str, Any],
-    data: TrainingData,
-    run: Path,
-    threads: int,
-    loader_workers: int,
-    gpus: float,
-    cpus: float,
-) -> None:
-    """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch.
-
-    Args:
-        gpus, cpus: of each worker.
-    """
+def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
+    """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    store = Store(run)
-    member = Member(spec, config["phase"], data, run, threads, loader_workers, gpus)
+    store = Store(slot.run)
+    member = Member(spec, config["phase"], data, slot)
     while True:
         trainer = TorchTrainer(
             _train,
             train_loop_config={"member": member},
             # NCCL refuses two workers on one GPU
-            torch_config=TorchConfig(backend="nccl" if gpus == 1 else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if slot.gpus == 1 else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=spec.workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+                use_gpu=slot.gpus > 0,
+                resources_per_worker={"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {}),
             ),
             run_config=RunConfig(
                 name=spec.title,
@@ -114,9 +99,9 @@ def _train(config: dict[str, Any]) -> None:
     train_trial(
         member.spec,
         member.data,
-        Store(member.run).trial(member.spec.trial_id),
-        device=worker_device(member.threads, member.gpus),
-        loader_workers=member.loader_workers,
+        Store(member.slot.run).trial(member.spec.trial_id),
+        device=worker_device(member.slot),
+        loader_workers=member.slot.loader_workers,
         report=report,
         team=Team(context.get_world_rank(), context.get_world_size()),
     )

@@ -6,13 +6,13 @@ A trial's own failure becomes a result. A fault of the set-up is reported as `fa
 import gc
 import os
 import traceback
-from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from ray import tune
 
+from imet_ray.cluster.session import Slot
 from imet_ray.cluster.title import announce, entitle
 from imet_ray.data import TrainingData
 from imet_ray.errors import ConfigError, ImetError
@@ -24,17 +24,10 @@ from imet_ray.train import train_trial
 from imet_ray.writing import SupersededError, write_text
 
 
-def run_trial(
-    config: dict[str, Any],
-    data: TrainingData,
-    run: Path,
-    threads: int,
-    loader_workers: int,
-    gpus: float,
-) -> None:
+def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial = Store(run).trial(spec.trial_id)
+    trial = Store(slot.run).trial(spec.trial_id)
 
     def report(metrics: EpochMetrics) -> None:
         tune.report(end_of(metrics))
@@ -43,13 +36,13 @@ def run_trial(
     announce(spec, config["phase"])
     entitle(spec, config["phase"])
     try:
-        device = worker_device(threads, gpus)
+        device = worker_device(slot)
         result = train_trial(
             spec,
             data,
             trial,
             device=device,
-            loader_workers=loader_workers,
+            loader_workers=slot.loader_workers,
             report=report,
         )
     except SupersededError:
@@ -85,19 +78,19 @@ def tell_tune(result: TrialResult) -> None:
         tune.report({"failed": result.reason})
 
 
-def worker_device(threads: int, gpus: float) -> torch.device:
+def worker_device(slot: Slot) -> torch.device:
     """Prepare a worker that may have trained another trial before: threads, memory, device.
 
     Raises:
         ConfigError: if it was given GPUs that torch cannot see.
     """
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    torch.set_num_threads(slot.threads)
+    cv2.setNumThreads(slot.threads)
     gc.collect()
-    if gpus:
-        if torch.cuda.device_count() < gpus:
+    if slot.gpus:
+        if torch.cuda.device_count() < slot.gpus:
             raise ConfigError(
-                f"the trial was given {gpus:g} GPUs and torch sees {torch.cuda.device_count()}: "
+                f"the trial was given {slot.gpus:g} GPUs and torch sees {torch.cuda.device_count()}: "
                 "install a CUDA build of torch, or set gpus_per_trial: 0"
             )
         torch.cuda.empty_cache()

@@ -3,52 +3,34 @@
 The work itself is in `trial` and `oof`.
 """
 
-from pathlib import Path
 from typing import Any
 
+from imet_ray.cluster.session import Slot
 from imet_ray.data import SplitData, TrainingData
 from imet_ray.startup import heavy_imports
 
 
-def train_in_worker(
-    config: dict[str, Any],
-    data: TrainingData,
-    run: Path,
-    threads: int,
-    loader_workers: int,
-    gpus: float,
-) -> None:
+def train_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Tune's trainable: `trial.run_trial`."""
     with heavy_imports():
         from imet_ray.cluster.trial import run_trial
-    run_trial(config, data, run, threads, loader_workers, gpus)
+    run_trial(config, data, slot)
 
 
-def train_in_team(
-    config: dict[str, Any],
-    data: TrainingData,
-    run: Path,
-    threads: int,
-    loader_workers: int,
-    gpus: float,
-    cpus: float,
-) -> None:
+def train_in_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Tune's trainable where several workers train a trial: `team.run_team`."""
     with heavy_imports():
         from imet_ray.cluster.team import run_team
-    run_team(config, data, run, threads, loader_workers, gpus, cpus)
+    run_team(config, data, slot)
 
 
 def predict_in_worker(
     kind: str,
-    run: Path,
     trial_id: str,
     shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
-    threads: int,
-    loader_workers: int,
-    gpus: float,
+    slot: Slot,
 ) -> bool | str:
     """A Ray task: `oof.predict_one`."""
     with heavy_imports():
         from imet_ray.cluster.oof import predict_one
-    return predict_one(kind, run, trial_id, shared, threads, loader_workers, gpus)
+    return predict_one(kind, trial_id, shared, slot)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from imet_ray.buckets import THREADS, Bucket, Entry, open_bucket
 from imet_ray.errors import ConfigError, DataError
 from imet_ray.reading import read_json
-from imet_ray.remote import local_twin
+from imet_ray.remote import local_twin, md5_of
 from imet_ray.writing import disk_error, shown, write_json
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _have(path: Path, entry: Entry, version: str | None) -> bool:
         if path.stat().st_size == entry.size:
             if version is not None:
                 return version == entry.version
-            return bool(entry.md5) and _md5(path) == entry.md5
+            return bool(entry.md5) and md5_of(path) == entry.md5
     return False
 
 
@@ -97,7 +97,7 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry], progress: bool) -
             path.parent.mkdir(parents=True, exist_ok=True)
             if not bucket.get(entry.key, temporary, entry.size):
                 raise DataError(f"{entry.key} was deleted while it was fetched: run the same command again")
-            if temporary.stat().st_size != entry.size or (entry.md5 and _md5(temporary) != entry.md5):
+            if temporary.stat().st_size != entry.size or (entry.md5 and md5_of(temporary) != entry.md5):
                 raise DataError(f"{entry.key} changed while it was fetched: run the same command again")
             os.replace(temporary, path)
         except OSError as error:
@@ -128,13 +128,6 @@ def _alone(root: Path) -> Iterator[None]:
     except OSError as error:
         raise disk_error(root, error) from error
     with file:
-        with contextlib.suppress(
-            OSError
-        ):  # no locks on that file system: then two may fetch, both whole files
+        with contextlib.suppress(OSError):  # no locks on that file system: two may fetch, both whole files
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
