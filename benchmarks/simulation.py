@@ -17,7 +17,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.study import Assignment
+from imet_ray.cluster.study import Assignment, VariantStudy
 from imet_ray.results import TrialResult
 from imet_ray.space import Range, SearchSpace
 from imet_ray.specs import Variant
@@ -48,11 +48,27 @@ class Simulated:
         return self.makespan / max(self.work / slots, self.chain)
 
 
-def simulate(*, slots: int, variants: int, sets: int, n_folds: int = 5, seed: int = 0) -> Simulated:
+class InFileOrder(Policy):
+    """The peer: the first variant that has something to train gets the free slot."""
+
+    def _chosen(self) -> VariantStudy | None:
+        return next((study for study in self.studies.values() if study.waiting or study.can_ask), None)
+
+
+def simulate(
+    *,
+    slots: int,
+    variants: int,
+    sets: int,
+    n_folds: int = 5,
+    seed: int = 0,
+    chooser: type[Policy] = Policy,
+) -> Simulated:
     """Run a whole sweep.
 
     Args:
         sets: of hparams, searched for each variant.
+        chooser: who decides.
     """
     rng = np.random.default_rng(seed)
     recipes = tuple(
@@ -94,7 +110,7 @@ def simulate(*, slots: int, variants: int, sets: int, n_folds: int = 5, seed: in
         heapq.heappush(events, (now + took, count, trial_id, result))
 
     with tempfile.TemporaryDirectory() as folder:
-        policy = Policy(
+        policy = chooser(
             space,
             Store(Path(folder)),
             "data",

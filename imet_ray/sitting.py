@@ -203,7 +203,7 @@ class Sitting:
         """Score the held-out fold, one view, the averaged weights where there are any."""
         started = time.monotonic()
         labels = self.data.labels[self.held_out]
-        self.team.agree(*{self.model, self._kept_model()})
+        self.team.agree(*dict.fromkeys((self.model, self._kept_model())))  # in one order everywhere
         probs = predict_rows(
             self._kept_model(),
             self.pack,
