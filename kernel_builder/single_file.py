@@ -104,8 +104,11 @@ if __name__ == "__main__":
         sys.exit(f"error: this machine lacks the package {_error.name}, which the kernel needs: install it")
     _status = _main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
     if "ipykernel" not in sys.modules:  # what hangs on to a process that is done would cost the submission
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for _stream in (sys.stdout, sys.stderr):
+            try:
+                _stream.flush()
+            except OSError:  # nobody listens
+                pass
         os._exit(_status or 0)
     if _status:
         sys.exit(_status)

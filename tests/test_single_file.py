@@ -63,6 +63,16 @@ def test_the_entry_gets_the_manifest_and_gives_the_exit_code(run):
     assert done.stderr == ""
 
 
+def test_its_exit_code_stands_where_nobody_listens(tmp_path):
+    main = "import sys\ndef main(manifest):\n    sys.stdout.write('x')\n    return 3"
+    (tmp_path / "kernel.py").write_text(text_of(closure(main)))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-W", "error", str(tmp_path / "kernel.py")]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, check=False)
+    assert done.returncode == 3
+
+
 def test_it_runs_from_any_folder_and_writes_nothing(run, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
