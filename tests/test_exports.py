@@ -220,4 +220,4 @@ def test_a_missing_extra_is_one_line_with_the_way_out(store, monkeypatch, capsys
 def test_a_run_without_studies_is_one_line(store, capsys):
     code, _, err = run(capsys, "--optuna-dashboard", "--runs", store.root.parent)
     assert code == 1
-    assert "has no studies: sweep first" in err
+    assert "has no journal: sweep first" in err
