@@ -7,6 +7,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from imet_ray.cluster import session
+from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.search import StopOnFault
 from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
@@ -145,7 +146,8 @@ def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamesp
         folds_digest="folds",
         pack_short_side=64,
     )
-    return SimpleNamespace(trial_id=name, config={"phase": phase, "spec": spec.model_dump_json()})
+    config = {"phase": phase, "spec": spec.model_dump_json()}
+    return SimpleNamespace(trial_id=name, config=config, error_file=None, last_result=None, num_failures=1)
 
 
 def judge(asha, trial, epoch, f2) -> str:
@@ -154,7 +156,7 @@ def judge(asha, trial, epoch, f2) -> str:
 
 def after_a_good_one(space) -> SearchOnlyAsha:
     """ASHA that has seen a searching trial of variant a on fold 0 go well to its end."""
-    asha = SearchOnlyAsha(space)
+    asha = SearchOnlyAsha(space, Deaths())
     good = tune_trial("good", space.variants[0])
     asha.on_trial_add(None, good)
     assert [judge(asha, good, epoch, 0.9) for epoch in (1, 2, 3, 4)] == [CONTINUE] * 4
@@ -197,7 +199,7 @@ def test_the_last_epoch_is_never_stopped(space):
 
 
 def test_the_last_epoch_is_that_of_the_trials_own_hparams(space):
-    asha, long = SearchOnlyAsha(space), tune_trial("long", space.variants[0], epochs=8)
+    asha, long = SearchOnlyAsha(space, Deaths()), tune_trial("long", space.variants[0], epochs=8)
     asha.on_trial_add(None, long)
     assert [judge(asha, long, epoch, 0.9) for epoch in range(1, 9)] == [CONTINUE] * 8  # it leads
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
@@ -48,7 +49,7 @@ class Sweep:
         monkeypatch.setattr("imet_ray.cluster.progress.time", SimpleNamespace(time=lambda: self.now))
         self.policy = Policy(space, store, "data", "folds")
         self.progress = SweepProgress(
-            self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots, lambda: slots)
+            self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots, lambda: slots), Deaths()
         )
         self.progress.__enter__()
 
@@ -168,3 +169,14 @@ def test_below_the_leaderboard_a_failures_reason_is_read_word_for_word(
     write_result(store.trial(spec.trial_id), result)
     _leaderboard(SimpleNamespace(experiment=SimpleNamespace(space=make_space()), store=store))
     assert reason in " ".join(capsys.readouterr().out.split())  # lines are wrapped
+
+
+def test_a_lost_worker_is_one_line_that_says_what_befell_the_trial(make_space, store, monkeypatch, capsys):
+    sweep = Sweep(make_space(), store, monkeypatch)
+    trial = sweep.start(after=1)
+    sweep.epoch(trial, 1, after=10)
+    sweep.progress.deaths.causes[trial.trial_id] = "its node 10.0.0.7 is lost"
+    sweep.progress.on_trial_recover(1, [], trial)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
+    assert len(lines) == 1
+    assert "interrupted after epoch 1: its node 10.0.0.7 is lost; another goes on" in lines[0]

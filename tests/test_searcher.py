@@ -8,6 +8,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from imet_ray.cluster import sweep
+from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
@@ -57,7 +58,7 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def searcher(policy, changes) -> SweepSearcher:
-    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100)
+    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100, Deaths())
 
 
 def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
@@ -154,9 +155,10 @@ def test_a_stopped_trial_that_went_on_and_was_cut_short_counts_its_new_epochs(se
 def test_a_trial_whose_worker_died_too_often_has_failed(searcher, store, policy):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3)
+    searcher.deaths.causes["tune"], searcher.deaths.counts["tune"] = "out of memory", 4
     searcher.on_trial_complete("tune", error=True)
-    assert [(found.trial_id, why.split(":")[0]) for found, why in failures(store)] == [
-        (spec.trial_id, "its worker died again and again")
+    assert [(found.trial_id, why) for found, why in failures(store)] == [
+        (spec.trial_id, "4 times without an epoch in between: out of memory")
     ]
     assert states(policy) == ["FAIL"]
 
@@ -271,7 +273,7 @@ def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store
 
 def test_no_more_trials_are_handed_out_than_fit_and_more_when_the_cluster_grows(policy):
     fit = 1
-    searcher = SweepSearcher(policy, lambda: None, StopOnFault(), lambda: fit)
+    searcher = SweepSearcher(policy, lambda: None, StopOnFault(), lambda: fit, Deaths())
     first = searcher.suggest("t0")
     assert isinstance(first, dict)
     assert searcher.suggest("t1") is None

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.durations import clock
@@ -40,8 +41,8 @@ class _Running:
 class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for mypy
     """Draws the sweep from Tune's events; a context manager around `Tuner.fit`."""
 
-    def __init__(self, policy: Policy, session: Session) -> None:
-        self.policy, self.session = policy, session
+    def __init__(self, policy: Policy, session: Session, deaths: Deaths) -> None:
+        self.policy, self.session, self.deaths = policy, session, deaths
         self.running: dict[str, _Running] = {}  # by Tune's trial id
         self.epoch_s: dict[str, list[float]] = {}  # variant -> measured
         self.ended = 0
@@ -116,6 +117,14 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         if time.time() - self.drawn > REDRAW_S:
             self.refresh()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's worker died, and it waits for another."""
+        running = self.running.get(trial.trial_id)
+        if running is not None:
+            after = f"after epoch {running.epoch}" if running.epoch else "in its first epoch"
+            cause = self.deaths.causes.get(trial.trial_id, "its worker died")
+            self._say(running, f"interrupted {after}: {cause}; another goes on")
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by early stopping."""
         self._end(trial)
@@ -139,15 +148,17 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.ended += 1
         self.training_s += running.training_s
         self.held_s += now - running.started
-        spec = running.spec
-        result = read_result(self.policy.store.trial(spec.trial_id))
-        hparams = " ".join(f"{k}={_short(v)}" for k, v in spec.hparams.items())
-        line = (
-            f"{clock(now - self.started)}  {spec.variant.name}  {running.phase} fold {spec.fold}  "
-            f"{_outcome(result, running)}  {hparams}"
-        )
-        self.console.print(Text(line), soft_wrap=True, highlight=False)
+        result = read_result(self.policy.store.trial(running.spec.trial_id))
+        self._say(running, _outcome(result, running))
         self.refresh()
+
+    def _say(self, running: _Running, what: str) -> None:
+        """One line that stays."""
+        spec = running.spec
+        hparams = " ".join(f"{k}={_short(v)}" for k, v in spec.hparams.items())
+        when = clock(time.time() - self.started)
+        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {hparams}"
+        self.console.print(Text(line), soft_wrap=True, highlight=False)
 
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")

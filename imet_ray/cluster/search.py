@@ -12,6 +12,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
+from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.study import Assignment
 from imet_ray.errors import ImetError
@@ -44,11 +45,13 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         on_change: Callable[[], None],
         stopper: StopOnFault,
         capacity: Callable[[], int],
+        deaths: Deaths,
         save: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             capacity: how many trials may be in flight; more than fit would search blindly.
+            deaths: why a trial's workers died.
             on_change: called when a trial has ended.
             stopper: once it has a fault, trials that Tune stops are only interrupted.
             save: called when the studies may have changed.
@@ -57,7 +60,7 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         self.policy = policy
         self.on_change = on_change
         self.stopper = stopper
-        self.capacity = capacity
+        self.capacity, self.deaths = capacity, deaths
         self.save_studies = save
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
@@ -94,7 +97,7 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         if ours is None or self.stopper.fault is not None or (result or {}).get("fatal"):
             return
         with self._faults():
-            self._record(ours, error)
+            self._record(ours, self.deaths.reason(trial_id) if error else None)
             self.policy.done(ours)
             self.save_studies()
         self.on_change()
@@ -108,21 +111,14 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         except OSError as error:
             self.stopper.fault = str(disk_error(self.policy.store.journal, error))
 
-    def _record(self, ours: str, error: bool) -> None:
+    def _record(self, ours: str, died: str | None) -> None:
         trial = self.policy.store.trial(ours)
         trial.fetch(trial.spec, trial.result, trial.metrics)  # from its node
         have = read_result(trial)
-        if error and (have is None or have.status == "stopped"):
+        if died is not None and (have is None or have.status == "stopped"):
             if not trial.spec.exists():  # died before it wrote it
                 write_json(trial.spec, self.policy.in_flight[ours].spec.model_dump(mode="json"))
-            write_result(
-                trial,
-                TrialResult(
-                    trial_id=ours,
-                    status="failed",
-                    reason="its worker died again and again: see the logs of Ray",
-                ),
-            )
+            write_result(trial, TrialResult(trial_id=ours, status="failed", reason=died))
         elif have is None or (have.status == "stopped" and self._trained_on(ours)):
             write_result(trial, stopped_result(self.policy.store, ours))
 

@@ -3,18 +3,18 @@
 import contextlib
 import logging
 import os
-import re
-import socket
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imet_ray.cluster.head import refuse_nobody, watched
 from imet_ray.errors import ConfigError
 from imet_ray.space import Resources
 
 LOOK_S = 5.0  # a cluster's size is looked at again
-ANSWER_S = 5.0  # that a head has to answer
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning each worker
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its CSV and JSON; we have our own
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault(
+        "TUNE_PRINT_ALL_TRIAL_ERRORS", "0"
+    )  # its traceback of each death; `deaths` says it in a line
     # of other people's searchers Tune keeps one trial waiting, too few for a cluster to grow by; ours holds back itself
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
     # Tune gives a reused actor 2 s to leave its last trial; on a busy machine that is too short
@@ -78,13 +81,14 @@ def ray_session(
     if address is not None and address.startswith("ray://"):
         raise ConfigError("--address takes auto or HOST:PORT, not ray://: run this on a node of the cluster")
     if address not in (None, "auto"):
-        _refuse_nobody(address)
+        refuse_nobody(address)
     prepare_environment()
     import ray
 
-    from imet_ray.cluster import nodes
+    from imet_ray.cluster import deaths, nodes
 
     joined = address is not None
+    deaths.keep_quiet()
     try:
         context = ray.init(
             address=address or "local",
@@ -103,7 +107,11 @@ def ray_session(
             f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
         ) from error
     _close_token()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        stack.enter_context(_ended_by_sigterm())
+        if joined:
+            stack.enter_context(watched(ray.get_runtime_context().gcs_address))
         url = context.dashboard_url
         yield _fit(
             resources,
@@ -113,8 +121,23 @@ def ray_session(
             joined=joined,
             nodes=nodes.refuse_other_versions() if joined else 1,
         )
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """As by Ctrl-C, where Ray would print its stack: schedulers of clusters and init systems send it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _close_token() -> None:
@@ -132,19 +155,6 @@ def _largest() -> dict[str, float]:
     for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
         found[name] = max(found.get(name, 0.0), float(amount))
     return found
-
-
-def _refuse_nobody(address: str) -> None:
-    """Ask whether anyone listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ConfigError(f"--address takes auto or HOST:PORT, got {address[:60]!r}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"nobody answers at {address} ({error}): start a Ray with `ray start --head`, or leave out --address"
-        ) from None
 
 
 def _fit(

@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
@@ -26,7 +27,6 @@ from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
 from imet_ray.weights import first_line
 
-WORKER_DEATHS = 3  # of one trial, before it counts as failed
 # Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
 ON_HEAD = {"node:__internal_head__": 0.001}
 
@@ -93,13 +93,16 @@ def _run(
     started = time.time()
     # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    with SweepProgress(policy, session) as progress:
+    deaths = Deaths()
+    with SweepProgress(policy, session, deaths) as progress:
         stopper = StopOnFault()
         tuner = tune.Tuner(
             _trainable(session, data, store),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(policy, progress.refresh, stopper, session.capacity, studies.save),
-                scheduler=SearchOnlyAsha(space),
+                search_alg=SweepSearcher(
+                    policy, progress.refresh, stopper, session.capacity, deaths, studies.save
+                ),
+                scheduler=SearchOnlyAsha(space, deaths),
                 num_samples=-1,  # as many as the searcher has; it holds back what does not fit
                 reuse_actors=session.workers_per_trial == 1,  # a team ends with the actor that began it
                 trial_name_creator=_trial_name,
@@ -153,9 +156,9 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
     Promoted trials are never stopped. Rungs are not saved: after a restart they start empty.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, deaths: Deaths) -> None:
         super().__init__()
-        self.asha = space.asha
+        self.asha, self.deaths = space.asha, deaths
         self.brackets: dict[tuple[str, int], AsyncHyperBandScheduler] = {}
         self.judged: dict[str, AsyncHyperBandScheduler] = {}  # by Tune's trial id
 
@@ -195,8 +198,9 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
         self.judged.pop(trial.trial_id, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Forget the trial."""
+        """Forget the trial, and keep what its worker died of: the first to hear of it."""
         self.judged.pop(trial.trial_id, None)
+        self.deaths.note(trial)
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,0 +1,90 @@
+"""Deaths of workers and nodes: what befell a trial, in one line, and whether it is worth another worker.
+
+Ray and Tune tell of each in several paragraphs, which stay in Ray's logs.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray._private.worker
+
+WORKER_DEATHS = 3  # of one trial without an epoch in between, before it counts as failed
+TOLD_HERE = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
+    "A worker died or was killed",
+    "Raylet is terminated",
+    "The node with node id",
+    "Task was killed due to the node running low on memory",
+)
+
+
+class Deaths:
+    """What the workers of the trials died of."""
+
+    def __init__(self) -> None:
+        self.causes: dict[str, str] = {}  # of the last death, by Tune's trial id
+        self.counts: dict[str, int] = {}  # of deaths without an epoch in between
+        self._epochs: dict[str, int] = {}  # at the last death
+        self._failures: dict[str, int] = {}  # as Tune counts, at the last death
+
+    def note(self, trial: Any) -> None:
+        """A worker died, or its node; Tune has written its error, and counts all of them.
+
+        A trial that came on since, or whose node was lost, is not worn out: its count begins anew.
+        """
+        # Tune counts all but machines that were announced to go; of those Ray's error says nothing
+        counted = trial.num_failures > self._failures.get(trial.trial_id, 0)
+        cause = cause_of(_error(trial)) if counted else "its node was taken back"
+        self._failures[trial.trial_id] = trial.num_failures
+        epoch = (trial.last_result or {}).get("epoch", 0)
+        anew = epoch > self._epochs.get(trial.trial_id, 0) or cause.startswith("its node")
+        self.counts[trial.trial_id] = 1 if anew else self.counts.get(trial.trial_id, 0) + 1
+        self.causes[trial.trial_id], self._epochs[trial.trial_id] = cause, epoch
+        if anew:
+            trial.max_failures = trial.num_failures + WORKER_DEATHS
+
+    def reason(self, trial_id: str) -> str:
+        """Why a trial was given up."""
+        count = self.counts.get(trial_id, WORKER_DEATHS + 1)
+        return f"{count} times without an epoch in between: {self.causes.get(trial_id, 'its worker died')}"
+
+
+def cause_of(error: str) -> str:
+    """What a worker died of, by the text of Ray's error."""
+    found = re.search(r"\b(?:ip|IP): ([0-9A-Fa-f.:]+[0-9A-Fa-f])", error)
+    where = f" {found[1]}" if found else ""
+    if "low on memory" in error:
+        return f"out of memory: Ray ended its worker{' on' * bool(where)}{where} before the machine ran out"
+    if "node has died" in error or "node it was running on is dead" in error:
+        return f"its node{where} is lost"
+    if "worker process has died" in error:
+        return f"its worker{' on' * bool(where)}{where} was killed"
+    if "is unavailable" in error:
+        return "nothing is heard of its worker"
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    told = lines and not lines[-1].startswith("actor_id:")  # Ray does not always know more
+    return lines[-1][:200] if told else "its worker died"
+
+
+def keep_quiet() -> None:
+    """What Ray's nodes publish becomes a line on stderr, or none where a trial's own line tells it.
+
+    There is no public way: `log_to_driver=False` leaves it on.
+    """
+    ray._private.worker.print_to_stdstream = _tell
+
+
+def _tell(data: dict[str, Any], ignore_prefix: bool) -> None:
+    for message in data["lines"]:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+        if plain and not plain.startswith(TOLD_HERE):
+            print(f"ray: {plain.splitlines()[0][:300]}", file=sys.stderr)
+
+
+def _error(trial: Any) -> str:
+    """The newest of the failures that Tune keeps one after another."""
+    try:
+        return re.split(r"^Failure # \d+.*$", Path(trial.error_file).read_text(), flags=re.M)[-1]
+    except (OSError, TypeError):
+        return ""
