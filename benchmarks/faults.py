@@ -1,4 +1,4 @@
-"""What happens to clusters, done to one of `benchmarks.nodes`: each fault picks its victim, and says what it did.
+"""What happens to clusters, done to one of `benchmarks.nodes`: each fault picks its victim, and says whom it hit.
 
 A lost node is replaced, as an autoscaler would.
 """
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,26 +23,36 @@ from benchmarks.nodes import Cluster, Node, below
 PATIENCE_S = 120.0  # for a victim
 LEFT_S = 6.0  # of a machine whose end was announced; AWS gives two minutes
 
-Fault = Callable[[Cluster, np.random.Generator], str]
+
+@dataclass(frozen=True)
+class Harm:
+    """What a fault did."""
+
+    what: str
+    trials: tuple[str, ...]  # ids of those that lost their worker
 
 
-def kill_trial(cluster: Cluster, rng: np.random.Generator) -> str:
+Fault = Callable[[Cluster, np.random.Generator], Harm]
+
+
+def kill_trial(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """kill -9 of a worker that trains."""
     node, pid, title = _pick(cluster, rng, _trainers)
     os.kill(pid, signal.SIGKILL)
-    return f"kill -9 of the worker of {title} on {node.name}"
+    return Harm(f"kill -9 of the worker of {title} on {node.name}", _ids([title]))
 
 
-def kill_loader(cluster: Cluster, rng: np.random.Generator) -> str:
+def kill_loader(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """kill -9 of a process that loads pictures for a trial."""
     node, pid, title = _pick(cluster, rng, _loaders)
     os.kill(pid, signal.SIGKILL)
-    return f"kill -9 of a loader of {title} on {node.name}"
+    return Harm(f"kill -9 of a loader of {title} on {node.name}", _ids([title]))
 
 
-def kill_raylet(cluster: Cluster, rng: np.random.Generator) -> str:
+def kill_raylet(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """kill -9 of what makes a machine a node; its workers see to themselves."""
-    node, _, title = _pick(cluster, rng, _trainers)
+    node, _, _ = _pick(cluster, rng, _trainers)
+    hit = _ids(node.workers().values())
     os.kill(node.raylet(), signal.SIGKILL)
     until = time.monotonic() + PATIENCE_S
     while node.workers() and time.monotonic() < until:
@@ -49,20 +60,21 @@ def kill_raylet(cluster: Cluster, rng: np.random.Generator) -> str:
     left = len(node.workers())
     cluster.lose(node)
     cluster.add()
-    return f"kill -9 of the raylet of {node.name}, where {title} trained; {left} workers outlived it"
+    return Harm(f"kill -9 of the raylet of {node.name}; {left} workers outlived it", hit)
 
 
-def kill_node(cluster: Cluster, rng: np.random.Generator) -> str:
+def kill_node(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """The power of a machine goes."""
-    node, _, title = _pick(cluster, rng, _trainers)
+    node, _, _ = _pick(cluster, rng, _trainers)
+    hit = _ids(node.workers().values())
     cluster.lose(node)
     cluster.add()
-    return f"power off of {node.name}, where {title} trained"
+    return Harm(f"power off of {node.name}", hit)
 
 
-def announce_end(cluster: Cluster, rng: np.random.Generator) -> str:
+def announce_end(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """A spot machine is announced to go, and goes; what watches for it runs as on AWS."""
-    node, _, title = _pick(cluster, rng, _trainers)
+    node, _, _ = _pick(cluster, rng, _trainers)
     with _metadata() as service:
         subprocess.run(
             [sys.executable, "-m", "imet_ray.cluster.spot", cluster.address, "--node", node.node_id()],
@@ -72,9 +84,10 @@ def announce_end(cluster: Cluster, rng: np.random.Generator) -> str:
             capture_output=True,
         )
     time.sleep(LEFT_S)
+    hit = _ids(node.workers().values())
     cluster.lose(node)
     cluster.add()
-    return f"spot notice for {node.name}, where {title} trained; it went {LEFT_S:g} s later"
+    return Harm(f"spot notice for {node.name}, which went {LEFT_S:g} s later", hit)
 
 
 FAULTS: dict[str, Fault] = {
@@ -84,6 +97,10 @@ FAULTS: dict[str, Fault] = {
     "node": kill_node,
     "spot": announce_end,
 }
+
+
+def _ids(titles: Iterable[str]) -> tuple[str, ...]:
+    return tuple(title.split()[-1] for title in titles)
 
 
 def _trainers(node: Node) -> dict[int, str]:

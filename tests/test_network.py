@@ -33,6 +33,7 @@ base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 2, batc
 grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
+CUT_S = 60  # seconds that a node is unplugged
 PATIENCE = 120  # seconds for anything to happen
 
 
@@ -52,6 +53,10 @@ class Story:
     written: dict[str, int]  # when each of these was: nanoseconds
     strangers: dict[str, Done]  # who came without the token
     listening: str  # on the head: `ss -ltn`
+    cut: Done  # a sweep in which a node was unplugged for a minute
+    cut_before: dict[str, list[float]]  # the seconds of its epochs just before, by trial
+    full: Done  # a sweep on nodes of which one has a full disk
+    mended: Done  # the same when that has space
     down: Done
     left: dict[str, str]  # Ray's processes on each host, in the end
 
@@ -91,9 +96,9 @@ class Network:
         assert done.returncode == 0, done.stdout + done.stderr
         wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
 
-    def sweep(self) -> Done:
+    def sweep(self, name: str = "net", *, cache: str = f"{hosts.SHARED}/cache", options: str = "") -> Done:
         shared = hosts.SHARED
-        where = f"--runs {shared}/runs --cache {shared}/cache --name net"
+        where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
         what = f"--space {shared}/space.yml --data {shared}/data"
         return self.ray("exec", str(self.config), f"python launch.py --sweep --address auto {what} {where}")
 
@@ -132,6 +137,18 @@ def complete(store: Store) -> dict[str, int]:
     }
 
 
+def epochs(store: Store) -> dict[str, list[float]]:
+    """The seconds of each trial's epochs: a finger-print."""
+    trials = [trial for trial in store.trials() if trial.spec.exists()]
+    return {trial.trial_id: [row["seconds"] for row in read_json_lines(trial.metrics)] for trial in trials}
+
+
+def trains_on(store: Store, host: hosts.Host) -> bool:
+    """True if a trial that has had an epoch trains there."""
+    titles = host.run("ps -eo args").stdout
+    return any(trial_id in titles for trial_id, seconds in epochs(store).items() if seconds)
+
+
 @pytest.fixture(scope="module")
 def story(tiny_root, tmp_path_factory) -> Story:
     if (why := hosts.missing()) is not None:
@@ -152,11 +169,27 @@ def story(tiny_root, tmp_path_factory) -> Story:
         network = Network(folder, found, key)
         network.up()
         print("up", time.monotonic() - began)
+        lost, small = found[2], f"{hosts.HOME}/cache"
+        sweep = pool.submit(network.sweep, "cut", options="--epochs 12")
+        cut_store = Store(shared / "runs" / "cut")
+        wait_for(lambda: trains_on(cut_store, found[1]) or sweep.done(), "a trial on the host to unplug")
+        found[1].unplug()
+        cut_before = epochs(cut_store)
+        time.sleep(CUT_S)
+        found[1].plug()
+        cut = sweep.result()
+        print("cut", time.monotonic() - began)
+        found[1].run(f"mkdir -p {small} && mount -t tmpfs -o size=64k tmpfs {small}")
+        full = network.sweep("full", cache="~/cache")
+        found[1].run(f"umount {small}")
+        print("full", time.monotonic() - began)
+        mended = network.sweep("full", cache="~/cache")
+        print("mended", time.monotonic() - began)
         sweep = pool.submit(network.sweep)
         strangers = {name: pool.submit(come) for name, come in network.strangers().items()}
         wait_for(lambda: len(complete(store)) >= 2 or sweep.done(), "two results")
         print("two results", time.monotonic() - began)
-        lost, written = found[2], complete(store)
+        written = complete(store)
         lost.power_off()
         done = sweep.result()
         print("sweep", time.monotonic() - began)
@@ -173,7 +206,21 @@ def story(tiny_root, tmp_path_factory) -> Story:
         print("left", time.monotonic() - began)
         left = network.rays()
     return Story(
-        store, found[0].address, done, again, lost.name, set(written), written, came, listening, down, left
+        store=store,
+        head=found[0].address,
+        sweep=done,
+        again=again,
+        powered_off=lost.name,
+        held=set(written),
+        written=written,
+        strangers=came,
+        listening=listening,
+        cut=cut,
+        cut_before=cut_before,
+        full=full,
+        mended=mended,
+        down=down,
+        left=left,
     )
 
 
@@ -199,6 +246,38 @@ def test_the_same_command_trains_nothing_again(story):
     assert " trials in " not in story.again.stdout
     assert len(story.held) >= 2
     assert {k: v for k, v in complete(story.store).items() if k in story.held} == story.written
+
+
+def test_a_node_that_is_cut_off_for_a_minute_costs_no_epoch_that_was_trained(story):
+    assert story.cut.returncode == 0, story.cut.stdout + story.cut.stderr
+    store = Store(story.store.root.with_name("cut"))
+    found = epochs(store)
+    assert any(story.cut_before.values())
+    for trial_id, seconds in story.cut_before.items():
+        assert found[trial_id][: len(seconds)] == seconds
+    assert {read_result(trial).status for trial in store.begun_trials()} == {"complete"}
+    assert all(len(seconds) == 12 for seconds in found.values())
+
+
+def test_a_node_that_is_cut_off_is_one_line(story):
+    lines = [line for line in story.cut.stdout.splitlines() if "interrupted" in line]
+    assert lines, story.cut.stdout
+    assert all("its node" in line or "nothing is heard" in line for line in lines)
+
+
+def test_a_full_disk_on_one_node_stops_the_sweep_with_one_line_that_names_the_node(story):
+    assert story.full.returncode != 0
+    errors = [line for line in (story.full.stdout + story.full.stderr).splitlines() if "error: " in line]
+    assert len(errors) == 1, story.full.stdout
+    assert "disk full while writing" in errors[0]
+    assert "cache" in errors[0]
+    assert "h1, 10.77." in errors[0]
+
+
+def test_the_same_command_goes_on_when_the_disk_has_space(story):
+    assert story.mended.returncode == 0, story.mended.stdout + story.mended.stderr
+    found = complete(Store(story.store.root.with_name("full")))
+    assert len(found) == 8
 
 
 def test_nobody_comes_in_without_the_token(story):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ray._private.worker
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 WORKER_DEATHS = 3  # of one trial without an epoch in between, before it counts as failed
 TOLD_HERE = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
@@ -73,6 +75,23 @@ def keep_quiet() -> None:
     There is no public way: `log_to_driver=False` leaves it on.
     """
     ray._private.worker.print_to_stdstream = _tell
+
+
+def teach_tune() -> None:
+    """Let Tune take whatever Ray raises for a worker's death.
+
+    It knows of two kinds of errors and breaks off the whole sweep at others, such as the memory monitor's.
+    """
+    known = RayActorManager._actor_task_failed
+    if known.__name__ == "failed":
+        return  # in an earlier sweep of this process
+
+    def failed(manager: Any, task: Any, error: Exception) -> None:
+        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
+            error = RayActorError(error_msg=str(error))
+        known(manager, task, error)
+
+    RayActorManager._actor_task_failed = failed
 
 
 def _tell(data: dict[str, Any], ignore_prefix: bool) -> None:

@@ -25,11 +25,18 @@ from imet_ray.writing import disk_error, write_json
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
     """Ends the whole sweep at a fault of the set-up, which all trials would meet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, joined: bool = False) -> None:
+        """
+        Args:
+            joined: the fault may be another machine's, and names it.
+        """
+        self.joined = joined
         self.fault: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.fault = self.fault or result.get("fatal")
+        if self.fault is None and "fatal" in result:
+            where = f" (on {result.get('hostname')}, {result.get('node_ip')})" if self.joined else ""
+            self.fault = f"{result['fatal']}{where}"
         return self.fault is not None
 
     def stop_all(self) -> bool:

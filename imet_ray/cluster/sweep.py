@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths
+from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths, teach_tune
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
@@ -93,9 +93,10 @@ def _run(
     started = time.time()
     # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    teach_tune()
     deaths = Deaths()
     with SweepProgress(policy, session, deaths) as progress:
-        stopper = StopOnFault()
+        stopper = StopOnFault(joined=session.joined)
         tuner = tune.Tuner(
             _trainable(session, data, store),
             tune_config=tune.TuneConfig(
@@ -119,10 +120,7 @@ def _run(
         )
         try:
             tuner.fit()
-        except (
-            RuntimeError,
-            tune.TuneError,
-        ) as error:  # seen when Ray's memory monitor killed several workers
+        except (RuntimeError, tune.TuneError) as error:
             text = f"Ray Tune broke off ({first_line(error)}): the same command continues"
             raise BrokenOffError(text) from error
     if stopper.fault is not None:
