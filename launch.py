@@ -55,7 +55,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "status": {"name", "serve"},
     "tensorboard": {"name", "serve"},
     "mlflow": {"name"},
-    "optuna_dashboard": {"name", "serve"},
+    "optuna_dashboard": {"name", "serve", "studies"},
     "check_data": set(),
 }
 
@@ -129,7 +129,7 @@ def _look(stage: str, args: argparse.Namespace) -> int:
         return looking.mlflow(store)
     from imet_ray.cluster.studies_page import serve_studies
 
-    return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port))
+    return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port, args.studies))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

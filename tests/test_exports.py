@@ -179,6 +179,22 @@ def test_the_studies_are_served_on_loopback(studies):
     assert [one["study_name"] for one in found["study_summaries"]] == ["a", "b"]
 
 
+def test_studies_of_a_data_base_are_served_too(store, tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    optuna.create_study(study_name="of-a-base", storage=url)
+    server = serve_studies(store, 0, url)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.server_port}/api/studies", timeout=30
+        ) as answer:
+            found = json.load(answer)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [one["study_name"] for one in found["study_summaries"]] == ["of-a-base"]
+
+
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "api/studies/0"), ("POST", "api/studies")])
 def test_who_looks_at_the_studies_cannot_change_them(studies, store, method, path):
     before = store.journal.read_bytes()

@@ -86,10 +86,10 @@ def teach_tune() -> None:
     if known.__name__ == "failed":
         return  # in an earlier sweep of this process
 
-    def failed(manager: Any, task: Any, error: Exception) -> None:
-        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
-            error = RayActorError(error_msg=str(error))
-        known(manager, task, error)
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:  # named as Tune names them
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
+            exception = RayActorError(error_msg=str(exception))
+        known(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = failed
 

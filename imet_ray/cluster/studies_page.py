@@ -1,6 +1,6 @@
 """optuna-dashboard over a run's studies, on loopback. It reads: who looks on changes nothing.
 
-The driver is the only writer of the journal, so this one's storage cannot write, and all requests but GET are refused.
+The driver is the only writer, so all requests but GET are refused, and a journal's storage cannot write.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from imet_ray.cluster.studies import open_storage
 from imet_ray.curves import missing
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
@@ -44,22 +45,26 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing: the terminal is the user's."""
 
 
-def serve_studies(store: Store, port: int) -> WSGIServer:
+def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer:
     """A server on 127.0.0.1; the caller runs it.
 
+    Args:
+        url: of an Optuna storage, with all the studies that it has; None: the run's own journal.
+
     Raises:
-        ConfigError: if optuna-dashboard is not installed, or the port is taken.
+        ConfigError: if optuna-dashboard is not installed, the storage does not open, or the port is taken.
         StoreError: if the run has no studies.
     """
     try:
         import optuna_dashboard
     except ImportError:
         raise missing("optuna-dashboard") from None
-    if not store.journal.exists():
+    if url is None and not store.journal.exists():
         raise StoreError(
-            f"{store.root} has no journal: sweep first, or look at the storage that --studies named"
+            f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
         )
-    app = optuna_dashboard.wsgi(JournalStorage(ReadOnlyJournal(str(store.journal))))
+    storage = JournalStorage(ReadOnlyJournal(str(store.journal))) if url is None else open_storage(url)
+    app = optuna_dashboard.wsgi(storage)
     try:
         return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)
     except (OSError, OverflowError) as error:
