@@ -5,6 +5,7 @@ For `benchmarks.chaos` and the tests of faults. Nodes with addresses of their ow
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ PORTS = (
     ),
     "metrics-export",
 )
+UP = "Ray runtime started"  # what `ray start` says then
 START_S = 120.0  # for a node to come up
 
 
@@ -128,9 +130,13 @@ class Cluster:
                 "--include-dashboard=false",
                 f"--dashboard-port={self._ports(1)[0]}",
             ]
+        # Ray gives a node 30 s to register, too few beside much other work
+        tries = (
+            f"for i in 1 2 3; do {shlex.join(command)}; grep -q '{UP}' {self.folder}/{name}.log && exit; done"
+        )
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=self.environment | (environment or {}), stdout=log, stderr=log
+                ["sh", "-c", tries], env=self.environment | (environment or {}), stdout=log, stderr=log
             )
         return Node(process, name)
 
@@ -148,7 +154,7 @@ class Cluster:
 
     def _until_up(self, node: Node) -> None:
         log, until = self.folder / f"{node.name}.log", time.monotonic() + START_S
-        while b"Ray runtime started" not in log.read_bytes():
+        while UP.encode() not in log.read_bytes():
             if node.process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"{node.name} does not start: {log.read_text()}")
             time.sleep(0.2)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from imet_ray.cluster import deaths
-from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths, cause_of
+from imet_ray.cluster.deaths import NODE_LOSSES, WORKER_DEATHS, Deaths, cause_of
 
 HEAD = """The actor died unexpectedly before finishing this task.
 	class_name: ImplicitFunc
@@ -91,6 +91,15 @@ def test_lost_nodes_do_not_count_against_a_trial(trial):
         assert trial.die(error)
         found.note(trial)
     assert found.causes["t"] == "its node was taken back"
+
+
+def test_a_trial_that_takes_its_nodes_down_is_given_up_in_the_end(trial):
+    found, deaths = Deaths(), 0
+    while trial.die(LOST):
+        found.note(trial)
+        deaths += 1
+        assert deaths < 100
+    assert deaths >= NODE_LOSSES
 
 
 def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys):

@@ -27,6 +27,7 @@ variants: [{name: a}]
 search: {dropout: {low: 0.0, high: 0.5}}
 """
 URL = "s3://shared/iMet/runs"
+OUTAGE_S = 30  # of the store, while the second machine trains
 PATIENCE = 240  # seconds for anything to happen
 
 
@@ -41,6 +42,7 @@ class Story:
     status: subprocess.CompletedProcess
     blend: subprocess.CompletedProcess
     harmed: int
+    outage: bool  # there was one
     keys: list[str]
     caches: list[Path]
 
@@ -79,12 +81,16 @@ def story(tiny_root, tmp_path_factory) -> Story:
             driver.communicate()
         before = epochs(seen)
         complete = {trial.trial_id for trial in seen.begun_trials() if read_result(trial) is not None}
-        calls = 0
+        calls, back = 0, None
 
         def harm(method: str, path: str) -> str | None:
-            """Every seventh request fails, one way or another."""
-            nonlocal calls
+            """Every seventh request fails, one way or another; from the first epoch on all do, for a while."""
+            nonlocal calls, back
             calls += 1
+            if back is None and method == "PUT" and path.endswith("last.pt"):
+                back = time.monotonic() + OUTAGE_S
+            if back is not None and time.monotonic() < back:
+                return "reset"
             return ("slow", "reset", "lost", "half")[calls // 7 % 4] if calls % 7 == 0 else None
 
         proxy.harm = harm
@@ -103,6 +109,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
             status=run(command("launch.py", "--status", cache=caches[2])),
             blend=run(command("blend.py", "--method", "uniform", "--out", "again", cache=caches[2])),
             harmed=proxy.harmed,
+            outage=back is not None,
             keys=[e["Key"] for e in boto3.client("s3").list_objects_v2(Bucket="shared")["Contents"]],
             caches=caches,
         )
@@ -113,6 +120,7 @@ def test_another_machine_brings_the_sweep_to_its_end(story):
     assert "finished in" in story.end.stdout
     assert f"run     {URL}/r" in story.end.stdout
     assert story.harmed > 5
+    assert story.outage
 
 
 def test_no_epoch_that_was_in_the_bucket_is_trained_again(story):

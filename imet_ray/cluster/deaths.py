@@ -13,6 +13,8 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 WORKER_DEATHS = 3  # of one trial without an epoch in between, before it counts as failed
+NODE_LOSSES = 20  # likewise: no fault of the trial, unless it is what takes its nodes down
+LOST = ("its node", "nothing is heard")  # beginnings of causes that are the node's
 TOLD_HERE = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
     "A worker died or was killed",
     "Raylet is terminated",
@@ -33,17 +35,18 @@ class Deaths:
     def note(self, trial: Any) -> None:
         """A worker died, or its node; Tune has written its error, and counts all of them.
 
-        A trial that came on since, or whose node was lost, is not worn out: its count begins anew.
+        A trial that came on since is not worn out, nor one whose node was lost: it gets all its chances again.
         """
         # Tune counts all but machines that were announced to go; of those Ray's error says nothing
         counted = trial.num_failures > self._failures.get(trial.trial_id, 0)
         cause = cause_of(_error(trial)) if counted else "its node was taken back"
         self._failures[trial.trial_id] = trial.num_failures
         epoch = (trial.last_result or {}).get("epoch", 0)
-        anew = epoch > self._epochs.get(trial.trial_id, 0) or cause.startswith("its node")
-        self.counts[trial.trial_id] = 1 if anew else self.counts.get(trial.trial_id, 0) + 1
-        self.causes[trial.trial_id], self._epochs[trial.trial_id] = cause, epoch
-        if anew:
+        came_on = epoch > self._epochs.get(trial.trial_id, 0)
+        count = 1 if came_on else self.counts.get(trial.trial_id, 0) + 1
+        self.counts[trial.trial_id], self.causes[trial.trial_id] = count, cause
+        self._epochs[trial.trial_id] = epoch
+        if came_on or (cause.startswith(LOST) and count < NODE_LOSSES):
             trial.max_failures = trial.num_failures + WORKER_DEATHS
 
     def reason(self, trial_id: str) -> str:
