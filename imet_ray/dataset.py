@@ -122,17 +122,24 @@ class ViewDataset(Dataset[torch.Tensor]):
 
 
 def train_batches(
-    dataset: TrainDataset, *, batch_size: int, workers: int, team: Team = ALONE, pin_memory: bool = False
+    dataset: TrainDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    team: Team = ALONE,
+    least: int = 2,
+    pin_memory: bool = False,
 ) -> SizedIterable[Batch]:
     """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
     Args:
-        batch_size: of each process of the team.
+        batch_size: of the whole team.
         workers: processes that prepare batches; 0 prepares them here.
         team: this process's part of each batch comes.
+        least: pictures of the last batch; see `whole_batches`.
         pin_memory: for a GPU, which fetches such batches while it computes.
     """
-    batches = whole_batches(dataset.order(), batch_size * team.size, at_least=min(2, batch_size) * team.size)
+    batches = whole_batches(dataset.order(), batch_size, at_least=min(least, batch_size))
     parts = [np.array_split(batch, team.size)[team.rank].tolist() for batch in batches]
     return _loader(dataset, parts, workers, pin_memory=pin_memory)
 

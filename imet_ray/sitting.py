@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 
 from imet_ray.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
 from imet_ray.data import TrainingData
-from imet_ray.dataset import Timed, TrainDataset, train_batches
+from imet_ray.dataset import Batch, SizedIterable, Timed, TrainDataset, train_batches
 from imet_ray.decode import decode_expected_f2
 from imet_ray.errors import TrialError
 from imet_ray.losses import build_loss
@@ -65,8 +65,11 @@ class Sitting:
     ) -> None:
         self.spec, self.recipe = spec, spec.recipe
         self.data, self.trial, self.token = data, trial, token
-        self.device, self.loader_workers, self.splits, self.team = device, loader_workers, splits, team
+        self.device, self.loader_workers, self.team = device, loader_workers, team
         recipe = self.recipe
+        # A team that lost workers trains on with the same batches, in as many parts as before.
+        self.batch_size = recipe.batch_size * spec.workers
+        self.splits, self.parts = splits, splits * -(-spec.workers // team.size)
         self.pack = data.split.pack(spec.pack_short_side)
         self.held_out = data.rows(spec.fold, held_out=True)
         self.dataset = TrainDataset(
@@ -93,8 +96,7 @@ class Sitting:
         self.shared: torch.nn.Module = self.model  # what runs forward while training
         self.loss = build_loss(recipe.loss, recipe.loss_weight)
         self.optimizer = build_optimizer(self.model, recipe)
-        batches = len(train_batches(self.dataset, batch_size=recipe.batch_size, workers=0, team=team))
-        self.updates_per_epoch = -(-batches // recipe.accumulate)
+        self.updates_per_epoch = -(-len(self._batches(0)) // recipe.accumulate)
         self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
         self.ema = (
             ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
@@ -126,16 +128,7 @@ class Sitting:
         train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
         self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
-        batches = Timed(
-            train_batches(
-                self.dataset,
-                batch_size=recipe.batch_size,
-                workers=self.loader_workers,
-                team=self.team,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
-        together = recipe.batch_size * self.team.size
+        batches = Timed(self._batches(self.loader_workers))
         total = len(batches)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -152,7 +145,8 @@ class Sitting:
             targets = targets.to(device, non_blocking=True)
             if recipe.mixup:
                 images, targets = mixup(images, targets, alpha=recipe.mixup, generator=mixing)
-            whole = min(together, len(self.dataset) - i * together)  # pictures of the batch, of all the team
+            # pictures of the batch, of all the team
+            whole = min(self.batch_size, len(self.dataset) - i * self.batch_size)
             part = len(images) * self.team.size / whole  # the team averages, whatever each one's part
             updates = (i + 1) % recipe.accumulate == 0 or i + 1 == total
             loss_sum += part * self._backward(images, targets, part / share, updates=updates)
@@ -179,6 +173,16 @@ class Sitting:
             **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
 
+    def _batches(self, loaders: int) -> SizedIterable[Batch]:
+        return train_batches(
+            self.dataset,
+            batch_size=self.batch_size,
+            workers=loaders,
+            team=self.team,
+            least=2 * self.spec.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
     def _backward(
         self, images: torch.Tensor, targets: torch.Tensor, factor: float, *, updates: bool = True
     ) -> torch.Tensor:
@@ -189,7 +193,7 @@ class Sitting:
         """
         total = torch.zeros((), device=self.device)
         bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
-        parts = list(zip(images.chunk(self.splits), targets.chunk(self.splits), strict=True))
+        parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
         for i, (part, wanted) in enumerate(parts):
             with self.team.averages(self.shared, updates and i + 1 == len(parts)):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):

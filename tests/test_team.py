@@ -79,7 +79,7 @@ def member(
 
 @pytest.fixture
 def together(tiny_data, tmp_path):
-    """Train a spec with as many processes as it has workers."""
+    """Train a spec with as many processes as it has workers, or another number that is there."""
 
     def _together(
         spec: TrialSpec,
@@ -88,6 +88,7 @@ def together(tiny_data, tmp_path):
         device: str = "cpu",
         stop: int | None = None,
         small: int | None = None,
+        size: int | None = None,
         expected: tuple[int, ...] = (0, 0),
     ) -> TrialStore:
         root = tmp_path / where
@@ -96,7 +97,8 @@ def together(tiny_data, tmp_path):
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
         given = meeting, spec, tiny_data, root, device, stop, small
         processes = [
-            spawned.Process(target=member, args=(rank, spec.workers, *given)) for rank in range(spec.workers)
+            spawned.Process(target=member, args=(rank, size or spec.workers, *given))
+            for rank in range(size or spec.workers)
         ]
         for process in processes:
             process.start()
@@ -159,6 +161,30 @@ def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_team_that_lost_a_worker_trains_on_with_the_same_batches(together, make_spec, accumulate):
+    spec = of_team(make_spec(batch_size=8, accumulate=accumulate, clip_norm=0.5, **SMOOTH | {"epochs": 3}))
+    pair = together(spec)
+    together(spec, "lost", stop=1)
+    left = together(spec, "lost", size=1, expected=(0,))
+    ours, theirs = read_json_lines(left.metrics), read_json_lines(pair.metrics)
+    assert len(ours) == len(theirs) == 3
+    for a, b in zip(ours, theirs, strict=True):
+        assert math.isclose(a["train_loss"], b["train_loss"], rel_tol=TOLERANCE)
+        assert math.isclose(a["valid_loss"], b["valid_loss"], rel_tol=TOLERANCE)
+    for name, value in load_file(left.best).items():
+        torch.testing.assert_close(value, load_file(pair.best)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_three_workers_of_four_train_as_four(together, make_spec):
+    spec = of_team(make_spec(batch_size=4, **SMOOTH), 4)
+    four = together(spec, expected=(0,) * 4)
+    three = together(spec, "three", size=3, expected=(0,) * 3)
+    for a, b in zip(read_json_lines(three.metrics), read_json_lines(four.metrics), strict=True):
+        assert math.isclose(a["train_loss"], b["train_loss"], rel_tol=TOLERANCE)
+        assert math.isclose(a["valid_loss"], b["valid_loss"], rel_tol=TOLERANCE)
+
+
 def test_a_team_whose_memory_was_too_small_begins_again_in_smaller_parts(together, make_spec):
     spec = of_team(make_spec())
     together(spec, small=1, expected=(1, 1))
@@ -187,7 +213,10 @@ def test_the_workers_parts_are_the_batches_of_one(tiny_data, size):
     )
     whole = [images for images, _ in train_batches(dataset, batch_size=6 * size, workers=0)]
     parts = [
-        [images for images, _ in train_batches(dataset, batch_size=6, workers=0, team=Team(rank, size))]
+        [
+            images
+            for images, _ in train_batches(dataset, batch_size=6 * size, workers=0, team=Team(rank, size))
+        ]
         for rank in range(size)
     ]
     for batch, *of_each in zip(whole, *parts, strict=True):
