@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.faults import FAULTS, Harm
 from benchmarks.nodes import Cluster, cluster
@@ -96,9 +98,14 @@ class Sweep:
         theirs = {trial.trial_id: trial for trial in other.trials()}
         ours = {trial.trial_id: trial for trial in self.store.trials()}
         return ours.keys() == theirs.keys() and all(
-            read_result(trial) is not None and trial.best.read_bytes() == theirs[trial_id].best.read_bytes()
+            read_result(trial) is not None and _same_weights(trial.best, theirs[trial_id].best)
             for trial_id, trial in ours.items()
         )
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = load_file(one), load_file(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def main() -> None:

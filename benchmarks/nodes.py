@@ -113,7 +113,7 @@ class Cluster:
     def begin(self) -> None:
         """Start the head, at the same address if there was one before."""
         self.head = self._start("head", ["--head", f"--port={self.port}", "--num-cpus=0"])
-        self._until_up(self.head)
+        self.until_up(self.head)
 
     def end(self) -> None:
         """Kill all that is left."""
@@ -152,7 +152,8 @@ class Cluster:
                 found.append(port)
         return found
 
-    def _until_up(self, node: Node) -> None:
+    def until_up(self, node: Node) -> None:
+        """Wait for a node."""
         log, until = self.folder / f"{node.name}.log", time.monotonic() + START_S
         while UP.encode() not in log.read_bytes():
             if node.process.poll() is not None or time.monotonic() > until:

@@ -170,6 +170,7 @@ class Sitting:
             "images_per_s": round(len(self.dataset) / seconds, 1),
             "wait_s": round(batches.waited, 3),
             "seconds": seconds,
+            **({"workers": self.team.size} if self.spec.workers > 1 else {}),
             **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
 

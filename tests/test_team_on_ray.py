@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_sweep import PATIENCE, ray_processes, wait_for
 
+from benchmarks.nodes import Cluster, cluster
 from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
 from imet_ray.store import Store
@@ -35,13 +36,16 @@ class Story:
     left: list[str]  # processes of Ray's that trained when all was over
 
 
-def sweep(folder: Path, space: str, data: Path, cache: Path) -> subprocess.Popen:
+def sweep(folder: Path, space: str, data: Path, cache: Path, ray: Cluster | None = None) -> subprocess.Popen:
     (folder / "space.yml").write_text(space)
     command = [
         *(sys.executable, "launch.py", "--sweep", "--space", str(folder / "space.yml"), "--data", str(data)),
         *("--runs", str(folder / "runs"), "--cache", str(cache), "--name", "r"),
     ]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    if ray is not None:
+        command += ["--address", ray.address]
+        environment = ray.environment
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -92,6 +96,34 @@ def test_a_killed_worker_costs_its_team_at_most_one_epoch(story):
 
 def test_no_worker_is_left_behind(story):
     assert not story.left
+
+
+def test_a_team_whose_node_is_lost_for_good_goes_on_with_the_worker_that_is_left(
+    tiny_root, tiny_cache, tmp_path
+):
+    with cluster() as ray:
+        nodes = [ray.add(), ray.add()]
+        for node in nodes:
+            ray.until_up(node)
+        driver = sweep(tmp_path, SPACE, tiny_root, tiny_cache.root, ray)
+        store = Store(tmp_path / "runs" / "r")
+        try:
+
+            def trains() -> list[list[dict]]:
+                found = [read_json_lines(t.metrics) for t in store.trials() if not t.result.exists()]
+                return [rows for rows in found if rows]
+
+            before = wait_for(trains, driver, "trial that trains")[0]
+            ray.lose(nodes[1])
+            printed = driver.communicate(timeout=PATIENCE)[0]
+        finally:
+            driver.kill()
+    assert driver.returncode == 0, printed
+    assert all(row["workers"] == 2 for row in before)
+    found = [read_json_lines(trial.metrics) for trial in store.trials()]
+    assert [len(rows) for rows in found] == [4, 4]
+    assert any(rows[: len(before)] == before and rows[-1]["workers"] == 1 for rows in found)
+    assert "interrupted" in printed, printed
 
 
 def test_a_fault_of_the_set_up_in_a_team_is_one_line(tiny_root, tiny_cache, tmp_path):

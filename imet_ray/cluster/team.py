@@ -1,8 +1,8 @@
 """One trial on several workers: the Tune function that starts them with Ray Train, and what each of them runs.
 
 The training is `imet_ray.train`'s, as for a trial alone. Ray Train places the workers, joins them to a process group
-and takes all down when one fails; the trial then goes on from its last epoch, with as many workers as before, for their
-number decides what a batch is.
+and takes all down when one fails; the trial then goes on from its last epoch with as many as there is room for, and
+with the same batches, however many that are. When room for more has come it begins again with more.
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ from imet_ray.store import Store
 from imet_ray.team import Team
 from imet_ray.train import train_trial
 
+RESIZE_S = 300.0  # a team that is smaller than it could be is begun again, which costs a part of an epoch
+
 
 @dataclass(frozen=True)
 class Member:
@@ -51,7 +53,9 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             # NCCL refuses two workers on one GPU
             torch_config=TorchConfig(backend="nccl" if slot.gpus == 1 else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=spec.workers,
+                # Ray counts a fraction of a GPU as none that could be used otherwise
+                num_workers=(1, spec.workers) if slot.gpus in (0, 1) else spec.workers,
+                elastic_resize_monitor_interval_s=RESIZE_S,
                 use_gpu=slot.gpus > 0,
                 resources_per_worker={"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {}),
             ),
