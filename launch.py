@@ -156,14 +156,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="default: search_spaces/<data>.yml, else demo.yml",
     )
     parser.add_argument(
-        "--data", metavar="DATA", help="demo, openclipart, a directory, or s3://...; default: the space's"
+        "--data",
+        metavar="DATA",
+        help="demo, openclipart, a directory, s3://... or gs://...; default: the space's",
     )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
     )
     parser.add_argument("--name", help="run directory; default: the space's name, or the newest run")
     parser.add_argument(
-        "--runs", metavar="DIR", default="runs", help="where runs lie: a directory, or s3://..."
+        "--runs", metavar="DIR", default="runs", help="where runs lie: a directory, s3://... or gs://..."
     )
     parser.add_argument(
         "--cache",

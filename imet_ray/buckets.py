@@ -1,7 +1,7 @@
-"""Buckets of object stores, through the official clients: list, read, write, delete, and patience with what passes.
+"""Buckets of object stores: what is asked of them (list, read, write, delete), and patience with what passes.
 
-The client retries by itself; what outlasts that (throttling, resets, an outage) is tried again for two minutes, then
-it is one clear line. Credentials are found by the client and never seen here. What the objects mean is
+Throttling, resets and outages are waited for, two minutes, then there is one clear line. Each store is reached through
+its official client, in a module of its own that is imported when a bucket there is opened. What the objects mean is
 `imet_ray.remote`.
 """
 
@@ -23,9 +23,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 120.0  # with a store that does not answer
 PAUSE_S = (0.5, 10.0)  # between two attempts, at first and at last
-ATTEMPTS = 3  # of the client itself
 CONNECT_S, READ_S = 5, 30
-PARTS = 1 << 30  # bytes; larger files are sent in parts
 LARGE = 64 << 20  # bytes; larger ones are read in parts
 BLOCK = 1 << 20
 THREADS = 32  # calls at once; also the client's connections
@@ -83,147 +81,34 @@ class Bucket(Protocol):
 
 
 @functools.cache  # a client takes a second to make, and its connections are worth keeping
-def open_bucket(name: str) -> Bucket:
-    """The bucket of that name, in S3 or in what speaks its protocol.
+def open_bucket(scheme: str, name: str) -> Bucket:
+    """The bucket of that name in that store.
+
+    Args:
+        scheme: of `imet_ray.writing.SCHEMES`.
 
     Raises:
-        ConfigError: if the client's package is not installed.
+        ConfigError: if the client's package is not installed, or finds no credentials.
     """
+    if scheme == "gs":
+        from imet_ray.buckets_gs import GoogleBucket
+
+        return GoogleBucket(name)
+    from imet_ray.buckets_s3 import S3Bucket
+
     return S3Bucket(name)
 
 
-class S3Bucket:
-    """Of S3, or of what speaks its protocol at `$AWS_ENDPOINT_URL`."""
-
-    def __init__(self, name: str) -> None:
-        boto3, self.config = _client("boto3"), _client("botocore.config")
-        self.errors = _client("botocore.exceptions")
-        self.name = name
-        self.client = boto3.session.Session().client(
-            "s3",
-            config=self.config.Config(
-                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                connect_timeout=CONNECT_S,
-                read_timeout=READ_S,
-                max_pool_connections=THREADS,
-            ),
-        )
-        self.parts = _client("boto3.s3.transfer").TransferConfig(multipart_threshold=PARTS)
-
-    def listing(self, prefix: str) -> Iterator[Entry]:
-        """See `Bucket`."""
-        for page in self._pages(prefix):
-            for found in page.get("Contents", ()):
-                yield _s3_entry(found["Key"], found["Size"], found["ETag"], found["LastModified"])
-
-    def folders(self, prefix: str) -> list[str]:
-        """See `Bucket`."""
-        pages = self._pages(prefix, Delimiter="/")
-        return [one["Prefix"][len(prefix) : -1] for page in pages for one in page.get("CommonPrefixes", ())]
-
-    def head(self, key: str) -> Entry | None:
-        """See `Bucket`."""
-        found = self._call(key, lambda: self.client.head_object(Bucket=self.name, Key=key))
-        if found is None:
-            return None
-        return _s3_entry(key, found["ContentLength"], found["ETag"], found["LastModified"])
-
-    def get(
-        self, key: str, path: Path, size: int = 0, tell: Callable[[int], object] = lambda n: None
-    ) -> bool:
-        """See `Bucket`."""
-
-        def fetch() -> bool:
-            if size >= LARGE:
-                self.client.download_file(self.name, key, str(path), Callback=tell)
-                return True
-            body = self.client.get_object(Bucket=self.name, Key=key)["Body"]  # one call, not two
-            with path.open("wb") as file:
-                for block in body.iter_chunks(BLOCK):  # raises if it is cut off
-                    file.write(block)
-                    tell(len(block))
-            return True
-
-        return bool(self._call(key, fetch))
-
-    def put(self, path: Path, key: str, version: str | None = None) -> str:
-        """See `Bucket`."""
-        condition = {} if version is None else {"IfMatch": version} if version else {"IfNoneMatch": "*"}
-
-        def send() -> str:
-            if not condition and path.stat().st_size >= PARTS:
-                self.client.upload_file(str(path), self.name, key, Config=self.parts)
-                return str(self.client.head_object(Bucket=self.name, Key=key)["ETag"])
-            with path.open("rb") as file:
-                sent = self.client.put_object(Bucket=self.name, Key=key, Body=file, **condition)
-            return str(sent["ETag"])
-
-        done = self._call(key, send)
-        if done is None:  # the version to replace was deleted
-            raise ChangedError(key)
-        return str(done)
-
-    def delete(self, key: str) -> None:
-        """See `Bucket`."""
-        self._call(key, lambda: self.client.delete_object(Bucket=self.name, Key=key))
-
-    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
-        while True:
-            asked = functools.partial(self.client.list_objects_v2, Bucket=self.name, Prefix=prefix, **options)
-            page = self._call(prefix, asked)
-            yield page or {}
-            if not page or not page.get("IsTruncated"):
-                return
-            options = options | {"ContinuationToken": page["NextContinuationToken"]}
-
-    def _call(self, key: str, work: Callable[[], T]) -> T | None:
-        """Its outcome; None where there is no such object."""
-
-        def attempt() -> T | None:
-            try:
-                return work()
-            except self.errors.ClientError as error:
-                code = str(error.response.get("Error", {}).get("Code", ""))
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                if code in ("NoSuchKey", "404", "NotFound"):
-                    return None
-                if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                    raise ChangedError(key) from None
-                if code == "NoSuchBucket":
-                    raise ConfigError(f"there is no bucket s3://{self.name}: create it first") from None
-                if status in (401, 403):
-                    raise ConfigError(
-                        f"s3://{self.name} refuses these credentials ({code}): see `aws sts get-caller-identity`"
-                    ) from None
-                if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
-                    raise StoreError(
-                        f"s3://{self.name}/{key}: {code or status}: look at the bucket"
-                    ) from None
-                raise _PassingError(code or str(status)) from None
-            except (self.errors.NoCredentialsError, self.errors.PartialCredentialsError) as error:
-                raise ConfigError(
-                    f"s3://{self.name}: {error}: `aws configure`, or give the node a role"
-                ) from None
-            except self.errors.ParamValidationError:
-                raise ConfigError(
-                    f"{self.name!r} is no name of a bucket: --runs and --data take s3://BUCKET/FOLDER"
-                ) from None
-            except (self.errors.BotoCoreError, ConnectionError, TimeoutError) as error:
-                raise _PassingError(type(error).__name__) from None
-            except Exception as error:  # of s3transfer, which is no part of botocore
-                if type(error).__name__ in ("S3UploadFailedError", "RetriesExceededError"):
-                    raise _PassingError(type(error).__name__) from None
-                raise
-
-        return _patiently(attempt, f"s3://{self.name}")
-
-
-class _PassingError(Exception):
+class PassingError(Exception):
     """What may be over at the next attempt."""
 
 
-def _patiently(attempt: Callable[[], T], where: str) -> T:
+def patiently(attempt: Callable[[], T], where: str) -> T:
     """Try again until it works.
+
+    Args:
+        attempt: raises PassingError where the next attempt may work.
+        where: the bucket's URL, for the user.
 
     Raises:
         StoreError: after PATIENCE_S.
@@ -232,7 +117,7 @@ def _patiently(attempt: Callable[[], T], where: str) -> T:
     while True:
         try:
             return attempt()
-        except _PassingError as error:
+        except PassingError as error:
             left = PATIENCE_S - (time.monotonic() - began)
             if left <= 0:
                 raise StoreError(
@@ -245,13 +130,13 @@ def _patiently(attempt: Callable[[], T], where: str) -> T:
         pause = min(2 * pause, PAUSE_S[1])
 
 
-def _client(module: str) -> Any:
+def client_module(scheme: str, module: str) -> Any:
+    """A module of a store's client.
+
+    Raises:
+        ConfigError: if its package is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError("s3:// needs boto3: `uv sync --extra s3`") from None
-
-
-def _s3_entry(key: str, size: int, tag: str, modified: Any) -> Entry:
-    bare = tag.strip('"')
-    return Entry(key, size, tag, bare if len(bare) == 32 and "-" not in bare else "", modified.timestamp())
+        raise ConfigError(f"{scheme}:// needs {module}: `uv sync --extra {scheme}`") from None

@@ -1,6 +1,6 @@
 """Run directories in a bucket: each has a local twin, and the bucket is the truth.
 
-A local path that has `s3:` as a part is the twin of the object that the rest of the path names, on every
+A local path that has `s3:` or `gs:` as a part is the twin of the object that the rest of the path names, on every
 node alike. What is written goes to the bucket first, whole, and then into its place here; what is read is first made
 equal to the bucket by one listing and parallel reads of what differs. So a file that is here was there, and
 a trial goes on wherever it is started next. Which files there are is `imet_ray.store`'s business.
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from imet_ray.buckets import THREADS, Bucket, ChangedError, Entry, open_bucket
 from imet_ray.errors import ConfigError
 from imet_ray.reading import file_digest
-from imet_ray.writing import beside
+from imet_ray.writing import beside, url_parts
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def local_twin(url: str, root: Path) -> Path:
     """Where the twin of a folder in a bucket lies.
 
     Args:
-        url: s3://BUCKET/FOLDER.
+        url: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
         root: of all twins; the same on all nodes.
 
     Raises:
@@ -48,12 +48,14 @@ def local_twin(url: str, root: Path) -> Path:
     if "@" in rest or "?" in rest or "#" in rest:  # not shown: it may hold a password
         raise ConfigError(
             f"{scheme}:// takes a bucket and a folder, without user, password or query: credentials come from the "
-            "environment, `aws configure`, or the node's role"
+            "environment, `aws configure` or `gcloud auth`, or the node's role"
         )
     parts = [part for part in folder.split("/") if part]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}", bucket):
         raise ConfigError(f"no bucket in {url[:80]!r}: give {scheme}://BUCKET/FOLDER")
-    if any(part in (".", "..", "s3:") or "\\" in part or not part.isprintable() for part in parts):
+    if url_parts(Path(*parts)) or any(
+        part in (".", "..") or "\\" in part or not part.isprintable() for part in parts
+    ):
         raise ConfigError(f"a folder in a bucket has no '.', '..', '\\' or ':' parts, got {url[:80]!r}")
     return root.joinpath(f"{scheme}:", bucket, *parts)
 
@@ -265,8 +267,8 @@ def folders(path: Path) -> list[str]:
 
 def _object(path: Path) -> tuple[Bucket, str]:
     """The bucket and the key of a twin."""
-    at = next(i for i, part in enumerate(path.parts) if part == "s3:")
-    return open_bucket(path.parts[at + 1]), "/".join(path.parts[at + 2 :])
+    scheme, name, *key = url_parts(path)
+    return open_bucket(scheme, name), "/".join(key)
 
 
 def _local(folder: Path, names: Collection[str]) -> Iterator[Path]:

@@ -242,7 +242,7 @@ class Cache:
 
 
 def runs_at(runs: str, cache: Cache) -> Path:
-    """Where the runs lie on this machine, of a path or a URL such as s3://BUCKET/FOLDER.
+    """Where the runs lie on this machine, of a path or a URL such as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
 
     Raises:
         ConfigError: for a URL that is none, or that holds a password.
@@ -251,7 +251,7 @@ def runs_at(runs: str, cache: Cache) -> Path:
         path: Path = remote().local_twin(runs, cache.root)
         return path
     if "://" in runs:
-        raise ConfigError(f"--runs takes a path or s3://, not {runs.partition('://')[0][:40]}://")
+        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
     return Path(runs)
 
 

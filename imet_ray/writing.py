@@ -17,21 +17,29 @@ import numpy as np
 
 from imet_ray.errors import StoreError
 
-SCHEMES = ("s3",)
+SCHEMES = ("s3", "gs")  # of stores that hold buckets
 FENCED = ("last.pt", "best.safetensors")  # large: an older twin's write may come late
 TOKEN = "writer.token"  # of a trial's directory
 
 
+def url_parts(path: Path) -> tuple[str, ...]:
+    """Scheme, bucket and folders that a path is the local twin of; nothing if it is none."""
+    for i, part in enumerate(path.parts):
+        if part.endswith(":") and part[:-1] in SCHEMES:
+            return part[:-1], *path.parts[i + 1 :]
+    return ()
+
+
 def is_twin(path: Path) -> bool:
     """True if the path is the local twin of an object in a bucket."""
-    return any(f"{scheme}:" in path.parts for scheme in SCHEMES)
+    return bool(url_parts(path))
 
 
 def shown(path: Path) -> str:
     """A path as the user gave it: a twin's URL."""
-    for i, part in enumerate(path.parts):
-        if part[:-1] in SCHEMES and part.endswith(":"):
-            return f"{part}//{'/'.join(path.parts[i + 1 :])}"
+    if is_twin(path):
+        scheme, *rest = url_parts(path)
+        return f"{scheme}://{'/'.join(rest)}"
     return str(path)
 
 

@@ -1,48 +1,50 @@
-"""A real server that speaks S3, on loopback, behind a proxy that counts and does harm."""
+"""Servers that speak what object stores speak, on loopback, behind a proxy that counts and does harm."""
 
 import contextlib
 import http.client
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
+
+from bucket_stores import GoogleStore, S3Store
 
 START_S = 60.0
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please slow down</Message></Error>"
 
-FULL = "ten-thousand"  # a bucket with as many trials; by way of the network writing them would take minutes
-FILL = f"""
-from moto.s3.models import s3_backends
-backend = s3_backends["123456789012"]["aws"]
-backend.create_bucket("{FULL}", "us-east-1")
-for i in range(10_000):
-    backend.put_object("{FULL}", f"runs/r/trials/{{i:016x}}/best.safetensors", b"")
-"""
-
-Harm = Callable[[str, str], str | None]  # of method and path: "slow", "reset", "half", "lost" or None
+Harm = Callable[[str, str], str | None]  # of method and path: what `do` knows, or None
 
 
 @dataclass
 class Proxy:
     """Stands before the server."""
 
-    address: str
-    requests: list[tuple[str, str]] = field(default_factory=list)
+    store: S3Store | GoogleStore
+    address: str = ""
+    requests: list[tuple[str, str]] = field(default_factory=list)  # method and path, without %
     harm: Harm = lambda method, path: None
     harmed: int = 0
+
+    @property
+    def scheme(self) -> str:
+        return self.store.scheme
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the client finds it."""
+        return self.store.environment(self.address)
 
     def count(self, method: str, part: str = "") -> int:
         return sum(one == method and part in path for one, path in self.requests)
 
     def listings(self) -> int:
-        return self.count("GET", "list-type=2")
+        return self.count("GET", self.store.listing)
 
     def outage(self, seconds: float, kind: str = "reset") -> None:
         """From now on everything fails, for so long."""
@@ -57,13 +59,14 @@ def _handler(proxy: Proxy, backend: tuple[str, int]) -> type[BaseHTTPRequestHand
 
         def do(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proxy.requests.append((self.command, self.path))
+            proxy.requests.append((self.command, unquote(self.path)))
             harm = proxy.harm(self.command, self.path)
             proxy.harmed += harm is not None
             if harm == "reset":
                 return self.reset()
-            if harm == "slow":
-                return self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+            if harm in ("slow", "401", "403"):
+                status, kind, data = proxy.store.refusal(harm, proxy.harmed)
+                return self.answer(status, [("Content-Type", kind)], data)
             if harm == "half":
                 with contextlib.suppress(OSError), socket.create_connection(backend) as half:
                     head = "".join(f"{k}: {v}\r\n" for k, v in self.headers.items() if k.lower() != "expect")
@@ -78,6 +81,13 @@ def _handler(proxy: Proxy, backend: tuple[str, int]) -> type[BaseHTTPRequestHand
             connection.close()
             if harm == "lost":  # done, and nobody hears of it
                 return self.reset()
+            if harm == "altered":
+                data = bytes([data[0] ^ 1]) + data[1:]
+            if harm == "cut":  # in the middle of the answer
+                with contextlib.suppress(OSError):
+                    self.answer(found.status, found.getheaders(), data[: len(data) // 2], str(len(data)))
+                    self.wfile.flush()
+                return self.reset()
             self.answer(found.status, found.getheaders(), data, found.getheader("Content-Length"))
 
         def answer(self, status: int, headers: Any, data: bytes, length: str | None = None) -> None:
@@ -85,9 +95,7 @@ def _handler(proxy: Proxy, backend: tuple[str, int]) -> type[BaseHTTPRequestHand
             for key, value in headers:
                 if key.lower() not in ("content-length", "transfer-encoding", "connection"):
                     self.send_header(key, value)
-            self.send_header(
-                "Content-Length", length if self.command == "HEAD" and length else str(len(data))
-            )
+            self.send_header("Content-Length", length or str(len(data)))
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)
@@ -120,30 +128,30 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Proxy]:
-    """Server and proxy, both on loopback."""
+def serve(scheme: str, folder: Path, *, trials: int = 0) -> Iterator[Proxy]:
+    """Server and proxy, both on loopback.
+
+    Args:
+        folder: an empty one, for what the server has from the start.
+        trials: so many in the bucket FULL.
+    """
     port = _free_port()
-    code = FILL + f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    proxy = Proxy({"s3": S3Store, "gs": GoogleStore}[scheme](port))
+    front = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, ("127.0.0.1", port)))
+    front.daemon_threads = True
+    proxy.address = f"http://127.0.0.1:{front.server_address[1]}"
+    command = proxy.store.command(proxy.address, folder, trials)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + START_S
         while time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.1)
-        proxy = Proxy("")
-        front = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, ("127.0.0.1", port)))
-        front.daemon_threads = True
-        proxy.address = f"http://127.0.0.1:{front.server_address[1]}"
-        assert urlsplit(proxy.address).port
         threading.Thread(target=front.serve_forever, daemon=True).start()
         yield proxy
         front.shutdown()
-        front.server_close()
     finally:
+        front.server_close()
         server.kill()
         server.wait()

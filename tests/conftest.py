@@ -1,5 +1,6 @@
-"""What tests share: a tiny data set in the Kaggle layout, made once."""
+"""What tests share: a tiny data set in the Kaggle layout, made once, what is trained on it, and object stores."""
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from kernel_machine import Machine
 
 import blend
 import launch
+from imet_ray import buckets
 from imet_ray.blending import fit, line
 from imet_ray.blending.members import Member
 from imet_ray.catalog import Catalog, read_catalog
@@ -201,3 +203,33 @@ def machine() -> Iterator[Machine]:
     found = Machine()
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def server(request, tmp_path_factory):
+    """A store behind a proxy, with as many trials in its bucket FULL as the module's TRIALS says."""
+    from bucket_server import serve  # with the clients, which few tests need
+
+    trials = getattr(request.module, "TRIALS", 0)
+    with serve(request.param, tmp_path_factory.mktemp("store"), trials=trials) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    """The server, with nothing harmed and nothing counted."""
+    for key, value in server.environment.items():
+        monkeypatch.setenv(key, value)
+    buckets.open_bucket.cache_clear()
+    server.requests.clear()
+    yield server
+    server.harm = lambda method, path: None
+    buckets.open_bucket.cache_clear()
+
+
+@pytest.fixture
+def bucket(proxy) -> str:
+    """A new bucket's name."""
+    name = f"b-{secrets.token_hex(4)}"
+    proxy.store.create(name)
+    return name

@@ -7,10 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from test_remote import proxy, server  # noqa: F401  (fixtures)
 
 from imet_ray import buckets
 from imet_ray.catalog import read_catalog
@@ -34,25 +32,27 @@ training_split(catalog, cache, Store(runs_at(runs, cache) / "r").packs).share(64
 
 
 @pytest.fixture
-def name(proxy) -> str:  # noqa: F811
+def name(proxy) -> str:
     """A new bucket."""
     name = f"d-{secrets.token_hex(4)}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    proxy.store.create(name)
     return name
 
 
 @pytest.fixture
-def url(name, proxy, tiny_root) -> str:  # noqa: F811
+def url(name, proxy, tiny_root) -> str:
     """The tiny data set in it."""
-    client = boto3.client("s3")
-    for path in tiny_root.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), name, f"a/tiny/{path.relative_to(tiny_root)}")
-    proxy.requests.clear()
-    return f"s3://{name}/a/tiny"
+    files = [path for path in tiny_root.rglob("*") if path.is_file()]
+    proxy.store.put(name, {f"a/tiny/{path.relative_to(tiny_root)}": path.read_bytes() for path in files})
+    return f"{proxy.scheme}://{name}/a/tiny"
 
 
-def pictures(proxy) -> int:  # noqa: F811
+@pytest.fixture
+def runs(name, proxy) -> str:
+    return f"{proxy.scheme}://{name}/runs"
+
+
+def pictures(proxy) -> int:
     return proxy.count("GET", "/a/tiny/train/")
 
 
@@ -62,21 +62,20 @@ def test_a_data_set_in_a_bucket_is_the_one_that_lies_in_a_folder(url, tmp_path, 
     assert found.test_digest == tiny_catalog.test_digest
 
 
-def test_it_is_fetched_once(url, tmp_path, proxy):  # noqa: F811
+def test_it_is_fetched_once(url, tmp_path, proxy):
     resolve_data(url, cache=tmp_path)
     proxy.requests.clear()
     resolve_data(url, cache=tmp_path)
     assert len(proxy.requests) == proxy.listings() == 1
 
 
-def test_what_changed_or_was_damaged_or_deleted_is_mended(url, name, tmp_path, proxy):  # noqa: F811
+def test_what_changed_or_was_damaged_or_deleted_is_mended(url, name, tmp_path, proxy):
     root = resolve_data(url, cache=tmp_path)
     first, second, third = sorted((root / "train").iterdir())[:3]
     whole = second.read_bytes()
     second.write_bytes(whole[:-1])
-    client = boto3.client("s3")
-    client.put_object(Bucket=name, Key=f"a/tiny/train/{first.name}", Body=b"x" * first.stat().st_size)
-    client.delete_object(Bucket=name, Key=f"a/tiny/train/{third.name}")
+    proxy.store.put(name, {f"a/tiny/train/{first.name}": b"x" * first.stat().st_size})
+    proxy.store.delete(name, f"a/tiny/train/{third.name}")
     proxy.requests.clear()
     resolve_data(url, cache=tmp_path)
     assert set(first.read_bytes()) == {ord("x")}
@@ -85,7 +84,7 @@ def test_what_changed_or_was_damaged_or_deleted_is_mended(url, name, tmp_path, p
     assert pictures(proxy) == 2
 
 
-def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):  # noqa: F811
+def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE_S", 0.2)
     proxy.harm = lambda method, path: "slow" if pictures(proxy) > 60 else None
     with pytest.raises(StoreError):
@@ -98,8 +97,8 @@ def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):  # n
     assert pictures(proxy) == 90 - here
 
 
-def test_ten_at_once_on_a_cold_node_make_one_copy(url, name, tmp_path, proxy):  # noqa: F811
-    argv = [sys.executable, "-c", FETCH, url, f"s3://{name}/runs", str(tmp_path)]
+def test_ten_at_once_on_a_cold_node_make_one_copy(url, name, tmp_path, proxy):
+    argv = [sys.executable, "-c", FETCH, url, f"{proxy.scheme}://{name}/runs", str(tmp_path)]
     with ThreadPoolExecutor(10) as pool:
         done = list(
             pool.map(lambda i: subprocess.run(argv, check=False, capture_output=True, text=True), range(10))
@@ -109,32 +108,31 @@ def test_ten_at_once_on_a_cold_node_make_one_copy(url, name, tmp_path, proxy):  
     assert len(list(tmp_path.glob("packs/*-train-64"))) == 1
 
 
-def test_a_pack_is_decoded_once_and_copied_to_other_nodes(url, name, tmp_path):
+def test_a_pack_is_decoded_once_and_copied_to_other_nodes(url, runs, tmp_path):
     first, second = Cache(tmp_path / "a"), Cache(tmp_path / "b")
     catalog = read_catalog(resolve_data(url, cache=first.root))
-    made = split_of(catalog, first, name)
+    made = split_of(catalog, first, runs)
     made.share(64)
     shutil.rmtree(tmp_path / "a" / "datasets")  # a node that has no pictures
-    copied = split_of(catalog, second, name).pack(64)
+    copied = split_of(catalog, second, runs).pack(64)
     assert copied.path.is_relative_to(tmp_path / "b")
     assert all(np.array_equal(copied[i], made.pack(64)[i]) for i in range(len(copied)))
 
 
 @pytest.mark.parametrize("harm", ["altered", "cut", "unmarked"])
-def test_a_pack_that_is_not_what_was_shared_is_not_taken(url, name, tmp_path, caplog, harm):
+def test_a_pack_that_is_not_what_was_shared_is_not_taken(url, runs, name, proxy, tmp_path, harm):
     first, second = Cache(tmp_path / "a"), Cache(tmp_path / "b")
     catalog = read_catalog(resolve_data(url, cache=first.root))
-    made = split_of(catalog, first, name)
+    made = split_of(catalog, first, runs)
     made.share(64)
-    client = boto3.client("s3")
     key = f"runs/_packs/{made.pack(64).path.name}"
-    data = client.get_object(Bucket=name, Key=key)["Body"].read()
+    data = proxy.store.read(name, key)
     if harm == "unmarked":
-        client.delete_object(Bucket=name, Key=f"{key}.sha256")
+        proxy.store.delete(name, f"{key}.sha256")
     else:
         bad = data[: len(data) // 2] if harm == "cut" else bytes([data[0] ^ 1]) + data[1:]
-        client.put_object(Bucket=name, Key=key, Body=bad)
-    again = split_of(catalog, second, name).pack(64)  # decoded
+        proxy.store.put(name, {key: bad})
+    again = split_of(catalog, second, runs).pack(64)  # decoded
     assert again.path.read_bytes() == data
 
 
@@ -142,23 +140,24 @@ def test_a_run_on_this_machine_shares_no_packs(tmp_path):
     assert Store(tmp_path / "runs" / "r").packs is None
 
 
-def test_where_nothing_lies_it_says_so(name, tmp_path):
-    with pytest.raises(ConfigError, match=f"nothing lies at s3://{name}/nowhere"):
-        resolve_data(f"s3://{name}/nowhere", cache=tmp_path)
+def test_where_nothing_lies_it_says_so(name, proxy, tmp_path):
+    with pytest.raises(ConfigError, match=f"nothing lies at {proxy.scheme}://{name}/nowhere"):
+        resolve_data(f"{proxy.scheme}://{name}/nowhere", cache=tmp_path)
 
 
-def test_a_key_that_is_no_path_is_refused(url, name, tmp_path):
-    boto3.client("s3").put_object(Bucket=name, Key="a/tiny/../../x", Body=b"")
+def test_a_key_that_is_no_path_is_refused(url, name, proxy, tmp_path):
+    proxy.store.put(name, {"a/tiny/../../x": b""})
     with pytest.raises(DataError, match="no path"):
         resolve_data(url, cache=tmp_path / "c")
     assert not list(tmp_path.rglob("x"))
 
 
-def split_of(catalog, cache: Cache, name: str):
-    return training_split(catalog, cache, Store(runs_at(f"s3://{name}/runs", cache) / "r").packs)
+def split_of(catalog, cache: Cache, runs: str):
+    return training_split(catalog, cache, Store(runs_at(runs, cache) / "r").packs)
 
 
-def test_the_password_of_a_data_url_is_not_repeated(tmp_path):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_the_password_of_a_data_url_is_not_repeated(tmp_path, scheme):
     with pytest.raises(ConfigError, match="without user, password") as found:
-        resolve_data("s3://me:hunter2@bucket/x", cache=Path(tmp_path))
+        resolve_data(f"{scheme}://me:hunter2@bucket/x", cache=Path(tmp_path))
     assert "hunter2" not in str(found.value)

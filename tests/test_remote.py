@@ -1,15 +1,12 @@
-"""Run directories in a bucket, over a real S3 server with the official client, and the harm that happens on the way."""
+"""Run directories in a bucket, over servers with the official clients, and the harm that happens on the way."""
 
 import logging
-import os
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from bucket_server import FULL, Proxy, serve
+from bucket_stores import FULL
 
 from imet_ray import buckets, lease
 from imet_ray.errors import ConfigError, StoreError
@@ -19,46 +16,16 @@ from imet_ray.results import TrialResult, read_result, write_result
 from imet_ray.store import Cache, Store, newest_run, open_run, runs_at
 from imet_ray.writing import SupersededError, remove, shown, size_of, write_json, write_text
 
-ACCOUNT = {
-    "AWS_ACCESS_KEY_ID": "ours",
-    "AWS_SECRET_ACCESS_KEY": "tell-nobody",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Proxy]:
-    with serve() as proxy:
-        yield proxy
+WRITES = ("PUT", "POST")
+TRIALS = 10_000  # in the bucket FULL
 
 
 @pytest.fixture
-def proxy(server, monkeypatch) -> Iterator[Proxy]:
-    """The server, with nothing harmed and nothing counted."""
-    for key, value in (ACCOUNT | {"AWS_ENDPOINT_URL": server.address}).items():
-        monkeypatch.setenv(key, value)
-    buckets.open_bucket.cache_clear()
-    yield server
-    server.harm = lambda method, path: None
-    buckets.open_bucket.cache_clear()
-
-
-@pytest.fixture
-def bucket(proxy) -> str:
-    """A new bucket's name."""
-    name = f"b-{secrets.token_hex(4)}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    proxy.requests.clear()
-    return name
-
-
-@pytest.fixture
-def on_node(bucket, tmp_path):
+def on_node(bucket, proxy, tmp_path):
     """The run `r` as a node of that name sees it."""
 
     def _on_node(node: str) -> Store:
-        return Store(runs_at(f"s3://{bucket}/runs", Cache(tmp_path / node)) / "r")
+        return Store(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")
 
     return _on_node
 
@@ -124,12 +91,13 @@ def test_the_newer_writer_goes_on_where_the_older_ones_write_came_between(on_nod
 
 @pytest.mark.parametrize("harm", ["slow", "reset", "half", "lost"])
 @pytest.mark.parametrize("name", ["last.pt", "result.json"])
-def test_a_write_that_is_disturbed_is_whole_in_the_end(on_node, proxy, harm, name):
+def test_a_write_that_is_disturbed_is_whole_in_the_end(on_node, proxy, monkeypatch, harm, name):
+    monkeypatch.setattr(buckets, "PAUSE_S", (0.1, 1.0))
     here, there = on_node("a").trial("t"), on_node("b").trial("t")
     here.fetch_all()
     here.acquire()
     left = [harm] * 5
-    proxy.harm = lambda method, path: left.pop() if left and method == "PUT" else None
+    proxy.harm = lambda method, path: left.pop() if left and method in WRITES else None
     write_text(here.root / name, "x" * 100_000)
     assert not left
     there.fetch_all()
@@ -141,7 +109,7 @@ def test_half_an_upload_is_never_taken_for_a_whole_one(on_node, proxy, monkeypat
     here, there = on_node("a").trial("t"), on_node("b").trial("t")
     write_text(here.result, "old" * 1000)
     monkeypatch.setattr(buckets, "PATIENCE_S", 0.5)
-    proxy.harm = lambda method, path: harm if method == "PUT" else None
+    proxy.harm = lambda method, path: harm if method in WRITES else None
     with pytest.raises(StoreError):
         write_text(here.result, "new" * 100_000)
     proxy.harm = lambda method, path: None
@@ -171,13 +139,14 @@ def test_an_outage_of_some_seconds_loses_nothing(on_node, proxy, caplog):
 def test_an_outage_without_an_end_is_one_line(on_node, proxy, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE_S", 1.0)
     proxy.harm = lambda method, path: "slow"
-    with pytest.raises(StoreError, match=r"s3://b-\w+ has not answered for 1 s \(SlowDown\)") as found:
+    expected = rf"^{proxy.scheme}://b-\w+ has not answered for 1 s \({proxy.store.slow}\)"
+    with pytest.raises(StoreError, match=expected) as found:
         on_node("a").fetch()
     assert "\n" not in str(found.value)
 
 
 def test_ten_thousand_trials_are_one_paged_listing(proxy, tmp_path):
-    runs = runs_at(f"s3://{FULL}/runs", Cache(tmp_path))
+    runs = runs_at(f"{proxy.scheme}://{FULL}/runs", Cache(tmp_path))
     proxy.requests.clear()
     Store(runs / "r").fetch()
     assert len(proxy.requests) == proxy.listings() == 10  # pages of 1,000
@@ -207,18 +176,18 @@ def test_a_machine_without_anything_reads_an_index_and_what_is_newer(on_node, pr
     assert states == ["complete"] * 7 + ["stopped"] * 293
 
 
-def test_a_damaged_index_is_no_harm(on_node, bucket):
+def test_a_damaged_index_is_no_harm(on_node, bucket, proxy):
     here, there = on_node("a"), on_node("b")
     for i in range(300):
         write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
-    boto3.client("s3").put_object(Bucket=bucket, Key="runs/r/small.index", Body=b"half")
+    proxy.store.put(bucket, {"runs/r/small.index": b"half"})
     there.fetch()
     assert read_result(there.trial("t299")).status == "complete"
 
 
-def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket, tmp_path):
-    runs = runs_at(f"s3://{bucket}/runs", Cache(tmp_path / "x"))
-    with pytest.raises(ConfigError, match=f"no run in s3://{bucket}/runs"):
+def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket, proxy, tmp_path):
+    runs = runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / "x"))
+    with pytest.raises(ConfigError, match=f"no run in {proxy.scheme}://{bucket}/runs"):
         newest_run(runs)
     write_json(on_node("a").experiment, {})
     assert newest_run(runs).root.name == "r"
@@ -232,10 +201,10 @@ def test_sizes_are_known_without_reading(on_node):
     assert size_of(on_node("b").trial("u").best) is None
 
 
-def test_a_key_that_leads_out_of_the_run_is_left_alone(on_node, bucket, tmp_path):
-    client = boto3.client("s3")
-    for key in ("runs/r/../../../spec.json", "runs/r//etc/spec.json", "runs/r/trials/./spec.json"):
-        client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+def test_a_key_that_leads_out_of_the_run_is_left_alone(on_node, bucket, proxy, tmp_path):
+    keys = ("runs/r/../../../spec.json", "runs/r//etc/spec.json", "runs/r/trials/./spec.json")
+    proxy.store.put(bucket, dict.fromkeys(keys, b"{}"))
+    assert set(proxy.store.keys(bucket)) == set(keys)
     on_node("a").fetch()
     assert not list(tmp_path.rglob("spec.json"))
 
@@ -248,7 +217,9 @@ def test_a_key_that_leads_out_of_the_run_is_left_alone(on_node, bucket, tmp_path
         ("s3:///x", "no bucket in"),
         ("s3://bucket/../x", "'..'"),
         ("ftp://bucket/x", "not ftp://"),
-        ("gs://bucket/x", "not gs://"),
+        ("gs://me:hunter2@bucket/x", "without user, password"),
+        ("gs://bucket/x/s3:/y", "':' parts"),
+        ("az://bucket/x", "--runs takes a path, s3:// or gs://, not az://"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_and_its_password_not_repeated(tmp_path, url, expected):
@@ -257,23 +228,26 @@ def test_a_url_that_cannot_be_meant_is_refused_and_its_password_not_repeated(tmp
     assert "hunter2" not in str(found.value)
 
 
-def test_a_twin_is_shown_as_its_url(tmp_path):
-    assert shown(runs_at("s3://bucket/a/b", Cache(tmp_path)) / "r") == "s3://bucket/a/b/r"
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_twin_is_shown_as_its_url(tmp_path, scheme):
+    assert shown(runs_at(f"{scheme}://bucket/a/b", Cache(tmp_path)) / "r") == f"{scheme}://bucket/a/b/r"
     assert runs_at("a/b", Cache(tmp_path)) == Path("a/b")
 
 
 def test_a_bucket_that_is_not_there_is_one_line(proxy, tmp_path):
-    with pytest.raises(ConfigError, match="there is no bucket s3://nobodys-own"):
-        Store(runs_at("s3://nobodys-own/runs", Cache(tmp_path)) / "r").fetch()
+    with pytest.raises(ConfigError, match=f"there is no bucket {proxy.scheme}://nobodys-own"):
+        Store(runs_at(f"{proxy.scheme}://nobodys-own/runs", Cache(tmp_path)) / "r").fetch()
 
 
 def test_without_credentials_it_says_so(proxy, tmp_path, monkeypatch):
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(key)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    with pytest.raises(ConfigError, match="aws configure"):
-        Store(runs_at("s3://bucket/runs", Cache(tmp_path)) / "r").fetch()
+    for key, value in proxy.store.no_credentials.items():
+        if value:
+            monkeypatch.setenv(key, value)
+        else:
+            monkeypatch.delenv(key, raising=False)
+    with pytest.raises(ConfigError, match=proxy.store.ways_in) as found:
+        Store(runs_at(f"{proxy.scheme}://bucket/runs", Cache(tmp_path)) / "r").fetch()
+    assert "\n" not in str(found.value)
 
 
 @pytest.fixture
@@ -325,3 +299,16 @@ def test_the_studies_go_to_the_bucket_and_what_is_newer_here_is_kept(on_node):
     there.publish_journal()
     here.fetch(owner=True)
     assert here.journal.read_text() == "one\nother\n"
+
+
+@pytest.mark.parametrize("harm", ["slow", "reset", "cut"])
+def test_a_read_that_is_disturbed_is_whole_in_the_end(on_node, proxy, monkeypatch, harm):
+    monkeypatch.setattr(buckets, "PAUSE_S", (0.1, 1.0))
+    text = secrets.token_hex(500_000)
+    write_text(on_node("a").trial("t").best, text)
+    left = [harm] * 5
+    proxy.harm = lambda method, path: left.pop() if left and method == "GET" and "best" in path else None
+    there = on_node("b").trial("t")
+    there.fetch(there.best)
+    assert not left
+    assert there.best.read_text() == text

@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pytest
-from bucket_server import serve
-from test_remote import ACCOUNT
+from bucket_server import Proxy
+from bucket_stores import S3Store
 
 from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
@@ -26,8 +25,8 @@ base: {architecture: test_resnet, weights: none, image_size: 128, epochs: 4, bat
 variants: [{name: a}]
 search: {dropout: {low: 0.0, high: 0.5}}
 """
-URL = "s3://shared/iMet/runs"
 OUTAGE_S = 30  # of the store, while the second machine trains
+BEFORE = 20  # writes until then
 PATIENCE = 240  # seconds for anything to happen
 
 
@@ -35,6 +34,7 @@ PATIENCE = 240  # seconds for anything to happen
 class Story:
     """What was seen on the way."""
 
+    url: str  # of the runs
     before: dict[str, list[float]]  # seconds of each epoch that was in the bucket at the kill, by trial
     complete: set[str]  # trials with a result by then
     end: subprocess.CompletedProcess
@@ -53,22 +53,23 @@ def epochs(store: Store) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def story(tiny_root, tmp_path_factory) -> Story:
+def story(server: Proxy, tiny_root, tmp_path_factory) -> Story:
     folder = tmp_path_factory.mktemp("bucket")
     (folder / "space.yml").write_text(SPACE)
     caches = [folder / name for name in ("first", "second", "third")]
-    with serve() as proxy, pytest.MonkeyPatch.context() as patch:
-        for key, value in (ACCOUNT | {"AWS_ENDPOINT_URL": proxy.address}).items():
+    proxy, url = server, f"{server.scheme}://shared/iMet/runs"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in proxy.environment.items():
             patch.setenv(key, value)
-        boto3.client("s3").create_bucket(Bucket="shared")
+        proxy.store.create("shared")
 
         def command(program: str, *options: str, cache: Path) -> list[str]:
-            return [sys.executable, program, *options, "--runs", URL, "--name", "r", "--cache", str(cache)]
+            return [sys.executable, program, *options, "--runs", url, "--name", "r", "--cache", str(cache)]
 
         what = ["--sweep", "--space", str(folder / "space.yml"), "--data", str(tiny_root)]
         environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
         how = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        seen = Store(runs_at(URL, Cache(caches[2])) / "r")
+        seen = Store(runs_at(url, Cache(caches[2])) / "r")
         driver = subprocess.Popen(command("launch.py", *what, cache=caches[0]), **how)
         try:
             until = time.time() + PATIENCE
@@ -81,13 +82,13 @@ def story(tiny_root, tmp_path_factory) -> Story:
             driver.communicate()
         before = epochs(seen)
         complete = {trial.trial_id for trial in seen.begun_trials() if read_result(trial) is not None}
-        calls, back = 0, None
+        calls, writes, back = 0, 0, None
 
         def harm(method: str, path: str) -> str | None:
-            """Every seventh request fails, one way or another; from the first epoch on all do, for a while."""
-            nonlocal calls, back
-            calls += 1
-            if back is None and method == "PUT" and path.endswith("last.pt"):
+            """Every seventh request fails, one way or another; while it trains all do, for a while."""
+            nonlocal calls, writes, back
+            calls, writes = calls + 1, writes + (method in ("PUT", "POST"))
+            if back is None and writes == BEFORE:
                 back = time.monotonic() + OUTAGE_S
             if back is not None and time.monotonic() < back:
                 return "reset"
@@ -102,6 +103,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         proxy.harm = lambda method, path: None
         epochs(seen)
         return Story(
+            url=url,
             before=before,
             complete=complete,
             end=end,
@@ -110,7 +112,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
             blend=run(command("blend.py", "--method", "uniform", "--out", "again", cache=caches[2])),
             harmed=proxy.harmed,
             outage=back is not None,
-            keys=[e["Key"] for e in boto3.client("s3").list_objects_v2(Bucket="shared")["Contents"]],
+            keys=proxy.store.keys("shared"),
             caches=caches,
         )
 
@@ -118,7 +120,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
 def test_another_machine_brings_the_sweep_to_its_end(story):
     assert story.end.returncode == 0, story.end.stdout
     assert "finished in" in story.end.stdout
-    assert f"run     {URL}/r" in story.end.stdout
+    assert f"run     {story.url}/r" in story.end.stdout
     assert story.harmed > 5
     assert story.outage
 
@@ -164,7 +166,7 @@ def test_the_bucket_holds_the_artefacts_and_no_rubbish(story):
 
 
 def test_no_credentials_are_in_any_file_or_on_the_terminal(story):
-    secret = ACCOUNT["AWS_SECRET_ACCESS_KEY"]
+    secret = S3Store.secret
     for said in (story.end, story.status, story.blend):
         assert secret not in said.stdout
     for cache in story.caches:

@@ -15,7 +15,8 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     """The directory of a data set, made or fetched now if it is not there.
 
     Args:
-        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, s3://BUCKET/FOLDER, or a directory.
+        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, or a
+            directory.
         cache: where generated and fetched data sets are kept.
         source: openclipart's unpacked packages.
 

@@ -22,7 +22,7 @@ from imet_ray.buckets import THREADS, Bucket, Entry, open_bucket
 from imet_ray.errors import ConfigError, DataError
 from imet_ray.reading import read_json
 from imet_ray.remote import local_twin, md5_of
-from imet_ray.writing import disk_error, shown, write_json
+from imet_ray.writing import disk_error, shown, url_parts, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
     """Make a directory below `folder` what the bucket has; processes that ask at once share one fetch.
 
     Args:
-        url: s3://BUCKET/FOLDER.
+        url: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
         progress: draw a bar, if stderr is a terminal.
 
     Raises:
@@ -41,8 +41,8 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
         StoreError: if the bucket does not answer, or the disk is full.
     """
     place = local_twin(url, Path("/"))  # checks it
-    name, *parts = place.parts[2:]
-    bucket, prefix = open_bucket(name), "".join(f"{part}/" for part in parts)
+    scheme, name, *parts = url_parts(place)
+    bucket, prefix = open_bucket(scheme, name), "".join(f"{part}/" for part in parts)
     tag = hashlib.sha256(shown(place).encode()).hexdigest()[:8]
     root = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', (parts or [name])[-1])[-40:]}-{tag}"
     with _alone(root):
