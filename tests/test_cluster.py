@@ -147,7 +147,8 @@ def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamesp
         pack_short_side=64,
     )
     config = {"phase": phase, "spec": spec.model_dump_json()}
-    return SimpleNamespace(trial_id=name, config=config, error_file=None, last_result=None, num_failures=1)
+    deaths = {"error_file": None, "last_result": None, "num_failures": 1, "max_failures": 3}
+    return SimpleNamespace(trial_id=name, config=config, **deaths)
 
 
 def judge(asha, trial, epoch, f2) -> str:

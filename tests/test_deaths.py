@@ -71,10 +71,21 @@ def test_a_trial_that_does_not_come_on_is_given_up(trial):
     for _ in range(WORKER_DEATHS + 1):
         went_on.append(trial.die(MEMORY))
         found.note(trial)
+        assert (found.reason("t") is None) == went_on[-1]
     assert went_on == [True] * WORKER_DEATHS + [False]
     assert found.reason("t").startswith(
         f"{WORKER_DEATHS + 1} times without an epoch in between: out of memory"
     )
+
+
+def test_a_trial_that_came_on_since_its_last_chance_is_not_given_up(trial):
+    found = Deaths()
+    for _ in range(WORKER_DEATHS):
+        trial.die(KILLED)
+        found.note(trial)
+    assert not trial.die(KILLED, epoch=1)  # Tune's view
+    found.note(trial)
+    assert found.reason("t") is None
 
 
 def test_a_trial_that_comes_on_between_deaths_is_not_given_up(trial):

@@ -69,6 +69,13 @@ def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
     )
 
 
+def wear_out(searcher) -> None:
+    """All chances of the trial are gone."""
+    deaths = searcher.deaths
+    deaths.causes["tune"], deaths.counts["tune"] = "out of memory", 4
+    deaths.worn_out.add("tune")
+
+
 def train(store, trial_id, *scores) -> None:
     """An epoch for each score, and no result."""
     rows = [
@@ -155,7 +162,7 @@ def test_a_stopped_trial_that_went_on_and_was_cut_short_counts_its_new_epochs(se
 def test_a_trial_whose_worker_died_too_often_has_failed(searcher, store, policy):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3)
-    searcher.deaths.causes["tune"], searcher.deaths.counts["tune"] = "out of memory", 4
+    wear_out(searcher)
     searcher.on_trial_complete("tune", error=True)
     assert [(found.trial_id, why) for found, why in failures(store)] == [
         (spec.trial_id, "4 times without an epoch in between: out of memory")
@@ -163,8 +170,20 @@ def test_a_trial_whose_worker_died_too_often_has_failed(searcher, store, policy)
     assert states(policy) == ["FAIL"]
 
 
+def test_a_trial_that_tune_gave_up_before_it_was_worn_out_is_trained_on_by_another(searcher, store, policy):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3)
+    searcher.on_trial_complete(
+        "tune", error=True
+    )  # it waited for a worker when Tune heard of the death again
+    assert read_result(store.trial(spec.trial_id)) is None
+    assert suggested(searcher, "again") == spec
+    assert states(policy)[0] == "RUNNING"
+
+
 def test_a_trial_whose_worker_died_before_it_wrote_anything_is_listed_as_failed(searcher, store):
     config = searcher.suggest("tune")
+    wear_out(searcher)
     searcher.on_trial_complete("tune", error=True)
     assert [spec.model_dump_json() for spec, _ in failures(store)] == [config["spec"]]
 

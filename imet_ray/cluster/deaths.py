@@ -29,6 +29,7 @@ class Deaths:
     def __init__(self) -> None:
         self.causes: dict[str, str] = {}  # of the last death, by Tune's trial id
         self.counts: dict[str, int] = {}  # of deaths without an epoch in between
+        self.worn_out: set[str] = set()  # Tune's ids of trials that have had their chances
         self._epochs: dict[str, int] = {}  # at the last death
         self._failures: dict[str, int] = {}  # as Tune counts, at the last death
 
@@ -48,9 +49,17 @@ class Deaths:
         self._epochs[trial.trial_id] = epoch
         if came_on or (cause.startswith(LOST) and count < NODE_LOSSES):
             trial.max_failures = trial.num_failures + WORKER_DEATHS
+        elif trial.num_failures > trial.max_failures:
+            self.worn_out.add(trial.trial_id)
 
-    def reason(self, trial_id: str) -> str:
-        """Why a trial was given up."""
+    def reason(self, trial_id: str) -> str | None:
+        """Why a trial that Tune has given up is given up; None if it is not.
+
+        Tune also gives up a trial of whose death it hears again while it waits for its next worker, or one that came on
+        since its third death.
+        """
+        if trial_id not in self.worn_out:
+            return None
         count = self.counts.get(trial_id, WORKER_DEATHS + 1)
         return f"{count} times without an epoch in between: {self.causes.get(trial_id, 'its worker died')}"
 

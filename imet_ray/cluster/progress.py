@@ -121,9 +121,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         """A trial's worker died, and it waits for another."""
         running = self.running.get(trial.trial_id)
         if running is not None:
-            after = f"after epoch {running.epoch}" if running.epoch else "in its first epoch"
-            cause = self.deaths.causes.get(trial.trial_id, "its worker died")
-            self._say(running, f"interrupted {after}: {cause}; another goes on")
+            self._say(running, self._interrupted(trial.trial_id, running))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by early stopping."""
@@ -149,8 +147,15 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s += running.training_s
         self.held_s += now - running.started
         result = read_result(self.policy.store.trial(running.spec.trial_id))
-        self._say(running, _outcome(result, running))
+        interrupted = self._interrupted(trial.trial_id, running)
+        self._say(running, interrupted if result is None else _outcome(result))
         self.refresh()
+
+    def _interrupted(self, trial_id: str, running: _Running) -> str:
+        """After what, by what."""
+        after = f"after epoch {running.epoch}" if running.epoch else "in its first epoch"
+        cause = self.deaths.causes.get(trial_id)
+        return f"interrupted {after}{f': {cause}; another goes on' if cause else ''}"
 
     def _say(self, running: _Running, what: str) -> None:
         """One line that stays."""
@@ -218,9 +223,7 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _outcome(result: TrialResult | None, running: _Running) -> str:
-    if result is None:
-        return "interrupted"
+def _outcome(result: TrialResult) -> str:
     if result.status == "failed":
         return f"FAILED: {result.reason}"
     assert result.f2 is not None

@@ -104,7 +104,9 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         if ours is None or self.stopper.fault is not None or (result or {}).get("fatal"):
             return
         with self._faults():
-            self._record(ours, self.deaths.reason(trial_id) if error else None)
+            worn_out = self.deaths.reason(trial_id)
+            if worn_out is not None or not error:  # else another worker goes on with it
+                self._record(ours, worn_out)
             self.policy.done(ours)
             self.save_studies()
         self.on_change()
