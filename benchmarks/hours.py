@@ -1,6 +1,6 @@
 """Training hours that promoting the best set of hparams, and ASHA, save against training all sets on all folds.
 
-    uv run python -m benchmarks.hours [--folds 5] [--epochs 4] [--trials-per-variant 4] [--variants 2]
+    uv run python -m benchmarks.hours [--folds 5] [--epochs 4] [--trials-per-variant 4] [--variants 2]    half an hour
 
 One space with one seed, swept three times by `launch.py --sweep`, each in a process of its own: as users run it (all
 sets on the search fold under ASHA, the best one promoted to the other folds); without ASHA; and, the peer, with all
@@ -8,9 +8,9 @@ sets trained to the end on all folds, the best mean taken. The first sets of a s
 ones learn from scores: there is no ratio for sweeps that did not try the same sets.
 
 Slot time: the seconds of all epochs with their evaluation, from the store; of a CPU, or of a GPU where there is one.
-Other work on the machine moves it, so each sweep is also charged the peer's seconds an epoch of the same trial. Wall
-time is the whole command's. Nested F2 favours the peer, whose sets were picked on all of the folds that are scored; on
-the test pictures nothing was picked. Intervals are 95 % over pictures, differences paired.
+Other work on the machine moves it and the wall time, which is the whole command's; it does not move the epochs.
+Nested F2 favours the peer, whose sets were picked on all of the folds that are scored; on the test pictures nothing
+was picked. Intervals are 95 % over pictures, differences paired.
 """
 
 import argparse
@@ -66,12 +66,6 @@ class Swept:
     @property
     def epochs(self) -> int:
         return sum(len(trial.rows) for trial in self.trials)
-
-
-def charged(trials: list[TrialStatus], peer: list[TrialStatus]) -> float:
-    """Seconds of the epochs of `trials`, each as long as it took the same trial of `peer`."""
-    price = {trial.spec.trial_id: trial.seconds / len(trial.rows) for trial in peer if trial.rows}
-    return sum(len(trial.rows) * price[trial.spec.trial_id] for trial in trials)
 
 
 def refuse_others(trials: list[TrialStatus], peer: list[TrialStatus], fold: int) -> None:
@@ -201,13 +195,12 @@ def main() -> None:
             )
     peer = swept.pop(PEER)
     for name, found in swept.items():
-        slots, wall = peer.seconds / found.seconds, peer.wall_s / found.wall_s
         same = sum(found.members[variant] == trials for variant, trials in peer.members.items())
-        print(f"\n{PEER}, over {name}:")
         print(
-            f"  slot time {slots:.2f}, {peer.seconds / charged(found.trials, peer.trials):.2f} at the same seconds "
-            f"an epoch; wall {wall:.2f}; the same set picked for {same} of {len(peer.members)} variants"
+            f"\n{PEER}, over {name}: epochs {peer.epochs / found.epochs:.2f}, "
+            f"slot time {peer.seconds / found.seconds:.2f}, wall {peer.wall_s / found.wall_s:.2f}"
         )
+        print(f"  the same set was picked for {same} of {len(peer.members)} variants")
         print(f"  nested F2 {verdict(found.nested, peer.nested)}")
         if found.test is not None and peer.test is not None:
             print(f"  test F2   {verdict(found.test, peer.test)}")

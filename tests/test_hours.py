@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.hours import Swept, charged, refuse_others
+from benchmarks.hours import Swept, refuse_others
 from imet_ray.curves import ended_trials
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec, Variant
@@ -11,7 +11,7 @@ from imet_ray.store import Store
 from imet_ray.writing import write_json, write_json_lines
 
 
-def swept(store, sets, *, seconds=10.0) -> list[TrialStatus]:
+def swept(store, sets) -> list[TrialStatus]:
     """The trials of a sweep: (dropout, fold) and the epochs trained, of 4."""
     for (dropout, fold), epochs in sets.items():
         spec = TrialSpec(
@@ -26,7 +26,7 @@ def swept(store, sets, *, seconds=10.0) -> list[TrialStatus]:
         )
         trial = store.trial(spec.trial_id)
         write_json(trial.spec, spec.model_dump(mode="json"))
-        write_json_lines(trial.metrics, [{"seconds": seconds, "evaluate_s": 2.0, "f2": 0.5}] * epochs)
+        write_json_lines(trial.metrics, [{"seconds": 10.0, "evaluate_s": 2.0, "f2": 0.5}] * epochs)
         status = "complete" if epochs == 4 else "stopped"
         write_result(trial, TrialResult(trial_id=spec.trial_id, status=status, f2=0.5, epochs=epochs))
     return ended_trials(store)
@@ -36,12 +36,6 @@ def test_a_sweep_took_the_seconds_of_all_epochs_with_their_evaluation_of_stopped
     trials = swept(Store(tmp_path), {(0.1, 0): 1, (0.2, 0): 4})
     found = Swept(trials, 0.0, {}, None, None)
     assert (len(found.trials), found.epochs, found.seconds) == (2, 5, 5 * 12.0)
-
-
-def test_a_sweep_is_charged_what_its_peer_took_for_the_same_epochs(tmp_path):
-    ours = swept(Store(tmp_path / "ours"), {(0.1, 0): 1, (0.2, 0): 4}, seconds=99.0)
-    peer = swept(Store(tmp_path / "peer"), {(0.1, 0): 4, (0.1, 1): 4, (0.2, 0): 4, (0.2, 1): 4})
-    assert charged(ours, peer) == pytest.approx(5 * 12.0)
 
 
 def test_sweeps_of_the_same_sets_may_be_compared_whatever_the_other_folds(tmp_path):
