@@ -269,8 +269,8 @@ def test_a_full_disk_on_one_node_stops_the_sweep_with_one_line_that_names_the_no
     assert story.full.returncode != 0
     errors = [line for line in (story.full.stdout + story.full.stderr).splitlines() if "error: " in line]
     assert len(errors) == 1, story.full.stdout
-    assert "disk full while writing" in errors[0]
-    assert "cache" in errors[0]
+    assert "/cache/packs/" in errors[0]
+    assert "free some space" in errors[0]
     assert "h1, 10.77." in errors[0]
 
 
