@@ -22,7 +22,7 @@ from imet_ray.reading import read_arrays, read_json_lines
 from imet_ray.results import TrialResult, read_result, read_spec, standings
 from imet_ray.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SPACE = """
 n_folds: 3

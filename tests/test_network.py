@@ -22,7 +22,7 @@ from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
 from imet_ray.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).with_name("ray")
@@ -34,7 +34,7 @@ grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
 CUT_S = 60  # seconds that a node is unplugged
-PATIENCE = 120  # seconds for anything to happen
+PATIENCE = 240  # seconds for anything to happen
 
 
 Done = subprocess.CompletedProcess
