@@ -7,8 +7,8 @@ happens: kill -9 of a trial's worker, of a loader, of a raylet, of a whole node,
 notice (`benchmarks.faults`). A lost node is replaced; after a lost head or driver the same command is given again.
 When a sweep ends another begins, with other seeds, until the time is over. Then each is run once more, undisturbed.
 
-Printed, of each kind: how often, the trials that it hit, the trials that lost an epoch that was written (0, it should
-say), and the seconds since the last epoch of each trial that was hit: the work that was lost.
+Printed, of each kind: how often, the trials that it hit, the trials of which an epoch that was written before was
+trained again (0, it should say), and the seconds since the last epoch of each trial that was hit: the work lost.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Cost:
     times: int = 0
     trials: int = 0
     lost_s: float = 0.0
-    epochs: int = 0  # that were written, and are no more
+    again: int = 0  # trials of which an epoch that was written was trained again
 
 
 class Sweep:
@@ -138,6 +138,7 @@ def _disturb(
     sweep.start(ray)
     assert sweep.driver is not None
     before, kinds = sweep.epochs(), [*FAULTS, "head", "driver"]
+    there: list[tuple[str, dict[str, list[float]]]] = []  # what was written before each fault
     while (code := sweep.driver.poll()) is None:
         time.sleep(0.2)
         now = sweep.epochs()
@@ -148,13 +149,12 @@ def _disturb(
         if not hit:
             continue
         kind = kinds[int(rng.integers(len(kinds)))]
-        at = time.time()
         if kind == "head":
             harm = _kill_head(sweep, ray, hit)
         elif kind == "driver":
             sweep.driver.kill()
             sweep.driver.wait()
-            harm = Harm("kill -9 of the driver", tuple(hit))
+            harm = Harm("kill -9 of the driver", tuple(hit), time.time())
             sweep.start(ray)
         else:
             try:
@@ -164,11 +164,13 @@ def _disturb(
         print(f"{harm.what}", flush=True)
         cost = costs[kind]
         cost.times, cost.trials = cost.times + 1, cost.trials + len(harm.trials)
-        cost.lost_s += sum(sweep.lost_s(trial_id, at) for trial_id in harm.trials)
-        after = sweep.epochs()
-        cost.epochs += sum(after[trial_id][: len(was)] != was for trial_id, was in before.items())
+        cost.lost_s += sum(sweep.lost_s(trial_id, harm.at) for trial_id in harm.trials)
+        there.append((kind, before))
     if code:
         raise RuntimeError(f"the sweep failed: {(sweep.folder / 'out').read_text()[-3000:]}")
+    end = sweep.epochs()
+    for kind, before in there:
+        costs[kind].again += sum(end[trial_id][: len(was)] != was for trial_id, was in before.items())
 
 
 def _kill_head(sweep: Sweep, ray: Cluster, hit: list[str]) -> Harm:
@@ -177,13 +179,14 @@ def _kill_head(sweep: Sweep, ray: Cluster, hit: list[str]) -> Harm:
     assert sweep.driver is not None
     ray.head.kill()
     sweep.driver.wait()
+    at = time.time()  # until then the nodes trained on
     for node in list(ray.nodes.values()):
         ray.lose(node)
     ray.begin()
     for _ in range(NODES):
         ray.add()
     sweep.start(ray)
-    return Harm("power off of the head", tuple(hit))
+    return Harm("power off of the head", tuple(hit), at)
 
 
 def _again(sweep: Sweep, ray: Cluster) -> bool:
@@ -194,16 +197,16 @@ def _again(sweep: Sweep, ray: Cluster) -> bool:
 
 def _print(costs: dict[str, Cost], sweeps: int, same: int, minutes: float) -> None:
     print(
-        f"\n{'fault':8} {'times':>6} {'trials hit':>11} {'epochs lost':>12} {'work lost, s':>13} {'a trial':>8}"
+        f"\n{'fault':8} {'times':>6} {'trials hit':>11} {'trained again':>14} {'work lost, s':>13} {'a trial':>8}"
     )
     total = Cost()
     for kind, cost in sorted(costs.items()):
         mean = cost.lost_s / max(1, cost.trials)
-        print(f"{kind:8} {cost.times:6} {cost.trials:11} {cost.epochs:12} {cost.lost_s:13.1f} {mean:8.1f}")
+        print(f"{kind:8} {cost.times:6} {cost.trials:11} {cost.again:14} {cost.lost_s:13.1f} {mean:8.1f}")
         total.times, total.trials = total.times + cost.times, total.trials + cost.trials
-        total.epochs, total.lost_s = total.epochs + cost.epochs, total.lost_s + cost.lost_s
+        total.again, total.lost_s = total.again + cost.again, total.lost_s + cost.lost_s
     print(
-        f"{'all':8} {total.times:6} {total.trials:11} {total.epochs:12} {total.lost_s:13.1f} "
+        f"{'all':8} {total.times:6} {total.trials:11} {total.again:14} {total.lost_s:13.1f} "
         f"{total.lost_s / max(1, total.trials):8.1f}"
     )
     print(

@@ -30,6 +30,7 @@ class Harm:
 
     what: str
     trials: tuple[str, ...]  # ids of those that lost their worker
+    at: float  # of time.time()
 
 
 Fault = Callable[[Cluster, np.random.Generator], Harm]
@@ -39,14 +40,14 @@ def kill_trial(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """kill -9 of a worker that trains."""
     node, pid, title = _pick(cluster, rng, _trainers)
     os.kill(pid, signal.SIGKILL)
-    return Harm(f"kill -9 of the worker of {title} on {node.name}", _ids([title]))
+    return Harm(f"kill -9 of the worker of {title} on {node.name}", _ids([title]), time.time())
 
 
 def kill_loader(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """kill -9 of a process that loads pictures for a trial."""
     node, pid, title = _pick(cluster, rng, _loaders)
     os.kill(pid, signal.SIGKILL)
-    return Harm(f"kill -9 of a loader of {title} on {node.name}", _ids([title]))
+    return Harm(f"kill -9 of a loader of {title} on {node.name}", _ids([title]), time.time())
 
 
 def kill_raylet(cluster: Cluster, rng: np.random.Generator) -> Harm:
@@ -54,22 +55,23 @@ def kill_raylet(cluster: Cluster, rng: np.random.Generator) -> Harm:
     node, _, _ = _pick(cluster, rng, _trainers)
     hit = _ids(node.workers().values())
     os.kill(node.raylet(), signal.SIGKILL)
+    at = time.time()
     until = time.monotonic() + PATIENCE_S
     while node.workers() and time.monotonic() < until:
         time.sleep(0.2)
     left = len(node.workers())
     cluster.lose(node)
     cluster.add()
-    return Harm(f"kill -9 of the raylet of {node.name}; {left} workers outlived it", hit)
+    return Harm(f"kill -9 of the raylet of {node.name}; {left} workers outlived it", hit, at)
 
 
 def kill_node(cluster: Cluster, rng: np.random.Generator) -> Harm:
     """The power of a machine goes."""
     node, _, _ = _pick(cluster, rng, _trainers)
-    hit = _ids(node.workers().values())
+    hit, at = _ids(node.workers().values()), time.time()
     cluster.lose(node)
     cluster.add()
-    return Harm(f"power off of {node.name}", hit)
+    return Harm(f"power off of {node.name}", hit, at)
 
 
 def announce_end(cluster: Cluster, rng: np.random.Generator) -> Harm:
@@ -84,10 +86,10 @@ def announce_end(cluster: Cluster, rng: np.random.Generator) -> Harm:
             capture_output=True,
         )
     time.sleep(LEFT_S)
-    hit = _ids(node.workers().values())
+    hit, at = _ids(node.workers().values()), time.time()
     cluster.lose(node)
     cluster.add()
-    return Harm(f"spot notice for {node.name}, which went {LEFT_S:g} s later", hit)
+    return Harm(f"spot notice for {node.name}, which went {LEFT_S:g} s later", hit, at)
 
 
 FAULTS: dict[str, Fault] = {

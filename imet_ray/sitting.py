@@ -194,7 +194,8 @@ class Sitting:
         """
         total = torch.zeros((), device=self.device)
         bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
-        parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
+        n = min(self.parts, max(1, len(images) // 2))  # batch norm cannot learn from one picture
+        parts = list(zip(images.tensor_split(n), targets.tensor_split(n), strict=True))
         for i, (part, wanted) in enumerate(parts):
             with self.team.averages(self.shared, updates and i + 1 == len(parts)):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -42,7 +42,7 @@ def trial(tmp_path):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (KILLED, "its worker on 10.0.0.2 was killed"),
+        (KILLED, "its worker on 10.0.0.2 died"),
         (LOST, "its node 10.0.0.2 is lost"),
         (TAKEN, "its worker died"),  # all that is told
         (
@@ -113,14 +113,24 @@ def test_a_trial_that_takes_its_nodes_down_is_given_up_in_the_end(trial):
     assert deaths >= NODE_LOSSES
 
 
-def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys):
+def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys, monkeypatch):
     lost = (
         "\x1b[33mThe node with node id: 29b9 and address: 10.0.0.2 has been marked dead\n(1) raylet crashes"
     )
     wait = (
         "The following resource request cannot be scheduled right now: {'CPU': 4.0}.\nThis is likely due to"
     )
-    deaths._tell({"lines": [lost, wait], "pid": "raylet", "is_err": False}, False)
+    worker = deaths.ray._private.worker
+    monkeypatch.setattr(worker, "print_to_stdstream", None)
+    deaths.keep_quiet()
+    published = {"lines": [lost, wait], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(published, ignore_prefix=False)  # of a pass without trials
+    assert capsys.readouterr().err.splitlines() == [
+        "ray: The node with node id: 29b9 and address: 10.0.0.2 has been marked dead",
+        "ray: The following resource request cannot be scheduled right now: {'CPU': 4.0}.",
+    ]
+    with deaths.told_by_trial():
+        worker.print_to_stdstream(published, ignore_prefix=False)
     printed = capsys.readouterr()
     assert printed.err == "ray: The following resource request cannot be scheduled right now: {'CPU': 4.0}.\n"
     assert not printed.out

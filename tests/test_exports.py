@@ -195,6 +195,16 @@ def test_studies_of_a_data_base_are_served_too(store, tmp_path):
     assert [one["study_name"] for one in found["study_summaries"]] == ["of-a-base"]
 
 
+def test_a_data_base_that_is_not_there_is_not_made(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"--studies: cannot open sqlite:.*: is it there"):
+        serve_studies(store, 0, f"sqlite:///{tmp_path}/typo.db")
+    assert not (tmp_path / "typo.db").exists()
+    (tmp_path / "other.db").touch()
+    with pytest.raises(ConfigError, match="is it there"):
+        serve_studies(store, 0, f"sqlite:///{tmp_path}/other.db")
+    assert not (tmp_path / "other.db").read_bytes()
+
+
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "api/studies/0"), ("POST", "api/studies")])
 def test_who_looks_at_the_studies_cannot_change_them(studies, store, method, path):
     before = store.journal.read_bytes()

@@ -195,6 +195,7 @@ def test_no_epoch_that_was_trained_before_a_fault_is_trained_again(story, fault)
 
 @pytest.mark.parametrize("fault", [*FAULTS, "memory", "head"])
 def test_no_trial_that_was_finished_before_a_fault_is_touched_again(story, fault):
+    assert story.before["head"].results
     for trial_id, result in story.before[fault].results.items():
         assert story.end.results[trial_id] == result
 
@@ -220,16 +221,12 @@ def test_the_leaderboard_is_that_of_an_undisturbed_run(story):
 
 
 @pytest.mark.parametrize(
-    ("cause", "least"),
-    [
-        ("was killed", 1),
-        ("its node was taken back", 1),
-        ("out of memory: Ray ended its worker", 1),
-    ],
+    "cause",
+    ["its worker on", "its node was taken back", "out of memory: Ray ended its worker"],
 )
-def test_one_line_says_what_befell_a_trial(story, cause, least):
+def test_one_line_says_what_befell_a_trial(story, cause):
     lines = [line for line in story.printed[0].splitlines() if cause in line]
-    assert len(lines) >= least, story.printed[0]
+    assert lines, story.printed[0]
     assert all("interrupted" in line and "another goes on" in line for line in lines)
 
 

@@ -88,7 +88,7 @@ def story(server: Proxy, tiny_root, tmp_path_factory) -> Story:
             """Every seventh request fails, one way or another; while it trains all do, for a while."""
             nonlocal calls, writes, back
             calls, writes = calls + 1, writes + (method in ("PUT", "POST"))
-            if back is None and writes == BEFORE:
+            if back is None and writes >= BEFORE:
                 back = time.monotonic() + OUTAGE_S
             if back is not None and time.monotonic() < back:
                 return "reset"
@@ -166,6 +166,8 @@ def test_the_bucket_holds_the_artefacts_and_no_rubbish(story):
 
 
 def test_no_credentials_are_in_any_file_or_on_the_terminal(story):
+    if story.url.startswith("gs:"):
+        pytest.skip("the emulator has no credentials: test_buckets.py has an account")
     secret = S3Store.secret
     for said in (story.end, story.status, story.blend):
         assert secret not in said.stdout

@@ -3,8 +3,11 @@
 Ray and Tune tell of each in several paragraphs, which stay in Ray's logs.
 """
 
+import contextlib
+import functools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 WORKER_DEATHS = 3  # of one trial without an epoch in between, before it counts as failed
 NODE_LOSSES = 20  # likewise: no fault of the trial, unless it is what takes its nodes down
 LOST = ("its node", "nothing is heard")  # beginnings of causes that are the node's
-TOLD_HERE = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
+TOLD_BY_TRIAL = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
     "A worker died or was killed",
     "Raylet is terminated",
     "The node with node id",
@@ -60,8 +63,7 @@ class Deaths:
         """
         if trial_id not in self.worn_out:
             return None
-        count = self.counts.get(trial_id, WORKER_DEATHS + 1)
-        return f"{count} times without an epoch in between: {self.causes.get(trial_id, 'its worker died')}"
+        return f"{self.counts[trial_id]} times without an epoch in between: {self.causes[trial_id]}"
 
 
 def cause_of(error: str) -> str:
@@ -73,7 +75,7 @@ def cause_of(error: str) -> str:
     if "node has died" in error or "node it was running on is dead" in error:
         return f"its node{where} is lost"
     if "worker process has died" in error:
-        return f"its worker{' on' * bool(where)}{where} was killed"
+        return f"its worker{' on' * bool(where)}{where} died"
     if "is unavailable" in error:
         return "nothing is heard of its worker"
     lines = [line.strip() for line in error.splitlines() if line.strip()]
@@ -82,11 +84,22 @@ def cause_of(error: str) -> str:
 
 
 def keep_quiet() -> None:
-    """What Ray's nodes publish becomes a line on stderr, or none where a trial's own line tells it.
+    """Let what Ray's nodes publish be one line on stderr, not a page.
 
     There is no public way: `log_to_driver=False` leaves it on.
     """
-    ray._private.worker.print_to_stdstream = _tell
+    ray._private.worker.print_to_stdstream = functools.partial(_tell, ())
+
+
+@contextlib.contextmanager
+def told_by_trial() -> Iterator[None]:
+    """Leave out what a line of each trial tells."""
+    before = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = functools.partial(_tell, TOLD_BY_TRIAL)
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = before
 
 
 def teach_tune() -> None:
@@ -106,10 +119,10 @@ def teach_tune() -> None:
     RayActorManager._actor_task_failed = failed
 
 
-def _tell(data: dict[str, Any], ignore_prefix: bool) -> None:
+def _tell(left_out: tuple[str, ...], data: dict[str, Any], ignore_prefix: bool) -> None:
     for message in data["lines"]:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-        if plain and not plain.startswith(TOLD_HERE):
+        if plain and not plain.startswith(left_out):
             print(f"ray: {plain.splitlines()[0][:300]}", file=sys.stderr)
 
 

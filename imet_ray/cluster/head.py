@@ -6,12 +6,14 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from imet_ray.errors import ConfigError
 
 ANSWER_S = 5.0  # that a head has to answer
 LOOK_S = 5.0
+SHOW_CURSOR = "\x1b[?25h"
 GONE_S = 40.0  # without an answer; after 60 Ray itself ends the process, in its own words
 
 
@@ -41,17 +43,17 @@ def watched(address: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        silent = 0.0
+        heard = time.monotonic()
         while not over.wait(LOOK_S):
-            try:
+            with contextlib.suppress(OSError):
                 _knock(address)
-                silent = 0.0
-            except OSError as error:
-                silent += LOOK_S + (ANSWER_S if isinstance(error, TimeoutError) else 0.0)
+                heard = time.monotonic()
+            silent = time.monotonic() - heard
             if silent >= GONE_S and not over.is_set():
                 sys.stdout.flush()
+                shown = SHOW_CURSOR if sys.stderr.isatty() else ""  # a live table hides it
                 print(
-                    f"error: the head of the cluster ({address}) has not answered for {silent:.0f} s: start the "
+                    f"{shown}error: the head of the cluster ({address}) has not answered for {silent:.0f} s: start the "
                     "cluster again, then the same command continues",
                     file=sys.stderr,
                     flush=True,

@@ -121,14 +121,22 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         """A trial's worker died, and it waits for another."""
         running = self.running.get(trial.trial_id)
         if running is not None:
-            self._say(running, self._interrupted(trial.trial_id, running))
+            self._say(
+                running, f"{_interrupted(running)}: {self.deaths.causes[trial.trial_id]}; another goes on"
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by early stopping."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's worker died too often."""
+        """A trial's worker died too often, or Tune thinks so."""
+        running = self.running.get(trial.trial_id)
+        if running is not None and self.deaths.reason(trial.trial_id) is None:
+            self.on_trial_recover(iteration, trials, trial)  # the searcher gives it to another
+            del self.running[trial.trial_id]
+            self.free_since.append(time.time())
+            return
         self._end(trial)
 
     def refresh(self) -> None:
@@ -147,15 +155,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s += running.training_s
         self.held_s += now - running.started
         result = read_result(self.policy.store.trial(running.spec.trial_id))
-        interrupted = self._interrupted(trial.trial_id, running)
-        self._say(running, interrupted if result is None else _outcome(result))
+        self._say(running, _interrupted(running) if result is None else _outcome(result))
         self.refresh()
-
-    def _interrupted(self, trial_id: str, running: _Running) -> str:
-        """After what, by what."""
-        after = f"after epoch {running.epoch}" if running.epoch else "in its first epoch"
-        cause = self.deaths.causes.get(trial_id)
-        return f"interrupted {after}{f': {cause}; another goes on' if cause else ''}"
 
     def _say(self, running: _Running, what: str) -> None:
         """One line that stays."""
@@ -221,6 +222,10 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _interrupted(running: _Running) -> str:
+    return f"interrupted after epoch {running.epoch}" if running.epoch else "interrupted in its first epoch"
 
 
 def _outcome(result: TrialResult) -> str:

@@ -25,17 +25,17 @@ from imet_ray.writing import disk_error, write_json
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
     """Ends the whole sweep at a fault of the set-up, which all trials would meet."""
 
-    def __init__(self, *, joined: bool = False) -> None:
+    def __init__(self, *, named: bool = False) -> None:
         """
         Args:
-            joined: the fault may be another machine's, and names it.
+            named: the machine that reports a fault is the one that has it, and is named.
         """
-        self.joined = joined
+        self.named = named
         self.fault: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         if self.fault is None and "fatal" in result:
-            where = f" (on {result.get('hostname')}, {result.get('node_ip')})" if self.joined else ""
+            where = f" (on {result.get('hostname')}, {result.get('node_ip')})" if self.named else ""
             self.fault = f"{result['fatal']}{where}"
         return self.fault is not None
 

@@ -8,6 +8,7 @@ elsewhere; Tune does not count it as a failure. On a machine that is no spot mac
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -48,7 +49,7 @@ def metadata() -> str:
 def wait(service: str) -> datetime:
     """When this machine will be taken back; returns as soon as that is known."""
     while True:
-        with contextlib.suppress(OSError):  # no metadata for a moment
+        with contextlib.suppress(OSError, http.client.HTTPException):  # no metadata for a moment
             found = notice(service)
             if found is not None:
                 return found
@@ -67,7 +68,7 @@ def notice(service: str) -> datetime | None:
         headers={"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_S)},
     )
     with urllib.request.urlopen(ask, timeout=ANSWER_S) as answer:
-        token = answer.read().decode()
+        token = answer.read().decode("latin-1")
     ask = urllib.request.Request(
         f"{service}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token}
     )
@@ -87,8 +88,19 @@ def notice(service: str) -> datetime | None:
 def _drain(head: str, node: str | None, end: datetime) -> int:
     """Tell Ray that the node goes at `end`."""
     node = node or _this_node(head)
+    while (done := _ask(head, node, end)).returncode:
+        if time.time() > end.timestamp():
+            raise ConfigError(f"Ray does not drain this node: {(done.stderr or done.stdout).strip()[-300:]}")
+        time.sleep(LOOK_S)
+    print(
+        f"spot: this node ({node}) goes at {end:%H:%M:%S} UTC: Ray starts nothing here any more", flush=True
+    )
+    return 0
+
+
+def _ask(head: str, node: str, end: datetime) -> "subprocess.CompletedProcess[str]":
     left = max(0, int(end.timestamp() - time.time()))
-    done = subprocess.run(
+    return subprocess.run(
         [
             *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", head, "--node-id", node),
             *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"),
@@ -98,10 +110,6 @@ def _drain(head: str, node: str | None, end: datetime) -> int:
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise ConfigError(f"Ray does not drain this node: {(done.stderr or done.stdout).strip()[-300:]}")
-    print(f"spot: this node ({node}) goes in {left} s: Ray starts nothing here any more", flush=True)
-    return 0
 
 
 def _this_node(head: str) -> str:

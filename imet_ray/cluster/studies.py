@@ -10,8 +10,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
+import sqlalchemy
 from optuna.storages import BaseStorage
 
 from imet_ray.errors import ConfigError
@@ -61,12 +63,23 @@ def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
     yield Studies(store, open_storage(url), prefix)
 
 
-def open_storage(url: str) -> BaseStorage:
-    """Any storage of Optuna, by its URL."""
+def open_storage(url: str, *, there: bool = False) -> BaseStorage:
+    """Any storage of Optuna, by its URL.
+
+    Args:
+        there: nothing is made where nothing is.
+    """
     if not re.match(r"[a-z][a-z0-9+]*://", url):
         raise ConfigError("--studies takes a URL such as sqlite:///studies.db or postgresql://HOST/DATABASE")
     try:
-        return optuna.storages.get_storage(url)
+        if not there:
+            return optuna.storages.get_storage(url)
+        file = sqlalchemy.make_url(url).database
+        if url.startswith("sqlite") and not Path(file or "").is_file():
+            raise FileNotFoundError(file)
+        found = optuna.storages.RDBStorage(url, skip_table_creation=True)
+        found.get_all_studies()
+        return found
     except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
         module = f" (`pip install {error.name}`)" if isinstance(error, ModuleNotFoundError) else ""
         raise ConfigError(

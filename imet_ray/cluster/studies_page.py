@@ -63,7 +63,9 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
         raise StoreError(
             f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
         )
-    storage = JournalStorage(ReadOnlyJournal(str(store.journal))) if url is None else open_storage(url)
+    storage = (
+        JournalStorage(ReadOnlyJournal(str(store.journal))) if url is None else open_storage(url, there=True)
+    )
     app = optuna_dashboard.wsgi(storage)
     try:
         return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths, teach_tune
+from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths, teach_tune, told_by_trial
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
@@ -95,8 +95,8 @@ def _run(
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     teach_tune()
     deaths = Deaths()
-    with SweepProgress(policy, session, deaths) as progress:
-        stopper = StopOnFault(joined=session.joined)
+    with told_by_trial(), SweepProgress(policy, session, deaths) as progress:
+        stopper = StopOnFault(named=session.joined and session.workers_per_trial == 1)
         tuner = tune.Tuner(
             _trainable(session, data, store),
             tune_config=tune.TuneConfig(

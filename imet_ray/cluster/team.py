@@ -2,7 +2,8 @@
 
 The training is `imet_ray.train`'s, as for a trial alone. Ray Train places the workers, joins them to a process group
 and takes all down when one fails; the trial then goes on from its last epoch with as many as there is room for, and
-with the same batches, however many that are. When room for more has come it begins again with more.
+with the same batches, however many that are (`_elastic` says when it waits for all). When room for more has come it
+begins again with more.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray.train
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -53,8 +55,7 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             # NCCL refuses two workers on one GPU
             torch_config=TorchConfig(backend="nccl" if slot.gpus == 1 else "gloo"),
             scaling_config=ScalingConfig(
-                # Ray counts a fraction of a GPU as none that could be used otherwise
-                num_workers=(1, spec.workers) if slot.gpus in (0, 1) else spec.workers,
+                num_workers=(1, spec.workers) if _elastic(spec, slot) else spec.workers,
                 elastic_resize_monitor_interval_s=RESIZE_S,
                 use_gpu=slot.gpus > 0,
                 resources_per_worker={"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {}),
@@ -70,6 +71,10 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             trainer.fit()
         except WorkerGroupError as error:
             found = [getattr(one, "_base_exc", one) for one in error.worker_failures.values()]
+            taken = [getattr(one, "health_check_failure", None) for one in error.worker_failures.values()]
+            for one in [*taken, *found]:  # Tune counts all but these
+                if isinstance(one, RayActorError) and one.preempted:
+                    raise one from None
             fault = next((one for one in found if isinstance(one, ImetError)), None)
             if fault is not None:
                 tune.report({"fatal": str(fault)})
@@ -82,6 +87,14 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
         assert result is not None
         tell_tune(result)
         return
+
+
+def _elastic(spec: TrialSpec, slot: Slot) -> bool:
+    """True if fewer workers than the trial is meant for may train it.
+
+    Ray counts a fraction of a GPU as none; and statistics over all workers are those of a whole batch only with all.
+    """
+    return slot.gpus in (0, 1) and spec.batch_norm == "local"
 
 
 def _result(store: Store, spec: TrialSpec) -> TrialResult | None:
