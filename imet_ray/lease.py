@@ -39,10 +39,14 @@ def held(path: Path, who: str) -> Iterator[None]:
     def text() -> str:
         return json.dumps({"driver": who, "host": platform.node(), "beat": f"{next(beats)} {time.time_ns()}"})
 
+    first = text()
     try:
-        version = remote.put_text(path, text(), version=_free(path))
+        version = remote.put_text(path, first, version=_free(path))
     except ChangedError:
-        raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
+        if remote.read_text(path) != first:
+            raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
+        found = remote.head(path)  # ours, and the answer was lost
+        version = found.version if found else ""
     stop = threading.Event()
 
     def beat() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bucket_stores import FULL
 
-from imet_ray import buckets, lease
+from imet_ray import buckets, lease, remote
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import only_driver
 from imet_ray.reading import read_json
@@ -271,6 +271,15 @@ def test_a_driver_that_died_with_its_machine_is_replaced(on_node, quick):
     write_json(dead.root / "driver.json", {"driver": "process 7", "host": "gone", "beat": "1"})
     with only_driver(on_node("b")):
         pass
+
+
+def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_node, proxy, quick):
+    left = ["lost"]
+    proxy.harm = lambda method, path: left.pop() if left and method in ("PUT", "POST") else None
+    with only_driver(on_node("a")):
+        assert not left
+        assert remote.read_text(on_node("a").root / "driver.json")
+    assert remote.read_text(on_node("a").root / "driver.json") is None
 
 
 def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node, quick):

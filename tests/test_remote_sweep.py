@@ -161,10 +161,8 @@ def test_the_bucket_holds_the_artefacts_and_no_rubbish(story):
         "oof.npz",
         "submission.csv",
     } <= names
-    assert not {"driver.json", "driver.lock"} & names
-    unfinished = {t.trial_id for t in story.store.begun_trials() if read_result(t).status == "stopped"}
-    # a trial that was stopped early could have been promoted, and gone on
-    assert {key.split("/")[-2] for key in story.keys if key.endswith("last.pt")} <= unfinished
+    left = [key for key in story.keys if key.endswith(("last.pt", "driver.json", "driver.lock"))]
+    assert not left
     assert not [key for key in story.keys if "tmp" in key or "/tune/" in key or key.endswith("version")]
 
 
