@@ -4,7 +4,7 @@
 
 One space with one seed, swept three times by `launch.py --sweep`, each in a process of its own: as users run it (all
 sets on the search fold under ASHA, the best one promoted to the other folds); without ASHA; and, the peer, with all
-sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `study.tpe`), later
+sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `study.Tpe`), later
 ones learn from scores: there is no ratio for sweeps that did not try the same sets.
 
 Slot time: the seconds of all epochs with their evaluation, from the store; of a CPU, or of a GPU where there is one.

@@ -153,7 +153,7 @@ def journal(trials: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             store = Store(Path(name) / "run")
             policy = Policy(
-                space, store, "data", "folds", sampler=lambda seed: optuna.samplers.RandomSampler(seed)
+                space, store, "data", "folds", sampler=lambda seed, _: optuna.samplers.RandomSampler(seed)
             )
             while isinstance(given := policy.next(), Assignment):
                 finish(store, given.spec, 1.0)

@@ -117,7 +117,7 @@ def simulate(
             "folds",
             storage=InMemoryStorage(),
             read=results.get,
-            sampler=lambda seed: optuna.samplers.RandomSampler(seed),  # TPE's time is measured apart
+            sampler=lambda seed, _: optuna.samplers.RandomSampler(seed),  # TPE's time is measured apart
         )
         now = 0.0
         while True:

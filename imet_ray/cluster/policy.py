@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.cluster.study import Assignment, Progress, VariantStudy, tpe
+from imet_ray.cluster.study import Assignment, Progress, Sampler, Tpe, VariantStudy
 from imet_ray.errors import ImetError
 from imet_ray.reading import damaged, regular
 from imet_ray.results import TrialResult, read_result
@@ -47,7 +46,7 @@ class Policy:
         storage: BaseStorage | None = None,
         prefix: str = "",
         read: Callable[[str], TrialResult | None] | None = None,
-        sampler: Callable[[int], BaseSampler] = tpe,
+        sampler: Sampler = Tpe,
     ) -> None:
         """
         Args:
@@ -55,7 +54,6 @@ class Policy:
             storage: Optuna's; the store's journal, if it is None.
             prefix: of the studies' names, where a storage has those of other runs, too.
             read: the result of a trial's id; from the store, if it is None.
-            sampler: Optuna's, of a seed.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.store, self.deadline = space, store, deadline
@@ -84,7 +82,7 @@ class Policy:
         storage: BaseStorage,
         prefix: str,
         digests: tuple[str, str],
-        sampler: Callable[[int], BaseSampler],
+        sampler: Sampler,
     ) -> dict[str, VariantStudy]:
         studies = {}
         for variant in self.space.variants:
@@ -163,9 +161,10 @@ class Policy:
 
     def _result(self, trial_id: str) -> TrialResult | None:
         if trial_id not in self._known:
-            result = self._read(trial_id)
-            if result is None or trial_id in self.in_flight:
-                return None  # a promoted trial that was stopped earlier is being trained on
+            if trial_id in self.in_flight:
+                return None  # whatever it left before: a promoted trial that was stopped earlier is being trained on
+            if (result := self._read(trial_id)) is None:
+                return None
             self._known[trial_id] = result
         return self._known[trial_id]
 

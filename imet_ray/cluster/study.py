@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from imet_ray.space import Range, SearchSpace
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
 
 Phase = Literal["search", "promote"]
+Distributions = dict[str, BaseDistribution]
+Sampler = Callable[[int, Distributions], BaseSampler]  # Optuna's, of a seed and a study's ranges
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
 
 
@@ -58,12 +61,11 @@ class VariantStudy:
         space: SearchSpace,
         digests: tuple[str, str],
         study: optuna.Study,
-        sampler: Callable[[int], BaseSampler],
+        sampler: Sampler,
     ) -> None:
         """
         Args:
             digests: of the data and of the folds.
-            sampler: Optuna's, of a seed.
         """
         self.variant, self.space, self.digests = variant, space, digests
         self.study, self.sampler = study, sampler
@@ -111,7 +113,8 @@ class VariantStudy:
         Raises:
             StoreError: if the study was begun with other ranges.
         """
-        self.study.sampler = self.sampler(stable_seed(self.space.seed, self.variant.name, self.asked))
+        seed = stable_seed(self.space.seed, self.variant.name, self.asked)
+        self.study.sampler = self.sampler(seed, self.distributions)
         try:
             self.study.ask(self.distributions)
         except ValueError as error:  # Optuna's, of a study whose variant was left out for a while
@@ -123,12 +126,14 @@ class VariantStudy:
     def refresh(self, result: Result, in_flight: dict[str, Assignment]) -> None:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
         waiting: dict[str, Assignment] = {}
-        for frozen in self._running():
-            for trial_id, spec in self._settle(frozen, result):
-                waiting[trial_id] = Assignment("search", spec)
         trials = self.study.get_trials(deepcopy=False)
-        self.asked = len(trials)
-        self.ended = sum(trial.state.is_finished() for trial in trials)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        untrained = [specs for trial in running if (specs := self._settle(trial, result)) is not None]
+        for trial_id, spec in itertools.chain(*untrained):
+            waiting[trial_id] = Assignment("search", spec)
+        if len(untrained) < len(running):  # some of them have been told since
+            trials = self.study.get_trials(deepcopy=False)
+        self.asked, self.ended = len(trials), len(trials) - len(untrained)
         self.champion = self._best(trials, result) if self._searched else None
         self.complete = 0
         champion = self.champion
@@ -164,13 +169,13 @@ class VariantStudy:
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _settle(self, frozen: FrozenTrial, result: Result) -> list[tuple[str, TrialSpec]]:
-        """Tell Optuna how a set did; its trials that have no result yet, if it does not know."""
+    def _settle(self, frozen: FrozenTrial, result: Result) -> list[tuple[str, TrialSpec]] | None:
+        """Tell Optuna how a set did; else its trials that have no result yet."""
         try:
             specs = [self._spec(frozen, fold) for fold in self.space.search_folds]
         except ValidationError:  # each setting is possible, not all together
             self.study.tell(frozen.number, state=TrialState.FAIL)
-            return []
+            return None
         found = {trial_id: result(trial_id) for trial_id, _ in specs}
         known = [one for one in found.values() if one is not None]
         for one in known:
@@ -178,7 +183,7 @@ class VariantStudy:
                 self._seconds[one.trial_id] = one.seconds
         if any(one.status == "failed" for one in known):
             self.study.tell(frozen.number, state=TrialState.FAIL)
-            return []
+            return None
         if len(known) < len(specs):
             return [(trial_id, spec) for trial_id, spec in specs if found[trial_id] is None]
         value = float(np.mean([one.f2 or 0.0 for one in known]))
@@ -188,7 +193,7 @@ class VariantStudy:
             self.study.tell(frozen.number, state=TrialState.PRUNED)
         else:
             self.study.tell(frozen.number, value)
-        return []
+        return None
 
     def _best(self, trials: list[FrozenTrial], result: Result) -> FrozenTrial | None:
         """The best set: a finished one before a stopped one; one of which some fold failed is passed over."""
@@ -225,9 +230,9 @@ class VariantStudy:
         return self._specs[key]
 
 
-def distributions(variant: Variant, ranges: dict[str, Range]) -> dict[str, BaseDistribution]:
+def distributions(variant: Variant, ranges: dict[str, Range]) -> Distributions:
     """Optuna's form of a variant's ranges."""
-    found: dict[str, BaseDistribution] = {}
+    found: Distributions = {}
     for key, wanted in ranges.items():
         if wanted.choices is not None:
             found[key] = CategoricalDistribution(wanted.choices)
@@ -240,9 +245,16 @@ def distributions(variant: Variant, ranges: dict[str, Range]) -> dict[str, BaseD
     return found
 
 
-def tpe(seed: int) -> BaseSampler:
+class Tpe(optuna.samplers.TPESampler):
     """Tree-structured Parzen estimator (Bergstra et al. 2011); trials that run count as bad ones."""
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=4)
+
+    def __init__(self, seed: int, distributions: Distributions) -> None:
+        super().__init__(seed=seed, constant_liar=True, n_startup_trials=4)
+        self.distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        """All of a study's ranges, which Optuna would read out of all of its trials each time."""
+        return {name: ranged for name, ranged in sorted(self.distributions.items()) if not ranged.single()}
 
 
 def stable_seed(*parts: object) -> int:

@@ -1,0 +1,37 @@
+"""What a study asks for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, TPESampler
+
+from imet_ray.cluster.study import Distributions, Tpe
+
+RANGES: Distributions = {
+    "lr": FloatDistribution(1e-5, 1e-2, log=True),
+    "batch_size": CategoricalDistribution((16, 32, 64)),
+    "dropout": FloatDistribution(0.0, 0.5),
+    "epochs": IntDistribution(3, 3),
+}
+
+
+def asked(sampler: Callable[[int], BaseSampler]) -> list[dict[str, Any]]:
+    """40 sets in a row, four of them untold at any time."""
+    study, running, sets = optuna.create_study(direction="maximize"), [], []
+    for seed in range(40):
+        study.sampler = sampler(seed)
+        running.append(study.ask(RANGES))
+        sets.append(running[-1].params)
+        if len(running) > 4:
+            told = running.pop(0)
+            score = told.params["dropout"] - abs(told.params["batch_size"] - 32) + 100 * told.params["lr"]
+            study.tell(told, score)
+    return sets
+
+
+def test_a_sampler_that_knows_the_ranges_picks_what_optunas_own_does():
+    ours = asked(lambda seed: Tpe(seed, RANGES))
+    assert ours == asked(lambda seed: TPESampler(seed=seed, constant_liar=True, n_startup_trials=4))
+    assert ours[10:] != asked(lambda seed: optuna.samplers.RandomSampler(seed=seed))[10:]
