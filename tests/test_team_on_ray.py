@@ -36,10 +36,17 @@ class Story:
     left: list[str]  # processes of Ray's that trained when all was over
 
 
-def sweep(folder: Path, space: str, data: Path, cache: Path, ray: Cluster | None = None) -> subprocess.Popen:
+def sweep(
+    folder: Path,
+    space: str,
+    data: Path,
+    cache: Path,
+    ray: Cluster | None = None,
+    launch: tuple[str, ...] = ("launch.py",),
+) -> subprocess.Popen:
     (folder / "space.yml").write_text(space)
     command = [
-        *(sys.executable, "launch.py", "--sweep", "--space", str(folder / "space.yml"), "--data", str(data)),
+        *(sys.executable, *launch, "--sweep", "--space", str(folder / "space.yml"), "--data", str(data)),
         *("--runs", str(folder / "runs"), "--cache", str(cache), "--name", "r"),
     ]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
@@ -124,6 +131,45 @@ def test_a_team_whose_node_is_lost_for_good_goes_on_with_the_worker_that_is_left
     assert [len(rows) for rows in found] == [4, 4]
     assert any(rows[: len(before)] == before and rows[-1]["workers"] == 1 for rows in found)
     assert "interrupted" in printed, printed
+
+
+IMPATIENT = """
+import sys
+import launch
+from imet_ray.cluster import sweep
+
+def train(config, data, slot):
+    from imet_ray.cluster import team
+    team.RESIZE_S = 3.0  # it is 300
+    team.run_team(config, data, slot)
+
+sweep.train_in_team = train
+raise SystemExit(launch.main(sys.argv[1:]))
+"""
+
+
+def test_a_team_that_began_with_one_worker_grows_when_a_node_comes(tiny_root, tiny_cache, tmp_path):
+    space = SPACE.replace("epochs: 4", "epochs: 100")
+    store = Store(tmp_path / "runs" / "r")
+
+    def rows() -> list[dict]:
+        return [row for trial in store.trials() for row in read_json_lines(trial.metrics)]
+
+    def grown() -> bool:
+        return any(row["workers"] == 2 for row in rows())
+
+    with cluster() as ray:
+        ray.until_up(ray.add())
+        with sweep(tmp_path, space, tiny_root, tiny_cache.root, ray, ("-c", IMPATIENT)) as driver:
+            try:
+                alone = wait_for(rows, driver, "epoch of a team of one")
+                assert not grown()
+                ray.until_up(ray.add())
+                wait_for(grown, driver, "epoch of a team of two")
+            finally:
+                driver.kill()
+    assert rows()[: len(alone)] == alone
+    assert [row["epoch"] for row in rows()] == [*range(1, len(rows()) + 1)]
 
 
 def test_a_fault_of_the_set_up_in_a_team_is_one_line(tiny_root, tiny_cache, tmp_path):
