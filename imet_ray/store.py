@@ -86,7 +86,12 @@ class Store:
         if is_twin(self.root):
             remote().fetch(self.root, SMALL, owner=owner)
             if owner:
-                remote().fetch_log(self.journal)
+                self.fetch_journal()
+
+    def fetch_journal(self) -> None:
+        """Where the run lies in a bucket: bring the studies."""
+        if is_twin(self.root):
+            remote().fetch_log(self.journal)
 
     def publish_journal(self) -> None:
         """Send the studies to the bucket, where the run lies in one."""

@@ -215,7 +215,7 @@ def test_who_looks_at_the_studies_cannot_change_them(studies, store, method, pat
         urllib.request.urlopen(request, timeout=30)
     refused.value.close()
     with pytest.raises(StoreError, match="read only"):
-        optuna.delete_study(study_name="a", storage=JournalStorage(ReadOnlyJournal(str(store.journal))))
+        optuna.delete_study(study_name="a", storage=JournalStorage(ReadOnlyJournal(store)))
     assert store.journal.read_bytes() == before
 
 

@@ -3,6 +3,7 @@
 The driver is the only writer, so all requests but GET are refused, and a journal's storage cannot write.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -18,17 +19,22 @@ from imet_ray.curves import missing
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
 
+AGAIN_S = 5.0  # a journal in a bucket is fetched again
 App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 class ReadOnlyJournal(BaseJournalBackend):
-    """A journal that only its driver writes."""
+    """A run's journal, which only its driver writes."""
 
-    def __init__(self, path: str) -> None:
-        self.file = JournalFileBackend(path)
+    def __init__(self, store: Store) -> None:
+        self.store, self.due = store, 0.0
+        self.file = JournalFileBackend(str(store.journal))
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        """What was added since."""
+        """What was added since; out of a bucket, what was added until some seconds ago."""
+        if time.monotonic() >= self.due:
+            self.store.fetch_journal()
+            self.due = time.monotonic() + AGAIN_S
         return self.file.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -59,13 +65,13 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
         import optuna_dashboard
     except ImportError:
         raise missing("optuna-dashboard") from None
+    if url is None:
+        store.fetch_journal()
     if url is None and not store.journal.exists():
         raise StoreError(
             f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
         )
-    storage = (
-        JournalStorage(ReadOnlyJournal(str(store.journal))) if url is None else open_storage(url, there=True)
-    )
+    storage = JournalStorage(ReadOnlyJournal(store)) if url is None else open_storage(url, there=True)
     app = optuna_dashboard.wsgi(storage)
     try:
         return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)
