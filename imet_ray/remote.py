@@ -85,8 +85,12 @@ def publish(source: Path, path: Path, *, token: Path | None = None) -> bool:
         return True
 
 
-def fetch(folder: Path, names: Collection[str], *, fenced: Collection[str] = (), owner: bool = False) -> None:
+def fetch(
+    folder: Path, names: Collection[str], *, fenced: Collection[str] = (), owner: bool = False
+) -> set[Path]:
     """Make the files of these names, anywhere below a folder, what the bucket has: one listing, parallel reads.
+
+    Returns all files that the bucket has below the folder, of whatever name.
 
     Args:
         fenced: names whose version `publish` must know.
@@ -97,12 +101,15 @@ def fetch(folder: Path, names: Collection[str], *, fenced: Collection[str] = (),
     """
     bucket, prefix = _object(folder)
     found: dict[Path, Entry] = {}
+    there = set()
     began = time.time()
     for entry in bucket.listing(f"{prefix}/"):
         inside = PurePosixPath(entry.key[len(prefix) + 1 :])
         harmless = entry.key == f"{prefix}/{inside}" and not {"..", ".", "/"} & set(inside.parts)
-        if inside.name in names and harmless and len(inside.parts) <= 3:
-            found[folder / inside] = entry
+        if harmless and len(inside.parts) <= 3:
+            there.add(folder / inside)
+            if inside.name in names:
+                found[folder / inside] = entry
     for path in _local(folder, names) if owner else ():
         if (
             path not in found and path.stat().st_ctime < began
@@ -130,6 +137,7 @@ def fetch(folder: Path, names: Collection[str], *, fenced: Collection[str] = (),
             pool.map(bring, found.items()), total=len(found), desc="fetch", disable=quiet, leave=False
         ):
             pass
+    return there
 
 
 def write_index(folder: Path, names: Collection[str]) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from imet_ray.durations import clock
@@ -137,6 +138,7 @@ class Watcher:
 
     store: Store
     ended: dict[str, TrialStatus] = field(default_factory=dict)
+    there: set[Path] = field(default_factory=set)  # what the bucket has, if the run lies in one
 
     def look(self) -> Status:
         """The run as it is now.
@@ -147,12 +149,13 @@ class Watcher:
         store, now = self.store, time.time()
         found, unreadable = self.trials(now)
         experiment = read_experiment(store)
+        oofs = [store.trial(trial.spec.trial_id).oof for trial in found]
         return Status(
             name=store.root.name,
             experiment=experiment,
             trials=found,
             leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
-            out_of_fold=sum(store.trial(trial.spec.trial_id).oof.exists() for trial in found),
+            out_of_fold=sum(oof.exists() or oof in self.there for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
             driver=_driver(store),
             unreadable=unreadable,
@@ -161,7 +164,7 @@ class Watcher:
 
     def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
         """All trials as they are now, and what of them cannot be read."""
-        self.store.fetch()
+        self.there = self.store.fetch()
         found: list[TrialStatus] = []
         unreadable: list[str] = []
         for trial in self.store.begun_trials():

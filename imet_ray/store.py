@@ -77,16 +77,20 @@ class Store:
         """Where the nodes share packed pictures, if the run lies in a bucket: beside all runs there."""
         return self.root.parent / "_packs" if is_twin(self.root) else None  # no run's name begins so
 
-    def fetch(self, *, owner: bool = False) -> None:
+    def fetch(self, *, owner: bool = False) -> set[Path]:
         """Where the run lies in a bucket: bring what is small, of all trials at once.
+
+        Returns what else the bucket has, too: the places here of all its files.
 
         Args:
             owner: we drive the run. Then the journal comes, too, and what the bucket lacks goes.
         """
-        if is_twin(self.root):
-            remote().fetch(self.root, SMALL, owner=owner)
-            if owner:
-                self.fetch_journal()
+        if not is_twin(self.root):
+            return set()
+        there: set[Path] = remote().fetch(self.root, SMALL, owner=owner)
+        if owner:
+            self.fetch_journal()
+        return there
 
     def fetch_journal(self) -> None:
         """Where the run lies in a bucket: bring the studies."""

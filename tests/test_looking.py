@@ -13,6 +13,7 @@ from test_status import ROW
 
 from imet_ray.cluster import studies_page
 from imet_ray.cluster.studies_page import serve_studies
+from imet_ray.remote import publish
 from imet_ray.results import TrialResult, write_result
 from imet_ray.store import Cache, Store, runs_at
 from imet_ray.writing import write_json, write_json_lines
@@ -71,3 +72,13 @@ def test_its_trials_are_told(written, runs, tmp_path, make_spec, capsys, monkeyp
     assert code == 0
     assert "1 trials" in out
     assert str(tmp_path / "other") in out  # told from its own copy
+
+
+def test_its_phase_is_known_though_predictions_stay_where_they_are(trained, written, runs, tmp_path, capsys):
+    root = trained.run.store.root
+    for path in (*root.glob("trials/*/*"), root / "experiment.json", root / "folds.csv"):
+        publish(path, written.root / path.relative_to(root))
+    code, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
+    assert code == 0
+    assert "r: out-of-fold: 6 of 6 checkpoints predicted" in out
+    assert not [*(tmp_path / "other").rglob("oof.npz")]
