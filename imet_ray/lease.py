@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import platform
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -71,13 +72,28 @@ def held(path: Path, who: str) -> Iterator[None]:
     thread = threading.Thread(target=beat, daemon=True, name="lease")
     thread.start()
     try:
-        yield
+        with _interruptible():
+            yield
     finally:
         stop.set()
         thread.join()
         with contextlib.suppress(StoreError):
             if _read(path).get("driver") == who:
                 remote.delete(path)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A script's background job ignores interrupts, and so the one that says that it is not the driver any more."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _free(path: Path) -> str:

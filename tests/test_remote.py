@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import signal
 import time
 from pathlib import Path
 
@@ -282,7 +283,16 @@ def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_
     assert remote.read_text(on_node("a").root / "driver.json") is None
 
 
-def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node, quick):
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def job(request):
+    """How shells start drivers: those in the background of a script ignore interrupts."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    assert signal.signal(signal.SIGINT, before) == request.param
+
+
+@pytest.mark.usefixtures("job", "quick")
+def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
     def drive() -> None:
         with only_driver(on_node("a")):
             for beat in range(100):  # as a driver does: the server here may lose one of two writes at once
