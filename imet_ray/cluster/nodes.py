@@ -64,21 +64,27 @@ def refuse_other_versions() -> int:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    def there() -> dict[str, str]:
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
     ask = ray.remote(num_cpus=0, max_retries=3)(versions)
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     answers = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): address
-        for node, address in nodes.items()
+        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        for node in there()
     }
-    ready, late = ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE_S)
-    ours, wrong = versions(), [f"{answers[ref]} does not answer" for ref in late]
-    for ref in ready:
+    _, late = ray.wait(list(answers.values()), num_returns=len(answers), timeout=PATIENCE_S)
+    ours, wrong = versions(), []
+    nodes = {node: address for node, address in there().items() if node in answers}  # not what was lost since
+    for node, address in nodes.items():
+        if answers[node] in late:
+            wrong.append(f"{address} does not answer")
+            continue
         try:
-            found = difference(ours, ray.get(ref))
+            found = difference(ours, ray.get(answers[node]))
         except ray.exceptions.RayError as error:
             found = str(error).strip().splitlines()[-1]
         if found:
-            wrong.append(f"{answers[ref]} has {found}")
+            wrong.append(f"{address} has {found}")
     if wrong:
         raise ConfigError(
             "the nodes of this cluster differ:\n  "
