@@ -203,6 +203,22 @@ def fetch_log(path: Path) -> None:
             os.replace(temporary, path)
 
 
+def copy_log(target: Path, path: Path, *, anew: bool) -> None:
+    """Copy the object that `path` is the twin of, which only grows; one that does not go on with ours is left.
+
+    Args:
+        anew: whatever is here goes.
+    """
+    bucket, key = _object(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with beside(target) as temporary:
+        there = bucket.get(key, temporary)
+        if anew:
+            target.unlink(missing_ok=True)
+        if there and (anew or temporary.read_bytes().startswith(target.read_bytes())):
+            os.replace(temporary, target)
+
+
 def read_text(path: Path) -> str | None:
     """The text of the object that `path` is the twin of, from the bucket itself; None if there is none."""
     bucket, key = _object(path)

@@ -89,13 +89,20 @@ class Store:
             return set()
         there: set[Path] = remote().fetch(self.root, SMALL, owner=owner)
         if owner:
-            self.fetch_journal()
+            remote().fetch_log(self.journal)
         return there
 
-    def fetch_journal(self) -> None:
-        """Where the run lies in a bucket: bring the studies."""
-        if is_twin(self.root):
-            remote().fetch_log(self.journal)
+    def seen_journal(self, *, anew: bool) -> Path:
+        """The studies for who only looks: the journal, or where it lies in a bucket a copy, for a driver's is its own.
+
+        Args:
+            anew: not the copy of before, with more at its end.
+        """
+        if not is_twin(self.root):
+            return self.journal
+        target = self.root / "studies.seen"
+        remote().copy_log(target, self.journal, anew=anew)
+        return target
 
     def publish_journal(self) -> None:
         """Send the studies to the bucket, where the run lies in one."""

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import urllib.request
 
 import optuna
@@ -42,7 +43,9 @@ def begin_study(store: Store, name: str) -> None:
 def test_its_studies_are_served_as_they_grow(written, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(studies_page, "AGAIN_S", 0.0)
     begin_study(written, "a")
-    server = serve_studies(Store(runs_at(runs, Cache(tmp_path / "other")) / "r"), 0)
+    other = Store(runs_at(runs, Cache(tmp_path / "other")) / "r")
+    server = serve_studies(other, 0)
+    assert not other.journal.exists()  # which a driver there would go on with
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def served() -> list[str]:
@@ -53,6 +56,9 @@ def test_its_studies_are_served_as_they_grow(written, runs, tmp_path, monkeypatc
     try:
         assert served() == ["a"]
         begin_study(written, "b")
+        until = time.monotonic() + 30
+        while served() == ["a"] and time.monotonic() < until:
+            time.sleep(0.1)
         assert served() == ["a", "b"]
     finally:
         server.shutdown()

@@ -3,6 +3,7 @@
 The driver is the only writer, so all requests but GET are refused, and a journal's storage cannot write.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -19,6 +20,8 @@ from imet_ray.curves import missing
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
 
+logger = logging.getLogger(__name__)
+
 AGAIN_S = 5.0  # a journal in a bucket is fetched again
 App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
@@ -27,14 +30,23 @@ class ReadOnlyJournal(BaseJournalBackend):
     """A run's journal, which only its driver writes."""
 
     def __init__(self, store: Store) -> None:
-        self.store, self.due = store, 0.0
-        self.file = JournalFileBackend(str(store.journal))
+        self.store, self.due = store, time.monotonic() + AGAIN_S
+        self.path = store.seen_journal(anew=True)
+        if not self.path.exists():
+            raise StoreError(
+                f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
+            )
+        self.file = JournalFileBackend(str(self.path))
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """What was added since; out of a bucket, what was added until some seconds ago."""
-        if time.monotonic() >= self.due:
-            self.store.fetch_journal()
-            self.due = time.monotonic() + AGAIN_S
+        if (began := time.monotonic()) >= self.due:
+            try:
+                self.store.seen_journal(anew=False)
+            except StoreError as error:  # what was seen last is shown
+                logger.warning("%s", error)
+            now = time.monotonic()
+            self.due = now + max(AGAIN_S, 9 * (now - began))
         return self.file.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -65,12 +77,6 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
         import optuna_dashboard
     except ImportError:
         raise missing("optuna-dashboard") from None
-    if url is None:
-        store.fetch_journal()
-    if url is None and not store.journal.exists():
-        raise StoreError(
-            f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
-        )
     storage = JournalStorage(ReadOnlyJournal(store)) if url is None else open_storage(url, there=True)
     app = optuna_dashboard.wsgi(storage)
     try:
