@@ -13,6 +13,7 @@ NOT_CURVES = {"epoch", "at", "host"}  # keys of metrics.jsonl that are told othe
 
 def ended_trials(store: Store) -> list[TrialStatus]:
     """Those that have a result, by id; a stopped one that was promoted has none until it is complete."""
+    store.fetch()
     found, _ = Watcher(store).trials(time.time())
     return [trial for trial in found if trial.state in ("complete", "stopped", "failed")]
 

@@ -86,13 +86,17 @@ def publish(source: Path, path: Path, *, token: Path | None = None) -> bool:
 
 
 def fetch(
-    folder: Path, names: Collection[str], *, fenced: Collection[str] = (), owner: bool = False
+    folder: Path,
+    names: Collection[str],
+    *,
+    fenced: Collection[str] = (),
+    listed: Collection[str] = (),
+    owner: bool = False,
 ) -> set[Path]:
-    """Make the files of these names, anywhere below a folder, what the bucket has: one listing, parallel reads.
-
-    Returns all files that the bucket has below the folder, of whatever name.
+    """Make the files of these names, down to two folders below one, what the bucket has: one listing, parallel reads.
 
     Args:
+        listed: names of files that are not read; which of them the bucket has is returned, as their places here.
         fenced: names whose version `publish` must know.
         owner: nobody else on this node writes here, so that what the bucket lacks goes.
 
@@ -101,15 +105,16 @@ def fetch(
     """
     bucket, prefix = _object(folder)
     found: dict[Path, Entry] = {}
-    there = set()
+    there: set[Path] = set()
     began = time.time()
     for entry in bucket.listing(f"{prefix}/"):
         inside = PurePosixPath(entry.key[len(prefix) + 1 :])
         harmless = entry.key == f"{prefix}/{inside}" and not {"..", ".", "/"} & set(inside.parts)
         if harmless and len(inside.parts) <= 3:
-            there.add(folder / inside)
             if inside.name in names:
                 found[folder / inside] = entry
+            elif inside.name in listed:
+                there.add(folder / inside)
     for path in _local(folder, names) if owner else ():
         if (
             path not in found and path.stat().st_ctime < began
@@ -193,30 +198,24 @@ def fetch_one(path: Path) -> None:
         get(path, entry=found)
 
 
-def fetch_log(path: Path) -> None:
-    """Fetch a file that only grows; what is here stays if it is the bucket's with more at its end."""
-    bucket, key = _object(path)
-    with beside(path) as temporary:
-        if not bucket.get(key, temporary):
-            path.unlink(missing_ok=True)
-        elif not path.exists() or not path.read_bytes().startswith(temporary.read_bytes()):
-            os.replace(temporary, path)
-
-
-def copy_log(target: Path, path: Path, *, anew: bool) -> None:
-    """Copy the object that `path` is the twin of, which only grows; one that does not go on with ours is left.
+def fetch_log(path: Path, target: Path, *, live: bool = False) -> None:
+    """Fetch a file that only grows; what is here stays if it is the bucket's with more at its end.
 
     Args:
-        anew: whatever is here goes.
+        target: where it goes.
+        live: what is here is being read, and stays unless the bucket's is the same with more at its end.
     """
     bucket, key = _object(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with beside(target) as temporary:
-        there = bucket.get(key, temporary)
-        if anew:
-            target.unlink(missing_ok=True)
-        if there and (anew or temporary.read_bytes().startswith(target.read_bytes())):
-            os.replace(temporary, target)
+        if not bucket.get(key, temporary):
+            if not live:
+                target.unlink(missing_ok=True)
+            return
+        if target.exists():
+            ours, theirs = target.read_bytes(), temporary.read_bytes()
+            if not theirs.startswith(ours) if live else ours.startswith(theirs):
+                return
+        os.replace(temporary, target)
 
 
 def read_text(path: Path) -> str | None:

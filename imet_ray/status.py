@@ -7,7 +7,6 @@ import fcntl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from imet_ray.durations import clock
@@ -138,7 +137,6 @@ class Watcher:
 
     store: Store
     ended: dict[str, TrialStatus] = field(default_factory=dict)
-    there: set[Path] = field(default_factory=set)  # what the bucket has, if the run lies in one
 
     def look(self) -> Status:
         """The run as it is now.
@@ -147,6 +145,7 @@ class Watcher:
             StoreError: if there is no run, or its experiment is damaged.
         """
         store, now = self.store, time.time()
+        away = store.fetch()
         found, unreadable = self.trials(now)
         experiment = read_experiment(store)
         oofs = [store.trial(trial.spec.trial_id).oof for trial in found]
@@ -155,7 +154,7 @@ class Watcher:
             experiment=experiment,
             trials=found,
             leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
-            out_of_fold=sum(oof.exists() or oof in self.there for oof in oofs),
+            out_of_fold=sum(oof.exists() or oof in away for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
             driver=_driver(store),
             unreadable=unreadable,
@@ -163,8 +162,7 @@ class Watcher:
         )
 
     def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
-        """All trials as they are now, and what of them cannot be read."""
-        self.there = self.store.fetch()
+        """All trials as they are here now, and what of them cannot be read."""
         found: list[TrialStatus] = []
         unreadable: list[str] = []
         for trial in self.store.begun_trials():

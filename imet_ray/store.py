@@ -80,29 +80,29 @@ class Store:
     def fetch(self, *, owner: bool = False) -> set[Path]:
         """Where the run lies in a bucket: bring what is small, of all trials at once.
 
-        Returns what else the bucket has, too: the places here of all its files.
+        Returns what stays there of out-of-fold predictions, as their places here.
 
         Args:
             owner: we drive the run. Then the journal comes, too, and what the bucket lacks goes.
         """
         if not is_twin(self.root):
             return set()
-        there: set[Path] = remote().fetch(self.root, SMALL, owner=owner)
+        there: set[Path] = remote().fetch(self.root, SMALL, listed=("oof.npz",), owner=owner)
         if owner:
-            remote().fetch_log(self.journal)
+            remote().fetch_log(self.journal, self.journal)
         return there
 
-    def seen_journal(self, *, anew: bool) -> Path:
+    def fetch_seen(self, *, live: bool) -> Path:
         """The studies for who only looks: the journal, or where it lies in a bucket a copy, for a driver's is its own.
 
         Args:
-            anew: not the copy of before, with more at its end.
+            live: the copy is being read, and only grows.
         """
         if not is_twin(self.root):
             return self.journal
-        target = self.root / "studies.seen"
-        remote().copy_log(target, self.journal, anew=anew)
-        return target
+        seen = self.root / "studies.seen"
+        remote().fetch_log(self.journal, seen, live=live)
+        return seen
 
     def publish_journal(self) -> None:
         """Send the studies to the bucket, where the run lies in one."""

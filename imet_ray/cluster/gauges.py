@@ -81,6 +81,7 @@ class Exporter:
             time.sleep(max(EVERY_S, REST * (time.monotonic() - began)))
 
     def _export(self) -> None:
+        self.watcher.store.fetch()
         trials, _ = self.watcher.trials(time.time())
         for figure in figures(trials):
             if figure.metric in GAUGES:

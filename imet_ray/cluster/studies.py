@@ -21,7 +21,7 @@ from imet_ray.store import Store
 from imet_ray.writing import write_text
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
-PAUSES = 9.0  # times the seconds that sending it took
+PAUSES = 9.0  # times the seconds that sending it took, or fetching it
 
 
 @dataclass

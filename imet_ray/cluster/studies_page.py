@@ -15,10 +15,11 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from imet_ray.cluster.studies import open_storage
+from imet_ray.cluster.studies import PAUSES, open_storage
 from imet_ray.curves import missing
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
+from imet_ray.writing import shown
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,22 @@ class ReadOnlyJournal(BaseJournalBackend):
 
     def __init__(self, store: Store) -> None:
         self.store, self.due = store, time.monotonic() + AGAIN_S
-        self.path = store.seen_journal(anew=True)
-        if not self.path.exists():
+        journal = store.fetch_seen(live=False)
+        if not journal.exists():
             raise StoreError(
-                f"{store.root} has no journal: sweep first, or add --studies URL, as the sweep had it"
+                f"{shown(store.root)} has no journal: sweep first, or add --studies URL, as the sweep had it"
             )
-        self.file = JournalFileBackend(str(self.path))
+        self.file = JournalFileBackend(str(journal))
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """What was added since; out of a bucket, what was added until some seconds ago."""
         if (began := time.monotonic()) >= self.due:
             try:
-                self.store.seen_journal(anew=False)
+                self.store.fetch_seen(live=True)
             except StoreError as error:  # what was seen last is shown
                 logger.warning("%s", error)
             now = time.monotonic()
-            self.due = now + max(AGAIN_S, 9 * (now - began))
+            self.due = now + max(AGAIN_S, PAUSES * (now - began))
         return self.file.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
