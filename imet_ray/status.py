@@ -85,11 +85,21 @@ class Status:
         """What is done now, or would be done next."""
         space = self.experiment.space
         whole = sum(standing.whole for standing in self.leaderboard)
-        if self.ensembles and not self.running():
+        if self.over:
             return f"blended: {', '.join(self.ensembles)}"
         if whole < len(space.variants):
             return f"search and promotion: {whole} of {len(space.variants)} variants are trained on all folds"
         return f"out-of-fold: {self.out_of_fold} of {whole * space.n_folds} checkpoints predicted"
+
+    @property
+    def over(self) -> bool:
+        """True if it was blended, and nothing is being trained."""
+        return bool(self.ensembles) and not self.running()
+
+    @property
+    def driven_by(self) -> str:
+        """Who drives it, and what to do if nobody does."""
+        return self.driver or f"none on this machine{'' if self.over else ': the same command continues'}"
 
     def text(self) -> str:
         """For a terminal."""
@@ -97,7 +107,7 @@ class Status:
         left = f"; training takes about {clock(self.left_s)} more" if self.left_s is not None else ""
         lines = [
             f"{self.name}: {self.phase}",
-            f"driver   {self.driver or 'none on this machine: the same command continues'}",
+            f"driver   {self.driven_by}",
             f"trials   {counts or 'none yet'}; {self.wanted} in all{left}",
         ]
         if self.leaderboard:

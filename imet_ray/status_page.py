@@ -33,7 +33,7 @@ def status_page(status: Status) -> str:
     parts = [
         f"<meta http-equiv='refresh' content='{REFRESH_S}'>",
         paragraph(status.phase),
-        paragraph(f"Driver: {status.driver or 'none on this machine; the same command continues'}"),
+        paragraph(f"Driver: {status.driven_by}"),
         section(
             "Trials",
             paragraph(f"{done:,} of {status.wanted:,} have ended{left}."),

@@ -6,6 +6,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import TrialState
 
 from imet_ray.cluster.study import Distributions, Tpe
 
@@ -27,7 +28,10 @@ def asked(sampler: Callable[[int], BaseSampler]) -> list[dict[str, Any]]:
         if len(running) > 4:
             told = running.pop(0)
             score = told.params["dropout"] - abs(told.params["batch_size"] - 32) + 100 * told.params["lr"]
-            study.tell(told, score)
+            if seed % 5 == 0:
+                study.tell(told, state=TrialState.PRUNED if seed % 2 else TrialState.FAIL)
+            else:
+                study.tell(told, score)
     return sets
 
 
@@ -35,3 +39,10 @@ def test_a_sampler_that_knows_the_ranges_picks_what_optunas_own_does():
     ours = asked(lambda seed: Tpe(seed, RANGES))
     assert ours == asked(lambda seed: TPESampler(seed=seed, constant_liar=True, n_startup_trials=4))
     assert ours[10:] != asked(lambda seed: optuna.samplers.RandomSampler(seed=seed))[10:]
+
+
+def test_a_sampler_that_knows_the_ranges_reads_them_out_of_no_trial():
+    study = optuna.create_study()
+    known = Tpe(0, RANGES).infer_relative_search_space(study, study.ask())
+    assert known == {key: value for key, value in RANGES.items() if key != "epochs"}
+    assert not TPESampler().infer_relative_search_space(study, study.ask())
