@@ -39,8 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from imet_ray.blending import stages
         from imet_ray.blending.run import BlendOptions, check_options
+        from imet_ray.runs import runs_at
         from imet_ray.stages import cache_at
-        from imet_ray.store import runs_at
     options = BlendOptions(
         methods=() if args.method is not None else None,
         use=args.method,

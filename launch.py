@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray import stages
-        from imet_ray.store import runs_at
+        from imet_ray.runs import runs_at
 
     if stage == "check_data":
         return stages.check_data(args.check_data)
@@ -116,7 +116,8 @@ def _run(args: argparse.Namespace) -> int:
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray import looking
-    from imet_ray.store import Cache, newest_run, open_run, runs_at
+    from imet_ray.runs import newest_run, open_run, runs_at
+    from imet_ray.store import Cache
 
     runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
     store = newest_run(runs) if args.name is None else open_run(runs, args.name)

@@ -19,13 +19,11 @@ from timm.utils import ModelEmaV3
 from imet_ray.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
 from imet_ray.data import TrainingData
 from imet_ray.dataset import Batch, SizedIterable, Timed, TrainDataset, train_batches
-from imet_ray.decode import decode_expected_f2
 from imet_ray.errors import TrialError
+from imet_ray.evaluation import evaluate_fold
 from imet_ray.losses import build_loss
-from imet_ray.metrics import best_threshold, f2_score, log_loss
 from imet_ray.models import Tagger, build_model, train_mode
 from imet_ray.optim import build_optimizer, build_schedule
-from imet_ray.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.reading import file_digest
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
@@ -206,32 +204,19 @@ class Sitting:
         return total
 
     def _evaluate(self) -> EpochMetrics:
-        """Score the held-out fold, one view, the averaged weights where there are any."""
-        started = time.monotonic()
-        labels = self.data.labels[self.held_out]
+        """Score the held-out fold, with the averaged weights where there are any."""
         self.team.agree(*dict.fromkeys((self.model, self._kept_model())))  # in one order everywhere
-        probs = predict_rows(
+        return evaluate_fold(
             self._kept_model(),
             self.pack,
-            self.team.share(self.held_out),
-            views=self.recipe.views[:1],
-            image_size=self.recipe.image_size,
-            batch_size=EVAL_BATCH,
+            self.held_out,
+            self.data.labels[self.held_out],
+            self.recipe,
+            epoch=self.epoch + 1,
             device=self.device,
-            autocast=compute_dtype(self.device, self.recipe.precision),
-            workers=self.loader_workers,
+            loader_workers=self.loader_workers,
+            team=self.team,
         )
-        probs = self.team.gathered(probs, len(self.held_out))
-        if not np.isfinite(probs).all():
-            raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
-        threshold, f2 = best_threshold(probs, labels)
-        return {
-            "valid_loss": log_loss(probs, labels),
-            "f2": f2,
-            "threshold": threshold,
-            "expected_f2": f2_score(decode_expected_f2(probs), labels),
-            "evaluate_s": round(time.monotonic() - started, 3),
-        }
 
     def _save(self, metrics: EpochMetrics) -> None:
         """Write everything of the epoch that has just ended."""

@@ -20,11 +20,12 @@ from imet_ray.datasets import resolve_data
 from imet_ray.errors import ConfigError, StoreError, unknown_name
 from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.models import check_architecture
+from imet_ray.runs import newest_run, open_run, set_aside
 from imet_ray.settings_errors import unknown_key
 from imet_ray.sitting import EpochMetrics
 from imet_ray.space import SearchSpace, read_space
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
-from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
+from imet_ray.store import Cache, Store
 from imet_ray.train import train_trial
 from imet_ray.writing import is_twin, shown
 

@@ -9,13 +9,11 @@ import contextlib
 import importlib
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.errors import ConfigError
-from imet_ray.writing import FENCED, SCHEMES, TOKEN, SupersededError, is_twin, remote, shown, write_text
+from imet_ray.writing import FENCED, TOKEN, SupersededError, is_twin, remote, write_text
 
 SMALL = (
     "experiment.json",
@@ -257,57 +255,6 @@ class Cache:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
 
 
-def runs_at(runs: str, cache: Cache) -> Path:
-    """Where the runs lie on this machine, of a path or a URL such as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
-
-    Raises:
-        ConfigError: for a URL that is none, or that holds a password.
-    """
-    if runs.partition("://")[0] in SCHEMES:
-        path: Path = remote().local_twin(runs, cache.root)
-        return path
-    if "://" in runs:
-        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
-    return Path(runs)
-
-
-def newest_run(runs: Path) -> Store:
-    """The run in `runs` whose experiment was written last.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if is_twin(runs):
-        for name in remote().folders(runs):
-            Store(runs / name).root.mkdir(parents=True, exist_ok=True)
-            remote().fetch_one(Store(runs / name).experiment)
-    found = sorted(runs.glob("*/experiment.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"no run in {shown(runs)}: start one with `python launch.py --sweep`")
-    store = Store(found[-1].parent)
-    store.fetch()
-    return store
-
-
-def open_run(runs: Path, name: str) -> Store:
-    """The run called `name`.
-
-    Raises:
-        ConfigError: if there is none, naming those that exist.
-    """
-    store = Store(runs / name)
-    store.fetch()
-    if not store.experiment.exists():
-        names = (
-            remote().folders(runs)
-            if is_twin(runs)
-            else [p.parent.name for p in runs.glob("*/experiment.json")]
-        )
-        known = ", ".join(sorted(names)) or "none yet"
-        raise ConfigError(f"no run {name!r} in {shown(runs)}: choose one of: {known}")
-    return store
-
-
 def copy_pack(path: Path, shared: Path) -> bool:
     """Copy a whole pack from the bucket, checked by its sha256; False if none is there."""
     return bool(remote().copy_checked(path, shared / path.name))
@@ -316,10 +263,3 @@ def copy_pack(path: Path, shared: Path) -> bool:
 def share_pack(path: Path, shared: Path) -> None:
     """Put a whole pack into the bucket, if it is not there yet."""
     remote().share_checked(path, shared / path.name)
-
-
-def set_aside(root: Path) -> Path:
-    """Rename a run directory so that its name is free; nothing is deleted."""
-    kept = root.with_name(f"{root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    root.rename(kept)
-    return kept

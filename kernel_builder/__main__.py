@@ -79,8 +79,8 @@ def _secret_of_environment() -> Secret:
 def _build(argv: Sequence[str]) -> int:
     args = _parse(argv)
     from imet_ray.ensemble import read_ensemble
+    from imet_ray.runs import runs_at
     from imet_ray.stages import cache_at, reopen
-    from imet_ray.store import runs_at
     from kernel_builder.build import BuildOptions, build
     from kernel_builder.dry_run import dry_run, refuse_data
     from kernel_builder.kaggle import user_of

@@ -24,6 +24,7 @@ from imet_ray.decode import decode
 from imet_ray.ensemble import blend_test, read_ensemble
 from imet_ray.predict import predict_checkpoint
 from imet_ray.results import read_spec
+from imet_ray.runs import runs_at
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.stages import Run, reopen
 from imet_ray.store import Cache, Store
@@ -233,3 +234,13 @@ def bucket(proxy) -> str:
     name = f"b-{secrets.token_hex(4)}"
     proxy.store.create(name)
     return name
+
+
+@pytest.fixture
+def on_node(bucket, proxy, tmp_path):
+    """The run `r` as a node of that name sees it."""
+
+    def _on_node(node: str) -> Store:
+        return Store(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")
+
+    return _on_node

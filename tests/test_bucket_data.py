@@ -15,7 +15,8 @@ from imet_ray.catalog import read_catalog
 from imet_ray.data import training_split
 from imet_ray.datasets import resolve_data
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.store import Cache, Store, runs_at
+from imet_ray.runs import runs_at
+from imet_ray.store import Cache, Store
 
 FETCH = """
 import sys
@@ -23,7 +24,8 @@ from pathlib import Path
 from imet_ray.catalog import read_catalog
 from imet_ray.data import training_split
 from imet_ray.datasets import resolve_data
-from imet_ray.store import Cache, Store, runs_at
+from imet_ray.runs import runs_at
+from imet_ray.store import Cache, Store
 url, runs, root = sys.argv[1:]
 cache = Cache(Path(root))
 catalog = read_catalog(resolve_data(url, cache=cache.root))

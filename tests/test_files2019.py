@@ -1,58 +1,14 @@
-"""Level-1 files of 2019: assembled in train.csv's order, or refused by name; and the ensemble written back."""
+"""Level-1 files of 2019: assembled in train.csv's order, or refused by name."""
 
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from folder2019 import FOLDS, LABELS, MODEL, Folder, N, margins
 
-from imet_ray.blending.files2019 import read_2019, write_2019
 from imet_ray.blending.members import check_members
-from imet_ray.errors import ConfigError, DataError, ImetError, StoreError
-
-FOLDS = np.array([1, 0, 2, 1, 0, 1])
-LABELS = ["0 2", "1", "3", "0", "2", "1 3"]
-N, C = 6, 4
-MODEL = "2b_se_resnext50"
-
-
-def margins(seed: int = 0) -> np.ndarray:
-    """(N, C) float32 in -1..1."""
-    return np.random.default_rng(seed).uniform(-1, 1, (N, C)).astype(np.float32)
-
-
-class Folder:
-    """A directory as the solution leaves it."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.folds, self.labels = root / "folds.npy", root / "train.csv"
-        np.save(self.folds, FOLDS)
-        self.write_labels(LABELS)
-
-    def write_labels(self, rows, start="id,attribute_ids\n", end="\n"):
-        text = start + "".join(f"p{i},{row}{end}" for i, row in enumerate(rows))
-        self.labels.write_bytes(text.encode())
-
-    def file(self, fold: int, model: str = MODEL) -> Path:
-        return self.root / f"level1_train_{model}_f{fold}_e0{fold}_0.59{fold}0.npy"
-
-    def add(self, model: str = MODEL, values: np.ndarray | None = None) -> Path:
-        """All folds of a model; the file of fold 0."""
-        values = margins() if values is None else values
-        for fold in range(3):
-            np.save(self.file(fold, model), values[np.equal(FOLDS, fold)])
-        return self.file(0, model)
-
-    def read(self, *files: Path):
-        return read_2019(files, self.folds, self.labels)
-
-    def refusal(self, kind: type[ImetError], *files: Path) -> str:
-        with pytest.raises(kind) as caught:
-            self.read(*files)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+from imet_ray.errors import ConfigError, DataError, StoreError
 
 
 @pytest.fixture
@@ -274,50 +230,3 @@ def test_a_pickled_file_is_refused_and_never_run(folder, bare):
 def test_folds_that_are_none_of_these_pictures_are_refused(folder, folds, problem):
     np.save(folder.folds, folds)
     assert f"folds.npy {problem}" in folder.refusal(DataError, folder.add())
-
-
-def test_the_ensemble_names_each_members_files_by_fold_and_its_weight(folder):
-    found = folder.read(folder.add(), folder.add("4f", margins(1)))
-    path = write_2019(folder.root / "out", "best_ensemble", 0.63974, found, np.array([0.25, 0.75]))
-    assert path == folder.root / "out" / "best_ensemble_val_0.6397.yml"
-    assert path.read_text() == (
-        "- predicts:\n"
-        "  - level1_train_2b_se_resnext50_f0_e00_0.5900.npy\n"
-        "  - level1_train_2b_se_resnext50_f1_e01_0.5910.npy\n"
-        "  - level1_train_2b_se_resnext50_f2_e02_0.5920.npy\n"
-        "  weight: 0.25\n"
-        "- predicts:\n"
-        "  - level1_train_4f_f0_e00_0.5900.npy\n"
-        "  - level1_train_4f_f1_e01_0.5910.npy\n"
-        "  - level1_train_4f_f2_e02_0.5920.npy\n"
-        "  weight: 0.75\n"
-    )
-
-
-def test_weights_of_an_ensemble_are_read_back_exactly(folder):
-    found = folder.read(folder.add(), folder.add("4f " + "long " * 40, margins(1)))
-    weights = [1 / 3, 1e-17]
-    read = yaml.safe_load(write_2019(folder.root, "e", 0.5, found, weights).read_text())
-    assert [entry["weight"] for entry in read] == weights
-    assert [entry["predicts"] for entry in read] == [[file.name for file in own] for own in found.files]
-
-
-def test_an_ensemble_replaces_the_one_of_its_name_and_leaves_nothing_beside_it(folder):
-    found = folder.read(folder.add())
-    for weight in (0.5, 1.0):
-        write_2019(folder.root / "out", "e", 0.5, found, [weight])
-    assert [path.name for path in (folder.root / "out").iterdir()] == ["e_val_0.5000.yml"]
-
-
-@pytest.mark.parametrize("name", ["", "a/b", ".", "a/"])
-def test_an_ensembles_name_is_no_path(folder, name):
-    found = folder.read(folder.add())
-    with pytest.raises(ConfigError, match="becomes a file's name"):
-        write_2019(folder.root, name, 0.5, found, [1.0])
-
-
-def test_a_place_that_cannot_be_written_is_one_line(folder):
-    found = folder.read(folder.add())
-    (folder.root / "e_val_0.5000.yml").mkdir()
-    with pytest.raises(StoreError, match="cannot write"):
-        write_2019(folder.root, "e", 0.5, found, [1.0])

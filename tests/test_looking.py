@@ -16,7 +16,7 @@ from imet_ray.cluster import studies_page
 from imet_ray.cluster.studies_page import serve_studies
 from imet_ray.remote import publish
 from imet_ray.results import TrialResult, write_result
-from imet_ray.store import Cache, Store, runs_at
+from imet_ray.store import Store
 from imet_ray.writing import write_json, write_json_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
@@ -28,9 +28,9 @@ def runs(proxy, bucket) -> str:
 
 
 @pytest.fixture
-def written(runs, tmp_path) -> Store:
+def written(on_node) -> Store:
     """The run as its driver sees it."""
-    return Store(runs_at(runs, Cache(tmp_path / "driver")) / "r")
+    return on_node("driver")
 
 
 def begin_study(store: Store, name: str) -> None:
@@ -40,10 +40,10 @@ def begin_study(store: Store, name: str) -> None:
     store.publish_journal()
 
 
-def test_its_studies_are_served_as_they_grow(written, runs, tmp_path, monkeypatch):
+def test_its_studies_are_served_as_they_grow(written, on_node, monkeypatch):
     monkeypatch.setattr(studies_page, "AGAIN_S", 0.0)
     begin_study(written, "a")
-    other = Store(runs_at(runs, Cache(tmp_path / "other")) / "r")
+    other = on_node("other")
     server = serve_studies(other, 0)
     assert not other.journal.exists()  # which a driver there would go on with
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -13,7 +13,8 @@ from bucket_stores import S3Store
 
 from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
-from imet_ray.store import Cache, Store, runs_at
+from imet_ray.runs import runs_at
+from imet_ray.store import Cache, Store
 
 pytestmark = pytest.mark.slow
 

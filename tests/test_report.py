@@ -7,47 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hostile_run import HOSTILE, blended, pictures_at, train_all, with_findings
 from html_page import Page
 from PIL import Image
 
 from imet_ray import page as page_module
 from imet_ray import report
-from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.members import Member
-from imet_ray.catalog import Catalog, Split
-from imet_ray.decode import Decoder, decode
-from imet_ray.ensemble import Ensemble, EnsembleMember, blend_oof, gather_oof
+from imet_ray.catalog import Catalog
+from imet_ray.decode import decode
+from imet_ray.ensemble import Ensemble, blend_oof
 from imet_ray.metrics import f2_of_counts
 from imet_ray.mistakes import confident_mistakes
-from imet_ray.predict import Predictions, write_predictions
 from imet_ray.report import SHOWN_LABELS, SHOWN_MISTAKES, SHOWN_PICTURES, write_findings, write_report
-from imet_ray.results import TrialResult, standings, write_result
-from imet_ray.specs import TrialSpec, Variant
+from imet_ray.results import standings
 from imet_ray.store import Store
-from imet_ray.writing import write_json, write_json_lines
-
-N_FOLDS = 3
-HOSTILE = "<script>alert('x')</script> & \"y\""
-
-
-def trained(store, variant, fold) -> str:
-    """A complete trial with its learning curve; its id."""
-    spec = TrialSpec(
-        variant=Variant(name=variant, architecture="resnet18"),
-        hparams={},
-        fold=fold,
-        n_folds=N_FOLDS,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
-    trial = store.trial(spec.trial_id)
-    write_json(trial.spec, spec.model_dump(mode="json"))
-    write_json_lines(trial.metrics, [{"epoch": e, "f2": 0.1 * e + 0.01 * fold} for e in (1, 2, 3)])
-    result = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.3 + 0.01 * fold, expected_f2=0.3)
-    write_result(trial, result)
-    return spec.trial_id
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,75 +33,24 @@ def coarse():
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory) -> Catalog:
-    """15 training and 13 test pictures; names that would be markup if they were not escaped."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("pictures")
-    files = tuple(folder / f"{i}.png" for i in range(13))
-    train = tuple(folder / f"p{i}.png" for i in range(15))
-    for file in (*files, *train):
-        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(file)
-    return Catalog(
-        root=folder,
-        label_ids=("0", "1", "2", "3"),
-        label_names=tuple(f"{name} {HOSTILE}" for name in ("fire", "water", "earth", "air")),
-        train=Split(tuple(f"p{i}" for i in range(15)), train),
-        labels=rng.integers(0, 2, (15, 4), np.uint8),
-        test=Split(tuple(f.stem for f in files), files),
-        test_labels=rng.integers(0, 2, (13, 4), np.uint8),
-        label_groups=("", "b", "b", "<i>&'c'"),
-        digest="data",
-        test_digest="test",
-    )
+    return pictures_at(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, catalog) -> Store:
-    """Two variants, trained and predicted on all folds."""
     store = Store(tmp_path_factory.mktemp("runs") / "r & d")
-    rng = np.random.default_rng(1)
-    for variant in ("one", "two"):
-        for fold in range(N_FOLDS):
-            trial = trained(store, variant, fold)
-            own = np.array(catalog.train.ids[fold::N_FOLDS])
-            probs = rng.random((len(own), 4)).astype(np.float16)
-            write_predictions(
-                store.trial(trial).oof, Predictions(own, probs, trial, ("centre",), "pictures", 1.0)
-            )
+    train_all(store, catalog)
     return store
 
 
 @pytest.fixture(scope="module")
 def ensemble(store) -> Ensemble:
-    members = []
-    for standing in standings(store, ["one", "two"]):
-        ids = [standing.trials[fold].trial_id for fold in range(N_FOLDS)]
-        settings = {"variant": standing.variant, "weight": 0.5, "threshold": 0.2, "f2": 0.4}
-        members.append(EnsembleMember(**settings, trials=ids, checkpoints=ids))
-    return Ensemble(
-        name=f"blend {HOSTILE}",
-        data_digest="data",
-        folds_digest="folds",
-        label_ids=["0", "1", "2", "3"],
-        members=members,
-        decoder=Decoder(name="threshold", threshold=0.6),
-        report={"text": f"nested F2 0.4321 {HOSTILE}", "nested": 0.4321},
-    )
+    return blended(store)
 
 
 @pytest.fixture(scope="module")
 def full(store, catalog, ensemble) -> Ensemble:
-    """The same ensemble with all that a blend finds today."""
-    members = []
-    for member in ensemble.members:
-        probs, _ = gather_oof([store.trial(t) for t in member.trials], catalog.train.ids, member.variant)
-        members.append(Member(member.variant, probs, catalog.train.ids))
-    folds = np.arange(15) % N_FOLDS
-    groups = catalog.label_groups
-    found = evaluate(members, catalog.labels, folds, seed=0, groups=groups, methods=["greedy"]).to_dict()
-    step = {"seconds": 10.0, "score": 0.5, "members": ["one", f"two {HOSTILE}"]}
-    said = {"verdict": f"it is worth it {HOSTILE}\nnested F2", "remarks": [f"optimistic {HOSTILE}"]}
-    budget = {"budget": {"curve": [step], "limit_s": 20.0}}
-    return ensemble.model_copy(update={"report": found | said | budget})
+    return with_findings(ensemble, store, catalog)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reading import read_arrays, read_json, read_json_lines
-from imet_ray.store import Cache, Store, newest_run, open_run, set_aside
+from imet_ray.runs import newest_run, open_run, set_aside
+from imet_ray.store import Cache, Store
 from imet_ray.writing import SupersededError, write_arrays, write_json, write_json_lines, writing
 
 

@@ -10,8 +10,9 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.studies import Studies, hidden, open_storage, open_studies
 from imet_ray.errors import ConfigError
 from imet_ray.results import TrialResult, write_result
+from imet_ray.runs import set_aside
 from imet_ray.space import SearchSpace, read_space
-from imet_ray.store import Store, set_aside
+from imet_ray.store import Store
 
 SPACE = """
 n_folds: 3

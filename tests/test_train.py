@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imet_ray import sitting
+from imet_ray import evaluation, sitting
 from imet_ray.checkpoint import load_state, load_tagger, read_info
 from imet_ray.predict import predict_checkpoint, read_predictions
 from imet_ray.reading import read_json_lines
@@ -209,7 +209,7 @@ def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
 
 def test_on_a_plateau_training_goes_back_to_its_best_weights(tiny_data, make_spec, tmp_path, monkeypatch):
     scores = iter([0.5, 0.1, 0.1])
-    monkeypatch.setattr(sitting, "best_threshold", lambda probs, labels: (0.2, next(scores)))
+    monkeypatch.setattr(evaluation, "best_threshold", lambda probs, labels: (0.2, next(scores)))
     spec = make_spec(schedule="plateau", plateau_patience=0, plateau_factor=0.5)
     trial = Store(tmp_path).trial(spec.trial_id)
     seen = []
