@@ -70,14 +70,16 @@ class Node:
 
 
 class Cluster:
-    """A head without CPUs for trials, and nodes."""
+    """A head, and nodes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, dashboard: bool = False, head_cpus: int = 0) -> None:
         """
         Args:
             folder: for Ray's own files; sockets lie in it, so its path must be short.
+            dashboard: with one, and so with jobs.
+            head_cpus: for trials on the head.
         """
-        self.folder = folder
+        self.folder, self.has_dashboard, self.head_cpus = folder, dashboard, head_cpus
         self.nodes: dict[str, Node] = {}
         self.made = 0
         prepare_environment()
@@ -89,7 +91,7 @@ class Cluster:
             **{"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"},
         }
         self.given: set[int] = set()  # ports
-        self.port = self._ports(1)[0]
+        self.port, self.dashboard_port = self._ports(2)
         self.head: Node | None = None
 
     @property
@@ -112,7 +114,7 @@ class Cluster:
 
     def begin(self) -> None:
         """Start the head, at the same address if there was one before."""
-        self.head = self._start("head", ["--head", f"--port={self.port}", "--num-cpus=0"])
+        self.head = self._start("head", ["--head", f"--port={self.port}", f"--num-cpus={self.head_cpus}"])
         self.until_up(self.head)
 
     def end(self) -> None:
@@ -127,8 +129,8 @@ class Cluster:
         if name == "head":
             command += [
                 f"--temp-dir={self.folder}",
-                "--include-dashboard=false",
-                f"--dashboard-port={self._ports(1)[0]}",
+                f"--include-dashboard={str(self.has_dashboard).lower()}",
+                f"--dashboard-port={self.dashboard_port}",
             ]
         # Ray gives a node 30 s to register, too few beside much other work
         tries = (
@@ -162,10 +164,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, dashboard: bool = False, head_cpus: int = 0) -> Iterator[Cluster]:
     """A cluster in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="imet"))
-    made = Cluster(folder)
+    made = Cluster(folder, dashboard=dashboard, head_cpus=head_cpus)
     try:
         made.begin()
         yield made
