@@ -80,6 +80,9 @@ class Network:
         self.config = folder / "cluster.yaml"
         self.config.write_text(yaml.safe_dump(config))
 
+    def await_nodes(self) -> None:
+        wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
+
     def ray(self, *argv: str) -> Done:
         return subprocess.run(
             [RAY, *argv],
@@ -94,7 +97,7 @@ class Network:
     def up(self) -> None:
         done = self.ray("up", str(self.config), "-y", "--no-config-cache")
         assert done.returncode == 0, done.stdout + done.stderr
-        wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
+        self.await_nodes()
 
     def sweep(self, name: str = "net", *, cache: str = f"{hosts.SHARED}/cache", options: str = "") -> Done:
         shared = hosts.SHARED
@@ -178,12 +181,14 @@ def story(tiny_root, tmp_path_factory) -> Story:
         time.sleep(CUT_S)
         found[1].plug()
         cut = sweep.result()
+        network.await_nodes()
         print("cut", time.monotonic() - began)
         found[1].run(f"mkdir -p {small} && mount -t tmpfs -o size=64k tmpfs {small}")
-        full = network.sweep("full", cache="~/cache")
+        long = "--epochs 8"  # so that none of the nodes comes too late for a trial
+        full = network.sweep("full", cache="~/cache", options=long)
         found[1].run(f"umount {small}")
         print("full", time.monotonic() - began)
-        mended = network.sweep("full", cache="~/cache")
+        mended = network.sweep("full", cache="~/cache", options=long)
         print("mended", time.monotonic() - began)
         sweep = pool.submit(network.sweep)
         strangers = {name: pool.submit(come) for name, come in network.strangers().items()}

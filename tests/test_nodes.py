@@ -1,14 +1,20 @@
-"""What the nodes of a cluster are asked before a sweep begins, on a real Ray."""
+"""The nodes of a cluster: what they are asked before a sweep begins, and which of them has a fault, on a real Ray."""
 
 import os
+import socket
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import ray
 
-from imet_ray.cluster import nodes
+from imet_ray.cluster import nodes, team
+from imet_ray.cluster.oof import predict_held_out
 from imet_ray.cluster.session import ray_session
-from imet_ray.errors import ConfigError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.space import Resources
+from imet_ray.store import Store
+from imet_ray.writing import write_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -17,8 +23,8 @@ LOST = {"NodeID": "ab" * 28, "NodeManagerAddress": "192.0.2.77", "Alive": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def on_ray():
-    with ray_session(Resources()):
-        yield
+    with ray_session(Resources()) as session:
+        yield session
 
 
 @pytest.fixture
@@ -53,3 +59,27 @@ def test_a_node_of_another_version_is_named_with_both(monkeypatch):
     monkeypatch.setattr(nodes, "versions", lambda: ours | ({"timm": "0.0.1"} if os.getpid() == here else {}))
     with pytest.raises(ConfigError, match=rf"timm {ours['timm']}, here 0\.0\.1"):
         nodes.refuse_other_versions()
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_fault_in_a_prediction_is_told_with_its_node_where_there_may_be_several(
+    on_ray, joined, tiny_data, make_spec, tmp_path
+):
+    spec = make_spec()
+    trial = Store(tmp_path / "r").trial(spec.trial_id)
+    write_json(trial.spec, spec.model_dump(mode="json"))  # and no checkpoint
+    with pytest.raises(StoreError, match="best.safetensors") as caught:
+        predict_held_out([trial], Store(tmp_path / "r"), tiny_data, replace(on_ray, joined=joined))
+    assert (f"(on {socket.gethostname()}, " in str(caught.value)) == joined
+
+
+def test_a_fault_in_a_team_is_told_with_the_node_of_its_worker(on_ray, make_spec, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise StoreError("disk full")
+
+    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
+    monkeypatch.setattr(team.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(team, "train_trial", full)
+    slot = replace(on_ray, joined=True).slot(tmp_path)
+    with pytest.raises(StoreError, match=rf"^disk full \(on {socket.gethostname()}, [\d.]+\)$"):
+        team._train({"member": team.Member(make_spec(), "search", None, slot)})

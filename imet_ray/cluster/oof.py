@@ -89,4 +89,4 @@ def predict_one(
             workers=slot.loader_workers,
         )
     except ImetError as error:
-        return str(error)
+        return slot.tell(error)

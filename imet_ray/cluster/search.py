@@ -25,18 +25,12 @@ from imet_ray.writing import disk_error, write_json
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
     """Ends the whole sweep at a fault of the set-up, which all trials would meet."""
 
-    def __init__(self, *, named: bool = False) -> None:
-        """
-        Args:
-            named: the machine that reports a fault is the one that has it, and is named.
-        """
-        self.named = named
+    def __init__(self) -> None:
         self.fault: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         if self.fault is None and "fatal" in result:
-            where = f" (on {result.get('hostname')}, {result.get('node_ip')})" if self.named else ""
-            self.fault = f"{result['fatal']}{where}"
+            self.fault = result["fatal"]
         return self.fault is not None
 
     def stop_all(self) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imet_ray.cluster.head import refuse_nobody, watched
-from imet_ray.errors import ConfigError
+from imet_ray.errors import ConfigError, ImetError
 from imet_ray.space import Resources
 
 LOOK_S = 5.0  # a cluster's size is looked at again
@@ -26,6 +27,15 @@ class Slot:
     gpus: float
     threads: int
     loader_workers: int
+    joined: bool  # one of several nodes, perhaps
+
+    def tell(self, error: ImetError) -> str:
+        """What the user is told of an error here; with the node that has it, where there may be others."""
+        if not self.joined:
+            return str(error)
+        import ray
+
+        return f"{error} (on {socket.gethostname()}, {ray.util.get_node_ip_address()})"
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Session:
     def slot(self, run: Path) -> Slot:
         """What each worker of a run has."""
         threads = max(1, int(self.cpus_per_trial))
-        return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers)
+        return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers, self.joined)
 
 
 def prepare_environment() -> None:

@@ -96,7 +96,7 @@ def _run(
     teach_tune()
     deaths = Deaths()
     with told_by_trial(), SweepProgress(policy, session, deaths) as progress:
-        stopper = StopOnFault(named=session.joined and session.workers_per_trial == 1)
+        stopper = StopOnFault()
         tuner = tune.Tuner(
             _trainable(session, data, store),
             tune_config=tune.TuneConfig(

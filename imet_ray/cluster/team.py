@@ -113,12 +113,15 @@ def _train(config: dict[str, Any]) -> None:
     def report(metrics: EpochMetrics) -> None:
         ray.train.report(end_of(metrics))
 
-    train_trial(
-        member.spec,
-        member.data,
-        Store(member.slot.run).trial(member.spec.trial_id),
-        device=worker_device(member.slot),
-        loader_workers=member.slot.loader_workers,
-        report=report,
-        team=Team(context.get_world_rank(), context.get_world_size()),
-    )
+    try:
+        train_trial(
+            member.spec,
+            member.data,
+            Store(member.slot.run).trial(member.spec.trial_id),
+            device=worker_device(member.slot),
+            loader_workers=member.slot.loader_workers,
+            report=report,
+            team=Team(context.get_world_rank(), context.get_world_size()),
+        )
+    except ImetError as error:
+        raise type(error)(member.slot.tell(error)) from error

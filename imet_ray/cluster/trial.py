@@ -48,7 +48,7 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     except SupersededError:
         return
     except ImetError as error:
-        tune.report({"fatal": str(error)})
+        tune.report({"fatal": slot.tell(error)})
         return
     except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
         if isinstance(error, torch.AcceleratorError) or "DataLoader worker" in str(error):
