@@ -4,7 +4,7 @@
 
 One space with one seed, swept three times by `launch.py --sweep`, each in a process of its own: as users run it (all
 sets on the search fold under ASHA, the best one promoted to the other folds); without ASHA; and, the peer, with all
-sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `study.Tpe`), later
+sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `tpe.Tpe`), later
 ones learn from scores: there is no ratio for sweeps that did not try the same sets.
 
 Slot time: the seconds of all epochs with their evaluation, from the store; of a CPU, or of a GPU where there is one.
@@ -78,8 +78,12 @@ def refuse_others(trials: list[TrialStatus], peer: list[TrialStatus], fold: int)
         )
 
 
-def sweep(space: SearchSpace, runs: Path) -> Swept:
-    """Sweep in a process of its own, as a user would."""
+def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
+    """Sweep in a process of its own, as a user would; the run, and the seconds it took.
+
+    Raises:
+        SystemExit: it failed, or one of its trials did.
+    """
     file = runs / f"{space.name}.yml"
     content = space.model_dump(mode="json", exclude={"variants", "ranges"}, exclude_none=True)
     content["variants"] = [
@@ -97,16 +101,21 @@ def sweep(space: SearchSpace, runs: Path) -> Swept:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
     run = reopen(runs, space.name, Cache.default())
-    ensemble = read_ensemble(run.store.ensemble("blend"))
-    trials = ended_trials(run.store)
-    if failed := [trial.reason for trial in trials if trial.state == "failed"]:
+    if failed := [trial.reason for trial in ended_trials(run.store) if trial.state == "failed"]:
         raise SystemExit(f"no ratio: {len(failed)} trials failed, the first one: {failed[0]}")
+    return run, wall_s
+
+
+def sweep(space: SearchSpace, runs: Path) -> Swept:
+    """Sweep, and score its blend."""
+    run, wall_s = launched(space, runs)
+    ensemble = read_ensemble(run.store.ensemble("blend"))
     test = None
     if (truth := run.catalog.test_labels) is not None:
         probs = blend_test(ensemble, run.store, run.catalog.test.ids)
         test = f2_per_image(decode(probs, ensemble.decoder), truth)
     members = {member.variant: member.trials for member in ensemble.members}
-    return Swept(trials, wall_s, members, nested_f2(run, ensemble), test)
+    return Swept(ended_trials(run.store), wall_s, members, nested_f2(run, ensemble), test)
 
 
 def nested_f2(run: Run, ensemble: Ensemble) -> np.ndarray:

@@ -16,7 +16,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.cluster.study import Assignment, Progress, Sampler, Tpe, VariantStudy
+from imet_ray.cluster.study import Assignment, Progress, Sampler, VariantStudy
+from imet_ray.cluster.tpe import Tpe
 from imet_ray.errors import ImetError
 from imet_ray.reading import damaged, regular
 from imet_ray.results import TrialResult, read_result

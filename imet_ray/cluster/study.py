@@ -12,23 +12,18 @@ from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from imet_ray.cluster.tpe import Distributions
 from imet_ray.errors import StoreError
 from imet_ray.results import TrialResult
 from imet_ray.space import Range, SearchSpace
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
 
 Phase = Literal["search", "promote"]
-Distributions = dict[str, BaseDistribution]
 Sampler = Callable[[int, Distributions], BaseSampler]  # Optuna's, of a seed and a study's ranges
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
 
@@ -243,18 +238,6 @@ def distributions(variant: Variant, ranges: dict[str, Range]) -> Distributions:
             assert wanted.high is not None
             found[key] = FloatDistribution(wanted.low, wanted.high, log=wanted.log, step=wanted.step)
     return found
-
-
-class Tpe(optuna.samplers.TPESampler):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011); trials that run count as bad ones."""
-
-    def __init__(self, seed: int, distributions: Distributions) -> None:
-        super().__init__(seed=seed, constant_liar=True, n_startup_trials=4)
-        self.distributions = distributions
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
-        """All of a study's ranges, which Optuna would read out of all of its trials each time."""
-        return {name: ranged for name, ranged in sorted(self.distributions.items()) if not ranged.single()}
 
 
 def stable_seed(*parts: object) -> int:

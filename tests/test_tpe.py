@@ -1,14 +1,16 @@
-"""What a study asks for."""
+"""What the sampler of a study picks, and from what."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
-from imet_ray.cluster.study import Distributions, Tpe
+from imet_ray.cluster import tpe
+from imet_ray.cluster.tpe import GOOD, Distributions, Seen, Tpe
 
 RANGES: Distributions = {
     "lr": FloatDistribution(1e-5, 1e-2, log=True),
@@ -46,3 +48,23 @@ def test_a_sampler_that_knows_the_ranges_reads_them_out_of_no_trial():
     known = Tpe(0, RANGES).infer_relative_search_space(study, study.ask())
     assert known == {key: value for key, value in RANGES.items() if key != "epochs"}
     assert not TPESampler().infer_relative_search_space(study, study.ask())
+
+
+def test_of_a_long_study_the_sampler_sees_the_best_the_newest_and_what_runs(monkeypatch):
+    monkeypatch.setattr(tpe, "SEEN", 50)
+    study = optuna.create_study(direction="maximize")
+    running = study.ask(RANGES)
+    values = np.random.default_rng(0).permutation(200)
+    for value in values:
+        trial = study.ask(RANGES)
+        study.tell(trial, state=TrialState.PRUNED) if value == 199 else study.tell(trial, float(value))
+    seen = {trial.number for trial in Seen(study)._get_trials(deepcopy=False)}
+    best = {1 + int(i) for i, value in enumerate(values) if 199 - GOOD <= value < 199}
+    assert len(best) == GOOD
+    assert seen == {running.number} | best | set(range(151, 201))
+    study.sampler = Tpe(0, RANGES)
+    assert study.ask(RANGES).params.keys() == RANGES.keys()
+
+
+def test_no_more_sets_are_good_to_the_sampler_than_are_seen():
+    assert max(optuna.samplers._tpe.sampler.default_gamma(n) for n in range(0, 20_000, 100)) == GOOD

@@ -1,0 +1,221 @@
+"""What early stopping saves of a search, and what it costs: ASHA over all orders of the same trained sets.
+
+    uv run python -m benchmarks.asha [--sets 8] [--epochs 4] [--runs DIR]    forty minutes
+
+`benchmarks.hours` sweeps once each way, and which sets ASHA stops there is luck for a good part. Here random sets of
+hparams of each variant are trained once, on all folds and to the end, by `launch.py --sweep`. Then searches are
+replayed: each ordered choice of 4 of a variant's sets, as if a study had asked for these, on two slots with the
+seconds that each epoch took, judged by the sweep's own `SearchOnlyAsha`; the best set is picked as a study picks it.
+
+F2 is that of the picked set on the folds that it was not picked on, the mean over all choices and variants. It is
+given as what it is above the pick of the same search without early stopping; intervals are 95 % of a bootstrap over
+the sets. Given `--runs`, what is trained there already is not trained again.
+"""
+
+import argparse
+import contextlib
+import heapq
+import itertools
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+from ray.tune.schedulers import TrialScheduler
+
+from benchmarks.hours import launched
+from imet_ray.cluster.deaths import Deaths
+from imet_ray.cluster.study import distributions
+from imet_ray.cluster.sweep import SearchOnlyAsha
+from imet_ray.command_line import positive
+from imet_ray.curves import ended_trials
+from imet_ray.datasets import resolve_data
+from imet_ray.space import Asha, SearchSpace, read_space
+from imet_ray.specs import TrialSpec
+from imet_ray.stages import SPACES
+from imet_ray.status import TrialStatus
+from imet_ray.store import Cache
+
+CHOSEN = 4  # sets a search
+SLOTS = 2
+SEARCH_FOLD = 0
+DRAWS = 2000  # of the bootstrap
+SETTINGS = [(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (3, 2)]  # epochs of grace, factor
+RANDOM, HINDSIGHT = "the first set, no search", "the best of the four, in hindsight"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One set of hparams of a variant, trained to the end."""
+
+    spec: TrialSpec  # on the search fold
+    f2: list[float]  # of each epoch, there
+    seconds: list[float]  # of each epoch, there
+    elsewhere: float  # F2 at the end, the mean over the other folds
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What a search came to."""
+
+    chosen: int  # a place in the order
+    epochs: int  # that it trained
+
+
+def drawn(space: SearchSpace, n_sets: int) -> SearchSpace:
+    """The space with `n_sets` fixed random sets of hparams for each variant, as variants of their own."""
+    variants = []
+    for variant in space.variants:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.seed))
+        for number in range(n_sets):
+            hparams = study.ask(distributions(variant, space.ranges[variant.name])).params
+            variants.append(
+                variant.with_hparams(hparams).model_copy(update={"name": f"{variant.name}.{number}"})
+            )
+    changes = {"variants": tuple(variants), "ranges": {variant.name: {} for variant in variants}}
+    more = {"name": "sets", "asha": None, "trials_per_variant": 1, "search_folds": (SEARCH_FOLD,)}
+    return space.model_copy(update=changes | more)
+
+
+def by_variant(trials: Sequence[TrialStatus]) -> dict[str, list[Trained]]:
+    """The sets of each variant of the space, by number."""
+    folds: dict[tuple[str, int], dict[int, TrialStatus]] = defaultdict(dict)
+    for trial in trials:
+        name, number = trial.spec.variant.name.rsplit(".", 1)
+        folds[name, int(number)][trial.spec.fold] = trial
+    found: dict[str, list[Trained]] = defaultdict(list)
+    for (name, _), of in sorted(folds.items()):
+        rows = of[SEARCH_FOLD].rows
+        elsewhere = [trial.rows[-1]["f2"] for fold, trial in of.items() if fold != SEARCH_FOLD]
+        found[name].append(
+            Trained(
+                spec=of[SEARCH_FOLD].spec,
+                f2=[row["f2"] for row in rows],
+                seconds=[row["seconds"] + row["evaluate_s"] for row in rows],
+                elsewhere=float(np.mean(elsewhere)),
+            )
+        )
+    return found
+
+
+def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
+    """A search over these sets, in this order, on SLOTS slots."""
+    asha = SearchOnlyAsha(space, Deaths())
+    config = {
+        "phase": "search",
+        "spec": order[0].spec.model_dump_json(),
+    }  # of one variant: its rungs are shared
+    trials = [SimpleNamespace(trial_id=str(place), config=config) for place in range(len(order))]
+    trained = [0] * len(order)
+    waiting = iter(range(len(order)))
+    events: list[tuple[float, int]] = []  # an epoch ends: when, and whose
+
+    def begin(now: float) -> None:
+        with contextlib.suppress(StopIteration):
+            place = next(waiting)
+            asha.on_trial_add(None, trials[place])
+            heapq.heappush(events, (now + order[place].seconds[0], place))
+
+    for _ in range(SLOTS):
+        begin(0.0)
+    while events:
+        now, place = heapq.heappop(events)
+        trained[place] += 1
+        report = {"epoch": trained[place], "f2": order[place].f2[trained[place] - 1]}
+        judged = asha.on_trial_result(None, trials[place], report)
+        if judged == TrialScheduler.CONTINUE and trained[place] < len(order[place].f2):
+            heapq.heappush(events, (now + order[place].seconds[trained[place]], place))
+        else:
+            begin(now)
+
+    def rank(place: int) -> tuple[bool, float]:  # as `VariantStudy._best`
+        complete = trained[place] == len(order[place].f2)
+        seen = order[place].f2[: trained[place]]
+        return complete, seen[-1] if complete else max(seen)
+
+    return Pick(max(range(len(order)), key=rank), sum(trained))
+
+
+def interval(gains: np.ndarray, orders: np.ndarray, n_sets: int) -> str:
+    """Mean of what is gained in each order, and its 95 % interval over the sets that were drawn.
+
+    Args:
+        gains: (V, O) float64, of each variant in each order.
+        orders: (O, CHOSEN) int64, the sets of each.
+    """
+    rng = np.random.default_rng(0)
+
+    def drawn_mean(gain: np.ndarray) -> float:
+        counts = np.zeros(n_sets)
+        while np.count_nonzero(counts) < CHOSEN:  # no search can be had from fewer
+            counts = np.bincount(rng.integers(0, n_sets, n_sets), minlength=n_sets)
+        return float(np.average(gain, weights=counts[orders].prod(axis=1)))
+
+    means = [np.mean([drawn_mean(gain) for gain in gains]) for _ in range(DRAWS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", type=Path, default=SPACES / "demo.yml")
+    parser.add_argument("--sets", type=positive, default=8)
+    parser.add_argument("--epochs", type=positive, default=4)
+    parser.add_argument("--runs", type=Path, help="default: a temporary directory")
+    args = parser.parse_args()
+    if args.sets < CHOSEN:
+        raise SystemExit(f"--sets must be at least {CHOSEN}, the sets of a search, got {args.sets}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = read_space(args.space, {"epochs": args.epochs})
+    resolve_data(space.data, cache=Cache.default().root)
+    with contextlib.ExitStack() as stack:
+        runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs.mkdir(parents=True, exist_ok=True)
+        run, _ = launched(drawn(space, args.sets), runs)
+        found = by_variant(ended_trials(run.store))
+    orders = list(itertools.permutations(range(args.sets), CHOSEN))
+    elsewhere = np.array([[one.elsewhere for one in sets] for sets in found.values()])  # (V, sets)
+    print(
+        f"{len(found)} variants x {args.sets} random sets, {space.n_folds} folds, {args.epochs} epochs; "
+        f"searches of {CHOSEN} sets in all {len(orders):,} orders\n"
+        f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1).mean():.4f}\n\n"
+        f"{'grace':>5}{'factor':>8}{'search epochs':>15}{'with promotion':>16}{'same pick':>11}  F2"
+    )
+    whole = CHOSEN * args.epochs
+    promoted = (space.n_folds - 1) * args.epochs
+
+    def picks(asha: Asha | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which set, and after how many epochs: (V, O) int64 each."""
+        under = space.model_copy(update={"asha": asha})
+        found_picks = [
+            [replay([sets[i] for i in order], under) for order in orders] for sets in found.values()
+        ]
+        chosen = [[order[pick.chosen] for order, pick in zip(orders, of, strict=True)] for of in found_picks]
+        return np.array(chosen), np.array([[pick.epochs for pick in of] for of in found_picks])
+
+    places = np.array(orders)
+    reference, _ = picks(None)
+    f2 = np.take_along_axis(elsewhere, reference, axis=1)
+    for grace, factor in [s for s in SETTINGS if s[0] < args.epochs]:
+        chosen, epochs = picks(Asha(grace_epochs=grace, factor=factor))
+        gains = np.take_along_axis(elsewhere, chosen, axis=1) - f2
+        print(
+            f"{grace:>5}{factor:>8}{epochs.mean() / whole:>15.0%}"
+            f"{(epochs.mean() + promoted) / (whole + promoted):>16.0%}{(chosen == reference).mean():>11.0%}"
+            f"  {interval(gains, places, args.sets)}",
+            flush=True,
+        )
+    print()
+    for what, other in {
+        RANDOM: elsewhere[:, places[:, 0]],
+        HINDSIGHT: elsewhere[:, places].max(axis=2),
+    }.items():
+        print(f"{what:<57}{interval(other - f2, places, args.sets)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The sampler of a study: Optuna's TPE, made to decide in milliseconds however many sets were tried."""
+
+import heapq
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+SEEN = 2000  # sets: of a study of 10,000 a decision takes 26 ms so, and 66 ms if it sees all
+GOOD = 25  # sets that TPE calls good, at most: `optuna.samplers._tpe.sampler.default_gamma`
+Distributions = dict[str, BaseDistribution]
+
+
+class Tpe(optuna.samplers.TPESampler):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011); trials that run count as bad ones."""
+
+    def __init__(self, seed: int, distributions: Distributions) -> None:
+        super().__init__(seed=seed, constant_liar=True, n_startup_trials=4)
+        self.distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        """All of a study's ranges, which Optuna would read out of all of its trials each time."""
+        return {name: ranged for name, ranged in sorted(self.distributions.items()) if not ranged.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions
+    ) -> dict[str, Any]:
+        """A set of hparams, from what `Seen` shows of the study."""
+        return super().sample_relative(cast(optuna.Study, Seen(study)), trial, search_space)
+
+
+class Seen:
+    """A study to be maximised as TPE sees it: all of it, or of a long one the best sets, the newest, and what runs.
+
+    TPE weighs bad sets the less the older they are, and calls no more than 25 good.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        trials = self._study._get_trials(*args, **kwargs)
+        if len(trials) <= SEEN:
+            return trials
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        best = {trial.number for trial in heapq.nlargest(GOOD, complete, key=_value)}
+        newest = trials[-SEEN].number
+        return [t for t in trials if t.number >= newest or t.number in best or t.state == TrialState.RUNNING]
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value

@@ -1,0 +1,109 @@
+"""What `benchmarks.asha` replays: searches over sets that were trained before."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from benchmarks.asha import Trained, by_variant, drawn, interval, replay
+from imet_ray.space import Asha, SearchSpace, read_space
+from imet_ray.specs import TrialSpec, Variant
+from imet_ray.status import TrialStatus
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 2
+base: {epochs: 4}
+variants: [{name: a, architecture: resnet18}, {name: b, architecture: resnet34}]
+search: {dropout: {low: 0.0, high: 0.5}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path) -> SearchSpace:
+    (tmp_path / "space.yml").write_text(SPACE)
+    return read_space(tmp_path / "space.yml")
+
+
+def spec(name: str = "a", fold: int = 0) -> TrialSpec:
+    return TrialSpec(
+        variant=Variant(name=name, architecture="resnet18", epochs=4),
+        hparams={},
+        fold=fold,
+        n_folds=3,
+        seed=0,
+        data_digest="data",
+        folds_digest="folds",
+        pack_short_side=64,
+    )
+
+
+def trained(*f2: float, seconds: float = 1.0) -> Trained:
+    return Trained(spec(), list(f2), [seconds] * len(f2), 0.5)
+
+
+SETS = [
+    trained(0.1, 0.2, 0.3, 0.4),
+    trained(0.2, 0.3, 0.4, 0.5),
+    trained(0.05, 0.1, 0.2, 0.9),  # late, and the best
+]
+
+
+def test_without_early_stopping_all_are_trained_and_the_best_at_the_end_is_picked(space):
+    for order in permutations(SETS):
+        pick = replay(order, space)
+        assert order[pick.chosen].f2[-1] == 0.9
+        assert pick.epochs == 12
+
+
+def test_a_set_that_is_behind_at_its_first_epoch_is_stopped_and_not_picked(space):
+    asha = space.model_copy(update={"asha": Asha(grace_epochs=1, factor=4)})
+    pick = replay([SETS[1], SETS[0], SETS[2]], asha)
+    assert pick.chosen == 0
+    assert pick.epochs == 4 + 1 + 1
+
+
+def test_of_sets_at_once_the_one_whose_epoch_ends_first_is_judged_by_nobody(space):
+    asha = space.model_copy(update={"asha": Asha(grace_epochs=1, factor=4)})
+    slow = trained(0.2, 0.3, 0.4, 0.5, seconds=1.5)
+    assert replay([SETS[0], slow], asha).epochs == 8  # ahead of what came before
+    fast = trained(0.2, 0.3, 0.4, 0.5, seconds=0.5)
+    assert replay([SETS[0], fast], asha).epochs == 5
+
+
+def test_sets_are_drawn_within_the_ranges_the_same_for_one_seed_and_differ(space):
+    sets = drawn(space, 5)
+    assert sets == drawn(space, 5)
+    assert [variant.name for variant in sets.variants][:2] == ["a.0", "a.1"]
+    dropouts = {variant.dropout for variant in sets.variants if variant.name.startswith("a.")}
+    assert len(dropouts) == 5
+    assert all(0 <= dropout <= 0.5 for dropout in dropouts)
+    assert SearchSpace.model_validate(sets.model_dump()) == sets
+
+
+def test_sets_are_read_by_variant_with_the_mean_of_the_folds_that_were_not_searched():
+    def trial(name: str, fold: int, last: float) -> TrialStatus:
+        rows = [{"f2": f2, "seconds": 2.0, "evaluate_s": 0.5} for f2 in (0.1, last)]
+        return TrialStatus(spec(name, fold), "complete", rows, "", 0.0)
+
+    found = by_variant(
+        [
+            trial("b.1", 2, 0.4),
+            trial("b.1", 0, 0.2),
+            trial("b.1", 1, 0.6),
+            trial("a.0", 0, 0.9),
+            trial("a.0", 1, 0.9),
+        ]
+    )
+    assert found.keys() == {"a", "b"}
+    assert found["b"][0].f2 == [0.1, 0.2]
+    assert found["b"][0].seconds == [2.5, 2.5]
+    assert found["b"][0].elsewhere == pytest.approx(0.5)
+
+
+def test_the_interval_holds_the_mean_and_is_nothing_where_all_orders_gain_the_same():
+    orders = np.array(list(permutations(range(5), 4)))
+    assert interval(np.full((2, len(orders)), 0.25), orders, 5) == "+0.2500 [+0.2500, +0.2500]"
+    gains = np.random.default_rng(0).normal(size=(2, len(orders))) + orders[:, 0]
+    mean, low, high = (float(part.strip("[],")) for part in interval(gains, orders, 5).split())
+    assert low < mean < high
