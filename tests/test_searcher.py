@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from optuna.storages import JournalStorage
 from ray.tune.search import Searcher
 
 from imet_ray.cluster import sweep
@@ -229,6 +230,28 @@ def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missin
     study._storage.create_new_trial(study._study_id)  # the journal's first entry of `ask`
     done = run_out(Policy(policy.space, store, "data", "folds"))
     assert {frozenset(spec.hparams) for spec in done} == {frozenset({"dropout", "lr"})}
+
+
+@pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
+def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(
+    make_space, tmp_path, written, monkeypatch
+):
+    space = make_space(("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
+    undisturbed = run_out(Policy(space, Store(tmp_path / "undisturbed"), "data", "folds"))
+    left = iter(range(written))
+    write_param = JournalStorage.set_trial_param
+
+    def killed(*args):
+        next(left)
+        write_param(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalStorage, "set_trial_param", killed)
+        with pytest.raises(StopIteration):
+            run_out(Policy(space, Store(tmp_path / "killed"), "data", "folds"))
+    run_out(again := Policy(space, Store(tmp_path / "killed"), "data", "folds"))
+    found = [trial.params for trial in again.studies["a"].study.trials]
+    assert found == [spec.hparams for spec in undisturbed[:7]]
 
 
 def test_hparams_that_do_not_go_together_fail_alone(make_space, store):

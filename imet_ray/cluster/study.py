@@ -108,8 +108,7 @@ class VariantStudy:
         Raises:
             StoreError: if the study was begun with other ranges.
         """
-        seed = stable_seed(self.space.seed, self.variant.name, self.asked)
-        self.study.sampler = self.sampler(seed, self.distributions)
+        self.study.sampler = self._sampler(self.asked)
         try:
             self.study.ask(self.distributions)
         except ValueError as error:  # Optuna's, of a study whose variant was left out for a while
@@ -154,12 +153,22 @@ class VariantStudy:
                     optuna.trial.Trial(self.study, frozen._trial_id).report(f2, step=epoch)
 
     def _finish_asking(self) -> None:
-        """Give sets that a killed driver was asking for the hparams that they lack."""
+        """Give a set that a killed driver was asking for the hparams that it lacks: those that it would have had."""
         for frozen in self._running():
-            if frozen.params.keys() != self.distributions.keys():
-                asked = optuna.trial.Trial(self.study, frozen._trial_id)
-                for name, distribution in self.distributions.items():
-                    asked._suggest(name, distribution)
+            lacking = [name for name in self.distributions if name not in frozen.params]
+            if not lacking:
+                continue
+            again = optuna.create_study(direction="maximize", sampler=self._sampler(frozen.number))
+            again.add_trials(self.study.get_trials(deepcopy=False)[: frozen.number])
+            whole = again.ask(self.distributions).params
+            for name in lacking:
+                ranged = self.distributions[name]
+                value = ranged.to_internal_repr(whole[name])
+                self.study._storage.set_trial_param(frozen._trial_id, name, value, ranged)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """For the set of that number."""
+        return self.sampler(stable_seed(self.space.seed, self.variant.name, number), self.distributions)
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
