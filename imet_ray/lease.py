@@ -17,6 +17,7 @@ from pathlib import Path
 
 from imet_ray import remote
 from imet_ray.buckets import ChangedError
+from imet_ray.durations import clock
 from imet_ray.errors import ConfigError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,15 @@ def held(path: Path, who: str) -> Iterator[None]:
         with contextlib.suppress(StoreError):
             if _read(path).get("driver") == who:
                 remote.delete(path)
+
+
+def holder(path: Path) -> str:
+    """Who holds the run, as it says, and since when nothing was heard of it; empty: nobody does."""
+    found = remote.head(path)
+    if found is None:
+        return ""
+    who, silent = "{} on {}".format(*_named(_read(path))), time.time() - found.modified
+    return who if silent < DEAD_S else f"{who}, silent for {clock(silent)}: the same command takes it over"
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ class Status:
     leaderboard: list[Standing]
     out_of_fold: int  # checkpoints predicted
     ensembles: list[str]
-    driver: str  # who drives it; empty: nobody on this machine
+    driver: str  # who drives it; empty: nobody on this machine, nor on another over a bucket
     unreadable: list[str]
     now: float
 
@@ -166,7 +166,7 @@ class Watcher:
             leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
             out_of_fold=sum(oof.exists() or oof in away for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
-            driver=_driver(store),
+            driver=_driver(store) or store.leaseholder(),
             unreadable=unreadable,
             now=now,
         )

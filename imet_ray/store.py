@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imet_ray.writing import FENCED, TOKEN, SupersededError, is_twin, remote, write_text
 
@@ -67,6 +68,10 @@ class Store:
         return self.root / "driver.lock"
 
     @property
+    def lease(self) -> Path:
+        return self.root / "driver.json"
+
+    @property
     def studies_id(self) -> Path:
         return self.root / "studies.id"
 
@@ -117,10 +122,15 @@ class Store:
         if not is_twin(self.root):
             yield
             return
-        with importlib.import_module("imet_ray" + ".lease").held(self.root / "driver.json", who):
+        with _leases().held(self.lease, who):
             self.fetch(owner=True)
             yield
             remote().write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
+
+    def leaseholder(self) -> str:
+        """Who drives a run in a bucket, on whatever machine; empty: nobody does, or it lies in none."""
+        holder: str = _leases().holder(self.lease) if is_twin(self.root) else ""
+        return holder
 
     def trial(self, trial_id: str) -> "TrialStore":
         return TrialStore(self.root / "trials" / trial_id)
@@ -135,6 +145,11 @@ class Store:
 
     def ensemble(self, name: str) -> "EnsembleStore":
         return EnsembleStore(self.root / "ensembles" / name)
+
+
+def _leases() -> Any:
+    """`imet_ray.lease`, likewise not part of a kernel."""
+    return importlib.import_module("imet_ray" + ".lease")
 
 
 @dataclass(frozen=True)

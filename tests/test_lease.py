@@ -1,5 +1,8 @@
 """One driver a run, over a bucket."""
 
+import os
+import platform
+import re
 import signal
 import time
 
@@ -29,9 +32,21 @@ def test_two_machines_do_not_drive_one_run(on_node, quick, monkeypatch):
 
 def test_a_driver_that_died_with_its_machine_is_replaced(on_node, quick):
     dead = on_node("a")
-    write_json(dead.root / "driver.json", {"driver": "process 7", "host": "gone", "beat": "1"})
+    write_json(dead.lease, {"driver": "process 7", "host": "gone", "beat": "1"})
     with only_driver(on_node("b")):
         pass
+
+
+def test_who_looks_on_from_anywhere_is_told_who_drives_and_when_nothing_is_heard_of_it(on_node, monkeypatch):
+    looking = on_node("looking")
+    assert looking.leaseholder() == ""
+    with only_driver(on_node("a")):
+        assert looking.leaseholder() == f"process {os.getpid()} on {platform.node()}"
+        assert not looking.lease.exists()
+        later = time.time() + 100
+        monkeypatch.setattr(lease.time, "time", lambda: later)
+        assert re.search(r", silent for 1:\d\d: the same command takes it over$", looking.leaseholder())
+    assert looking.leaseholder() == ""
 
 
 def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_node, proxy, quick):
@@ -39,8 +54,8 @@ def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_
     proxy.harm = lambda method, path: left.pop() if left and method in ("PUT", "POST") else None
     with only_driver(on_node("a")):
         assert not left
-        assert remote.read_text(on_node("a").root / "driver.json")
-    assert remote.read_text(on_node("a").root / "driver.json") is None
+        assert remote.read_text(on_node("a").lease)
+    assert remote.read_text(on_node("a").lease) is None
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
@@ -57,7 +72,7 @@ def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
         with only_driver(on_node("a")):
             for beat in range(100):  # as a driver does: the server here may lose one of two writes at once
                 lease = {"driver": "process 8", "host": "newer", "beat": str(beat)}
-                write_json(on_node("b").root / "driver.json", lease)
+                write_json(on_node("b").lease, lease)
                 time.sleep(0.1)
 
     with pytest.raises(KeyboardInterrupt):

@@ -80,11 +80,15 @@ def test_its_trials_are_told(written, runs, tmp_path, make_spec, capsys, monkeyp
     assert str(tmp_path / "other") in out  # told from its own copy
 
 
-def test_its_phase_is_known_though_predictions_stay_where_they_are(trained, written, runs, tmp_path, capsys):
+def test_its_phase_and_its_driver_are_known_though_predictions_stay_where_they_are(
+    trained, written, runs, tmp_path, capsys
+):
     root = trained.run.store.root
     for path in (*root.glob("trials/*/*"), root / "experiment.json", root / "folds.csv"):
         publish(path, written.root / path.relative_to(root))
+    write_json(written.lease, {"driver": "process 7", "host": "far"})
     code, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
     assert code == 0
     assert "r: out-of-fold: 6 of 6 checkpoints predicted" in out
+    assert "driver   process 7 on far\n" in out
     assert not [*(tmp_path / "other").rglob("oof.npz")]
