@@ -30,7 +30,7 @@ from benchmarks.nodes import Cluster, cluster
 from imet_ray.datasets import demo
 from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result
-from imet_ray.store import Store
+from imet_ray.store import Store, TrialStore
 
 NODES = 2
 BETWEEN_S = (2.0, 10.0)  # from the first new epoch after a fault to the next fault
@@ -93,14 +93,25 @@ class Sweep:
         last = [path.stat().st_mtime for path in (trial.metrics, trial.spec) if path.exists()]
         return max(0.0, at - last[0]) if last else 0.0
 
-    def is_that_of(self, other: Store) -> bool:
-        """True if both have the same trials, with the same weights to the last bit."""
+    def differences(self, other: Store) -> list[str]:
+        """Trials that only one of them has, or that ended otherwise, or with weights that differ in any bit."""
         theirs = {trial.trial_id: trial for trial in other.trials()}
         ours = {trial.trial_id: trial for trial in self.store.trials()}
-        return ours.keys() == theirs.keys() and all(
-            read_result(trial) is not None and _same_weights(trial.best, theirs[trial_id].best)
-            for trial_id, trial in ours.items()
-        )
+        found = []
+        for trial_id in sorted(ours.keys() | theirs.keys()):
+            pair = [_end(there.get(trial_id)) for there in (ours, theirs)]
+            if pair[0] != pair[1]:
+                found.append(f"trial {trial_id}: {pair[0]}; undisturbed: {pair[1]}")
+            elif pair[0] == "complete" and not _same_weights(ours[trial_id].best, theirs[trial_id].best):
+                found.append(f"trial {trial_id}: other weights")
+        return found
+
+
+def _end(trial: TrialStore | None) -> str:
+    result = read_result(trial) if trial is not None else None
+    if trial is None or result is None:
+        return "not there" if trial is None else "no result"
+    return f"{result.status} {result.reason}".strip()
 
 
 def _same_weights(one: Path, other: Path) -> bool:
@@ -125,9 +136,14 @@ def main() -> None:
             while time.monotonic() < until:
                 sweeps.append(Sweep(folder, options.seed + len(sweeps)))
                 _disturb(sweeps[-1], ray, rng, costs, until)
-            same = [_again(sweep, ray) for sweep in sweeps]
-        _print(costs, len(sweeps), sum(same), options.minutes)
-    finally:
+            differ = {sweep.name: found for sweep in sweeps if (found := _again(sweep, ray))}
+        _print(costs, len(sweeps), len(sweeps) - len(differ), options.minutes)
+        for name, found in differ.items():
+            print("\n  ".join([f"\n{name}, kept in {folder}:", *found]))
+    except BaseException:
+        print(f"\nkept: {folder}")
+        raise
+    if not differ:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -189,10 +205,10 @@ def _kill_head(sweep: Sweep, ray: Cluster, hit: list[str]) -> Harm:
     return Harm("power off of the head", tuple(hit), at)
 
 
-def _again(sweep: Sweep, ray: Cluster) -> bool:
-    """Run it undisturbed, on a Ray of its own; True if nothing differs."""
+def _again(sweep: Sweep, ray: Cluster) -> list[str]:
+    """Run it undisturbed, on a Ray of its own; what differs."""
     subprocess.run(sweep.command("alone"), env=ray.environment, check=True, capture_output=True)
-    return sweep.is_that_of(Store(sweep.folder / "alone" / sweep.name))
+    return sweep.differences(Store(sweep.folder / "alone" / sweep.name))
 
 
 def _print(costs: dict[str, Cost], sweeps: int, same: int, minutes: float) -> None:

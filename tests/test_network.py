@@ -57,6 +57,8 @@ class Story:
     cut_before: dict[str, list[float]]  # the seconds of its epochs just before, by trial
     full: Done  # a sweep on nodes of which one has a full disk
     mended: Done  # the same when that has space
+    job: Done  # a sweep that was submitted on the head
+    own_node: Done  # on a worker: the address of the node that it takes for its own
     down: Done
     left: dict[str, str]  # Ray's processes on each host, in the end
 
@@ -99,11 +101,29 @@ class Network:
         assert done.returncode == 0, done.stdout + done.stderr
         self.await_nodes()
 
-    def sweep(self, name: str = "net", *, cache: str = f"{hosts.SHARED}/cache", options: str = "") -> Done:
+    def sweep(
+        self,
+        name: str = "net",
+        *,
+        cache: str = f"{hosts.SHARED}/cache",
+        options: str = "",
+        submitted: bool = False,
+    ) -> Done:
         shared = hosts.SHARED
         where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
         what = f"--space {shared}/space.yml --data {shared}/data"
-        return self.ray("exec", str(self.config), f"python launch.py --sweep --address auto {what} {where}")
+        submit = "ray job submit --working-dir . -- " if submitted else ""
+        command = f"{submit}python launch.py --sweep --address auto {what} {where}"
+        return self.ray("exec", str(self.config), command)
+
+    def own_node(self, worker: hosts.Host) -> Done:
+        """What `imet_ray.cluster.spot` takes for its own node there."""
+        head = f"{self.hosts[0].address}:6379"
+        return worker.run(
+            f"""python -c 'import ray; from imet_ray.cluster.spot import _this_node; node = _this_node("{head}")
+ray.init("{head}", log_to_driver=False)
+print([there["NodeManagerAddress"] for there in ray.nodes() if there["NodeID"] == node])'"""
+        )
 
     def strangers(self) -> dict[str, Callable[[], Done]]:
         """Who tries to come in, each on a worker: without a token, with another one, with a job."""
@@ -200,6 +220,9 @@ def story(tiny_root, tmp_path_factory) -> Story:
         print("sweep", time.monotonic() - began)
         again = network.sweep()
         print("again", time.monotonic() - began)
+        job = network.sweep("job", options=long, submitted=True)
+        print("job", time.monotonic() - began)
+        own_node = network.own_node(found[1])
         listening = found[0].run("ss -ltn").stdout
         came = {name: future.result() for name, future in strangers.items()}
         print("strangers", time.monotonic() - began)
@@ -224,6 +247,8 @@ def story(tiny_root, tmp_path_factory) -> Story:
         cut_before=cut_before,
         full=full,
         mended=mended,
+        job=job,
+        own_node=own_node,
         down=down,
         left=left,
     )
@@ -283,6 +308,18 @@ def test_the_same_command_goes_on_when_the_disk_has_space(story):
     assert story.mended.returncode == 0, story.mended.stdout + story.mended.stderr
     found = complete(Store(story.store.root.with_name("full")))
     assert len(found) == 8
+
+
+def test_a_submitted_sweep_trains_on_several_hosts(story):
+    assert story.job.returncode == 0, story.job.stdout + story.job.stderr
+    store = Store(story.store.root.with_name("job"))
+    rows = [row for trial in store.trials() for row in read_json_lines(trial.metrics)]
+    assert len(complete(store)) == 8
+    assert len({row["host"] for row in rows}) > 1
+
+
+def test_the_watch_for_a_spot_notice_knows_its_own_node(story):
+    assert re.fullmatch(r"\['10\.77\.\d+\.11'\]", story.own_node.stdout.strip()), story.own_node
 
 
 def test_nobody_comes_in_without_the_token(story):
