@@ -305,6 +305,14 @@ def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store
     assert searcher.stopper.fault.startswith("disk full while writing")
 
 
+def test_a_trial_that_a_dead_drivers_worker_took_over_is_handed_out_again(searcher, store):
+    spec = suggested(searcher)
+    train(store, spec.trial_id, 0.3)
+    searcher.on_trial_complete("tune", {"f2": 0.3, "superseded": True})
+    assert read_result(store.trial(spec.trial_id)) is None
+    assert suggested(searcher).trial_id == spec.trial_id
+
+
 def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3)

@@ -253,3 +253,31 @@ def test_a_fault_of_the_set_up_stops_the_sweep_with_one_line(tiny_root, tiny_cac
     assert len(errors) == 1
     assert "missing.pth" in errors[0]
     assert "Traceback" not in found.stderr
+
+
+def test_a_trial_that_another_writer_takes_over_is_trained_to_its_end(tiny_root, tiny_cache, tmp_path):
+    """As a dead driver's last worker does, which begins after the next driver's."""
+    space = tmp_path / "space.yml"
+    space.write_text(
+        SPACE.replace("asha: {grace_epochs: 2, factor: 2}\n", "").replace("[none, light]", "[none]")
+    )
+    command = [
+        *(sys.executable, "launch.py", "--sweep", "--space", str(space), "--data", str(tiny_root)),
+        *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root), "--name", "r"),
+    ]
+    store = Store(tmp_path / "runs" / "r")
+    driver = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+
+        def trains() -> list[str]:
+            return [k for k, v in state(store).items() if v["writer"] and v["result"] is None]
+
+        taken = store.trial(wait_for(trains, driver, "trial that trains")[0])
+        token = taken.acquire()
+        printed = driver.communicate(timeout=PATIENCE)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, printed
+    assert taken.token.read_text() != token  # it was taken back
+    assert {result.status for trial in store.trials() if (result := read_result(trial))} == {"complete"}
+    assert len(store.trials()) == 4

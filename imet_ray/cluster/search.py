@@ -99,7 +99,8 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
             return
         with self._faults():
             worn_out = self.deaths.reason(trial_id)
-            if worn_out is not None or not error:  # else another worker goes on with it
+            again = error or (result or {}).get("superseded")  # another worker goes on with it
+            if worn_out is not None or not again:
                 self._record(ours, worn_out)
             self.policy.done(ours)
             self.save_studies()

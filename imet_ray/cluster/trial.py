@@ -45,7 +45,8 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             loader_workers=slot.loader_workers,
             report=report,
         )
-    except SupersededError:
+    except SupersededError:  # by a twin that outlives its driver by a moment, or by this one's next worker
+        tune.report({"superseded": True})
         return
     except ImetError as error:
         tune.report({"fatal": slot.tell(error)})
