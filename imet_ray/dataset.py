@@ -190,10 +190,18 @@ class Timed(Generic[T_co]):
         self.waited += time.perf_counter() - started
 
 
+def loader_died(error: Exception) -> bool:
+    """True if it says that a loader process died, not that one has met an error of its own.
+
+    Torch says so once it knows; the connection to a process that was just killed may break off before.
+    """
+    return "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError)
+
+
 def _loader(
     dataset: Dataset[Any], batches: list[list[int]], workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:
-    """Torch's loader; a worker that dies makes it raise a RuntimeError within five seconds."""
+    """Torch's loader; a worker that dies makes it raise within five seconds: `loader_died`."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

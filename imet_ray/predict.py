@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from imet_ray.checkpoint import load_tagger, read_info
-from imet_ray.dataset import Pictures, view_batches
+from imet_ray.dataset import Pictures, loader_died, view_batches
 from imet_ray.errors import StoreError
 from imet_ray.models import Tagger
 from imet_ray.reading import file_digest, read_arrays
@@ -165,7 +165,7 @@ def predicted_batches(
                 yield probs
                 loading = True
         except Exception as error:
-            loading |= "DataLoader worker" in str(error)  # raised wherever this process is
+            loading |= loader_died(error)  # raised wherever this process is
             if _out_of_memory(error) and pace.batch_size > 1:
                 pace.batch_size //= 2
                 trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imet_ray.dataset import Timed, TrainDataset, ViewDataset, train_batches, view_batches
+from imet_ray.dataset import Timed, TrainDataset, ViewDataset, loader_died, train_batches, view_batches
 from imet_ray.pack import Pack, build_pack
 from imet_ray.transforms import VIEWS, TrainTransform, apply_view
 
@@ -124,8 +124,21 @@ def test_reading_batches_draws_nothing_from_the_generator_that_dropout_uses(
 
 def test_a_worker_that_dies_raises_instead_of_hanging(dataset: TrainDataset) -> None:
     dataset.transform = Broken("light", "random", SIZE)
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    with pytest.raises(RuntimeError, match="exited unexpectedly") as caught:
         list(train_batches(dataset, batch_size=4, workers=1))
+    assert loader_died(caught.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), ConnectionRefusedError(), EOFError()])
+def test_a_connection_that_breaks_off_is_a_worker_that_died(error: Exception) -> None:
+    assert loader_died(error)
+
+
+def test_a_workers_own_error_is_not_its_death(dataset: TrainDataset) -> None:
+    dataset.labels = dataset.labels[:2]
+    with pytest.raises(IndexError, match="DataLoader worker") as caught:
+        list(train_batches(dataset, batch_size=4, workers=1))
+    assert not loader_died(caught.value)
 
 
 def test_a_dataset_is_pickled_without_its_pixels(dataset: TrainDataset) -> None:

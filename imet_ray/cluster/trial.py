@@ -15,6 +15,7 @@ from ray import tune
 from imet_ray.cluster.session import Slot
 from imet_ray.cluster.title import announce, entitle
 from imet_ray.data import TrainingData
+from imet_ray.dataset import loader_died
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.results import TrialResult, write_result
 from imet_ray.sitting import EpochMetrics
@@ -52,10 +53,9 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
         tune.report({"fatal": slot.tell(error)})
         return
     except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
-        if isinstance(error, torch.AcceleratorError) or "DataLoader worker" in str(error):
-            os._exit(
-                1
-            )  # nothing can be trained in this process any more: Ray counts the death and starts another
+        if isinstance(error, torch.AcceleratorError) or loader_died(error):
+            # nothing can be trained in this process any more: Ray counts the death and starts another
+            os._exit(1)
         kept = trial.root / "error.txt"
         write_text(kept, traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
