@@ -4,8 +4,8 @@
 
 `benchmarks.hours` sweeps once each way, and which sets ASHA stops there is luck for a good part. Here random sets of
 hparams of each variant are trained once, on all folds and to the end, by `launch.py --sweep`. Then searches are
-replayed: each ordered choice of 4 of a variant's sets, as if a study had asked for these, on two slots with the
-seconds that each epoch took, judged by the sweep's own `SearchOnlyAsha`; the best set is picked as a study picks it.
+replayed: each ordered choice of 4 of a variant's sets, as if a study had asked for these, on two slots of its own with
+the seconds that each epoch took, judged by the sweep's own `SearchOnlyAsha`; the best is picked as a study picks it.
 
 F2 is that of the picked set on the folds that it was not picked on, the mean over all choices and variants. It is
 given as what it is above the pick of the same search without early stopping; intervals are 95 % of a bootstrap over
@@ -18,7 +18,7 @@ import heapq
 import itertools
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from benchmarks.hours import launched
 from imet_ray.cluster.deaths import Deaths
-from imet_ray.cluster.study import distributions
+from imet_ray.cluster.study import distributions, stable_seed
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.command_line import positive
 from imet_ray.curves import ended_trials
@@ -70,7 +70,9 @@ def drawn(space: SearchSpace, n_sets: int) -> SearchSpace:
     """The space with `n_sets` fixed random sets of hparams for each variant, as variants of their own."""
     variants = []
     for variant in space.variants:
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.seed))
+        study = optuna.create_study(
+            sampler=optuna.samplers.RandomSampler(seed=stable_seed(space.seed, variant.name))
+        )
         for number in range(n_sets):
             hparams = study.ask(distributions(variant, space.ranges[variant.name])).params
             variants.append(
@@ -81,25 +83,36 @@ def drawn(space: SearchSpace, n_sets: int) -> SearchSpace:
     return space.model_copy(update=changes | more)
 
 
-def by_variant(trials: Sequence[TrialStatus]) -> dict[str, list[Trained]]:
-    """The sets of each variant of the space, by number."""
+def by_variant(trials: Sequence[TrialStatus], names: Collection[str]) -> dict[str, list[Trained]]:
+    """The sets of these names of each variant of the space, by number."""
     folds: dict[tuple[str, int], dict[int, TrialStatus]] = defaultdict(dict)
     for trial in trials:
+        if trial.spec.variant.name not in names:
+            continue
         name, number = trial.spec.variant.name.rsplit(".", 1)
         folds[name, int(number)][trial.spec.fold] = trial
     found: dict[str, list[Trained]] = defaultdict(list)
     for (name, _), of in sorted(folds.items()):
         rows = of[SEARCH_FOLD].rows
-        elsewhere = [trial.rows[-1]["f2"] for fold, trial in of.items() if fold != SEARCH_FOLD]
+        elsewhere = [kept(trial.spec, _f2(trial)) for fold, trial in of.items() if fold != SEARCH_FOLD]
         found[name].append(
             Trained(
                 spec=of[SEARCH_FOLD].spec,
-                f2=[row["f2"] for row in rows],
+                f2=_f2(of[SEARCH_FOLD]),
                 seconds=[row["seconds"] + row["evaluate_s"] for row in rows],
                 elsewhere=float(np.mean(elsewhere)),
             )
         )
     return found
+
+
+def kept(spec: TrialSpec, f2: Sequence[float]) -> float:
+    """What a trial scores that was trained to the end: that of the epoch whose weights it keeps."""
+    return f2[-1] if spec.recipe.keep == "last" else max(f2)
+
+
+def _f2(trial: TrialStatus) -> list[float]:
+    return [row["f2"] for row in trial.rows]
 
 
 def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
@@ -135,7 +148,7 @@ def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     def rank(place: int) -> tuple[bool, float]:  # as `VariantStudy._best`
         complete = trained[place] == len(order[place].f2)
         seen = order[place].f2[: trained[place]]
-        return complete, seen[-1] if complete else max(seen)
+        return complete, kept(order[place].spec, seen) if complete else max(seen)
 
     return Pick(max(range(len(order)), key=rank), sum(trained))
 
@@ -167,22 +180,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive, default=4)
     parser.add_argument("--runs", type=Path, help="default: a temporary directory")
     args = parser.parse_args()
-    if args.sets < CHOSEN:
-        raise SystemExit(f"--sets must be at least {CHOSEN}, the sets of a search, got {args.sets}")
+    if args.sets < 2 * CHOSEN:  # of fewer the bootstrap finds too narrow intervals, of CHOSEN none at all
+        raise SystemExit(f"--sets must be at least {2 * CHOSEN}, got {args.sets}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = read_space(args.space, {"epochs": args.epochs})
     resolve_data(space.data, cache=Cache.default().root)
     with contextlib.ExitStack() as stack:
         runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs.mkdir(parents=True, exist_ok=True)
-        run, _ = launched(drawn(space, args.sets), runs)
-        found = by_variant(ended_trials(run.store))
+        sets_of_all = drawn(space, args.sets)
+        run, _ = launched(sets_of_all, runs)
+        names = {variant.name for variant in sets_of_all.variants}
+        found = by_variant(ended_trials(run.store), names)
     orders = list(itertools.permutations(range(args.sets), CHOSEN))
     elsewhere = np.array([[one.elsewhere for one in sets] for sets in found.values()])  # (V, sets)
     print(
         f"{len(found)} variants x {args.sets} random sets, {space.n_folds} folds, {args.epochs} epochs; "
         f"searches of {CHOSEN} sets in all {len(orders):,} orders\n"
-        f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1).mean():.4f}\n\n"
+        f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1, ddof=1).mean():.4f}\n\n"
         f"{'grace':>5}{'factor':>8}{'search epochs':>15}{'with promotion':>16}{'same pick':>11}  F2"
     )
     whole = CHOSEN * args.epochs

@@ -13,7 +13,7 @@ from imet_ray.status import TrialStatus
 SPACE = """
 n_folds: 3
 trials_per_variant: 2
-base: {epochs: 4}
+base: {epochs: 4, keep: last}
 variants: [{name: a, architecture: resnet18}, {name: b, architecture: resnet34}]
 search: {dropout: {low: 0.0, high: 0.5}}
 """
@@ -25,9 +25,9 @@ def space(tmp_path) -> SearchSpace:
     return read_space(tmp_path / "space.yml")
 
 
-def spec(name: str = "a", fold: int = 0) -> TrialSpec:
+def spec(name: str = "a", fold: int = 0, keep: str = "last") -> TrialSpec:
     return TrialSpec(
-        variant=Variant(name=name, architecture="resnet18", epochs=4),
+        variant=Variant(name=name, architecture="resnet18", epochs=4, keep=keep),
         hparams={},
         fold=fold,
         n_folds=3,
@@ -56,6 +56,13 @@ def test_without_early_stopping_all_are_trained_and_the_best_at_the_end_is_picke
         assert pick.epochs == 12
 
 
+def test_what_the_last_epoch_loses_is_not_lost_to_a_set_that_keeps_its_best(space):
+    early = [0.1, 0.9, 0.5, 0.4]
+    for keep, chosen in (("last", 1), ("best", 0)):
+        order = [Trained(spec(keep=keep), f2, [1.0] * 4, 0.5) for f2 in (early, [0.1, 0.2, 0.3, 0.5])]
+        assert replay(order, space).chosen == chosen
+
+
 def test_a_set_that_is_behind_at_its_first_epoch_is_stopped_and_not_picked(space):
     asha = space.model_copy(update={"asha": Asha(grace_epochs=1, factor=4)})
     pick = replay([SETS[1], SETS[0], SETS[2]], asha)
@@ -75,8 +82,8 @@ def test_sets_are_drawn_within_the_ranges_the_same_for_one_seed_and_differ(space
     sets = drawn(space, 5)
     assert sets == drawn(space, 5)
     assert [variant.name for variant in sets.variants][:2] == ["a.0", "a.1"]
-    dropouts = {variant.dropout for variant in sets.variants if variant.name.startswith("a.")}
-    assert len(dropouts) == 5
+    dropouts = {variant.dropout for variant in sets.variants}
+    assert len(dropouts) == 10  # of two variants
     assert all(0 <= dropout <= 0.5 for dropout in dropouts)
     assert SearchSpace.model_validate(sets.model_dump()) == sets
 
@@ -93,7 +100,9 @@ def test_sets_are_read_by_variant_with_the_mean_of_the_folds_that_were_not_searc
             trial("b.1", 1, 0.6),
             trial("a.0", 0, 0.9),
             trial("a.0", 1, 0.9),
-        ]
+            trial("c.0", 0, 0.9),
+        ],
+        {"a.0", "b.1"},
     )
     assert found.keys() == {"a", "b"}
     assert found["b"][0].f2 == [0.1, 0.2]
