@@ -195,7 +195,9 @@ def loader_died(error: Exception) -> bool:
 
     Torch says so once it knows; the connection to a process that was just killed may break off before.
     """
-    return "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError)
+    said = str(error)
+    broke_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in said
+    return broke_off or "DataLoader worker (pid" in said
 
 
 def _loader(

@@ -1,6 +1,6 @@
 """One driver a run, over a bucket: an object that its holder keeps changing.
 
-No clocks are compared: whoever finds it watches whether it changes. On one machine a file lock does that job.
+No clocks are compared: whoever would take it watches whether it changes. On one machine a file lock does that job.
 """
 
 import _thread
@@ -84,12 +84,14 @@ def held(path: Path, who: str) -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Who holds the run, as it says, and since when nothing was heard of it; empty: nobody does."""
-    found = remote.head(path)
-    if found is None:
+    """Who holds the run on another machine, as it says, and since when nothing was heard of it; empty: nobody does."""
+    found, said = remote.head(path), _read(path)
+    if (
+        found is None or not said or said.get("host") == platform.node()
+    ):  # ours would have this machine's lock
         return ""
-    who, silent = "{} on {}".format(*_named(_read(path))), time.time() - found.modified
-    return who if silent < DEAD_S else f"{who}, silent for {clock(silent)}: the same command takes it over"
+    who, silent = "{} on {}".format(*_named(said)), time.time() - found.modified  # of two clocks: a hint
+    return who if silent < DEAD_S else f"{who}, last heard of {clock(silent)} ago by the clock here"
 
 
 @contextlib.contextmanager

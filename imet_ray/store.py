@@ -128,7 +128,7 @@ class Store:
             remote().write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
 
     def leaseholder(self) -> str:
-        """Who drives a run in a bucket, on whatever machine; empty: nobody does, or it lies in none."""
+        """Who drives a run in a bucket on another machine; empty: nobody does, or it lies in none."""
         holder: str = _leases().holder(self.lease) if is_twin(self.root) else ""
         return holder
 

@@ -26,6 +26,17 @@ class Broken(TrainTransform):
         os._exit(3)
 
 
+class Faulty(TrainTransform):
+    """Meets an error of its own."""
+
+    def __init__(self, augmentation: str, crop: str, size: int, error: type[Exception]) -> None:
+        super().__init__(augmentation, crop, size)
+        self.error = error
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        raise self.error("mine")
+
+
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     root = tmp_path_factory.mktemp("pack")
@@ -134,9 +145,10 @@ def test_a_connection_that_breaks_off_is_a_worker_that_died(error: Exception) ->
     assert loader_died(error)
 
 
-def test_a_workers_own_error_is_not_its_death(dataset: TrainDataset) -> None:
-    dataset.labels = dataset.labels[:2]
-    with pytest.raises(IndexError, match="DataLoader worker") as caught:
+@pytest.mark.parametrize("error", [IndexError, EOFError, ConnectionResetError])
+def test_a_workers_own_error_is_not_its_death(dataset: TrainDataset, error: type[Exception]) -> None:
+    dataset.transform = Faulty("light", "random", SIZE, error)
+    with pytest.raises(error, match="DataLoader worker") as caught:
         list(train_batches(dataset, batch_size=4, workers=1))
     assert not loader_died(caught.value)
 

@@ -62,8 +62,16 @@ def test_of_a_long_study_the_sampler_sees_the_best_the_newest_and_what_runs(monk
     best = {1 + int(i) for i, value in enumerate(values) if 199 - GOOD <= value < 199}
     assert len(best) == GOOD
     assert seen == {running.number} | best | set(range(151, 201))
+    weighed = []
+    split = optuna.samplers._tpe.sampler._split_trials
+    monkeypatch.setattr(
+        optuna.samplers._tpe.sampler,
+        "_split_trials",
+        lambda study, trials, n_below: weighed.append(len(trials)) or split(study, trials, n_below),
+    )
     study.sampler = Tpe(0, RANGES)
-    assert study.ask(RANGES).params.keys() == RANGES.keys()
+    study.ask(RANGES)
+    assert weighed == [len(seen) - 1]  # the newest is the one that is asked for
 
 
 def test_no_more_sets_are_good_to_the_sampler_than_are_seen():

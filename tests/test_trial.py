@@ -28,13 +28,13 @@ def run(make_spec, tiny_data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(adapter.os, "_exit", leave)
 
-    def _run(error: Exception):
+    def _run(error: Exception, loader_workers: int = 1):
         def train(*args, **kwargs):
             raise error
 
         monkeypatch.setattr(adapter, "train_trial", train)
         spec = make_spec()
-        slot = Slot(Path(tmp_path), 1.0, 0.0, 1, 0, joined=False)
+        slot = Slot(Path(tmp_path), 1.0, 0.0, 1, loader_workers, joined=False)
         adapter.run_trial({"spec": spec.model_dump_json(), "phase": "search"}, tiny_data, slot)
         return told, Store(tmp_path).trial(spec.trial_id)
 
@@ -64,6 +64,13 @@ def test_a_fault_of_ours_in_a_loader_fails_the_trial_with_its_traceback(run):
     assert "Caught KeyError in DataLoader worker process 0" in result.reason
     assert "KeyError" in (trial.root / "error.txt").read_text()
     assert told == [{"failed": result.reason}]
+
+
+def test_without_loaders_none_can_have_died(run):
+    _, trial = run(ConnectionResetError(104, "Connection reset by peer"), loader_workers=0)
+    result = read_result(trial)
+    assert result is not None
+    assert "Connection reset by peer" in result.reason
 
 
 def test_a_fault_of_the_set_up_is_told_and_is_not_the_trials(run):

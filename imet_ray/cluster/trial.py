@@ -53,7 +53,7 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
         tune.report({"fatal": slot.tell(error)})
         return
     except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
-        if isinstance(error, torch.AcceleratorError) or loader_died(error):
+        if isinstance(error, torch.AcceleratorError) or (slot.loader_workers and loader_died(error)):
             # nothing can be trained in this process any more: Ray counts the death and starts another
             os._exit(1)
         kept = trial.root / "error.txt"
