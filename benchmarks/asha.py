@@ -45,7 +45,6 @@ SLOTS = 2
 SEARCH_FOLD = 0
 DRAWS = 2000  # of the bootstrap
 SETTINGS = [(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (3, 2)]  # epochs of grace, factor
-RANDOM, HINDSIGHT = "the first set, no search", "the best of the four, in hindsight"
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,8 @@ def _f2(trial: TrialStatus) -> list[float]:
 def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     """A search over these sets, in this order, on SLOTS slots."""
     asha = SearchOnlyAsha(space, Deaths())
-    config = {
-        "phase": "search",
-        "spec": order[0].spec.model_dump_json(),
-    }  # of one variant: its rungs are shared
+    # one spec for all: they are of one variant, whose rungs are shared
+    config = {"phase": "search", "spec": order[0].spec.model_dump_json()}
     trials = [SimpleNamespace(trial_id=str(place), config=config) for place in range(len(order))]
     trained = [0] * len(order)
     waiting = iter(range(len(order)))
@@ -226,8 +223,8 @@ def main() -> None:
         )
     print()
     for what, other in {
-        RANDOM: elsewhere[:, places[:, 0]],
-        HINDSIGHT: elsewhere[:, places].max(axis=2),
+        "the first set, no search": elsewhere[:, places[:, 0]],
+        "the best of the four, in hindsight": elsewhere[:, places].max(axis=2),
     }.items():
         print(f"{what:<57}{interval(other - f2, places, args.sets)}")
 

@@ -86,9 +86,8 @@ def held(path: Path, who: str) -> Iterator[None]:
 def holder(path: Path) -> str:
     """Who holds the run on another machine, as it says, and since when nothing was heard of it; empty: nobody does."""
     found, said = remote.head(path), _read(path)
-    if (
-        found is None or not said or said.get("host") == platform.node()
-    ):  # ours would have this machine's lock
+    ours = said.get("host") == platform.node()  # it would have this machine's lock, if it lived
+    if found is None or not said or ours:
         return ""
     who, silent = "{} on {}".format(*_named(said)), time.time() - found.modified  # of two clocks: a hint
     return who if silent < DEAD_S else f"{who}, last heard of {clock(silent)} ago by the clock here"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from bare_spec import bare_spec
 from PIL import Image
 
 from imet_ray.blending.evaluate import evaluate
@@ -12,7 +13,7 @@ from imet_ray.decode import Decoder
 from imet_ray.ensemble import Ensemble, EnsembleMember, gather_oof
 from imet_ray.predict import Predictions, write_predictions
 from imet_ray.results import TrialResult, standings, write_result
-from imet_ray.specs import TrialSpec, Variant
+from imet_ray.specs import Variant
 from imet_ray.store import Store
 from imet_ray.writing import write_json, write_json_lines
 
@@ -22,16 +23,7 @@ HOSTILE = "<script>alert('x')</script> & \"y\""
 
 def trained(store: Store, variant: str, fold: int) -> str:
     """A complete trial with its learning curve; its id."""
-    spec = TrialSpec(
-        variant=Variant(name=variant, architecture="resnet18"),
-        hparams={},
-        fold=fold,
-        n_folds=N_FOLDS,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
+    spec = bare_spec(Variant(name=variant, architecture="resnet18"), fold, N_FOLDS)
     trial = store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
     write_json_lines(trial.metrics, [{"epoch": e, "f2": 0.1 * e + 0.01 * fold} for e in (1, 2, 3)])

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from bare_spec import bare_spec
 from ray.tune.schedulers import TrialScheduler
 
 from imet_ray.cluster import session
@@ -13,7 +14,6 @@ from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.errors import ConfigError
 from imet_ray.space import Resources, SearchSpace, read_space
-from imet_ray.specs import TrialSpec
 
 SPACE = """
 n_folds: 3
@@ -136,16 +136,7 @@ def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given,
 
 def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamespace:
     """What Tune's trials have that is read here."""
-    spec = TrialSpec(
-        variant=variant,
-        hparams=hparams,
-        fold=fold,
-        n_folds=3,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
+    spec = bare_spec(variant, fold, **hparams)
     config = {"phase": phase, "spec": spec.model_dump_json()}
     deaths = {"error_file": None, "last_result": None, "num_failures": 1, "max_failures": 3}
     return SimpleNamespace(trial_id=name, config=config, **deaths)

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from bare_spec import bare_spec
 
 from benchmarks.asha import Trained, by_variant, drawn, interval, replay
 from imet_ray.space import Asha, SearchSpace, read_space
@@ -26,16 +27,7 @@ def space(tmp_path) -> SearchSpace:
 
 
 def spec(name: str = "a", fold: int = 0, keep: str = "last") -> TrialSpec:
-    return TrialSpec(
-        variant=Variant(name=name, architecture="resnet18", epochs=4, keep=keep),
-        hparams={},
-        fold=fold,
-        n_folds=3,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
+    return bare_spec(Variant(name=name, architecture="resnet18", epochs=4, keep=keep), fold)
 
 
 def trained(*f2: float, seconds: float = 1.0) -> Trained:

@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from bare_spec import bare_spec
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.space import read_space
-from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
 from imet_ray.writing import write_json
 
@@ -143,16 +143,7 @@ def test_budgets_and_the_list_of_variants_may_change(store, make, change):
 def test_a_variant_that_was_left_out_comes_back_only_as_it_was(store, make):
     begin(store, make())
     variant = make().space.variants[1]
-    spec = TrialSpec(
-        variant=variant,
-        hparams={},
-        fold=0,
-        n_folds=3,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
+    spec = bare_spec(variant, 0)
     write_json(store.trial(spec.trial_id).spec, spec.model_dump(mode="json"))  # it was trained
     begin(store, make((", {name: b, architecture: resnet34}", "")))
     assert "variant 'b'" in refused(store, make(("resnet34", "resnet50")))

@@ -1,11 +1,12 @@
 """What `benchmarks.hours` reads from a run's trials: their hours, and whether two sweeps may be compared."""
 
 import pytest
+from bare_spec import bare_spec
 
 from benchmarks.hours import Swept, refuse_others
 from imet_ray.curves import ended_trials
 from imet_ray.results import TrialResult, write_result
-from imet_ray.specs import TrialSpec, Variant
+from imet_ray.specs import Variant
 from imet_ray.status import TrialStatus
 from imet_ray.store import Store
 from imet_ray.writing import write_json, write_json_lines
@@ -14,16 +15,7 @@ from imet_ray.writing import write_json, write_json_lines
 def swept(store, sets) -> list[TrialStatus]:
     """The trials of a sweep: (dropout, fold) and the epochs trained, of 4."""
     for (dropout, fold), epochs in sets.items():
-        spec = TrialSpec(
-            variant=Variant(name="v", architecture="resnet18", epochs=4),
-            hparams={"dropout": dropout},
-            fold=fold,
-            n_folds=3,
-            seed=0,
-            data_digest="data",
-            folds_digest="folds",
-            pack_short_side=64,
-        )
+        spec = bare_spec(Variant(name="v", architecture="resnet18", epochs=4), fold, dropout=dropout)
         trial = store.trial(spec.trial_id)
         write_json(trial.spec, spec.model_dump(mode="json"))
         write_json_lines(trial.metrics, [{"seconds": 10.0, "evaluate_s": 2.0, "f2": 0.5}] * epochs)

@@ -3,20 +3,17 @@
 The project's own file is used, with other addresses. All of it happens on this machine: see `hosts`.
 """
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import hosts
 import pytest
-import yaml
+from network import PATIENCE, Done, Network, wait_for
 
 from imet_ray.reading import read_json_lines
 from imet_ray.results import read_result, read_spec
@@ -24,8 +21,6 @@ from imet_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RAY = Path(sys.executable).with_name("ray")
 SPACE = """
 n_folds: 3
 trials_per_variant: 2
@@ -34,10 +29,6 @@ grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
 CUT_S = 60  # seconds that a node is unplugged
-PATIENCE = 240  # seconds for anything to happen
-
-
-Done = subprocess.CompletedProcess
 
 
 @dataclass
@@ -61,93 +52,6 @@ class Story:
     own_node: Done  # on a worker: the address of the node that it takes for its own
     down: Done
     left: dict[str, str]  # Ray's processes on each host, in the end
-
-
-class Network:
-    """Three hosts, and `ray` on the machine that launches."""
-
-    def __init__(self, folder: Path, found: list[hosts.Host], key: Path) -> None:
-        self.folder, self.hosts = folder, found
-        self.environment = os.environ | {"RAY_TMPDIR": str(folder / "ray"), "HOME": str(folder / "home")}
-        self.token = folder / "home" / ".ray" / "auth_token"
-        self.token.parent.mkdir(parents=True)
-        self.ray("get-auth-token", "--generate")
-        self.token.chmod(0o600)
-        config = yaml.safe_load((REPOSITORY / "cluster-local.yaml").read_text())
-        config["provider"] |= {
-            "head_ip": found[0].address,
-            "worker_ips": [host.address for host in found[1:]],
-        }
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
-        self.config = folder / "cluster.yaml"
-        self.config.write_text(yaml.safe_dump(config))
-
-    def await_nodes(self) -> None:
-        wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
-
-    def ray(self, *argv: str) -> Done:
-        return subprocess.run(
-            [RAY, *argv],
-            cwd=REPOSITORY,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE * 3,
-        )
-
-    def up(self) -> None:
-        done = self.ray("up", str(self.config), "-y", "--no-config-cache")
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.await_nodes()
-
-    def sweep(
-        self,
-        name: str = "net",
-        *,
-        cache: str = f"{hosts.SHARED}/cache",
-        options: str = "",
-        submitted: bool = False,
-    ) -> Done:
-        shared = hosts.SHARED
-        where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
-        what = f"--space {shared}/space.yml --data {shared}/data"
-        submit = "ray job submit --working-dir . -- " if submitted else ""
-        command = f"{submit}python launch.py --sweep --address auto {what} {where}"
-        return self.ray("exec", str(self.config), command)
-
-    def own_node(self, worker: hosts.Host) -> Done:
-        """What `imet_ray.cluster.spot` takes for its own node there."""
-        head = f"{self.hosts[0].address}:6379"
-        return worker.run(
-            f"""python -c 'import ray; from imet_ray.cluster.spot import _this_node; node = _this_node("{head}")
-ray.init("{head}", log_to_driver=False)
-print([there["NodeManagerAddress"] for there in ray.nodes() if there["NodeID"] == node])'"""
-        )
-
-    def strangers(self) -> dict[str, Callable[[], Done]]:
-        """Who tries to come in, each on a worker: without a token, with another one, with a job."""
-        head, worker = self.hosts[0], self.hosts[1]
-        join = f"""python -c 'import ray; ray.init(address="{head.address}:6379")'"""
-        job = "ray job submit --address http://127.0.0.1:8265 -- true"
-        closed = "HOME=/tmp RAY_AUTH_MODE=disabled"
-        return {
-            "no token": lambda: worker.run(f"{closed} {join}"),
-            "another token": lambda: worker.run(f"RAY_AUTH_TOKEN={'0' * 64} {join}"),
-            "a job": lambda: head.run(f"{closed} {job}"),
-        }
-
-    def rays(self) -> dict[str, str]:
-        """Ray's processes on each host that is there."""
-        wanted = "pgrep -af 'raylet|gcs_server' | grep -v pgrep"
-        return {host.name: host.run(wanted).stdout for host in self.hosts if host.init.poll() is None}
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until, f"no {what} within {PATIENCE} s"
-        time.sleep(0.5)
 
 
 def complete(store: Store) -> dict[str, int]:

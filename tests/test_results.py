@@ -1,6 +1,7 @@
 """The leaderboard that a run's results make, and the list of what failed."""
 
 import pytest
+from bare_spec import bare_spec
 
 from imet_ray.errors import StoreError
 from imet_ray.results import TrialResult, failures, read_result, read_spec, standings, write_result
@@ -18,16 +19,7 @@ def store(tmp_path) -> Store:
 
 def ended(store, name, fold, f2, status="complete", reason="", **hparams) -> TrialSpec:
     """A trial that came to this."""
-    spec = TrialSpec(
-        variant=Variant(name=name, architecture="resnet18"),
-        hparams=hparams,
-        fold=fold,
-        n_folds=N_FOLDS,
-        seed=0,
-        data_digest="data",
-        folds_digest="folds",
-        pack_short_side=64,
-    )
+    spec = bare_spec(Variant(name=name, architecture="resnet18"), fold, N_FOLDS, **hparams)
     trial = store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
     expected = None if f2 is None else f2 + 0.01

@@ -1,11 +1,10 @@
-"""The searcher's duties to Tune, and the sweep's policy under accidents; no Ray is started."""
+"""The searcher's duties to Tune; no Ray is started."""
 
 import errno
-import time
 from types import SimpleNamespace
 
 import pytest
-from optuna.storages import JournalStorage
+from one_variant import space_of, write
 from ray.tune.search import Searcher
 
 from imet_ray.cluster import sweep
@@ -13,33 +12,11 @@ from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
-from imet_ray.results import TrialResult, failures, read_result, standings, write_result
-from imet_ray.space import SearchSpace, read_space
+from imet_ray.results import failures, read_result
+from imet_ray.space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store
 from imet_ray.writing import write_json, write_json_lines
-
-SPACE = """
-n_folds: 3
-trials_per_variant: 2
-variants: [{name: a, architecture: resnet18, epochs: 4}]
-search: {dropout: {low: 0.0, high: 0.5}, lr: {low: 0.001, high: 0.1, log: true}}
-"""
-
-
-@pytest.fixture
-def make_space(tmp_path):
-    """The space, with parts of its text replaced."""
-
-    def _make(*changes: tuple[str, str]) -> SearchSpace:
-        text = SPACE
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new)
-        (tmp_path / "space.yml").write_text(text)
-        return read_space(tmp_path / "space.yml")
-
-    return _make
 
 
 @pytest.fixture
@@ -48,8 +25,13 @@ def store(tmp_path) -> Store:
 
 
 @pytest.fixture
-def policy(make_space, store) -> Policy:
-    return Policy(make_space(), store, "data", "folds")
+def space(tmp_path) -> SearchSpace:
+    return space_of(tmp_path)
+
+
+@pytest.fixture
+def policy(space, store) -> Policy:
+    return Policy(space, store, "data", "folds")
 
 
 @pytest.fixture
@@ -60,14 +42,6 @@ def changes() -> list[str]:
 @pytest.fixture
 def searcher(policy, changes) -> SweepSearcher:
     return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100, Deaths())
-
-
-def write(store, trial_id, status="complete", f2: float | None = 0.5) -> None:
-    """What a worker leaves."""
-    write_result(
-        store.trial(trial_id),
-        TrialResult(trial_id=trial_id, status=status, f2=f2, expected_f2=f2, epochs=4),
-    )
 
 
 def wear_out(searcher) -> None:
@@ -205,93 +179,6 @@ def test_a_trial_that_met_a_fault_of_the_set_up_is_issued_again_in_the_next_sitt
     assert again.next().spec == spec
 
 
-def run_out(policy) -> list[TrialSpec]:
-    """Train everything that comes, one after another."""
-    done = []
-    while (given := policy.next()) != "finished":
-        assert given is not None, "nothing runs that it could wait for"
-        write_json(policy.store.trial(given.spec.trial_id).spec, given.spec.model_dump(mode="json"))
-        write(policy.store, given.spec.trial_id)
-        policy.done(given.spec.trial_id)
-        done.append(given.spec)
-    return done
-
-
-@pytest.mark.parametrize("search", ["{}", "{batch_size: [16]}"])
-def test_when_the_last_set_repeats_one_that_was_tried_its_promotion_still_comes(make_space, store, search):
-    _, _, searched = SPACE.partition("search: ")
-    space = make_space((searched.strip(), search))
-    run_out(Policy(space, store, "data", "folds"))
-    assert [standing.whole for standing in standings(store, ["a"])] == [True]
-
-
-def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missing(policy, store):
-    study = policy.studies["a"].study
-    study._storage.create_new_trial(study._study_id)  # the journal's first entry of `ask`
-    done = run_out(Policy(policy.space, store, "data", "folds"))
-    assert {frozenset(spec.hparams) for spec in done} == {frozenset({"dropout", "lr"})}
-
-
-@pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
-def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(
-    make_space, tmp_path, written, monkeypatch
-):
-    space = make_space(("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
-    undisturbed = run_out(Policy(space, Store(tmp_path / "undisturbed"), "data", "folds"))
-    left = iter(range(written))
-    write_param = JournalStorage.set_trial_param
-
-    def killed(*args):
-        next(left)
-        write_param(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JournalStorage, "set_trial_param", killed)
-        with pytest.raises(StopIteration):
-            run_out(Policy(space, Store(tmp_path / "killed"), "data", "folds"))
-    run_out(again := Policy(space, Store(tmp_path / "killed"), "data", "folds"))
-    found = [trial.params for trial in again.studies["a"].study.trials]
-    assert found == [spec.hparams for spec in undisturbed[:7]]
-
-
-def test_hparams_that_do_not_go_together_fail_alone(make_space, store):
-    space = make_space(
-        ("trials_per_variant: 2", "trials_per_variant: 12"),
-        ("dropout: {low: 0.0, high: 0.5}", "epochs: [2, 4], warmup_epochs: [0.0, 3.0]"),
-    )
-    done = run_out(Policy(space, store, "data", "folds"))
-    assert all(spec.recipe.warmup_epochs < spec.recipe.epochs for spec in done)
-    assert [standing.whole for standing in standings(store, ["a"])] == [True]
-
-
-def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(policy, store):
-    policy.next()
-    store.journal.write_bytes(store.journal.read_bytes()[:-9])
-    Policy(policy.space, store, "data", "folds").next()  # writes behind the cut
-    run_out(Policy(policy.space, store, "data", "folds"))  # reads it
-    assert [standing.whole for standing in standings(store, ["a"])] == [True]
-
-
-def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, store, monkeypatch):
-    store.journal.with_name(f"{store.journal.name}.lock").symlink_to(store.journal)
-
-    def refuse(seconds):
-        raise AssertionError("Optuna waits for the lock, 30 s")
-
-    monkeypatch.setattr(time, "sleep", refuse)
-    assert Policy(policy.space, store, "data", "folds").next().phase == "search"
-
-
-def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):
-    first = policy.next()
-    write(store, first.spec.trial_id)
-    policy.done(first.spec.trial_id)
-    policy.next()  # interrupted
-    less = policy.space.model_copy(update={"trials_per_variant": 1})
-    again = Policy(less, store, "data", "folds")
-    assert not again.progress(less.variants[0]).failed
-
-
 def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store, policy, monkeypatch):
     spec = suggested(searcher)
     write(store, spec.trial_id, f2=0.75)
@@ -332,7 +219,7 @@ def test_no_more_trials_are_handed_out_than_fit_and_more_when_the_cluster_grows(
     assert searcher.suggest("t2") is None
 
 
-def test_when_tune_itself_breaks_off_one_line_says_what_to_do(make_space, store, monkeypatch):
+def test_when_tune_itself_breaks_off_one_line_says_what_to_do(space, store, monkeypatch):
     class Broken:
         def __init__(self, *args, **settings) -> None:
             pass
@@ -346,4 +233,4 @@ def test_when_tune_itself_breaks_off_one_line_says_what_to_do(make_space, store,
     with pytest.raises(
         sweep.BrokenOffError, match=r"\(Caught unexpected exception: gone\): the same command"
     ):
-        sweep.run_sweep(make_space(), store, data, Session(None, 1, 0, 0, 1, lambda: 1))
+        sweep.run_sweep(space, store, data, Session(None, 1, 0, 0, 1, lambda: 1))

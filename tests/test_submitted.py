@@ -24,23 +24,12 @@ variants: [{name: sent}]
 def test_a_submitted_sweep_comes_to_its_end_and_less_than_1_mb_is_sent(tiny_root, tiny_cache, tmp_path):
     (tmp_path / "space.yml").write_text(SPACE)
     sweep = [
-        *(
-            sys.executable,
-            "launch.py",
-            "--sweep",
-            "--address",
-            "auto",
-            "--name",
-            "r",
-            "--data",
-            str(tiny_root),
-        ),
-        *("--space", str(tmp_path / "space.yml"), "--runs", str(tmp_path / "runs")),
-        *("--cache", str(tiny_cache.root)),
+        *(sys.executable, "launch.py", "--sweep", "--address", "auto", "--name", "r"),
+        *("--space", str(tmp_path / "space.yml"), "--data", str(tiny_root)),
+        *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root)),
     ]
-    with cluster(
-        dashboard=True, head_cpus=1
-    ) as ray:  # nodes of one machine delete each other's copy of what is sent
+    # the head alone: nodes of one machine delete each other's copy of what is sent
+    with cluster(dashboard=True, head_cpus=1) as ray:
         submit = [str(RAY), "job", "submit", "--address", f"http://127.0.0.1:{ray.dashboard_port}"]
         done = subprocess.run(
             [*submit, "--working-dir", ".", "--", *sweep],

@@ -1,0 +1,38 @@
+"""A small search space of one variant, and what a worker leaves of its trials."""
+
+from pathlib import Path
+from typing import Literal
+
+from imet_ray.results import TrialResult, write_result
+from imet_ray.space import SearchSpace, read_space
+from imet_ray.store import Store
+
+SPACE = """
+n_folds: 3
+trials_per_variant: 2
+variants: [{name: a, architecture: resnet18, epochs: 4}]
+search: {dropout: {low: 0.0, high: 0.5}, lr: {low: 0.001, high: 0.1, log: true}}
+"""
+
+
+def space_of(folder: Path, *changes: tuple[str, str]) -> SearchSpace:
+    """The space, with parts of its text replaced."""
+    text = SPACE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "space.yml").write_text(text)
+    return read_space(folder / "space.yml")
+
+
+def write(
+    store: Store,
+    trial_id: str,
+    status: Literal["complete", "stopped", "failed"] = "complete",
+    f2: float | None = 0.5,
+) -> None:
+    """The trial's result."""
+    write_result(
+        store.trial(trial_id),
+        TrialResult(trial_id=trial_id, status=status, f2=f2, expected_f2=f2, epochs=4),
+    )

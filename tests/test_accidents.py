@@ -1,0 +1,109 @@
+"""The sweep's policy under accidents: kills, cut-off journals, sets that cannot be trained; no Ray is started."""
+
+import time
+
+import pytest
+from one_variant import SPACE, space_of, write
+from optuna.storages import JournalStorage
+
+from imet_ray.cluster.policy import Policy
+from imet_ray.results import standings
+from imet_ray.specs import TrialSpec
+from imet_ray.store import Store
+from imet_ray.writing import write_json
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "run")
+
+
+@pytest.fixture
+def policy(tmp_path, store) -> Policy:
+    return Policy(space_of(tmp_path), store, "data", "folds")
+
+
+def run_out(policy) -> list[TrialSpec]:
+    """Train everything that comes, one after another."""
+    done = []
+    while (given := policy.next()) != "finished":
+        assert given is not None, "nothing runs that it could wait for"
+        write_json(policy.store.trial(given.spec.trial_id).spec, given.spec.model_dump(mode="json"))
+        write(policy.store, given.spec.trial_id)
+        policy.done(given.spec.trial_id)
+        done.append(given.spec)
+    return done
+
+
+@pytest.mark.parametrize("search", ["{}", "{batch_size: [16]}"])
+def test_when_the_last_set_repeats_one_that_was_tried_its_promotion_still_comes(tmp_path, store, search):
+    _, _, searched = SPACE.partition("search: ")
+    space = space_of(tmp_path, (searched.strip(), search))
+    run_out(Policy(space, store, "data", "folds"))
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missing(policy, store):
+    study = policy.studies["a"].study
+    study._storage.create_new_trial(study._study_id)  # the journal's first entry of `ask`
+    done = run_out(Policy(policy.space, store, "data", "folds"))
+    assert {frozenset(spec.hparams) for spec in done} == {frozenset({"dropout", "lr"})}
+
+
+@pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
+def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_path, written, monkeypatch):
+    space = space_of(tmp_path, ("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
+    undisturbed = run_out(Policy(space, Store(tmp_path / "undisturbed"), "data", "folds"))
+    left = iter(range(written))
+    write_param = JournalStorage.set_trial_param
+
+    def killed(*args):
+        next(left)
+        write_param(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalStorage, "set_trial_param", killed)
+        with pytest.raises(StopIteration):
+            run_out(Policy(space, Store(tmp_path / "killed"), "data", "folds"))
+    run_out(again := Policy(space, Store(tmp_path / "killed"), "data", "folds"))
+    found = [trial.params for trial in again.studies["a"].study.trials]
+    assert found == [spec.hparams for spec in undisturbed[:7]]
+
+
+def test_hparams_that_do_not_go_together_fail_alone(tmp_path, store):
+    space = space_of(
+        tmp_path,
+        ("trials_per_variant: 2", "trials_per_variant: 12"),
+        ("dropout: {low: 0.0, high: 0.5}", "epochs: [2, 4], warmup_epochs: [0.0, 3.0]"),
+    )
+    done = run_out(Policy(space, store, "data", "folds"))
+    assert all(spec.recipe.warmup_epochs < spec.recipe.epochs for spec in done)
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(policy, store):
+    policy.next()
+    store.journal.write_bytes(store.journal.read_bytes()[:-9])
+    Policy(policy.space, store, "data", "folds").next()  # writes behind the cut
+    run_out(Policy(policy.space, store, "data", "folds"))  # reads it
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, store, monkeypatch):
+    store.journal.with_name(f"{store.journal.name}.lock").symlink_to(store.journal)
+
+    def refuse(seconds):
+        raise AssertionError("Optuna waits for the lock, 30 s")
+
+    monkeypatch.setattr(time, "sleep", refuse)
+    assert Policy(policy.space, store, "data", "folds").next().phase == "search"
+
+
+def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):
+    first = policy.next()
+    write(store, first.spec.trial_id)
+    policy.done(first.spec.trial_id)
+    policy.next()  # interrupted
+    less = policy.space.model_copy(update={"trials_per_variant": 1})
+    again = Policy(less, store, "data", "folds")
+    assert not again.progress(less.variants[0]).failed
