@@ -125,8 +125,7 @@ def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     events: list[tuple[float, int]] = []  # an epoch ends: when, and whose
 
     def begin(now: float) -> None:
-        with contextlib.suppress(StopIteration):
-            place = next(waiting)
+        for place in itertools.islice(waiting, 1):  # none: all were begun
             asha.on_trial_add(None, trials[place])
             heapq.heappush(events, (now + order[place].seconds[0], place))
 
