@@ -59,8 +59,8 @@ def test_of_a_long_study_the_sampler_sees_the_best_the_newest_and_what_runs(monk
         trial = study.ask(RANGES)
         study.tell(trial, state=TrialState.PRUNED) if value == 199 else study.tell(trial, float(value))
     seen = {trial.number for trial in Seen(study)._get_trials(deepcopy=False)}
-    best = {1 + int(i) for i, value in enumerate(values) if 199 - GOOD <= value < 199}
-    assert len(best) == GOOD
+    older = sorted((value, i) for i, value in enumerate(values[:150], start=1) if value < 199)
+    best = {i for _, i in older[-GOOD:]}
     assert seen == {running.number} | best | set(range(151, 201))
     weighed = []
     split = optuna.samplers._tpe.sampler._split_trials
