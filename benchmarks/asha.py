@@ -1,10 +1,10 @@
-"""What early stopping saves of a search, and what it costs: ASHA over all orders of the same trained sets.
+"""What early stopping saves of a search, and what it costs: ASHA over the same trained sets in many orders.
 
-    uv run python -m benchmarks.asha [--sets 8] [--epochs 4] [--runs DIR]    forty minutes
+    uv run python -m benchmarks.asha [--sets 8] [--epochs 4] [--slots-per-gpu N] [--runs DIR]    forty minutes
 
 `benchmarks.hours` sweeps once each way, and which sets ASHA stops there is luck for a good part. Here random sets of
 hparams of each variant are trained once, on all folds and to the end, by `launch.py --sweep`. Then searches are
-replayed: each ordered choice of 4 of a variant's sets, as if a study had asked for these, on two slots of its own with
+replayed: ordered choices of 4 of a variant's sets, as if a study had asked for these, on two slots of its own with
 the seconds that each epoch took, judged by the sweep's own `SearchOnlyAsha`; the best is picked as a study picks it.
 
 F2 is that of the picked set on the folds that it was not picked on, the mean over all choices and variants. It is
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import heapq
 import itertools
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -27,7 +28,7 @@ import numpy as np
 import optuna
 from ray.tune.schedulers import TrialScheduler
 
-from benchmarks.hours import launched
+from benchmarks.hours import launched, shared_gpus
 from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.study import distributions, stable_seed
 from imet_ray.cluster.sweep import SearchOnlyAsha
@@ -43,6 +44,7 @@ from imet_ray.store import Cache
 CHOSEN = 4  # sets a search
 SLOTS = 2
 SEARCH_FOLD = 0
+ORDERS = 2000  # that are replayed, drawn where there are more; a replay takes half a millisecond
 DRAWS = 2000  # of the bootstrap
 SETTINGS = [(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (3, 2)]  # epochs of grace, factor
 
@@ -149,6 +151,14 @@ def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     return Pick(max(range(len(order)), key=rank), sum(trained))
 
 
+def searches(n_sets: int) -> np.ndarray:
+    """Ordered choices of CHOSEN of so many sets, all of them or ORDERS random ones: (O, CHOSEN) int64."""
+    if math.perm(n_sets, CHOSEN) <= ORDERS:
+        return np.array(list(itertools.permutations(range(n_sets), CHOSEN)))
+    rng = np.random.default_rng(0)
+    return np.array([rng.permutation(n_sets)[:CHOSEN] for _ in range(ORDERS)])
+
+
 def interval(gains: np.ndarray, orders: np.ndarray, n_sets: int) -> str:
     """Mean of what is gained in each order, and its 95 % interval over the sets that were drawn.
 
@@ -174,12 +184,15 @@ def main() -> None:
     parser.add_argument("--space", type=Path, default=SPACES / "demo.yml")
     parser.add_argument("--sets", type=positive, default=8)
     parser.add_argument("--epochs", type=positive, default=4)
+    parser.add_argument(
+        "--slots-per-gpu", type=positive, help="trials that share a GPU; default: the space's"
+    )
     parser.add_argument("--runs", type=Path, help="default: a temporary directory")
     args = parser.parse_args()
     if args.sets < 2 * CHOSEN:  # of fewer the bootstrap finds too narrow intervals, of CHOSEN none at all
         raise SystemExit(f"--sets must be at least {2 * CHOSEN}, got {args.sets}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = read_space(args.space, {"epochs": args.epochs})
+    space = read_space(args.space, {"epochs": args.epochs} | shared_gpus(args.slots_per_gpu))
     resolve_data(space.data, cache=Cache.default().root)
     with contextlib.ExitStack() as stack:
         runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -188,11 +201,12 @@ def main() -> None:
         run, _ = launched(sets_of_all, runs)
         names = {variant.name for variant in sets_of_all.variants}
         found = by_variant(ended_trials(run.store), names)
-    orders = list(itertools.permutations(range(args.sets), CHOSEN))
+    places = searches(args.sets)
+    orders = places.tolist()
     elsewhere = np.array([[one.elsewhere for one in sets] for sets in found.values()])  # (V, sets)
     print(
         f"{len(found)} variants x {args.sets} random sets, {space.n_folds} folds, {args.epochs} epochs; "
-        f"searches of {CHOSEN} sets in all {len(orders):,} orders\n"
+        f"{len(orders):,} searches of {CHOSEN} sets\n"
         f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1, ddof=1).mean():.4f}\n\n"
         f"{'grace':>5}{'factor':>8}{'search epochs':>15}{'with promotion':>16}{'same pick':>11}  F2"
     )
@@ -208,7 +222,6 @@ def main() -> None:
         chosen = [[order[pick.chosen] for order, pick in zip(orders, of, strict=True)] for of in found_picks]
         return np.array(chosen), np.array([[pick.epochs for pick in of] for of in found_picks])
 
-    places = np.array(orders)
     reference, _ = picks(None)
     f2 = np.take_along_axis(elsewhere, reference, axis=1)
     for grace, factor in [s for s in SETTINGS if s[0] < args.epochs]:

@@ -78,6 +78,14 @@ def refuse_others(trials: list[TrialStatus], peer: list[TrialStatus], fold: int)
         )
 
 
+def shared_gpus(slots: int | None) -> dict[str, Any]:
+    """Settings of a space by which so many trials share each GPU, and as many the cores of this machine."""
+    if slots is None:
+        return {}
+    cores = (os.cpu_count() or 1) // (slots * max(1, torch.cuda.device_count()))
+    return {"resources": {"cpus_per_trial": max(1, cores), "gpus_per_trial": 1 / slots}}
+
+
 def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
     """Sweep in a process of its own, as a user would; the run, and the seconds it took.
 
@@ -175,9 +183,13 @@ def main() -> None:
     parser.add_argument("--folds", type=positive, help="default: the space's")
     parser.add_argument("--epochs", type=positive, help="default: the space's")
     parser.add_argument("--variants", type=positive, help="the first so many of the space; default: all")
+    parser.add_argument(
+        "--slots-per-gpu", type=positive, help="trials that share a GPU; default: the space's"
+    )
     args = parser.parse_args()
     given = {"trials_per_variant": args.trials_per_variant, "n_folds": args.folds, "epochs": args.epochs}
-    whole = read_space(args.space, {key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    whole = read_space(args.space, given | shared_gpus(args.slots_per_gpu))
     whole = whole.model_copy(update={"variants": whole.variants[: args.variants]})
     resolve_data(whole.data, cache=Cache.default().root)  # drawn or fetched in nobody's wall time
     plans: dict[str, dict[str, Any]] = {
@@ -185,9 +197,12 @@ def main() -> None:
         "best set promoted": {"name": "promote", "asha": None},
         PEER: {"name": "all", "asha": None, "search_folds": tuple(range(whole.n_folds))},
     }
+    unit = "CPU cores"
+    if torch.cuda.is_available():
+        unit = f"GPUs, of {args.slots_per_gpu or 1} slots each"
     print(
         f"{len(whole.variants)} variants x {whole.trials_per_variant} sets, {whole.n_folds} folds, "
-        f"{whole.variants[0].epochs} epochs; slot time of {'GPUs' if torch.cuda.is_available() else 'CPU cores'}, "
+        f"{whole.variants[0].epochs} epochs; slot time of {unit}, "
         f"{os.cpu_count()} cores\n\n"
         f"{'sweep':<25}{'trials':>7}{'epochs':>8}{'slot time':>11}{'wall':>8}  {'nested F2':<26}test F2",
         flush=True,

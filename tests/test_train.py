@@ -168,6 +168,18 @@ def test_a_batch_too_large_for_the_gpu_is_halved_at_most_twice(run, make_spec, m
     assert "out of GPU memory" in result.reason
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_only_a_long_trial_lets_cudnn_search_for_its_fastest_kernels(
+    run, make_spec, tiny_data, monkeypatch, long
+):
+    spec = make_spec(epochs=3)
+    pictures = 3 * len(tiny_data.rows(spec.fold, held_out=False))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not long)  # as another trial left it
+    monkeypatch.setattr("imet_ray.sitting.LONG_TRIAL", pictures + (0 if long else 1))
+    run(spec)
+    assert torch.backends.cudnn.benchmark == long
+
+
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tmp_path):
     spec = make_spec(architecture="test_vit", image_size=160, batch_size=8)  # no batch norm
     gradients = []

@@ -95,6 +95,5 @@ def worker_device(slot: Slot) -> torch.device:
                 "install a CUDA build of torch, or set gpus_per_trial: 0"
             )
         torch.cuda.empty_cache()
-        torch.backends.cudnn.benchmark = True  # one size of crop a trial
         return torch.device("cuda")
     return torch.device("cpu")
