@@ -43,12 +43,14 @@ def sweep(
     cache: Path,
     ray: Cluster | None = None,
     launch: tuple[str, ...] = ("launch.py",),
+    studies: str | None = None,
 ) -> subprocess.Popen:
     (folder / "space.yml").write_text(space)
     command = [
         *(sys.executable, *launch, "--sweep", "--space", str(folder / "space.yml"), "--data", str(data)),
         *("--runs", str(folder / "runs"), "--cache", str(cache), "--name", "r"),
     ]
+    command += ["--studies", studies] if studies else []
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
     if ray is not None:
         command += ["--address", ray.address]

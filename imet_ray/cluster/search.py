@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.studies import data_base_faults
 from imet_ray.cluster.study import Assignment
 from imet_ray.errors import ImetError
 from imet_ray.reading import read_json_lines
@@ -109,7 +110,8 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
         try:
-            yield
+            with data_base_faults():
+                yield
         except ImetError as error:
             self.stopper.fault = str(error)
         except OSError as error:

