@@ -1,6 +1,6 @@
 """What early stopping saves of a search, and what it costs: ASHA over the same trained sets in many orders.
 
-    uv run python -m benchmarks.asha [--sets 8] [--epochs 4] [--slots-per-gpu N] [--runs DIR]    forty minutes
+    uv run python -m benchmarks.asha [--sets 8] [--epochs 4] [--wide] [--variants N] [--runs DIR]    forty minutes
 
 `benchmarks.hours` sweeps once each way, and which sets ASHA stops there is luck for a good part. Here random sets of
 hparams of each variant are trained once, on all folds and to the end, by `launch.py --sweep`. Then searches are
@@ -35,7 +35,7 @@ from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.command_line import positive
 from imet_ray.curves import ended_trials
 from imet_ray.datasets import resolve_data
-from imet_ray.space import Asha, SearchSpace, read_space
+from imet_ray.space import Asha, Range, SearchSpace, read_space
 from imet_ray.specs import TrialSpec
 from imet_ray.stages import SPACES
 from imet_ray.status import TrialStatus
@@ -82,6 +82,15 @@ def drawn(space: SearchSpace, n_sets: int) -> SearchSpace:
     changes = {"variants": tuple(variants), "ranges": {variant.name: {} for variant in variants}}
     more = {"name": "sets", "asha": None, "trials_per_variant": 1, "search_folds": (SEARCH_FOLD,)}
     return space.model_copy(update=changes | more)
+
+
+def with_wide_lr(space: SearchSpace) -> dict[str, dict[str, Range]]:
+    """The ranges of a space, and rates between those that hardly learn and those that hardly converge."""
+    return {
+        variant.name: space.ranges[variant.name]
+        | {"lr": Range(low=variant.lr / 10, high=variant.lr * 10, log=True)}
+        for variant in space.variants
+    }
 
 
 def by_variant(trials: Sequence[TrialStatus], names: Collection[str]) -> dict[str, list[Trained]]:
@@ -193,6 +202,9 @@ def main() -> None:
         raise SystemExit(f"--sets must be at least {2 * CHOSEN}, got {args.sets}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = read_space(args.space, {"epochs": args.epochs} | shared_gpus(args.slots_per_gpu))
+    space = space.model_copy(update={"variants": space.variants[: args.variants]})
+    if args.wide:
+        space = space.model_copy(update={"ranges": with_wide_lr(space)})
     resolve_data(space.data, cache=Cache.default().root)
     with contextlib.ExitStack() as stack:
         runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -47,14 +47,19 @@ def train_trial(
         SupersededError: another process has taken over this trial.
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
+    if not team.leads:
+        team.wait()  # until no older twin writes any more: all of a team go on from one state
     trial.fetch_all()  # what another node left in the bucket
     result = read_result(trial)
-    if result is not None and result.status != "stopped":
-        return result
+    finished = result is not None and result.status != "stopped"
     token = ""
     if team.leads:
-        token = trial.acquire()
-        write_json(trial.spec, spec.model_dump(mode="json"))
+        if not finished:
+            token = trial.acquire()
+            write_json(trial.spec, spec.model_dump(mode="json"))
+        team.wait()
+    if result is not None and finished:
+        return result
     while True:
         splits = _splits(trial)
         try:

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from imet_ray.store import Store, TrialStore
 from imet_ray.team import Team
 from imet_ray.train import train_trial
 from imet_ray.transforms import TrainTransform
+from imet_ray.writing import write_text
 
 CPU = torch.device("cpu")
 # Without batch norm and dropout two workers compute what one computes with the doubled batch, but for rounding.
@@ -36,9 +38,9 @@ def member(
     rank: int,
     size: int,
     meeting: Path,
+    root: Path,
     spec: TrialSpec,
     data: TrainingData,
-    root: Path,
     device: str,
     stop: int | None,
     small: int | None,
@@ -46,6 +48,7 @@ def member(
     """One process of a team.
 
     Args:
+        root: of the run, on this process's node.
         stop: after this epoch it ends, as a kill would end it.
         small: the rank whose GPU is too small for whole batches.
     """
@@ -79,7 +82,10 @@ def member(
 
 @pytest.fixture
 def together(tiny_data, tmp_path):
-    """Train a spec with as many processes as it has workers, or another number that is there."""
+    """Train a spec with as many processes as it has workers, or another number that is there.
+
+    On one node, unless told where the run lies on the node of each.
+    """
 
     def _together(
         spec: TrialSpec,
@@ -90,24 +96,26 @@ def together(tiny_data, tmp_path):
         small: int | None = None,
         size: int | None = None,
         expected: tuple[int, ...] = (0, 0),
+        nodes: Sequence[Path] = (),
     ) -> TrialStore:
         root = tmp_path / where
         root.mkdir(exist_ok=True)
+        roots = nodes or [root] * (size or spec.workers)
         spawned = multiprocessing.get_context("spawn")
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
-        given = meeting, spec, tiny_data, root, device, stop, small
+        given = spec, tiny_data, device, stop, small
         processes = [
-            spawned.Process(target=member, args=(rank, size or spec.workers, *given))
-            for rank in range(size or spec.workers)
+            spawned.Process(target=member, args=(rank, len(roots), meeting, of_rank, *given))
+            for rank, of_rank in enumerate(roots)
         ]
         for process in processes:
             process.start()
         for process in processes:
             process.join(120)
             process.kill()  # it hangs, or is over
-        errors = "".join(path.read_text() for path in root.glob("error-*"))
+        errors = "".join(path.read_text() for of_rank in roots for path in of_rank.glob("error-*"))
         assert tuple(process.exitcode for process in processes) == expected, errors
-        return Store(root).trial(spec.trial_id)
+        return Store(roots[0]).trial(spec.trial_id)
 
     return _together
 
@@ -159,6 +167,39 @@ def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec)
     assert result_of(resumed).epochs == 3
     found, wanted = load_file(resumed.best), load_file(whole.best)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, make_spec, on_node):
+    spec = of_team(make_spec(schedule="plateau", plateau_patience=0, ema_decay=0.9, mixup=0.3))
+    whole = together(spec)
+    nodes = [on_node("a").root, on_node("b").root]
+    together(spec, stop=1, nodes=nodes)
+    together(spec, stop=2, nodes=nodes[::-1])
+    resumed = together(spec, nodes=nodes)
+    assert result_of(resumed).epochs == 3
+    found, wanted = load_file(resumed.best), load_file(whole.best)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_team_reads_its_state_when_its_leader_has_made_sure_that_no_older_twin_writes_any_more(
+    make_spec, tiny_data, tmp_path, monkeypatch
+):
+    trial = Store(tmp_path).trial("t")
+    write_text(trial.last, "epoch 1")
+    seen = []
+
+    class Read:
+        def __init__(self, *given) -> None:
+            seen.append(trial.last.read_text())
+
+        def run(self, report) -> None:
+            pass
+
+    monkeypatch.setattr("imet_ray.train.Sitting", Read)
+    # what the twin wrote until the leader took over
+    monkeypatch.setattr(Team, "wait", lambda team: write_text(trial.last, "epoch 2"))
+    train_trial(of_team(make_spec()), tiny_data, trial, device=CPU, team=Team(1, 2))
+    assert seen == ["epoch 2"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
