@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bare_spec import bare_spec
 
-from benchmarks.asha import Trained, by_variant, drawn, interval, replay
+from benchmarks.asha import ORDERS, Trained, by_variant, drawn, interval, replay, searches, with_wide_lr
 from imet_ray.space import Asha, SearchSpace, read_space
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.status import TrialStatus
@@ -100,6 +100,24 @@ def test_sets_are_read_by_variant_with_the_mean_of_the_folds_that_were_not_searc
     assert found["b"][0].f2 == [0.1, 0.2]
     assert found["b"][0].seconds == [2.5, 2.5]
     assert found["b"][0].elsewhere == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("n_sets", "expected"), [(5, 120), (30, ORDERS)])
+def test_searches_are_of_different_sets_all_of_them_where_they_are_few(n_sets, expected):
+    found = searches(n_sets)
+    assert found.shape == (expected, 4)
+    assert all(len(set(order)) == 4 for order in found.tolist())
+    assert set(found.flat) == set(range(n_sets))
+    assert len(set(map(tuple, found.tolist()))) > 0.99 * expected
+
+
+def test_wide_rates_are_drawn_about_the_spaces_own(space):
+    wide = space.model_copy(update={"ranges": with_wide_lr(space)})
+    rates = [variant.lr for variant in drawn(wide, 40).variants if variant.name.startswith("a.")]
+    own = space.variants[0].lr
+    assert own / 10 <= min(rates) < own / 3
+    assert own * 3 < max(rates) <= own * 10
+    assert len({variant.dropout for variant in drawn(wide, 40).variants}) == 80
 
 
 def test_the_interval_holds_the_mean_and_is_nothing_where_all_orders_gain_the_same():

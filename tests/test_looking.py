@@ -17,7 +17,7 @@ from imet_ray.cluster.studies_page import serve_studies
 from imet_ray.remote import publish
 from imet_ray.results import TrialResult, write_result
 from imet_ray.store import Store
-from imet_ray.writing import write_json, write_json_lines
+from imet_ray.writing import remove, write_json, write_json_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
@@ -91,4 +91,7 @@ def test_its_phase_and_its_driver_are_known_though_predictions_stay_where_they_a
     assert code == 0
     assert "r: out-of-fold: 6 of 6 checkpoints predicted" in out
     assert "driver   process 7 on far\n" in out
+    remove(written.lease)
+    _, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
+    assert "driver   none: the same command continues\n" in out
     assert not [*(tmp_path / "other").rglob("oof.npz")]
