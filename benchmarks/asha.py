@@ -196,6 +196,8 @@ def main() -> None:
     parser.add_argument(
         "--slots-per-gpu", type=positive, help="trials that share a GPU; default: the space's"
     )
+    parser.add_argument("--variants", type=positive, help="the first so many of the space; default: all")
+    parser.add_argument("--wide", action="store_true", help="lr, too, from a tenth to ten times the space's")
     parser.add_argument("--runs", type=Path, help="default: a temporary directory")
     args = parser.parse_args()
     if args.sets < 2 * CHOSEN:  # of fewer the bootstrap finds too narrow intervals, of CHOSEN none at all
