@@ -37,10 +37,10 @@ def many_pictures(tiny_root, root):
 @pytest.mark.parametrize(("limit", "fits"), [("9h", True), ("11m", False)])
 def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, limit, fits):
     data = many_pictures(tiny_root, tmp_path / "data")
-    options = ("--dry-run", str(data), "--images", "1000000", "--limit", limit, "--dtype", "float32")
+    options = ("--dry-run", str(data), "--images", "200000", "--limit", limit, "--dtype", "float32")
     code = main(["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where, *options])
     out = capfd.readouterr().out
-    said = r"1,000,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|1:00): "
+    said = r"200,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|1:00): "
     assert re.search(said + ("fits" if fits else "does NOT fit; about 0 of 6 checkpoints"), out)
     assert code == (0 if fits else 64 + 1)
     assert len((tmp_path / "k" / "dry-run" / "submission.csv").read_text().splitlines()) == 331

@@ -118,6 +118,23 @@ def test_a_data_base_that_is_away_is_waited_for(policy, postgres, caplog):
     assert "hunter2" not in record.getMessage()
 
 
+def test_a_decision_that_is_cut_off_on_the_way_is_made_again(tmp_path, space, postgres, policy):
+    postgres.execute("create sequence cuts")  # counts on though what it counts is rolled back
+    postgres.execute(
+        "create function cut() returns trigger language plpgsql as $$ begin if nextval('cuts') in (1, 2) then "
+        "perform pg_terminate_backend(pg_backend_pid()); end if; return new; end $$"
+    )
+    postgres.execute("create trigger cut before insert on trial_params for each row execute function cut()")
+    calm = Policy(space, Store(tmp_path / "calm"), "d", "f")
+    calm.next()
+    for _ in range(2):
+        ours, theirs = policy.next(), calm.next()
+        assert ours.spec == theirs.spec
+    assert [len(of.study.trials) for of in policy.studies.values()] == [
+        len(of.study.trials) for of in calm.studies.values()
+    ]
+
+
 def test_a_data_base_that_is_gone_is_one_line(policy, postgres, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE_S", 1.0)
     postgres.stop()

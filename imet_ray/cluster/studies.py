@@ -6,18 +6,19 @@ lost machine costs the last seconds of it. Results are no part of it, so no trai
 """
 
 import contextlib
+import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
+import optuna
+import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 
 from imet_ray.buckets import PassingError, patiently
 from imet_ray.errors import ConfigError, StoreError
@@ -25,6 +26,11 @@ from imet_ray.store import Store
 from imet_ray.writing import write_text
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
+PASSING = (  # what a data base that is away raises; the last one after Optuna has passed over another
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.PendingRollbackError,
+)
 PAUSES = 9.0  # times the seconds that sending it took, or fetching it
 
 
@@ -65,7 +71,8 @@ def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
         write_text(store.studies_id, secrets.token_hex(4))
     prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
     storage = open_storage(url)
-    yield Studies(store, storage, prefix)
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # its queries, when one fails
+    yield Studies(store, _patient(optuna.storages.get_storage(storage), hidden(url)), prefix)
     storage.engine.dispose()
 
 
@@ -93,22 +100,32 @@ def open_storage(url: str, *, there: bool = False) -> RDBStorage:
         raise ConfigError(
             f"--studies: cannot open {hidden(url)}: {type(error).__name__}: is it there, and may we enter?"
         ) from None
-    _connect_patiently(found, hidden(url))
     return found
 
 
-def _connect_patiently(storage: RDBStorage, where: str) -> None:
-    @sqlalchemy.event.listens_for(storage.engine, "do_connect")
-    def connect(
-        dialect: Dialect, record: object, args: tuple[Any], kwargs: dict[str, Any]
-    ) -> DBAPIConnection:
-        def attempt() -> DBAPIConnection:
-            try:
-                return dialect.connect(*args, **kwargs)
-            except dialect.loaded_dbapi.OperationalError as error:
-                raise PassingError(type(error).__name__) from None
+def _patient(storage: BaseStorage, where: str) -> BaseStorage:
+    """That storage; each of its operations, which are transactions, is tried again while its data base is away."""
 
-        return patiently(attempt, where)
+    def patient(name: str) -> Callable[..., Any]:
+        operation = getattr(storage, name)
+
+        def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:
+            def attempt() -> Any:
+                try:
+                    return operation(*args, **kwargs)
+                except (*PASSING, StorageInternalError) as error:
+                    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                    if not isinstance(cause, PASSING):
+                        raise
+                    raise PassingError(type(cause).__name__) from None
+
+            return patiently(attempt, where)
+
+        return call
+
+    operations = {name: patient(name) for name in BaseStorage.__abstractmethods__}
+    found: BaseStorage = type("PatientStorage", (BaseStorage,), operations)()
+    return found
 
 
 @contextlib.contextmanager
