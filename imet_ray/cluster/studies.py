@@ -1,8 +1,8 @@
 """Where Optuna's studies lie: the run's journal, which the driver alone writes, or any storage that Optuna opens.
 
-A data base that goes away during a sweep is waited for as a bucket is.
-A journal of a run in a bucket is written here and sent after changes, never taking more than a tenth of the time: a
-lost machine costs the last seconds of it. Results are no part of it, so no trained epoch is.
+A data base that goes away during a sweep is waited for as a bucket is. A journal of a run in a bucket is written here
+and sent after changes, never taking more than a tenth of the time: a lost machine costs the last seconds of it. Results
+are no part of it, so no trained epoch is.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from imet_ray.store import Store
 from imet_ray.writing import write_text
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
+PAUSES = 9.0  # times the seconds that sending it took, or fetching it
 PASSING = (  # what a data base that is away raises; the last one after Optuna has passed over another
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.PendingRollbackError,
 )
-PAUSES = 9.0  # times the seconds that sending it took, or fetching it
 
 
 @dataclass
