@@ -28,7 +28,7 @@ from imet_ray.reading import file_digest
 from imet_ray.results import TrialResult, write_result
 from imet_ray.specs import TrialSpec
 from imet_ray.store import TrialStore
-from imet_ray.team import Team
+from imet_ray.team import SplitError, Team
 from imet_ray.transforms import TrainTransform, mixup
 from imet_ray.writing import remove, write_json_lines
 
@@ -108,6 +108,8 @@ class Sitting:
         self.history: list[EpochMetrics] = []
         if state is not None:
             self._restore(state)
+        if team.told(self.epoch) != self.epoch:
+            raise SplitError(f"{trial.root}: epoch {self.epoch}, of which the leader knows nothing")
 
     def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
         while True:

@@ -6,11 +6,18 @@ called. Whoever starts the processes has joined them to a process group before (
 
 import contextlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+class SplitError(Exception):
+    """The processes of a team found different states: all must begin again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,14 @@ class Team:
         total = value.clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def told(self, value: T) -> T:
+        """What the leader says."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, 0)
+        return said[0]
 
     def agree(self, *models: torch.nn.Module) -> None:
         """Give each process the leader's buffers: running means and variances are each process's own otherwise."""

@@ -45,20 +45,22 @@ def train_trial(
     Raises:
         ImetError: a fault of the set-up: data, disk, settings.
         SupersededError: another process has taken over this trial.
+        SplitError: an older twin's last write came between the processes of a team, which must begin again together.
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
-    if not team.leads:
-        team.wait()  # until no older twin writes any more: all of a team go on from one state
-    trial.fetch_all()  # what another node left in the bucket
-    result = read_result(trial)
-    finished = result is not None and result.status != "stopped"
-    token = ""
+    result, token = None, ""
     if team.leads:
-        if not finished:
+        result = _finished(trial)
+        if result is None:
             token = trial.acquire()
             write_json(trial.spec, spec.model_dump(mode="json"))
-        team.wait()
-    if result is not None and finished:
+            if team.size > 1:
+                result = _finished(trial)  # what an older twin wrote until now
+    over = team.told(result is not None)
+    if not team.leads:
+        result = _finished(trial)  # after the leader: all of a team go on from one state
+    if over:
+        assert result is not None
         return result
     while True:
         splits = _splits(trial)
@@ -84,6 +86,13 @@ def train_trial(
             return result
         gc.collect()  # optimizer and schedule hold each other
         torch.cuda.empty_cache()
+
+
+def _finished(trial: TrialStore) -> TrialResult | None:
+    """What another node left in the bucket is fetched; the result, if nothing is left to train."""
+    trial.fetch_all()
+    result = read_result(trial)
+    return result if result is not None and result.status != "stopped" else None
 
 
 def _splits(trial: TrialStore) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from imet_ray.checkpoint import load_state, save_state
 from imet_ray.data import TrainingData
 from imet_ray.dataset import TrainDataset, train_batches
 from imet_ray.reading import read_json_lines
@@ -19,10 +20,9 @@ from imet_ray.results import TrialResult, read_result
 from imet_ray.sitting import EpochMetrics, Sitting
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store, TrialStore
-from imet_ray.team import Team
+from imet_ray.team import SplitError, Team
 from imet_ray.train import train_trial
 from imet_ray.transforms import TrainTransform
-from imet_ray.writing import write_text
 
 CPU = torch.device("cpu")
 # Without batch norm and dropout two workers compute what one computes with the doubled batch, but for rounding.
@@ -44,6 +44,7 @@ def member(
     device: str,
     stop: int | None,
     small: int | None,
+    late: tuple[Path, Path] | None,
 ) -> None:
     """One process of a team.
 
@@ -51,6 +52,7 @@ def member(
         root: of the run, on this process's node.
         stop: after this epoch it ends, as a kill would end it.
         small: the rank whose GPU is too small for whole batches.
+        late: an older twin's run on its node, and the state that it writes just before the leader takes over.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
@@ -68,6 +70,16 @@ def member(
             return really(sitting)
 
         Sitting._train_epoch = too_small
+    if late is not None:
+        take_over = TrialStore.acquire
+
+        def taken_over_late(trial: TrialStore) -> str:
+            twin = Store(late[0]).trial(trial.trial_id)
+            twin.fetch_all()
+            save_state(twin.last, load_state(late[1]))
+            return take_over(trial)
+
+        TrialStore.acquire = taken_over_late
     try:
         trial = Store(root).trial(spec.trial_id)
         train_trial(spec, data, trial, device=torch.device(device), report=report, team=Team(rank, size))
@@ -97,13 +109,14 @@ def together(tiny_data, tmp_path):
         size: int | None = None,
         expected: tuple[int, ...] = (0, 0),
         nodes: Sequence[Path] = (),
+        late: tuple[Path, Path] | None = None,
     ) -> TrialStore:
         root = tmp_path / where
         root.mkdir(exist_ok=True)
         roots = nodes or [root] * (size or spec.workers)
         spawned = multiprocessing.get_context("spawn")
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
-        given = spec, tiny_data, device, stop, small
+        given = spec, tiny_data, device, stop, small, late
         processes = [
             spawned.Process(target=member, args=(rank, len(roots), meeting, of_rank, *given))
             for rank, of_rank in enumerate(roots)
@@ -181,25 +194,24 @@ def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, mak
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_team_reads_its_state_when_its_leader_has_made_sure_that_no_older_twin_writes_any_more(
-    make_spec, tiny_data, tmp_path, monkeypatch
+def test_what_an_older_twin_wrote_until_the_leader_took_over_is_where_all_of_a_team_go_on(
+    together, make_spec, on_node
 ):
-    trial = Store(tmp_path).trial("t")
-    write_text(trial.last, "epoch 1")
-    seen = []
+    spec = of_team(make_spec())
+    whole = together(spec)
+    nodes = [on_node("a").root, on_node("b").root]
+    together(spec, stop=1, nodes=nodes)
+    later = together(spec, "later", stop=2).last
+    resumed = together(spec, nodes=nodes, late=(on_node("c").root, later))
+    assert len(read_json_lines(resumed.metrics)) == 3
+    found, wanted = load_file(resumed.best), load_file(whole.best)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
-    class Read:
-        def __init__(self, *given) -> None:
-            seen.append(trial.last.read_text())
 
-        def run(self, report) -> None:
-            pass
-
-    monkeypatch.setattr("imet_ray.train.Sitting", Read)
-    # what the twin wrote until the leader took over
-    monkeypatch.setattr(Team, "wait", lambda team: write_text(trial.last, "epoch 2"))
-    train_trial(of_team(make_spec()), tiny_data, trial, device=CPU, team=Team(1, 2))
-    assert seen == ["epoch 2"]
+def test_a_worker_whose_state_is_not_its_leaders_does_not_train(make_spec, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Team, "told", lambda team, value: value if isinstance(value, bool) else value + 1)
+    with pytest.raises(SplitError):
+        train_trial(of_team(make_spec()), tiny_data, Store(tmp_path).trial("t"), device=CPU, team=Team(1, 2))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
