@@ -199,7 +199,7 @@ def main() -> None:
     }
     unit = "CPU cores"
     if torch.cuda.is_available():
-        unit = f"GPUs, of {args.slots_per_gpu or 1} slots each"
+        unit = f"GPUs, of {args.slots_per_gpu} slots each" if args.slots_per_gpu else "GPUs"
     print(
         f"{len(whole.variants)} variants x {whole.trials_per_variant} sets, {whole.n_folds} folds, "
         f"{whole.variants[0].epochs} epochs; slot time of {unit}, "

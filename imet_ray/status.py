@@ -16,7 +16,6 @@ from imet_ray.reading import read_json_lines
 from imet_ray.results import Standing, TrialResult, read_result, read_spec, standings
 from imet_ray.specs import TrialSpec
 from imet_ray.store import Store, TrialStore
-from imet_ray.writing import is_twin
 
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")
@@ -55,8 +54,7 @@ class Status:
     leaderboard: list[Standing]
     out_of_fold: int  # checkpoints predicted
     ensembles: list[str]
-    driver: str  # who drives it; empty: nobody that can be seen from here
-    everywhere: bool  # over a bucket, where it would be seen
+    driver: str  # who drives it; empty: nobody that is seen from here
     unreadable: list[str]
     now: float
 
@@ -101,8 +99,7 @@ class Status:
     @property
     def driven_by(self) -> str:
         """Who drives it, and what to do if nobody does."""
-        nobody = "none" if self.everywhere else "none on this machine"
-        return self.driver or f"{nobody}{'' if self.over else ': the same command continues'}"
+        return self.driver or f"none is seen from here{'' if self.over else ': the same command continues'}"
 
     def text(self) -> str:
         """For a terminal."""
@@ -170,7 +167,6 @@ class Watcher:
             out_of_fold=sum(oof.exists() or oof in away for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
             driver=_driver(store) or store.leaseholder(),
-            everywhere=is_twin(store.root),
             unreadable=unreadable,
             now=now,
         )

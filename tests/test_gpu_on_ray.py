@@ -18,7 +18,7 @@ PATIENCE = 300  # seconds
 SPACE = """
 n_folds: 2
 trials_per_variant: 1
-resources: {{cpus_per_trial: 2, gpus_per_trial: {share}{more}}}
+resources: {{cpus_per_trial: 1, gpus_per_trial: {share}{more}}}
 base: {{architecture: {architecture}, weights: none, image_size: {size}, epochs: 3, batch_size: {batch}, lr: 0.003}}
 variants: [{{name: one}}, {{name: two}}]
 """
@@ -53,7 +53,10 @@ def end(driver: subprocess.Popen) -> None:
     """Ray's processes end with their driver, also one that is told so."""
     if driver.poll() is None:
         driver.terminate()
-        driver.wait(60)
+        try:
+            driver.communicate(timeout=60)
+        finally:
+            driver.kill()
 
 
 def whole(found: Swept, trials: int) -> None:
@@ -75,7 +78,7 @@ def test_a_team_of_two_trains_on_one_gpu(swept, batch_norm):
     assert all(row["workers"] == 2 for rows in found.rows for row in rows)
 
 
-def test_trials_on_a_gpu_that_others_have_filled_compute_their_batches_in_parts(swept, tmp_path):
+def test_trials_on_a_gpu_that_others_have_filled_compute_their_batches_in_parts(swept):
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device="cuda")  # a whole batch needs 4 to 5 GB
     try:

@@ -93,5 +93,5 @@ def test_its_phase_and_its_driver_are_known_though_predictions_stay_where_they_a
     assert "driver   process 7 on far\n" in out
     remove(written.lease)
     _, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
-    assert "driver   none: the same command continues\n" in out
+    assert "driver   none is seen from here: the same command continues\n" in out
     assert not [*(tmp_path / "other").rglob("oof.npz")]

@@ -55,7 +55,7 @@ def test_a_run_that_is_trained_is_told_by_its_phase_counts_and_leaderboard(store
     assert "r: out-of-fold: 6 of 6 checkpoints predicted" in text
     assert "trials   6 complete; 6 in all" in text
     assert text.count("3/3") == 2
-    assert "driver   none on this machine: the same command continues" in text
+    assert "driver   none is seen from here: the same command continues" in text
 
 
 def test_a_trial_runs_while_epochs_come_and_is_silent_after(store, make_spec):

@@ -85,8 +85,17 @@ def test_a_password_is_in_no_message(url):
     assert found.value.__cause__ is None
 
 
-def test_what_is_shown_of_a_url_is_where_it_leads():
-    assert hidden("postgresql://me:a@b:c@host:5/db?password=x") == "postgresql://host:5/db"
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://me:a%40b@host:5/db?password=x@y", "postgresql://host:5/db"),
+        ("postgresql://me:a?b@host/db", "postgresql://host/db"),
+        ("postgresql:///db?host=/run/sockets", "postgresql:///db"),
+        ("postgresql://me:a@b:c@host:5/db", "postgresql://..."),
+    ],
+)
+def test_what_is_shown_of_a_url_is_where_it_leads(url, expected):
+    assert hidden(url) == expected
 
 
 def test_no_url_is_stored_with_the_run(tmp_path, space):

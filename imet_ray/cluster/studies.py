@@ -1,4 +1,4 @@
-"""Where Optuna's studies lie: the run's journal, which the driver alone writes, or any storage that Optuna opens.
+"""Where Optuna's studies lie: the run's journal, which the driver alone writes, or any data base that Optuna opens.
 
 A data base that goes away during a sweep is waited for as a bucket is. A journal of a run in a bucket is written here
 and sent after changes, never taking more than a tenth of the time: a lost machine costs the last seconds of it. Results
@@ -27,6 +27,10 @@ from imet_ray.writing import write_text
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
 PAUSES = 9.0  # times the seconds that sending it took, or fetching it
+LIBPQ = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+}  # s, ms: else a dead link is waited for without an end
 PASSING = (  # what a data base that is away raises; the last one after Optuna has passed over another
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
@@ -71,9 +75,12 @@ def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
         write_text(store.studies_id, secrets.token_hex(4))
     prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
     storage = open_storage(url)
+    patient = _patient(optuna.storages.get_storage(storage), hidden(url))
     logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # its queries, when one fails
-    yield Studies(store, _patient(optuna.storages.get_storage(storage), hidden(url)), prefix)
-    storage.engine.dispose()
+    try:
+        yield Studies(store, patient, prefix)
+    finally:
+        storage.engine.dispose()
 
 
 def open_storage(url: str, *, there: bool = False) -> RDBStorage:
@@ -89,13 +96,17 @@ def open_storage(url: str, *, there: bool = False) -> RDBStorage:
         if there and url.startswith("sqlite") and not Path(file or "").is_file():
             raise FileNotFoundError(file)
         # a connection is tried before it is used, for a data base that was started again cuts all
-        found = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=there)
+        how = {"pool_pre_ping": True, "connect_args": LIBPQ if url.startswith("postgresql://") else {}}
+        found = RDBStorage(url, engine_kwargs=how, skip_table_creation=there)
         found.get_all_studies()
     except ImportError:
         scheme = url.partition(":")[0]
-        raise ConfigError(
-            f"--studies: no driver for {scheme}:// is installed: `uv sync --extra postgres` brings the one of Postgres"
-        ) from None
+        way = (
+            "`uv sync --extra postgres`"
+            if scheme == "postgresql"
+            else "install the one that SQLAlchemy names for it"
+        )
+        raise ConfigError(f"--studies: no driver for {scheme}:// is installed: {way}") from None
     except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
         raise ConfigError(
             f"--studies: cannot open {hidden(url)}: {type(error).__name__}: is it there, and may we enter?"
@@ -139,11 +150,17 @@ def data_base_faults() -> Iterator[None]:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         raise StoreError(
-            f"--studies: the data base failed ({type(error.__cause__ or error).__name__}): the same command continues"
+            f"--studies: the data base failed ({type(error.__cause__ or error).__name__}): its log may say why; then "
+            "the same command continues"
         ) from None
 
 
 def hidden(url: str) -> str:
-    """A URL without its user, password and query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+    """A URL without its user, password and query: where it leads."""
+    scheme = url.partition("://")[0]
+    try:
+        found = sqlalchemy.make_url(url)
+    except ValueError:  # SQLAlchemy's are, too
+        return f"{scheme}://..."
+    port = f":{found.port}" if found.port else ""
+    return f"{scheme}://{found.host or ''}{port}/{(found.database or '').rpartition('@')[2]}"
