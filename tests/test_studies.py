@@ -91,6 +91,8 @@ def test_a_password_is_in_no_message(url):
         ("postgresql://me:a%40b@host:5/db?password=x@y", "postgresql://host:5/db"),
         ("postgresql://me:a?b@host/db", "postgresql://host/db"),
         ("postgresql:///db?host=/run/sockets", "postgresql:///db"),
+        ("postgresql://me:a@[::1]:5/db", "postgresql://[::1]:5/db"),
+        ("postgresql://", "postgresql://"),
         ("postgresql://me:a@b:c@host:5/db", "postgresql://..."),
     ],
 )

@@ -157,10 +157,11 @@ def data_base_faults() -> Iterator[None]:
 
 def hidden(url: str) -> str:
     """A URL without its user, password and query: where it leads."""
-    scheme = url.partition("://")[0]
     try:
         found = sqlalchemy.make_url(url)
-    except ValueError:  # SQLAlchemy's are, too
-        return f"{scheme}://..."
-    port = f":{found.port}" if found.port else ""
-    return f"{scheme}://{found.host or ''}{port}/{(found.database or '').rpartition('@')[2]}"
+    except (ValueError, sqlalchemy.exc.ArgumentError):
+        return f"{url.partition('://')[0]}://..."
+    base = (found.database or "").rpartition("@")[2] or None
+    return sqlalchemy.URL.create(
+        found.drivername, host=found.host, port=found.port, database=base
+    ).render_as_string()
