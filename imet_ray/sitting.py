@@ -33,8 +33,8 @@ from imet_ray.transforms import TrainTransform, mixup
 from imet_ray.writing import remove, write_json_lines
 
 NAN_CHECK_UPDATES = 20  # each check waits for the GPU
-# Pictures, all epochs: from here on cuDNN may try which of its kernels are fastest. Where eight trials of 48 px shared an
-# H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. The search alone and its gain were not measured.
+# Pictures, all epochs: from here on cuDNN may try which of its kernels are fastest. Where eight trials of 48 px shared
+# an H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. Search alone and its gain were not measured.
 LONG_TRIAL = 500_000
 
 EpochMetrics = dict[str, Any]

@@ -179,4 +179,5 @@ def test_a_sweep_whose_data_base_is_away_for_a_while_ends_as_if_nothing_were(
     results = [read_result(trial) for trial in store.trials()]
     assert len(results) == 2 * (3 + 2)  # of each variant three sets on a fold, and the best on the others
     assert all(result is not None and result.status == "complete" for result in results)
+    assert "trying again for up to" in printed
     assert "hunter2" not in printed
