@@ -80,7 +80,9 @@ def test_a_team_of_two_trains_on_one_gpu(swept, batch_norm):
 
 def test_trials_on_a_gpu_that_others_have_filled_compute_their_batches_in_parts(swept):
     free, _ = torch.cuda.mem_get_info()
-    taken = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device="cuda")  # too few for a whole batch, by an estimate
+    taken = torch.empty(
+        free - 3 * 2**30, dtype=torch.uint8, device="cuda"
+    )  # too few for a whole batch, by an estimate
     try:
         found = swept(share=1, architecture="resnet50", size=320, batch=32)
     finally:
