@@ -6,6 +6,7 @@ with the same batches, however many that are (`_elastic` says when it waits for 
 begins again with more.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ from imet_ray.store import Store
 from imet_ray.team import Team
 from imet_ray.train import train_trial
 
+# Ray's picture of the cluster, by which it says how many workers there is room for, is up to 20 s old: after a loss
+# it waits for the room that is gone, by itself for 60 s
+START_S = 20
 RESIZE_S = 300.0  # a team that is smaller than it could be is begun again, which costs a part of an epoch
 
 
@@ -48,6 +52,9 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     spec = TrialSpec.model_validate_json(config["spec"])
     store = Store(slot.run)
     member = Member(spec, config["phase"], data, slot)
+    elastic = _elastic(spec, slot)
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
     while True:
         trainer = TorchTrainer(
             _train,
@@ -55,7 +62,7 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             # NCCL refuses two workers on one GPU
             torch_config=TorchConfig(backend="nccl" if slot.gpus == 1 else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=(1, spec.workers) if _elastic(spec, slot) else spec.workers,
+                num_workers=(1, spec.workers) if elastic else spec.workers,
                 elastic_resize_monitor_interval_s=RESIZE_S,
                 use_gpu=slot.gpus > 0,
                 resources_per_worker={"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {}),
