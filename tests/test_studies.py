@@ -2,10 +2,14 @@
 
 import sqlite3
 import time
+from random import Random
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
+from imet_ray import buckets
+from imet_ray.cluster import studies
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.studies import Studies, hidden, open_storage, open_studies
 from imet_ray.errors import ConfigError
@@ -32,8 +36,8 @@ def space(tmp_path) -> SearchSpace:
 def work(space: SearchSpace, store: Store, url: str | None, *, trials: int) -> list[str]:
     """Train so many trials in thought; their ids."""
     done = []
-    with open_studies(store, url) as studies:
-        policy = Policy(space, store, "d", "f", storage=studies.storage, prefix=studies.prefix)
+    with open_studies(store, url) as opened:
+        policy = Policy(space, store, "d", "f", storage=opened.storage, prefix=opened.prefix)
         while len(done) < trials and not isinstance(found := policy.next(), str):
             assert found is not None
             trial_id = found.spec.trial_id
@@ -51,6 +55,35 @@ def test_a_sweep_over_sqlite_goes_on_where_it_stopped(tmp_path, space):
     rest = work(space, Store(tmp_path / "r"), url, trials=100)
     assert first + rest == whole  # as with the journal, undisturbed
     assert not Store(tmp_path / "r").journal.exists()
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Some of what a data base has carried out, it does not say, once it is open."""
+    monkeypatch.setattr(buckets, "PAUSE_S", (0.001, 0.01))
+    random, cuts = Random(0), []
+
+    def opened(url: str) -> RDBStorage:
+        found = open_storage(url)
+        dialect = found.engine.dialect
+
+        def commit(connection: sqlite3.Connection) -> None:
+            connection.commit()
+            if random.random() < 0.3:
+                cuts.append(connection)
+                raise sqlite3.OperationalError
+
+        monkeypatch.setattr(dialect, "do_commit", commit)
+        return found
+
+    monkeypatch.setattr(studies, "open_storage", opened)
+    return cuts
+
+
+def test_what_a_data_base_did_and_did_not_say_is_not_done_twice(tmp_path, space, cut_off):
+    calm = work(space, Store(tmp_path / "calm"), None, trials=100)
+    assert work(space, Store(tmp_path / "r"), f"sqlite:///{tmp_path}/studies.db", trials=100) == calm
+    assert len(cut_off) > 10
 
 
 def test_two_runs_of_one_name_share_a_data_base_and_no_study(tmp_path, space):
@@ -113,11 +146,11 @@ def test_the_journal_is_sent_now_and_then_and_at_the_end(tmp_path):
         def publish_journal(self) -> None:
             sent.append(time.monotonic())
 
-    studies = Studies(Counted(tmp_path), None, "")
+    ours = Studies(Counted(tmp_path), None, "")
     for _ in range(1000):
-        studies.save()
+        ours.save()
     assert len(sent) == 1
-    studies.save(last=True)
+    ours.save(last=True)
     assert len(sent) == 2
 
 

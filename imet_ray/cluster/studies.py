@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy.exc
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 
 from imet_ray.buckets import PassingError, patiently
@@ -121,13 +121,21 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
         operation = getattr(storage, name)
 
         def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:
+            cut = False  # off, and perhaps carried out nevertheless
+
             def attempt() -> Any:
+                nonlocal cut
                 try:
                     return operation(*args, **kwargs)
+                except UpdateFinishedTrialError:
+                    if name != "set_trial_state_values" or not cut:
+                        raise
+                    return True
                 except (*PASSING, StorageInternalError) as error:
                     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
                     if not isinstance(cause, PASSING):
                         raise
+                    cut = True
                     raise PassingError(type(cause).__name__) from None
 
             return patiently(attempt, where)

@@ -105,6 +105,9 @@ class VariantStudy:
     def ask(self) -> None:
         """Ask Optuna for one more set of hparams; `refresh` then knows its trials.
 
+        Where a data base was cut off after it had begun a set and before it said so, a second one was begun: the
+        first has no hparams, is no set, and is told to have failed.
+
         Raises:
             StoreError: if the study was begun with other ranges.
         """
@@ -116,17 +119,20 @@ class VariantStudy:
                 f"variant {self.variant.name!r} was searched over other ranges ({error}): choose another --name, or "
                 "--fresh to set the old run aside"
             ) from None
+        for frozen in self._running():
+            if not frozen.params and self.distributions:
+                self.study.tell(frozen.number, state=TrialState.FAIL)
 
     def refresh(self, result: Result, in_flight: dict[str, Assignment]) -> None:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
         waiting: dict[str, Assignment] = {}
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._sets()
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         untrained = [specs for trial in running if (specs := self._settle(trial, result)) is not None]
         for trial_id, spec in itertools.chain(*untrained):
             waiting[trial_id] = Assignment("search", spec)
         if len(untrained) < len(running):  # some of them have been told since
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self._sets()
         self.asked, self.ended = len(trials), len(trials) - len(untrained)
         self.champion = self._best(trials, result) if self._searched else None
         self.complete = 0
@@ -169,6 +175,14 @@ class VariantStudy:
     def _sampler(self, number: int) -> BaseSampler:
         """For the set of that number."""
         return self.sampler(stable_seed(self.space.seed, self.variant.name, number), self.distributions)
+
+    def _sets(self) -> list[FrozenTrial]:
+        """All but those that `ask` has given up."""
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.params or not self.distributions or trial.state != TrialState.FAIL
+        ]
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
