@@ -1,6 +1,8 @@
 """What TensorBoard, MLflow and optuna-dashboard are given of a run, read back with their own libraries."""
 
+import contextlib
 import json
+import sqlite3
 import sys
 import threading
 import time
@@ -203,6 +205,34 @@ def test_a_data_base_that_is_not_there_is_not_made(store, tmp_path):
     with pytest.raises(ConfigError, match="is it there"):
         serve_studies(store, 0, f"sqlite:///{tmp_path}/other.db")
     assert not (tmp_path / "other.db").read_bytes()
+
+
+def test_a_data_base_that_goes_away_is_one_line_and_one_that_is_back_is_read(store, tmp_path, capfd, caplog):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    optuna.create_study(study_name="of-a-base", storage=url)
+    server = serve_studies(store, 0, url)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = f"http://127.0.0.1:{server.server_port}/api/studies"
+
+    def execute(query: str) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as link:
+            link.execute(query)
+
+    try:
+        execute("alter table studies rename to away")
+        for _ in range(3):
+            with pytest.raises(urllib.error.HTTPError, match="500") as refused:
+                urllib.request.urlopen(page, timeout=30)
+            refused.value.close()
+        execute("alter table away rename to studies")
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            assert "of-a-base" in answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+    (record,) = caplog.records
+    assert record.getMessage() == ("optuna-dashboard has no answer for /api/studies: is the data base away?")
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "api/studies/0"), ("POST", "api/studies")])

@@ -3,6 +3,7 @@
 The driver is the only writer, so all requests but GET are refused, and a journal's storage cannot write.
 """
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -79,9 +80,11 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
     except ImportError:
         raise missing("optuna-dashboard") from None
     storage = JournalStorage(ReadOnlyJournal(store)) if url is None else open_storage(url, there=True)
-    app = optuna_dashboard.wsgi(storage)
+    for loud in ("optuna_dashboard", "optuna.storages._rdb.storage"):  # tracebacks, queries
+        logging.getLogger(loud).setLevel(logging.CRITICAL)
+    app = _in_a_line(_only_reading(optuna_dashboard.wsgi(storage)))
     try:
-        return make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)
+        return make_server("127.0.0.1", port, app, _Server, _Quiet)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--serve {port}: {error}: give another port") from None
 
@@ -93,5 +96,23 @@ def _only_reading(app: App) -> App:
             start(f"{code.value} {code.phrase}", [("Content-Type", "application/json")])
             return [b'{"reason": "read only"}']
         return app(environment, start)
+
+    return answer
+
+
+def _in_a_line(app: App) -> App:
+    """Its faults, without their tracebacks; a page asks again every few seconds, and one line says it."""
+    failed = False
+
+    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        def begin(status: str, *more: Any) -> Callable[[bytes], object]:
+            nonlocal failed
+            if status.startswith("500") and not failed:
+                where = environment["PATH_INFO"]
+                logger.warning("optuna-dashboard has no answer for %s: is the data base away?", where)
+            failed = status.startswith("500")
+            return start(status, *more)
+
+        return app(environment | {"wsgi.errors": io.StringIO()}, begin)
 
     return answer
