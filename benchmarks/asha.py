@@ -28,7 +28,7 @@ import numpy as np
 import optuna
 from ray.tune.schedulers import TrialScheduler
 
-from benchmarks.hours import launched, shared_gpus
+from benchmarks.hours import launched, on_shared_gpus
 from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.study import distributions, stable_seed
 from imet_ray.cluster.sweep import SearchOnlyAsha
@@ -203,7 +203,7 @@ def main() -> None:
     if args.sets < 2 * CHOSEN:  # of fewer the bootstrap finds too narrow intervals, of CHOSEN none at all
         raise SystemExit(f"--sets must be at least {2 * CHOSEN}, got {args.sets}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = read_space(args.space, {"epochs": args.epochs} | shared_gpus(args.slots_per_gpu))
+    space = on_shared_gpus(read_space(args.space, {"epochs": args.epochs}), args.slots_per_gpu)
     space = space.model_copy(update={"variants": space.variants[: args.variants]})
     if args.wide:
         space = space.model_copy(update={"ranges": with_wide_lr(space)})

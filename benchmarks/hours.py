@@ -78,12 +78,13 @@ def refuse_others(trials: list[TrialStatus], peer: list[TrialStatus], fold: int)
         )
 
 
-def shared_gpus(slots: int | None) -> dict[str, Any]:
-    """Settings of a space by which so many trials share each GPU, and as many the cores of this machine."""
+def on_shared_gpus(space: SearchSpace, slots: int | None) -> SearchSpace:
+    """That space, where so many trials share each GPU, and as many the cores of this machine; None: as it is."""
     if slots is None:
-        return {}
+        return space
     cores = (os.cpu_count() or 1) // (slots * max(1, torch.cuda.device_count()))
-    return {"resources": {"cpus_per_trial": max(1, cores), "gpus_per_trial": 1 / slots}}
+    shares = {"cpus_per_trial": max(1, cores), "gpus_per_trial": 1 / slots}
+    return space.model_copy(update={"resources": space.resources.model_copy(update=shares)})
 
 
 def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
@@ -189,7 +190,7 @@ def main() -> None:
     args = parser.parse_args()
     given = {"trials_per_variant": args.trials_per_variant, "n_folds": args.folds, "epochs": args.epochs}
     given = {key: value for key, value in given.items() if value is not None}
-    whole = read_space(args.space, given | shared_gpus(args.slots_per_gpu))
+    whole = on_shared_gpus(read_space(args.space, given), args.slots_per_gpu)
     whole = whole.model_copy(update={"variants": whole.variants[: args.variants]})
     resolve_data(whole.data, cache=Cache.default().root)  # drawn or fetched in nobody's wall time
     plans: dict[str, dict[str, Any]] = {
