@@ -28,7 +28,7 @@ search: {dropout: {low: 0.0, high: 0.5}}
 """
 OUTAGE_S = 30  # of the store, while the second machine trains
 BEFORE = 20  # writes until then
-PATIENCE = 240  # seconds for anything to happen
+PATIENCE = 400  # seconds for anything to happen
 
 
 @dataclass

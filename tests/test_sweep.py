@@ -30,7 +30,7 @@ base: {architecture: test_resnet, weights: none, image_size: 192, epochs: 4, bat
 grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
-PATIENCE = 240  # seconds for anything to happen
+PATIENCE = 400  # seconds for anything to happen
 AGENTS_LAST = 120  # seconds: Ray's two agents try to reach their dead head for 60 s before they give up
 
 
