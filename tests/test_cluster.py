@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from bare_spec import bare_spec
 from ray.tune.schedulers import TrialScheduler
 
@@ -116,6 +117,29 @@ def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(
     assert (joined.capacity(), ours.capacity()) == (6, 2)
     total["CPU"] = 0.0  # all nodes lost: it may grow again
     assert joined.capacity() == 1
+
+
+@pytest.mark.parametrize(("slow", "tries"), [(2, 3), (3, 3)])
+def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line(
+    monkeypatch, caplog, slow, tries
+):
+    tried = []
+
+    def start(**how: object) -> None:
+        tried.append(how["address"])
+        if len(tried) <= slow:
+            raise Exception("The current node timed out during startup. This could happen")
+        raise ConnectionError("no room")
+
+    monkeypatch.setattr(ray, "init", start)
+    why = "no room" if slow < tries else "The current node timed out"
+    with (
+        pytest.raises(ConfigError, match=f"^Ray does not start on this machine: {why}"),
+        session.ray_session(Resources()),
+    ):
+        pass
+    assert tried == ["local"] * tries
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Studies in a real Postgres, which is started again, goes away, and is broken meanwhile."""
 
+import contextlib
 import os
+import re
+import signal
 import tempfile
 import threading
 import time
@@ -13,6 +16,7 @@ from test_sweep import PATIENCE, wait_for
 from test_team_on_ray import sweep
 
 from imet_ray import buckets
+from imet_ray.cluster import studies
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.studies import data_base_faults, open_studies
 from imet_ray.errors import StoreError
@@ -96,8 +100,8 @@ def test_a_sweep_over_postgres_goes_on_where_it_stopped(tmp_path, space, postgre
 def policy(tmp_path, space, postgres):
     """A policy whose studies lie there, after its first decision."""
     store = Store(tmp_path / "r")
-    with open_studies(store, postgres.url) as studies:
-        found = Policy(space, store, "d", "f", storage=studies.storage, prefix=studies.prefix)
+    with open_studies(store, postgres.url) as opened:
+        found = Policy(space, store, "d", "f", storage=opened.storage, prefix=opened.prefix)
         assert found.next() is not None
         yield found
 
@@ -122,6 +126,30 @@ def test_a_data_base_that_is_away_is_waited_for(policy, postgres, caplog):
     (record,) = caplog.records
     assert "trying again for up to 120 s" in record.getMessage()
     assert "hunter2" not in record.getMessage()
+
+
+def test_a_server_that_hangs_is_waited_for_and_its_user_hears_of_it(policy, postgres, caplog, monkeypatch):
+    monkeypatch.setattr(studies, "SLOW_S", 1.0)
+    with psycopg.connect(postgres.url) as link:
+        rows = link.execute("select pid from pg_stat_activity where datname = %s", [postgres.name]).fetchall()
+    pids = [pid for (pid,) in rows]
+
+    def go_on() -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # that of the question
+                os.kill(pid, signal.SIGCONT)
+
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    back = threading.Timer(AWAY_S, go_on)
+    back.start()
+    try:
+        assert policy.next() is not None
+    finally:
+        back.join()
+    (record,) = caplog.records
+    assert re.fullmatch(r"postgresql://\S+ has not answered for 1 s: .*", record.getMessage())
 
 
 def test_a_decision_that_is_cut_off_on_the_way_is_made_again(tmp_path, space, postgres, policy):

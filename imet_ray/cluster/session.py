@@ -15,6 +15,10 @@ from imet_ray.cluster.head import refuse_nobody, watched
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.space import Resources
 
+logger = logging.getLogger(__name__)
+
+TRIES = 3  # to start a Ray of our own
+SLOW = "timed out during startup"  # what Ray says then
 LOOK_S = 5.0  # a cluster's size is looked at again
 
 
@@ -99,23 +103,28 @@ def ray_session(
 
     joined = address is not None
     deaths.keep_quiet()
-    try:
-        context = ray.init(
-            address=address or "local",
-            runtime_env=nodes.runtime_env() if joined else None,
-            job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            dashboard_host="127.0.0.1" if address is None else None,
-            configure_logging=True,
-        )
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if address is None:
-            raise ConfigError(f"Ray does not start on this machine: {first}") from error
-        raise ConfigError(
-            f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
-        ) from error
+    for left in reversed(range(TRIES)):
+        try:
+            context = ray.init(
+                address=address or "local",
+                runtime_env=nodes.runtime_env() if joined else None,
+                job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                dashboard_host="127.0.0.1" if address is None else None,
+                configure_logging=True,
+            )
+            break
+        except Exception as error:  # Ray raises that, too
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            if left and not joined and SLOW in first:  # what was started then ends with this process
+                logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
+                continue
+            if not joined:
+                raise ConfigError(f"Ray does not start on this machine: {first}") from error
+            raise ConfigError(
+                f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
+            ) from error
     _close_token()
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)

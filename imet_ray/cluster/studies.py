@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
 from imet_ray.writing import write_text
 
+logger = logging.getLogger(__name__)
+
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
 PAUSES = 9.0  # times the seconds that sending it took, or fetching it
+SLOW_S = 30.0  # of one operation, its further attempts with it
 LIBPQ = {
     "connect_timeout": 10,
     "tcp_user_timeout": 30_000,
@@ -138,13 +142,27 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
                     cut = True
                     raise PassingError(type(cause).__name__) from None
 
-            return patiently(attempt, where)
+            with _told_if_slow(where):
+                return patiently(attempt, where)
 
         return call
 
     operations = {name: patient(name) for name in BaseStorage.__abstractmethods__}
     found: BaseStorage = type("PatientStorage", (BaseStorage,), operations)()
     return found
+
+
+@contextlib.contextmanager
+def _told_if_slow(where: str) -> Iterator[None]:
+    """A server that hangs with its link up is waited for as long as it does: its user hears of it."""
+    what = ("%s has not answered for %.0f s: waiting for it, as long as it takes", where, SLOW_S)
+    timer = threading.Timer(SLOW_S, logger.warning, what)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
