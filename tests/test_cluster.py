@@ -119,10 +119,8 @@ def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(
     assert joined.capacity() == 1
 
 
-@pytest.mark.parametrize(("slow", "tries"), [(2, 3), (3, 3)])
-def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line(
-    monkeypatch, caplog, slow, tries
-):
+@pytest.mark.parametrize("slow", [session.TRIES - 1, session.TRIES])
+def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line(monkeypatch, caplog, slow):
     tried = []
 
     def start(**how: object) -> None:
@@ -132,14 +130,23 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line
         raise ConnectionError("no room")
 
     monkeypatch.setattr(ray, "init", start)
-    why = "no room" if slow < tries else "The current node timed out"
+    why = "no room" if slow < session.TRIES else "The current node timed out"
     with (
         pytest.raises(ConfigError, match=f"^Ray does not start on this machine: {why}"),
         session.ray_session(Resources()),
     ):
         pass
-    assert tried == ["local"] * tries
-    assert len(caplog.records) == 2
+    assert tried == ["local"] * session.TRIES
+    assert len(caplog.records) == session.TRIES - 1
+
+
+def test_a_fault_of_our_own_at_the_start_of_ray_is_not_called_rays(monkeypatch):
+    def start(**how: object) -> None:
+        raise TypeError("an argument of that name is not known")
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(TypeError), session.ray_session(Resources()):
+        pass
 
 
 @pytest.mark.parametrize(

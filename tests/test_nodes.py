@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train.v2._internal import constants
 
 from imet_ray.cluster import nodes, team
 from imet_ray.cluster.oof import predict_held_out
@@ -83,3 +84,9 @@ def test_a_fault_in_a_team_is_told_with_the_node_of_its_worker(on_ray, make_spec
     slot = replace(on_ray, joined=True).slot(tmp_path)
     with pytest.raises(StoreError, match=rf"^disk full \(on {socket.gethostname()}, [\d.]+\)$"):
         team._train({"member": team.Member(make_spec(), "search", None, slot)})
+
+
+def test_the_time_that_a_team_waits_for_room_is_told_to_ray_by_the_name_that_it_knows(monkeypatch):
+    assert team.START == constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+    monkeypatch.setenv(team.START, str(team.START_S))
+    assert constants.get_env_vars_to_propagate()[team.START] == str(team.START_S)

@@ -6,7 +6,9 @@ from random import Random
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from imet_ray import buckets
 from imet_ray.cluster import studies
@@ -84,6 +86,18 @@ def test_what_a_data_base_did_and_did_not_say_is_not_done_twice(tmp_path, space,
     calm = work(space, Store(tmp_path / "calm"), None, trials=100)
     assert work(space, Store(tmp_path / "r"), f"sqlite:///{tmp_path}/studies.db", trials=100) == calm
     assert len(cut_off) > 10
+
+
+def test_a_set_that_a_killed_driver_was_asking_for_after_an_empty_one_is_the_right_one(tmp_path, space):
+    calm = work(space, Store(tmp_path / "calm"), None, trials=100)
+    store = Store(tmp_path / "r")
+    first = work(space, store, None, trials=1)
+    journal = JournalStorage(JournalFileBackend(str(store.journal)))
+    study = optuna.load_study(study_name="a", storage=journal)
+    assert len(study.trials) == 1
+    study.tell(study.ask(), state=TrialState.FAIL)
+    study.ask()
+    assert first + work(space, store, None, trials=100) == calm
 
 
 def test_two_runs_of_one_name_share_a_data_base_and_no_study(tmp_path, space):

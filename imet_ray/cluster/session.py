@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imet_ray.cluster.head import refuse_nobody, watched
 from imet_ray.errors import ConfigError, ImetError
@@ -103,28 +104,7 @@ def ray_session(
 
     joined = address is not None
     deaths.keep_quiet()
-    for left in reversed(range(TRIES)):
-        try:
-            context = ray.init(
-                address=address or "local",
-                runtime_env=nodes.runtime_env() if joined else None,
-                job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                dashboard_host="127.0.0.1" if address is None else None,
-                configure_logging=True,
-            )
-            break
-        except Exception as error:  # Ray raises that, too
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            if left and not joined and SLOW in first:  # what was started then ends with this process
-                logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
-                continue
-            if not joined:
-                raise ConfigError(f"Ray does not start on this machine: {first}") from error
-            raise ConfigError(
-                f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
-            ) from error
+    context = _start_or_join(address, run)
     _close_token()
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
@@ -140,6 +120,41 @@ def ray_session(
             joined=joined,
             nodes=nodes.refuse_other_versions() if joined else 1,
         )
+
+
+def _start_or_join(address: str | None, run: str) -> Any:
+    """Ray's context; a start of our own that a busy machine makes too slow for Ray is tried again."""
+    import ray
+
+    from imet_ray.cluster import nodes
+
+    for left in reversed(range(TRIES)):
+        try:
+            return ray.init(
+                address=address or "local",
+                runtime_env=nodes.runtime_env() if address else None,
+                job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                dashboard_host=None if address else "127.0.0.1",
+                configure_logging=True,
+            )
+        except Exception as error:
+            slow = SLOW in str(error)  # a plain Exception
+            if not slow and not isinstance(
+                error, (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
+            ):
+                raise
+            if slow and left:  # what was started then ends with this process
+                logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
+                continue
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            if address is None:
+                raise ConfigError(f"Ray does not start on this machine: {first}") from error
+            raise ConfigError(
+                f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
+            ) from error
+    raise AssertionError("the last try returns or raises")
 
 
 @contextlib.contextmanager

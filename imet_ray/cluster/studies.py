@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
 PAUSES = 9.0  # times the seconds that sending it took, or fetching it
-SLOW_S = 30.0  # of one operation, its further attempts with it
+SLOW_S = 60.0  # of one attempt, beyond what a dead link takes to be found
 LIBPQ = {
     "connect_timeout": 10,
     "tcp_user_timeout": 30_000,
@@ -130,7 +130,8 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
             def attempt() -> Any:
                 nonlocal cut
                 try:
-                    return operation(*args, **kwargs)
+                    with _told_if_slow(where):
+                        return operation(*args, **kwargs)
                 except UpdateFinishedTrialError:
                     if name != "set_trial_state_values" or not cut:
                         raise
@@ -142,8 +143,7 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
                     cut = True
                     raise PassingError(type(cause).__name__) from None
 
-            with _told_if_slow(where):
-                return patiently(attempt, where)
+            return patiently(attempt, where)
 
         return call
 
@@ -155,8 +155,9 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
 @contextlib.contextmanager
 def _told_if_slow(where: str) -> Iterator[None]:
     """A server that hangs with its link up is waited for as long as it does: its user hears of it."""
-    what = ("%s has not answered for %.0f s: waiting for it, as long as it takes", where, SLOW_S)
-    timer = threading.Timer(SLOW_S, logger.warning, what)
+    timer = threading.Timer(
+        SLOW_S, logger.warning, ("%s has not answered for %.0f s: still waiting", where, SLOW_S)
+    )
     timer.daemon = True
     timer.start()
     try:

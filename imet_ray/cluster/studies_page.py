@@ -80,9 +80,9 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
     except ImportError:
         raise missing("optuna-dashboard") from None
     storage = JournalStorage(ReadOnlyJournal(store)) if url is None else open_storage(url, there=True)
-    for loud in ("optuna_dashboard", "optuna.storages._rdb.storage"):  # tracebacks, queries
-        logging.getLogger(loud).setLevel(logging.CRITICAL)
-    app = _in_a_line(_only_reading(optuna_dashboard.wsgi(storage)))
+    app = _only_reading(optuna_dashboard.wsgi(storage))
+    if url is not None:
+        app = _in_a_line(app)
     try:
         return make_server("127.0.0.1", port, app, _Server, _Quiet)
     except (OSError, OverflowError) as error:
@@ -101,7 +101,9 @@ def _only_reading(app: App) -> App:
 
 
 def _in_a_line(app: App) -> App:
-    """Its faults, without their tracebacks; a page asks again every few seconds, and one line says it."""
+    """One line, without tracebacks, for a data base that is away; a page asks again every few seconds."""
+    for loud in ("optuna_dashboard", "optuna.storages._rdb.storage"):  # tracebacks, queries
+        logging.getLogger(loud).setLevel(logging.CRITICAL)
     failed = False
 
     def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:

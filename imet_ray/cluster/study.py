@@ -120,7 +120,7 @@ class VariantStudy:
                 "--fresh to set the old run aside"
             ) from None
         for frozen in self._running():
-            if not frozen.params and self.distributions:
+            if self._is_empty(frozen):
                 self.study.tell(frozen.number, state=TrialState.FAIL)
 
     def refresh(self, result: Result, in_flight: dict[str, Assignment]) -> None:
@@ -164,8 +164,9 @@ class VariantStudy:
             lacking = [name for name in self.distributions if name not in frozen.params]
             if not lacking:
                 continue
-            again = optuna.create_study(direction="maximize", sampler=self._sampler(frozen.number))
-            again.add_trials(self.study.get_trials(deepcopy=False)[: frozen.number])
+            before = [trial for trial in self._sets() if trial.number < frozen.number]
+            again = optuna.create_study(direction="maximize", sampler=self._sampler(len(before)))
+            again.add_trials(before)
             whole = again.ask(self.distributions).params
             for name in lacking:
                 ranged = self.distributions[name]
@@ -173,7 +174,7 @@ class VariantStudy:
                 self.study._storage.set_trial_param(frozen._trial_id, name, value, ranged)
 
     def _sampler(self, number: int) -> BaseSampler:
-        """For the set of that number."""
+        """For the set of that number: the first is 0."""
         return self.sampler(stable_seed(self.space.seed, self.variant.name, number), self.distributions)
 
     def _sets(self) -> list[FrozenTrial]:
@@ -181,8 +182,11 @@ class VariantStudy:
         return [
             trial
             for trial in self.study.get_trials(deepcopy=False)
-            if trial.params or not self.distributions or trial.state != TrialState.FAIL
+            if trial.state != TrialState.FAIL or not self._is_empty(trial)
         ]
+
+    def _is_empty(self, trial: FrozenTrial) -> bool:
+        return bool(self.distributions) and not trial.params
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

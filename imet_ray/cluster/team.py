@@ -31,9 +31,10 @@ from imet_ray.store import Store
 from imet_ray.team import Team
 from imet_ray.train import train_trial
 
-# Ray's picture of the cluster, by which it says how many workers there is room for, is up to 20 s old: after a loss
-# it waits for the room that is gone, by itself for 60 s
+# Ray counts the room for workers in a picture of the cluster that is up to 20 s old. After a loss it may wait for room
+# that is gone, for so long and then as often again; its own 60 s made that 84 s, 20 s make it 44 s (one run each)
 START_S = 20
+START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 RESIZE_S = 300.0  # a team that is smaller than it could be is begun again, which costs a part of an epoch
 
 
@@ -54,7 +55,7 @@ def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     member = Member(spec, config["phase"], data, slot)
     elastic = _elastic(spec, slot)
     if elastic:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
+        os.environ.setdefault(START, str(START_S))
     while True:
         trainer = TorchTrainer(
             _train,
