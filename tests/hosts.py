@@ -75,13 +75,10 @@ class Host:
 
 
 @contextlib.contextmanager
-def hosts(
-    folder: Path, count: int, *, seen: Sequence[Path] = (), in_common: Sequence[str] = ()
-) -> Iterator[tuple[list[Host], Path]]:
+def hosts(folder: Path, count: int, *, in_common: Sequence[str] = ()) -> Iterator[tuple[list[Host], Path]]:
     """Hosts that share `folder/shared` as `/mnt/shared`, and the private key that opens them.
 
     Args:
-        seen: folders of this machine that all of them see where they lie here.
         in_common: folders in root's home that are one for all.
     """
     tag = f"im{os.getpid() % 10000}"
@@ -96,7 +93,7 @@ def hosts(
         subprocess.run(["ip", "addr", "add", f"{NETWORK}.1/24", "dev", bridge], check=True)
         subprocess.run([*ip, "set", bridge, "up"], check=True)
         for n in range(count):
-            found.append(_host(folder, f"{tag}h{n}", f"{NETWORK}.{10 + n}", bridge, key, seen, in_common))
+            found.append(_host(folder, f"{tag}h{n}", f"{NETWORK}.{10 + n}", bridge, key, in_common))
         for host in found:
             _wait_for_ssh(host, key)
         yield found, key
@@ -115,7 +112,6 @@ def _host(
     address: str,
     bridge: str,
     key: Path,
-    seen: Sequence[Path],
     in_common: Sequence[str],
 ) -> Host:
     own = folder / name
@@ -157,12 +153,10 @@ def _host(
     ]
     for command in commands:
         subprocess.run(["ip", *command], check=True)
-    covered = ""
-    for i, path in enumerate(seen):  # bound first to a place that will not be covered
-        covered += f"mkdir -p {path} && mount --bind /mnt/seen{i} {path}\n"
-    early = "".join(
-        f"mkdir /mnt/seen{i} && mount --bind {path} /mnt/seen{i}\n" for i, path in enumerate(seen)
-    )
+    # uv's cache lies there where it lies here, though that be in /tmp: bound first to a place that will not be covered
+    cache = _uv_cache()
+    early = f"mkdir /mnt/uv && mount --bind {cache} /mnt/uv\n" if Path(cache).is_dir() else ""
+    covered = f"mkdir -p {cache} && mount --bind /mnt/uv {cache}\n" if early else ""
     for path in in_common:
         (folder / "common" / path).mkdir(parents=True, exist_ok=True)
         early += f"mkdir -p /mnt/home/{path} && mount --bind {folder}/common/{path} /mnt/home/{path}\n"

@@ -1,5 +1,6 @@
 """The files for `ray up`: as Ray's schema wants them, closed to strangers, and without data in what is sent."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_every_node_asks_for_the_token_and_the_dashboard_is_on_loopback(name):
     start = config["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in (REPOSITORY / name).read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("which", ["head_start_ray_commands", "worker_start_ray_commands"])
+@pytest.mark.parametrize(("slow", "code"), [(0, 0), (1, 0), (2, 1)])
+def test_a_node_that_is_slow_to_start_is_started_once_more(tmp_path, name, which, slow, code):
+    """Its first `slow` starts fail."""
+    (command,) = [command for command in read(name)[which] if "ray start" in command]
+    (tmp_path / "ray").write_text(
+        f'#!/bin/sh\necho "$1" >> {tmp_path}/log\n'
+        f'[ "$1" = stop ] || [ $(grep -c start {tmp_path}/log) -gt {slow} ]\n'
+    )
+    (tmp_path / "ray").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "192.0.2.1"}
+    done = subprocess.run(["bash", "-c", command], env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "log").read_text().split() == ["start", "stop", "start"][: 1 if slow == 0 else 3]
 
 
 def test_gpu_machines_are_spot_come_from_none_and_the_head_trains_nothing():
