@@ -212,7 +212,7 @@ def test_a_data_base_that_goes_away_is_one_line_and_one_that_is_back_is_read(sto
     optuna.create_study(study_name="of-a-base", storage=url)
     server = serve_studies(store, 0, url)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = f"http://127.0.0.1:{server.server_port}/api/studies"
+    root = f"http://127.0.0.1:{server.server_port}"
 
     def execute(query: str) -> None:
         with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as link:
@@ -220,19 +220,38 @@ def test_a_data_base_that_goes_away_is_one_line_and_one_that_is_back_is_read(sto
 
     try:
         execute("alter table studies rename to away")
-        for _ in range(3):
-            with pytest.raises(urllib.error.HTTPError, match="500") as refused:
-                urllib.request.urlopen(page, timeout=30)
+        for path, code in (("api/studies", 500), ("csv/1", 503), ("api/studies", 500)):
+            with pytest.raises(urllib.error.HTTPError, match=str(code)) as refused:
+                urllib.request.urlopen(f"{root}/{path}", timeout=30)
             refused.value.close()
+            urllib.request.urlopen(f"{root}/dashboard", timeout=30).close()
         execute("alter table away rename to studies")
-        with urllib.request.urlopen(page, timeout=30) as answer:
+        with urllib.request.urlopen(f"{root}/api/studies", timeout=30) as answer:
             assert "of-a-base" in answer.read().decode()
     finally:
         server.shutdown()
         server.server_close()
     (record,) = caplog.records
-    assert record.getMessage() == ("optuna-dashboard has no answer for /api/studies: is the data base away?")
+    assert record.getMessage() == "--studies: the data base does not answer (OperationalError): is it away?"
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_fault_that_is_not_the_data_bases_is_told_as_it_is(store, tmp_path, caplog):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    optuna.create_study(study_name="of-a-base", storage=url)
+    server = serve_studies(store, 0, url)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="500") as refused:
+            urllib.request.urlopen(
+                f"http://127.0.0.1:{server.server_port}/api/studies/1?after=zz", timeout=30
+            )
+        refused.value.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "zz" in caplog.text
+    assert "data base" not in caplog.text
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "api/studies/0"), ("POST", "api/studies")])

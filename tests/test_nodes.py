@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray.train.v2._internal import constants
+from ray.train.v2.api.callback import RayTrainCallback
 
 from imet_ray.cluster import nodes, team
 from imet_ray.cluster.oof import predict_held_out
 from imet_ray.cluster.session import ray_session
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.results import TrialResult, read_result, write_result
 from imet_ray.space import Resources
 from imet_ray.store import Store
 from imet_ray.writing import write_json
@@ -86,7 +88,26 @@ def test_a_fault_in_a_team_is_told_with_the_node_of_its_worker(on_ray, make_spec
         team._train({"member": team.Member(make_spec(), "search", None, slot)})
 
 
-def test_the_time_that_a_team_waits_for_room_is_told_to_ray_by_the_name_that_it_knows(monkeypatch):
-    assert team.START == constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
-    monkeypatch.setenv(team.START, str(team.START_S))
-    assert constants.get_env_vars_to_propagate()[team.START] == str(team.START_S)
+@pytest.mark.parametrize(("gpus", "told"), [(0.0, str(team.START_S)), (0.5, None)])
+def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
+    on_ray, make_spec, tmp_path, monkeypatch, gpus, told
+):
+    spec = make_spec()
+    slot = replace(on_ray, gpus_per_trial=gpus).slot(tmp_path)
+    end = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.5, epochs=1)
+    found = {}
+
+    class Trainer:
+        def __init__(self, *args: object, **how: object) -> None: ...
+
+        def fit(self) -> None:  # as Ray's reads what it hands on
+            found.update(constants.get_env_vars_to_propagate())
+            write_result(Store(tmp_path).trial(spec.trial_id), end)
+
+    monkeypatch.setattr(team, "TorchTrainer", Trainer)
+    monkeypatch.setattr(team, "TuneReportCallback", RayTrainCallback)
+    monkeypatch.setenv(team.START, "")  # so that it is taken back
+    monkeypatch.delenv(team.START)
+    team.run_team({"spec": spec.model_dump_json(), "phase": "search"}, None, slot)
+    assert read_result(Store(tmp_path).trial(spec.trial_id)) == end
+    assert found.get(constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR) == told

@@ -6,6 +6,7 @@ from random import Random
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -88,16 +89,37 @@ def test_what_a_data_base_did_and_did_not_say_is_not_done_twice(tmp_path, space,
     assert len(cut_off) > 10
 
 
-def test_a_set_that_a_killed_driver_was_asking_for_after_an_empty_one_is_the_right_one(tmp_path, space):
-    calm = work(space, Store(tmp_path / "calm"), None, trials=100)
-    store = Store(tmp_path / "r")
-    first = work(space, store, None, trials=1)
-    journal = JournalStorage(JournalFileBackend(str(store.journal)))
-    study = optuna.load_study(study_name="a", storage=journal)
-    assert len(study.trials) == 1
-    study.tell(study.ask(), state=TrialState.FAIL)
-    study.ask()
-    assert first + work(space, store, None, trials=100) == calm
+@pytest.mark.parametrize("given_up", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_driver_that_was_killed_after_an_empty_set_asks_for_the_right_ones(
+    tmp_path, space, given_up, asked
+):
+    """It had told or not that the empty one failed, and asked or not for all hparams of the next."""
+    stores = [Store(tmp_path / "calm"), Store(tmp_path / "r")]
+    calm = work(space, stores[0], None, trials=100)
+    first = work(space, stores[1], None, trials=1)
+    journals = [JournalStorage(JournalFileBackend(str(store.journal))) for store in stores]
+    theirs, ours = (optuna.load_study(study_name="a", storage=journal) for journal in journals)
+    assert len(ours.trials) == 1
+    empty = ours.ask()
+    if given_up:
+        ours.tell(empty, state=TrialState.FAIL)
+    unfinished = ours.ask()
+    if asked:
+        ranged = theirs.trials[1].distributions["dropout"]
+        value = theirs.trials[1].params["dropout"]
+        journals[1].set_trial_param(unfinished._trial_id, "dropout", value, ranged)
+    assert first + work(space, stores[1], None, trials=100) == calm
+
+
+def test_a_set_that_was_finished_before_is_refused_by_a_patient_storage_too(tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    with open_studies(Store(tmp_path / "r"), url) as opened:
+        study = optuna.create_study(storage=opened.storage)
+        trial = study.ask()
+        study.tell(trial, 0.5)
+        with pytest.raises(UpdateFinishedTrialError):
+            opened.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5])
 
 
 def test_two_runs_of_one_name_share_a_data_base_and_no_study(tmp_path, space):

@@ -140,12 +140,12 @@ def _start_or_join(address: str | None, run: str) -> Any:
                 configure_logging=True,
             )
         except Exception as error:
-            slow = SLOW in str(error)  # a plain Exception
+            slow = address is None and SLOW in str(error)  # a plain Exception
             if not slow and not isinstance(
                 error, (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
             ):
                 raise
-            if slow and left:  # what was started then ends with this process
+            if slow and left:  # what was started then (350 MB) ends with this process
                 logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
                 continue
             first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PAUSE_S = 2.0  # between two times that the journal is sent, at least
 PAUSES = 9.0  # times the seconds that sending it took, or fetching it
-SLOW_S = 60.0  # of one attempt, beyond what a dead link takes to be found
+SLOW_S = 90.0  # of one attempt; a dead link is found before, and Optuna connects five times
 LIBPQ = {
     "connect_timeout": 10,
     "tcp_user_timeout": 30_000,
@@ -40,6 +40,8 @@ PASSING = (  # what a data base that is away raises; the last one after Optuna h
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.PendingRollbackError,
 )
+
+FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that one may raise
 
 
 @dataclass
@@ -175,7 +177,7 @@ def data_base_faults() -> Iterator[None]:
     """
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+    except FAULTS as error:
         raise StoreError(
             f"--studies: the data base failed ({type(error.__cause__ or error).__name__}): its log may say why; then "
             "the same command continues"

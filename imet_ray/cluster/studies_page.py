@@ -3,8 +3,8 @@
 The driver is the only writer, so all requests but GET are refused, and a journal's storage cannot write.
 """
 
-import io
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -16,7 +16,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from imet_ray.cluster.studies import PAUSES, open_storage
+from imet_ray.cluster.studies import FAULTS, PAUSES, open_storage
 from imet_ray.curves import missing
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.store import Store
@@ -25,6 +25,8 @@ from imet_ray.writing import shown
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 5.0  # a journal in a bucket is fetched again
+SAID_S = 60.0  # of a data base that is away it is said again
+VIEWS = "optuna_dashboard._bottle_util"  # the logger of what its pages raise
 App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
@@ -58,6 +60,12 @@ class ReadOnlyJournal(BaseJournalBackend):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    filtered: "_InALine | None" = None
+
+    def server_close(self) -> None:
+        super().server_close()
+        if self.filtered is not None:
+            logging.getLogger(VIEWS).removeFilter(self.filtered)
 
 
 class _Quiet(WSGIRequestHandler):
@@ -80,13 +88,19 @@ def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer
     except ImportError:
         raise missing("optuna-dashboard") from None
     storage = JournalStorage(ReadOnlyJournal(store)) if url is None else open_storage(url, there=True)
-    app = _only_reading(optuna_dashboard.wsgi(storage))
-    if url is not None:
-        app = _in_a_line(app)
+    app = optuna_dashboard.wsgi(storage)
+    filtered = _InALine() if url is not None else None
+    if filtered is not None:
+        app = filtered.around(app)
+        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.CRITICAL)  # its queries
     try:
-        return make_server("127.0.0.1", port, app, _Server, _Quiet)
+        server = make_server("127.0.0.1", port, _only_reading(app), _Server, _Quiet)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--serve {port}: {error}: give another port") from None
+    if filtered is not None:
+        server.filtered = filtered
+        logging.getLogger(VIEWS).addFilter(filtered)
+    return server
 
 
 def _only_reading(app: App) -> App:
@@ -100,21 +114,39 @@ def _only_reading(app: App) -> App:
     return answer
 
 
-def _in_a_line(app: App) -> App:
-    """One line, without tracebacks, for a data base that is away; a page asks again every few seconds."""
-    for loud in ("optuna_dashboard", "optuna.storages._rdb.storage"):  # tracebacks, queries
-        logging.getLogger(loud).setLevel(logging.CRITICAL)
-    failed = False
+class _InALine(logging.Filter):
+    """What a data base raises that is away, which is a line a minute instead of a traceback; all else passes."""
 
-    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        def begin(status: str, *more: Any) -> Callable[[bytes], object]:
-            nonlocal failed
-            if status.startswith("500") and not failed:
-                where = environment["PATH_INFO"]
-                logger.warning("optuna-dashboard has no answer for %s: is the data base away?", where)
-            failed = status.startswith("500")
-            return start(status, *more)
+    def __init__(self) -> None:
+        super().__init__()
+        self.due = time.monotonic()
 
-        return app(environment | {"wsgi.errors": io.StringIO()}, begin)
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = sys.exc_info()[1]
+        if not isinstance(error, FAULTS):
+            return True
+        self.tell(error)
+        return False
 
-    return answer
+    def tell(self, error: Exception) -> None:
+        """Its kind only: the text of a driver may hold a password."""
+        if (now := time.monotonic()) >= self.due:
+            self.due = now + SAID_S
+            kind = type(error.__cause__ or error).__name__
+            logger.warning("--studies: the data base does not answer (%s): is it away?", kind)
+
+    def around(self, app: Any) -> App:
+        """Those pages of optuna-dashboard that do not log what they raise."""
+        app.catchall = False
+
+        def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            try:
+                found: Iterable[bytes] = app(environment, start)
+                return found
+            except FAULTS as error:
+                self.tell(error)
+                code = HTTPStatus.SERVICE_UNAVAILABLE
+                start(f"{code.value} {code.phrase}", [("Content-Type", "text/plain")])
+                return [b"the data base does not answer"]
+
+        return answer

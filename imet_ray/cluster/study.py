@@ -105,23 +105,21 @@ class VariantStudy:
     def ask(self) -> None:
         """Ask Optuna for one more set of hparams; `refresh` then knows its trials.
 
-        Where a data base was cut off after it had begun a set and before it said so, a second one was begun: the
-        first has no hparams, is no set, and is told to have failed.
+        Where a data base was cut off after it had begun a set and before it said so, another was begun: the first
+        has no hparams, is no set, and is told to have failed.
 
         Raises:
             StoreError: if the study was begun with other ranges.
         """
         self.study.sampler = self._sampler(self.asked)
         try:
-            self.study.ask(self.distributions)
+            asked = self.study.ask(self.distributions)
         except ValueError as error:  # Optuna's, of a study whose variant was left out for a while
             raise StoreError(
                 f"variant {self.variant.name!r} was searched over other ranges ({error}): choose another --name, or "
                 "--fresh to set the old run aside"
             ) from None
-        for frozen in self._running():
-            if self._is_empty(frozen):
-                self.study.tell(frozen.number, state=TrialState.FAIL)
+        self._give_up_empty(before=asked.number)
 
     def refresh(self, result: Result, in_flight: dict[str, Assignment]) -> None:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
@@ -160,6 +158,8 @@ class VariantStudy:
 
     def _finish_asking(self) -> None:
         """Give a set that a killed driver was asking for the hparams that it lacks: those that it would have had."""
+        if trials := self.study.get_trials(deepcopy=False):
+            self._give_up_empty(before=trials[-1].number)  # one is asked for at a time, so the last
         for frozen in self._running():
             lacking = [name for name in self.distributions if name not in frozen.params]
             if not lacking:
@@ -172,6 +172,11 @@ class VariantStudy:
                 ranged = self.distributions[name]
                 value = ranged.to_internal_repr(whole[name])
                 self.study._storage.set_trial_param(frozen._trial_id, name, value, ranged)
+
+    def _give_up_empty(self, *, before: int) -> None:
+        for frozen in self._running():
+            if frozen.number < before and self._is_empty(frozen):
+                self.study.tell(frozen.number, state=TrialState.FAIL)
 
     def _sampler(self, number: int) -> BaseSampler:
         """For the set of that number: the first is 0."""
