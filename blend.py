@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imet_ray.command_line import Parser, exit_code
-from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.sizes import byte_size
 from imet_ray.startup import heavy_imports
+from imet_ray.units import duration
 
 if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
-    from imet_ray.blending.solve import Runner
+    from imet_ray.blending.fit_jobs import Runner
 
 MOST_IMAGES = 10**12
 
@@ -37,10 +37,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     _check(args)
     with heavy_imports():
-        from imet_ray.blending import stages
-        from imet_ray.blending.run import BlendOptions, check_options
-        from imet_ray.runs import runs_at
-        from imet_ray.stages import cache_at
+        from imet_ray.blending.blend_run import BlendOptions, check_options
+        from imet_ray.commands import blend as stages
+        from imet_ray.commands.setup import cache_at
+        from imet_ray.storage.runs import runs_at
     options = BlendOptions(
         methods=() if args.method is not None else None,
         use=args.method,
@@ -153,12 +153,12 @@ def _names(text: str) -> list[str]:
 def _runner(address: str | None) -> "Iterator[Runner]":
     """Where the fits run: in this process, or on a Ray."""
     if address is None:
-        from imet_ray.blending.solve import solve_here
+        from imet_ray.blending.fit_jobs import solve_here
 
         yield solve_here
         return
     from imet_ray.cluster.session import ray_session
-    from imet_ray.space import Resources
+    from imet_ray.search_space import Resources
 
     with ray_session(Resources(), address=None if address == "local" else address):
         from imet_ray.cluster.blend import solve_on_ray

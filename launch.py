@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 
 from imet_ray.command_line import Parser, exit_code, positive
-from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports
+from imet_ray.units import duration
 
 STAGES = (
     *("sweep", "train", "oof", "predict"),
@@ -75,8 +75,8 @@ def _run(args: argparse.Namespace) -> int:
     if stage in ("status", "tensorboard", "mlflow", "optuna_dashboard"):
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
-        from imet_ray import stages
-        from imet_ray.runs import runs_at
+        from imet_ray.commands import setup as stages
+        from imet_ray.storage.runs import runs_at
 
     if stage == "check_data":
         return stages.check_data(args.check_data)
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     from imet_ray.cluster.session import prepare_environment
 
     prepare_environment()
-    from imet_ray.cluster import stages as cluster_stages
+    from imet_ray.commands import sweep as cluster_stages
 
     if stage == "sweep":
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
@@ -115,9 +115,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
-    from imet_ray import looking
-    from imet_ray.runs import newest_run, open_run, runs_at
-    from imet_ray.store import Cache
+    from imet_ray.commands import inspect as looking
+    from imet_ray.storage.run_directory import Cache
+    from imet_ray.storage.runs import newest_run, open_run, runs_at
 
     runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
     store = newest_run(runs) if args.name is None else open_run(runs, args.name)

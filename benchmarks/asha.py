@@ -29,17 +29,17 @@ import optuna
 from ray.tune.schedulers import TrialScheduler
 
 from benchmarks.hours import launched, on_shared_gpus
-from imet_ray.cluster.deaths import Deaths
-from imet_ray.cluster.study import distributions, stable_seed
 from imet_ray.cluster.sweep import SearchOnlyAsha
+from imet_ray.cluster.variant_study import distributions, stable_seed
+from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.command_line import positive
-from imet_ray.curves import ended_trials
-from imet_ray.datasets import resolve_data
-from imet_ray.space import Asha, Range, SearchSpace, read_space
+from imet_ray.commands.setup import SPACES
+from imet_ray.data.sources import resolve_data
+from imet_ray.reporting.run_status import TrialStatus
+from imet_ray.reporting.trial_curves import ended_trials
+from imet_ray.search_space import Asha, Range, SearchSpace, read_space
 from imet_ray.specs import TrialSpec
-from imet_ray.stages import SPACES
-from imet_ray.status import TrialStatus
-from imet_ray.store import Cache
+from imet_ray.storage.run_directory import Cache
 
 CHOSEN = 4  # sets a search
 SLOTS = 2

@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.oof import Oof, generate
-from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.evaluate import draw_sample, evaluate
-from imet_ray.blending.fit import fit, uniform
+from imet_ray.blending.fit_jobs import DIRECT, EXPECTED, THRESHOLD, Job, Problem, Task, solve
 from imet_ray.blending.members import Member
+from imet_ray.blending.methods import fit, uniform
 from imet_ray.blending.scoring import score_pictures
-from imet_ray.blending.solve import DIRECT, EXPECTED, THRESHOLD, Job, Problem, Task, solve
-from imet_ray.blending.window import ROOM, first_thresholds
-from imet_ray.metrics import best_threshold
+from imet_ray.blending.threshold_window import ROOM, first_thresholds
+from imet_ray.prediction.metrics import best_threshold
 
 SAMPLE = 4096  # pictures that members' thresholds are taken from
 RANDOM = 2  # random weights, beside the uniform ones

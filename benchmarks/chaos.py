@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 
 from benchmarks.faults import FAULTS, Harm
 from benchmarks.nodes import Cluster, cluster
-from imet_ray.datasets import demo
-from imet_ray.reading import read_json_lines
-from imet_ray.results import read_result
-from imet_ray.store import Store, TrialStore
+from imet_ray.data.sources import demo
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.results import read_result
+from imet_ray.storage.run_directory import Store, TrialStore
 
 NODES = 2
 BETWEEN_S = (2.0, 10.0)  # from the first new epoch after a fault to the next fault

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from imet_ray import crypto
+from imet_ray.storage import encryption as crypto
 
 NONCE = bytes(12)
 

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from imet_ray.decode import decode_expected_f2
+from imet_ray.prediction.decode import decode_expected_f2
 
 LIKELY = 3.0  # labels a picture, on average
 

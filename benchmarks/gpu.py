@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from imet_ray.models import Tagger, build_model
+from imet_ray.models.models import Tagger, build_model
 
 LABELS = 1103
 STEPS = 20  # a round

@@ -28,22 +28,22 @@ import numpy as np
 import torch
 import yaml
 
-from imet_ray.blending.contest import contest
+from imet_ray.blending.cross_fit import contest
 from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve_here
 from imet_ray.blending.members import Member
 from imet_ray.blending.scoring import bootstrap
-from imet_ray.blending.solve import Problem, Solution, Task, solve_here
 from imet_ray.command_line import positive
-from imet_ray.curves import ended_trials
-from imet_ray.datasets import resolve_data
-from imet_ray.decode import decode
-from imet_ray.durations import clock
-from imet_ray.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
-from imet_ray.metrics import f2_per_image
-from imet_ray.space import Asha, SearchSpace, read_space
-from imet_ray.stages import SPACES, Run, reopen
-from imet_ray.status import TrialStatus
-from imet_ray.store import Cache
+from imet_ray.commands.setup import SPACES, Run, reopen
+from imet_ray.data.sources import resolve_data
+from imet_ray.prediction.decode import decode
+from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
+from imet_ray.prediction.metrics import f2_per_image
+from imet_ray.reporting.run_status import TrialStatus
+from imet_ray.reporting.trial_curves import ended_trials
+from imet_ray.search_space import Asha, SearchSpace, read_space
+from imet_ray.storage.run_directory import Cache
+from imet_ray.units import clock
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "all sets on all folds"

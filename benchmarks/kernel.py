@@ -26,17 +26,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loader import MEAN, STD, photograph
-from imet_ray.decode import Decoder
-from imet_ray.ensemble import Prefix
-from imet_ray.models import Tagger, build_model
-from imet_ray.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
+from imet_ray.models.models import Tagger, build_model
+from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.ensemble import Prefix
+from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
+from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import Variant, default_pack_short_side
-from imet_ray.submission import write_submission
+from kernel_builder.runtime.image_cache import PictureShelf
 from kernel_builder.runtime.inputs import TestPictures
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Stored, Weights
-from kernel_builder.runtime.pictures import PictureShelf
+from kernel_builder.runtime.running_blend import Tally
 from kernel_builder.runtime.schedule import Deadline, Run
-from kernel_builder.runtime.tally import Tally
 
 CHECKPOINTS = 6
 LABELS = 100

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imet_ray.dataset import TrainDataset
-from imet_ray.pack import build_pack
+from imet_ray.data.augmentation import TrainTransform
+from imet_ray.data.loader import TrainDataset
+from imet_ray.data.packed_images import build_pack
 from imet_ray.specs import default_pack_short_side
-from imet_ray.transforms import TrainTransform
 
 SHORT_SIDE = 300  # pixels, as the files of iMet 2019
 BATCH = 32

@@ -27,13 +27,13 @@ import numpy as np
 from benchmarks.simulation import WITHIN, InFileOrder, simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session, Slot, prepare_environment
-from imet_ray.cluster.study import Assignment
-from imet_ray.data import SplitData, TrainingData
-from imet_ray.results import TrialResult, failures, standings, write_result
-from imet_ray.space import Range, Resources, SearchSpace
+from imet_ray.cluster.variant_study import Assignment
+from imet_ray.data.training_data import SplitData, TrainingData
+from imet_ray.search_space import Range, Resources, SearchSpace
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.store import Cache, Store
-from imet_ray.writing import write_json
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.results import TrialResult, failures, standings, write_result
+from imet_ray.storage.run_directory import Cache, Store
 
 N_FOLDS = 5
 

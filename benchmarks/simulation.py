@@ -17,11 +17,11 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.study import Assignment, VariantStudy
-from imet_ray.results import TrialResult
-from imet_ray.space import Range, SearchSpace
+from imet_ray.cluster.variant_study import Assignment, VariantStudy
+from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Variant
-from imet_ray.store import Store
+from imet_ray.storage.results import TrialResult
+from imet_ray.storage.run_directory import Store
 
 WITHIN = 0.146  # standard deviation of the logarithm of seconds
 BETWEEN = 0.5

@@ -2,11 +2,11 @@
 
     uv run python -m benchmarks.train [--size 96] [--batch 32] [--rounds 5] [--architecture tf_efficientnet_lite0]
 
-Ours is the real thing: `imet_ray.train.train_trial` on the packed demo pictures with `medium` augmentation, the
-loss, optimizer, schedule and NaN check of a sweep's trial. The peer is the shortest loop that trains the same
-model with torch alone: a tensor of ready crops, BCE, AdamW, nothing else; it is timed with timm's model as it is, and
-with the depthwise gradient that our models have on a CPU. They take turns, an epoch each, in one process; the median of
-the rounds counts. On a GPU the peer's crops lie there: it is the model alone.
+Ours is the real thing: `imet_ray.training.train_trial.train_trial` on the packed demo pictures with `medium`
+augmentation, the loss, optimizer, schedule and NaN check of a sweep's trial. The peer is the shortest loop that
+trains the same model with torch alone: a tensor of ready crops, BCE, AdamW, nothing else; it is timed with timm's
+model as it is, and with the depthwise gradient that our models have on a CPU. They take turns, an epoch each, in one
+process; the median of the rounds counts. On a GPU the peer's crops lie there: it is the model alone.
 """
 
 import argparse
@@ -19,16 +19,16 @@ import numpy as np
 import timm
 import torch
 
-from imet_ray.catalog import read_catalog
-from imet_ray.data import prepare
-from imet_ray.datasets import resolve_data
-from imet_ray.depthwise import train_small_maps_fast
-from imet_ray.models import Tagger
-from imet_ray.sitting import EpochMetrics
+from imet_ray.data.augmentation import apply_view
+from imet_ray.data.catalog import read_catalog
+from imet_ray.data.sources import resolve_data
+from imet_ray.data.training_data import prepare
+from imet_ray.models.depthwise_cpu import train_small_maps_fast
+from imet_ray.models.models import Tagger
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
-from imet_ray.store import Cache, Store
-from imet_ray.train import train_trial
-from imet_ray.transforms import apply_view
+from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.training.train_trial import train_trial
+from imet_ray.training.trainer import EpochMetrics
 
 
 def plain_epoch(

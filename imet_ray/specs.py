@@ -2,7 +2,7 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.space`.
+with line numbers, is `imet_ray.search_space`.
 """
 
 import hashlib

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imet_ray.command_line import Parser, exit_code, positive
-from imet_ray.crypto import Secret, decrypt_file, encrypt_file
-from imet_ray.durations import duration
 from imet_ray.errors import ConfigError
 from imet_ray.sizes import byte_size
-from kernel_builder.runtime.found import KEY_VARIABLE, PASSPHRASE_VARIABLE
+from imet_ray.storage.encryption import Secret, decrypt_file, encrypt_file
+from imet_ray.units import duration
+from kernel_builder.runtime.locate_weights import KEY_VARIABLE, PASSPHRASE_VARIABLE
 
 ENDING = ".encrypted"
 
@@ -78,9 +78,9 @@ def _secret_of_environment() -> Secret:
 
 def _build(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    from imet_ray.ensemble import read_ensemble
-    from imet_ray.runs import runs_at
-    from imet_ray.stages import cache_at, reopen
+    from imet_ray.commands.setup import cache_at, reopen
+    from imet_ray.prediction.ensemble import read_ensemble
+    from imet_ray.storage.runs import runs_at
     from kernel_builder.build import BuildOptions, build
     from kernel_builder.dry_run import dry_run, refuse_data
     from kernel_builder.kaggle import user_of

@@ -14,23 +14,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from imet_ray.crypto import Secret
-from imet_ray.ensemble import Ensemble, EnsembleMember
+from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.results import read_spec
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.specs import Variant
-from imet_ray.stages import Run
-from imet_ray.writing import disk_error, write_json
-from kernel_builder.closure import import_closure
-from kernel_builder.data_sets import make_folder, stage_weights, write_datasets
-from kernel_builder.half import HalfLoss, half_loss_of
+from imet_ray.storage.atomic_write import disk_error, write_json
+from imet_ray.storage.encryption import Secret
+from imet_ray.storage.results import read_spec
+from kernel_builder.datasets import make_folder, stage_weights, write_datasets
+from kernel_builder.float16_check import HalfLoss, half_loss_of
+from kernel_builder.import_closure import import_closure
 from kernel_builder.kaggle import (
     DATASET_METADATA,
     KERNEL_METADATA,
     dataset_metadata,
     kernel_metadata,
 )
-from kernel_builder.runtime.found import KEY_FILE
+from kernel_builder.runtime.locate_weights import KEY_FILE
 from kernel_builder.runtime.manifest import Dtype, KernelMember, Manifest, Weights
 from kernel_builder.single_file import write_kernel
 

@@ -6,9 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.durations import clock
 from imet_ray.errors import ConfigError, StoreError
-from kernel_builder.runtime.ending import CUT, SOMETHING
+from imet_ray.units import clock
+from kernel_builder.runtime.exit_status import CUT, SOMETHING
 from kernel_builder.runtime.inputs import all_files, find_test
 
 TIMING = "timing.json"

@@ -12,23 +12,24 @@ from kernel_machine import Machine
 
 import blend
 import launch
-from imet_ray import buckets
-from imet_ray.blending import fit, line
+from imet_ray.blending import exact_line_search as line
+from imet_ray.blending import methods as fit
 from imet_ray.blending.members import Member
-from imet_ray.catalog import Catalog, read_catalog
 from imet_ray.cluster.session import prepare_environment
-from imet_ray.data import TrainingData, prepare
-from imet_ray.data import test_split as pictures_of_test
-from imet_ray.datasets import demo
-from imet_ray.decode import decode
-from imet_ray.ensemble import blend_test, read_ensemble
-from imet_ray.predict import predict_checkpoint
-from imet_ray.results import read_spec
-from imet_ray.runs import runs_at
+from imet_ray.commands.setup import Run, reopen
+from imet_ray.data.catalog import Catalog, read_catalog
+from imet_ray.data.sources import demo
+from imet_ray.data.training_data import TrainingData, prepare
+from imet_ray.data.training_data import test_split as pictures_of_test
+from imet_ray.prediction.decode import decode
+from imet_ray.prediction.ensemble import blend_test, read_ensemble
+from imet_ray.prediction.predict import predict_checkpoint
+from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.stages import Run, reopen
-from imet_ray.store import Cache, Store
-from imet_ray.submission import write_submission
+from imet_ray.storage import object_store as buckets
+from imet_ray.storage.results import read_spec
+from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.runs import runs_at
 from kernel_builder import __main__ as kernel_builder
 
 prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s

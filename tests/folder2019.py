@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray.blending.files2019 import read_2019
+from imet_ray.blending.imet2019_files import read_2019
 from imet_ray.errors import ImetError
 
 FOLDS = np.array([1, 0, 2, 1, 0, 1])

@@ -8,14 +8,14 @@ from PIL import Image
 
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
-from imet_ray.catalog import Catalog, Split
-from imet_ray.decode import Decoder
-from imet_ray.ensemble import Ensemble, EnsembleMember, gather_oof
-from imet_ray.predict import Predictions, write_predictions
-from imet_ray.results import TrialResult, standings, write_result
+from imet_ray.data.catalog import Catalog, Split
+from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, gather_oof
+from imet_ray.prediction.predict import Predictions, write_predictions
 from imet_ray.specs import Variant
-from imet_ray.store import Store
-from imet_ray.writing import write_json, write_json_lines
+from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.results import TrialResult, standings, write_result
+from imet_ray.storage.run_directory import Store
 
 N_FOLDS = 3
 HOSTILE = "<script>alert('x')</script> & \"y\""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from imet_ray.results import TrialResult, write_result
-from imet_ray.space import SearchSpace, read_space
-from imet_ray.store import Store
+from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.run_directory import Store
 
 SPACE = """
 n_folds: 3

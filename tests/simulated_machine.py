@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from imet_ray.decode import Decoder
-from imet_ray.ensemble import Prefix
 from imet_ray.errors import StoreError
+from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.ensemble import Prefix
 from imet_ray.specs import Variant
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Stored, Weights
 from kernel_builder.runtime.schedule import Deadline, Outcome, Run

@@ -7,10 +7,10 @@ from one_variant import SPACE, space_of, write
 from optuna.storages import JournalStorage
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.results import standings
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store
-from imet_ray.writing import write_json
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.results import standings
+from imet_ray.storage.run_directory import Store
 
 
 @pytest.fixture

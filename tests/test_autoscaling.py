@@ -17,8 +17,8 @@ import pytest
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from imet_ray.results import read_result
-from imet_ray.store import Store
+from imet_ray.storage.results import read_result
+from imet_ray.storage.run_directory import Store
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray.decode import decode
-from imet_ray.ensemble import blend_oof, read_ensemble
-from imet_ray.metrics import f2_score
-from imet_ray.results import read_spec
+from imet_ray.prediction.decode import decode
+from imet_ray.prediction.ensemble import blend_oof, read_ensemble
+from imet_ray.prediction.metrics import f2_score
 from imet_ray.sizes import byte_size
-from imet_ray.store import EnsembleStore
+from imet_ray.storage.results import read_spec
+from imet_ray.storage.run_directory import EnsembleStore
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 

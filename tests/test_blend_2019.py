@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from imet_ray.store import Store
+from imet_ray.storage.run_directory import Store
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray import buckets
-from imet_ray.catalog import read_catalog
-from imet_ray.data import training_split
-from imet_ray.datasets import resolve_data
+from imet_ray.data.catalog import read_catalog
+from imet_ray.data.sources import resolve_data
+from imet_ray.data.training_data import training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.runs import runs_at
-from imet_ray.store import Cache, Store
+from imet_ray.storage import object_store as buckets
+from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.runs import runs_at
 
 FETCH = """
 import sys
 from pathlib import Path
-from imet_ray.catalog import read_catalog
-from imet_ray.data import training_split
-from imet_ray.datasets import resolve_data
-from imet_ray.runs import runs_at
-from imet_ray.store import Cache, Store
+from imet_ray.data.catalog import read_catalog
+from imet_ray.data.training_data import training_split
+from imet_ray.data.sources import resolve_data
+from imet_ray.storage.runs import runs_at
+from imet_ray.storage.run_directory import Cache, Store
 url, runs, root = sys.argv[1:]
 cache = Cache(Path(root))
 catalog = read_catalog(resolve_data(url, cache=cache.root))

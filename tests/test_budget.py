@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from imet_ray.blending import budget as budget_module
+from imet_ray.blending.blend_run import BlendOptions, blend_members
 from imet_ray.blending.budget import Budget, Chosen, choose
-from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.fit import uniform
-from imet_ray.blending.run import BlendOptions, blend_members
+from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.methods import uniform
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import best_threshold
+from imet_ray.prediction.metrics import best_threshold
 
 IMAGES = 1000
 

@@ -6,11 +6,11 @@ import re
 import pytest
 from packed import manifest_of
 
-from imet_ray.crypto import Secret
+from imet_ray.storage.encryption import Secret
 from kernel_builder import build as build_module
-from kernel_builder import data_sets
+from kernel_builder import datasets as data_sets
 from kernel_builder.__main__ import main
-from kernel_builder.half import HalfLoss
+from kernel_builder.float16_check import HalfLoss
 
 pytestmark = pytest.mark.slow
 

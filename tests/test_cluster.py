@@ -9,12 +9,12 @@ from bare_spec import bare_spec
 from ray.tune.schedulers import TrialScheduler
 
 from imet_ray.cluster import session
-from imet_ray.cluster.deaths import Deaths
-from imet_ray.cluster.search import StopOnFault
 from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
+from imet_ray.cluster.tune_searcher import StopOnFault
+from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.errors import ConfigError
-from imet_ray.space import Resources, SearchSpace, read_space
+from imet_ray.search_space import Resources, SearchSpace, read_space
 
 SPACE = """
 n_folds: 3

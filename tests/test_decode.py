@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from imet_ray import decode as decode_module
-from imet_ray.decode import (
+from imet_ray.errors import ConfigError
+from imet_ray.prediction import decode as decode_module
+from imet_ray.prediction.decode import (
     CANDIDATE,
     TAIL,
     Decoder,
@@ -21,7 +22,6 @@ from imet_ray.decode import (
     expected_f2,
     with_temperature,
 )
-from imet_ray.errors import ConfigError
 
 SETS = np.array(list(itertools.product([0, 1], repeat=10)))
 F2 = 5 * (SETS @ SETS.T) / np.maximum(4 * SETS.sum(1) + SETS.sum(1)[:, None], 1)  # (set, truth)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from imet_ray.averaging import SCALES, averaged
 from imet_ray.blending.diagnostics import without_member
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit import uniform
+from imet_ray.blending.methods import uniform
 from imet_ray.blending.scoring import bootstrap
-from imet_ray.decode import Decoder, decode, decode_threshold
-from imet_ray.metrics import best_threshold, f2_per_image, f2_score
+from imet_ray.prediction.decode import Decoder, decode, decode_threshold
+from imet_ray.prediction.metrics import best_threshold, f2_per_image, f2_score
+from imet_ray.prediction.pooling import SCALES, averaged
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray.averaging import SCALES, averaged
-from imet_ray.decode import Decoder
-from imet_ray.ensemble import (
+from imet_ray.errors import DataError, StoreError
+from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.ensemble import (
     Ensemble,
     EnsembleMember,
     blend_oof,
@@ -18,10 +18,10 @@ from imet_ray.ensemble import (
     read_ensemble,
     write_ensemble,
 )
-from imet_ray.errors import DataError, StoreError
-from imet_ray.predict import Predictions, fits, read_predictions, write_predictions
-from imet_ray.store import Store
-from imet_ray.writing import write_arrays
+from imet_ray.prediction.pooling import SCALES, averaged
+from imet_ray.prediction.predict import Predictions, fits, read_predictions, write_predictions
+from imet_ray.storage.atomic_write import write_arrays
+from imet_ray.storage.run_directory import Store
 
 IDS = [f"p{i}" for i in range(7)]  # the order of train.csv
 N_LABELS = 3

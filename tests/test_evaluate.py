@@ -6,19 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from imet_ray.averaging import SCALES, averaged
 from imet_ray.blending import evaluate as evaluate_module
-from imet_ray.blending import window
-from imet_ray.blending.contest import Contest
+from imet_ray.blending import threshold_window as window
+from imet_ray.blending.cross_fit import Contest
 from imet_ray.blending.evaluate import draw_sample, evaluate
-from imet_ray.blending.fit import uniform
+from imet_ray.blending.fit_jobs import Job
 from imet_ray.blending.members import Member
-from imet_ray.blending.request import DECODERS
+from imet_ray.blending.methods import uniform
+from imet_ray.blending.options import DECODERS
 from imet_ray.blending.scoring import decoder_of
-from imet_ray.blending.solve import Job
-from imet_ray.decode import at_least_one, decode
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import f2_per_image, f2_score
+from imet_ray.prediction.decode import at_least_one, decode
+from imet_ray.prediction.metrics import f2_per_image, f2_score
+from imet_ray.prediction.pooling import SCALES, averaged
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 

@@ -14,10 +14,10 @@ from bare_spec import bare_spec
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.experiment import Experiment, begin, only_driver, read_experiment, resolve
-from imet_ray.space import read_space
-from imet_ray.store import Store
-from imet_ray.writing import write_json
+from imet_ray.search_space import read_space
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.run_directory import Store
 
 SPACE = """
 n_folds: 3
@@ -29,8 +29,8 @@ search: {dropout: {low: 0.0, high: 0.5}, batch_size: {low: 8, high: 32}}
 HOLDER = """
 import sys, time
 from pathlib import Path
-from imet_ray.experiment import only_driver
-from imet_ray.store import Store
+from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.run_directory import Store
 with only_driver(Store(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)

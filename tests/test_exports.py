@@ -16,14 +16,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_launch import run
-from test_status import ROW, unfinished
+from test_run_status import ROW, unfinished
 
 from imet_ray.cluster.studies_page import ReadOnlyJournal, serve_studies
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.mlflow_runs import local_uri, log_runs
-from imet_ray.results import TrialResult, write_result
-from imet_ray.store import Store
-from imet_ray.tensorboard_events import start_server, write_events
+from imet_ray.reporting.mlflow_export import local_uri, log_runs
+from imet_ray.reporting.tensorboard_export import start_server, write_events
+from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.run_directory import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 

@@ -18,9 +18,9 @@ from test_sweep import runs
 
 from benchmarks.faults import FAULTS
 from benchmarks.nodes import Cluster, below, cluster
-from imet_ray.reading import read_arrays, read_json_lines
-from imet_ray.results import TrialResult, read_result, read_spec, standings
-from imet_ray.store import Store
+from imet_ray.storage.checked_read import read_arrays, read_json_lines
+from imet_ray.storage.results import TrialResult, read_result, read_spec, standings
+from imet_ray.storage.run_directory import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
 from imet_ray.errors import ConfigError, DataError
-from imet_ray.folds import folds_digest, make_folds, read_folds, write_folds
 
 IDS = tuple(f"image{i}" for i in range(7))
 FOLDS = np.array([0, 1, 2, 0, 1, 2, 0])

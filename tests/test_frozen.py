@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from imet_ray.averaging import SCALES
+from imet_ray.blending.blend_run import frozen
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.run import frozen
-from imet_ray.decode import Decoder, at_least_one, decode, decode_threshold
-from imet_ray.metrics import f2_score
+from imet_ray.prediction.decode import Decoder, at_least_one, decode, decode_threshold
+from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.pooling import SCALES
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 

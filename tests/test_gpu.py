@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_team import SMOOTH, alone, of_team, together
+from test_distributed import SMOOTH, alone, of_team, together
 
-from imet_ray.models import build_model
-from imet_ray.predict import Pace, predict_rows, predicted_batches
-from imet_ray.reading import read_json_lines
-from imet_ray.store import Store
-from imet_ray.train import train_trial
+from imet_ray.models.models import build_model
+from imet_ray.prediction.predict import Pace, predict_rows, predicted_batches
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.run_directory import Store
+from imet_ray.training.train_trial import train_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_team_on_ray import sweep
+from test_ddp_trial import sweep
 
-from imet_ray.reading import read_json_lines
-from imet_ray.results import TrialResult, read_result
-from imet_ray.store import Store
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.results import TrialResult, read_result
+from imet_ray.storage.run_directory import Store
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not GPUS, reason="needs a GPU")]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from imet_ray.data.images import MAX_PIXELS, image_size, read_rgb, scaled_size
 from imet_ray.errors import DataError
-from imet_ray.images import MAX_PIXELS, image_size, read_rgb, scaled_size
 
 ORIENTATION = 0x0112
 RED, WHITE = [255, 0, 0], [255, 255, 255]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from imet_ray.crypto import Secret, encrypt
 from imet_ray.errors import ConfigError, DataError, StoreError
-from kernel_builder.runtime.found import FoundWeights, find_secret
+from imet_ray.storage.encryption import Secret, encrypt
 from kernel_builder.runtime.inputs import all_files, find_test
+from kernel_builder.runtime.locate_weights import FoundWeights, find_secret
 from kernel_builder.runtime.manifest import Stored, Weights
 
 SAMPLE = "id,attribute_ids\na,0\nb,1\n"

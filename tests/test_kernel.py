@@ -10,7 +10,7 @@ import pytest
 from kernel_machine import submission
 from packed import manifest_of
 
-from imet_ray.crypto import Secret
+from imet_ray.storage.encryption import Secret
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imet_ray.crypto import Secret
+from imet_ray.storage.encryption import Secret
 from kernel_builder.__main__ import main
 
 WEIGHTS = b"weights" * 1000

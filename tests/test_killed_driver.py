@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from test_sweep import AGENTS_LAST, PATIENCE, ray_processes, runs
 
-from imet_ray.reading import read_arrays, read_json, read_json_lines
-from imet_ray.results import TrialResult, read_result, read_spec
-from imet_ray.store import Store
+from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
+from imet_ray.storage.results import TrialResult, read_result, read_spec
+from imet_ray.storage.run_directory import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

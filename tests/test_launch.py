@@ -6,7 +6,7 @@ import pytest
 
 import blend
 import launch
-from imet_ray import stages
+from imet_ray.commands import setup as stages
 
 
 def run(capsys, *argv, program=launch):
@@ -190,7 +190,7 @@ def test_fresh_keeps_the_old_run(capsys, trained, tmp_path):
 
 
 def test_folds_of_ones_own_are_used(capsys, trained, tiny_catalog, tmp_path):
-    from imet_ray.store import Store
+    from imet_ray.storage.run_directory import Store
 
     folds = tmp_path / "mine.csv"
     rows = "\n".join(f"{picture},{i % 2}" for i, picture in enumerate(tiny_catalog.train.ids))

@@ -12,7 +12,7 @@ CORE = [
 
 
 def test_the_core_imports_with_ray_and_optuna_absent():
-    assert "imet_ray.train" in CORE
+    assert "imet_ray.training.train_trial" in CORE
     code = (
         "import sys\n"
         "for absent in ('ray', 'optuna'):\n"

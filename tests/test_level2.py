@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from imet_ray.blending.evaluate import draw_sample, evaluate
+from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.level2 import STACKS, score_level2
-from imet_ray.blending.solve import solve_here
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import best_threshold, f2_score
+from imet_ray.prediction.metrics import best_threshold, f2_score
 
 
 def score(kind, members, labels, folds):

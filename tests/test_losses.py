@@ -10,7 +10,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from torchvision.ops import sigmoid_focal_loss
 
 from imet_ray.errors import ConfigError
-from imet_ray.losses import LOSSES, build_loss
+from imet_ray.training.losses import LOSSES, build_loss
 
 EVERY = sorted(LOSSES)
 

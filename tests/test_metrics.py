@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imet_ray.decode import decode_threshold
 from imet_ray.errors import DataError
-from imet_ray.metrics import best_threshold, f2_per_image, f2_score, per_label
+from imet_ray.prediction.decode import decode_threshold
+from imet_ray.prediction.metrics import best_threshold, f2_per_image, f2_score, per_label
 
 
 def slow_f2(predicted, labels) -> list[float]:

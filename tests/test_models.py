@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from imet_ray.errors import ConfigError
-from imet_ray.models import Tagger, build_model, dropout_rate, head_parameters
+from imet_ray.models.models import Tagger, build_model, dropout_rate, head_parameters
 
 IMET = {  # architecture -> image size and the mean of its pretrained config
     "seresnext50_32x4d": (288, 0.485),
@@ -80,7 +80,7 @@ def test_an_imet_architecture_computes_with_the_mean_of_its_own_config(architect
 
 def test_an_architecture_that_ignores_dropout_is_refused():
     with (
-        mock.patch("imet_ray.models.dropout_rate", return_value=0.0),
+        mock.patch("imet_ray.models.models.dropout_rate", return_value=0.0),
         pytest.raises(ConfigError, match=r"test_resnet ignores dropout \(got 0.2\): set dropout: 0"),
     ):
         build(dropout=0.2)
@@ -120,7 +120,7 @@ def test_cbam_resnet50_takes_the_hubs_resnet50_and_keeps_its_attention_new():
         donors.append(build("resnet50", n_labels=1))
         return donors[-1]
 
-    with mock.patch("imet_ray.models.build_model", donor):
+    with mock.patch("imet_ray.models.models.build_model", donor):
         tagger = build("cbam_resnet50", weights="hub")
     (parent,) = donors
     assert torch.equal(tagger.body.layer3[2].conv2.weight, parent.body.layer3[2].conv2.weight)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_sweep import PATIENCE, ray_processes, wait_for
 
-from imet_ray.results import read_spec
-from imet_ray.store import Store
+from imet_ray.storage.results import read_spec
+from imet_ray.storage.run_directory import Store
 
 pytestmark = pytest.mark.slow
 

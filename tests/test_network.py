@@ -15,9 +15,9 @@ import hosts
 import pytest
 from network import PATIENCE, Done, Network, wait_for
 
-from imet_ray.reading import read_json_lines
-from imet_ray.results import read_result, read_spec
-from imet_ray.store import Store
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.results import read_result, read_spec
+from imet_ray.storage.run_directory import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

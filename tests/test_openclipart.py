@@ -7,10 +7,10 @@ import zlib
 import pytest
 from PIL import Image
 
-from imet_ray.catalog import read_catalog, read_directory
-from imet_ray.datasets import openclipart, resolve_data
+from imet_ray.data.catalog import read_catalog, read_directory
+from imet_ray.data.images import read_rgb
+from imet_ray.data.sources import openclipart, resolve_data
 from imet_ray.errors import ImetError
-from imet_ray.images import read_rgb
 
 
 def contents(root):

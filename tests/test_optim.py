@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from imet_ray.optim import build_optimizer, build_schedule
 from imet_ray.specs import Variant
+from imet_ray.training.optim import build_optimizer, build_schedule
 
 UPDATES = 10  # an epoch
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from test_studies import SPACE, work
+from test_ddp_trial import sweep
+from test_study_storage import SPACE, work
 from test_sweep import PATIENCE, wait_for
-from test_team_on_ray import sweep
 
-from imet_ray import buckets
-from imet_ray.cluster import studies
+from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.studies import data_base_faults, open_studies
+from imet_ray.cluster.study_storage import data_base_faults, open_studies
 from imet_ray.errors import StoreError
-from imet_ray.reading import read_json_lines
-from imet_ray.results import read_result
-from imet_ray.space import SearchSpace, read_space
-from imet_ray.store import Store
+from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.storage import object_store as buckets
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.results import read_result
+from imet_ray.storage.run_directory import Store
 
 AWAY_S = 4.0
 

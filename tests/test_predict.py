@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imet_ray.pack import Pack, build_pack
-from imet_ray.predict import predict_rows
-from imet_ray.transforms import apply_view
+from imet_ray.data.augmentation import apply_view
+from imet_ray.data.packed_images import Pack, build_pack
+from imet_ray.prediction.predict import predict_rows
 
 CPU = torch.device("cpu")
 

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.stages import _leaderboard
-from imet_ray.results import TrialResult, write_result
-from imet_ray.space import SearchSpace, read_space
-from imet_ray.store import Store
-from imet_ray.writing import write_json
+from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.commands.sweep import _leaderboard
+from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.run_directory import Store
 
 SPACE = """
 n_folds: 3

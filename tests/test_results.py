@@ -4,10 +4,10 @@ import pytest
 from bare_spec import bare_spec
 
 from imet_ray.errors import StoreError
-from imet_ray.results import TrialResult, failures, read_result, read_spec, standings, write_result
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.store import Store
-from imet_ray.writing import write_json
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.results import TrialResult, failures, read_result, read_spec, standings, write_result
+from imet_ray.storage.run_directory import Store
 
 N_FOLDS = 3
 

@@ -5,8 +5,8 @@ import pytest
 from simulated_machine import BATCH, TRUE, C, Machine, N
 
 from imet_ray.errors import StoreError
+from kernel_builder.runtime.running_blend import Tally
 from kernel_builder.runtime.schedule import steady
-from kernel_builder.runtime.tally import Tally
 
 
 @pytest.mark.parametrize(("slowness", "checkpoints"), [(1, 6), (3, 5), (10, 1), (20, 0), (60, 0)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imet_ray.errors import ConfigError
-from kernel_builder.closure import Closure, import_closure
+from kernel_builder.import_closure import Closure, import_closure
 from kernel_builder.single_file import kernel_text, write_kernel
 
 REPOSITORY = Path(__file__).parents[1]
@@ -246,19 +246,19 @@ def big_manifest() -> dict:
 
 def test_a_kernel_of_35_checkpoints_is_below_1_MB():
     ours = {name: REPOSITORY / name for name in ("imet_ray", "kernel_builder")}
-    made = import_closure("imet_ray.predict", ours)
-    text = kernel_text(made, big_manifest(), entry="imet_ray.predict", header="A kernel.")
+    made = import_closure("imet_ray.prediction.predict", ours)
+    text = kernel_text(made, big_manifest(), entry="imet_ray.prediction.predict", header="A kernel.")
     assert len(text.encode()) < 300_000
 
 
 def test_the_real_prediction_is_imported_from_the_file(run):
     ours = {name: REPOSITORY / name for name in ("imet_ray", "kernel_builder")}
-    made = import_closure("imet_ray.predict", ours)
+    made = import_closure("imet_ray.prediction.predict", ours)
     main = """
 import sys
 
 def main(manifest):
-    import imet_ray.predict
+    import imet_ray.prediction.predict
     places = {n: m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "imet_ray"}
     assert len(places) > 5 and all(place.startswith("<kernel>/") for place in places.values()), places
 """

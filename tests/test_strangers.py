@@ -14,19 +14,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imet_ray.checkpoint import load_state, load_tagger
 from imet_ray.cluster.policy import Policy
-from imet_ray.ensemble import read_ensemble
+from imet_ray.data.folds import read_folds
 from imet_ray.errors import ImetError
-from imet_ray.experiment import read_experiment
-from imet_ray.folds import read_folds
-from imet_ray.predict import read_predictions
-from imet_ray.reading import read_json_lines
-from imet_ray.results import read_result, read_spec, standings
-from imet_ray.space import SearchSpace
-from imet_ray.status import Watcher
-from imet_ray.store import Store, TrialStore
-from imet_ray.train import train_trial
+from imet_ray.models.checkpoint import load_state, load_tagger
+from imet_ray.prediction.ensemble import read_ensemble
+from imet_ray.prediction.predict import read_predictions
+from imet_ray.reporting.run_status import Watcher
+from imet_ray.search_space import SearchSpace
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.experiment import read_experiment
+from imet_ray.storage.results import read_result, read_spec, standings
+from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.training.train_trial import train_trial
 
 CPU = torch.device("cpu")
 ODD = [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imet_ray.submission import write_submission
+from imet_ray.prediction.submission import write_submission
 
 
 def test_rows_stand_in_the_samples_order_with_space_separated_labels(tmp_path):

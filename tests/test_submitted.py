@@ -8,8 +8,8 @@ import pytest
 from test_sweep import PATIENCE
 
 from benchmarks.nodes import RAY, cluster
-from imet_ray.results import read_result
-from imet_ray.store import Store
+from imet_ray.storage.results import read_result
+from imet_ray.storage.run_directory import Store
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import torch
 from imet_ray.cluster import trial as adapter
 from imet_ray.cluster.session import Slot
 from imet_ray.errors import StoreError
-from imet_ray.results import read_result
-from imet_ray.store import Store
-from imet_ray.writing import SupersededError
+from imet_ray.storage.atomic_write import SupersededError
+from imet_ray.storage.results import read_result
+from imet_ray.storage.run_directory import Store
 
 
 class Left(BaseException):

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from folder2019 import Folder, margins
 
-from imet_ray.blending.files2019 import write_2019
+from imet_ray.blending.imet2019_files import write_2019
 from imet_ray.errors import ConfigError, StoreError
 
 

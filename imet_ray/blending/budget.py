@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from imet_ray.blending.cells import DisputedCells
+from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.evaluate import draw_sample
-from imet_ray.blending.fit import uniform
 from imet_ray.blending.members import Member, check_members
-from imet_ray.blending.window import LEAST_THRESHOLD
+from imet_ray.blending.methods import uniform
+from imet_ray.blending.threshold_window import LEAST_THRESHOLD
 from imet_ray.errors import ConfigError
-from imet_ray.metrics import best_threshold
+from imet_ray.prediction.metrics import best_threshold
 
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets

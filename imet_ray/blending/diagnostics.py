@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from imet_ray.averaging import Scale, as_probability
-from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.report import Worth
+from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.fit_jobs import EXPECTED, Job, Problem, Sample, Solution, refitted
+from imet_ray.blending.result import Worth
 from imet_ray.blending.scoring import bootstrap, score_pictures
-from imet_ray.blending.solve import EXPECTED, Job, Problem, Sample, Solution, refitted
+from imet_ray.prediction.pooling import Scale, as_probability
 
 CURVE = 41  # points of the threshold curve
 WHOLE_SAMPLES = 4  # members whose temperatures see the whole sample; with more, a part of it

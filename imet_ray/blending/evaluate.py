@@ -11,18 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imet_ray.averaging import SCALES, Scale, as_probability
-from imet_ray.blending.alone import cells_alone, lowest
-from imet_ray.blending.cells import DisputedCells
-from imet_ray.blending.contest import Contest, Progress, contest
+from imet_ray.blending.cross_fit import Contest, Progress, contest
+from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.level2 import score_level2
-from imet_ray.blending.members import Member, check_members
-from imet_ray.blending.prefixes import prefixes
-from imet_ray.blending.report import BlendReport, Level2, Row
-from imet_ray.blending.request import check_request, possible_decoders
-from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
-from imet_ray.blending.solve import (
+from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.fit_jobs import (
     DIRECT,
     EXPECTED,
     Job,
@@ -33,8 +26,15 @@ from imet_ray.blending.solve import (
     known_methods,
     solve_here,
 )
-from imet_ray.blending.window import Window, first_thresholds
+from imet_ray.blending.level2 import score_level2
+from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.options import check_request, possible_decoders
+from imet_ray.blending.result import BlendReport, Level2, Row
+from imet_ray.blending.scoring import Gain, bootstrap, decoder_of
+from imet_ray.blending.single_member import cells_alone, lowest
+from imet_ray.blending.threshold_window import Window, first_thresholds
 from imet_ray.errors import ConfigError
+from imet_ray.prediction.pooling import SCALES, Scale, as_probability
 
 SAMPLE = 4096  # pictures for expected F2 and for where thresholds are searched
 

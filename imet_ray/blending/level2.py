@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imet_ray.blending.alone import cells_alone, lowest
+from imet_ray.blending.fit_jobs import EXPECTED, THRESHOLD, Job, Problem, Runner, Sample, solve_all
 from imet_ray.blending.scoring import own_and_nested
-from imet_ray.blending.solve import EXPECTED, THRESHOLD, Job, Problem, Runner, Sample, solve_all
+from imet_ray.blending.single_member import cells_alone, lowest
 from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
 from imet_ray.errors import unknown_name
 

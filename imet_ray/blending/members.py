@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imet_ray.errors import DataError
-from imet_ray.metrics import HALF_ONE
+from imet_ray.prediction.metrics import HALF_ONE
 
 ROWS = 8192  # pictures a block of the checks
 MINUS_ZERO = 0x8000  # the bits of -0.0 in float16

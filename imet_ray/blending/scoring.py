@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imet_ray.averaging import Scale, as_probability, averaged
-from imet_ray.blending.alone import counts_alone
-from imet_ray.blending.solve import EXPECTED, Job, Problem, Solution
-from imet_ray.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
-from imet_ray.metrics import f2_of_counts, f2_per_image
+from imet_ray.blending.fit_jobs import EXPECTED, Job, Problem, Solution
+from imet_ray.blending.single_member import counts_alone
+from imet_ray.prediction.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
+from imet_ray.prediction.metrics import f2_of_counts, f2_per_image
+from imet_ray.prediction.pooling import Scale, as_probability, averaged
 
 ROWS = 2048  # pictures a block
 RESAMPLES = 1000  # of the bootstrap

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ray
 
-from imet_ray.blending.solve import Problem, Solution, Task, solve
+from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve
 from imet_ray.cluster.tasks import TASK_RETRIES, as_they_end
 
 

@@ -1,8 +1,8 @@
 """What to train next: one Optuna study a variant, then the best set of hparams on the remaining folds.
 
-`Policy` decides, without Ray; all of its state is derived from the Optuna journal and the store, so a new one
-picks up where a killed one stopped. What is left of one variant is `imet_ray.cluster.study`; handing the decisions to
-Ray Tune is `imet_ray.cluster.search`.
+`Policy` decides, without Ray; all of its state is derived from the Optuna journal and the store, so a new one picks
+up where a killed one stopped. What is left of one variant is `imet_ray.cluster.variant_study`; handing the decisions
+to Ray Tune is `imet_ray.cluster.tune_searcher`.
 """
 
 import os
@@ -16,14 +16,14 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.cluster.study import Assignment, Progress, Sampler, VariantStudy
 from imet_ray.cluster.tpe import Tpe
+from imet_ray.cluster.variant_study import Assignment, Progress, Sampler, VariantStudy
 from imet_ray.errors import ImetError
-from imet_ray.reading import damaged, regular
-from imet_ray.results import TrialResult, read_result
-from imet_ray.space import SearchSpace
+from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Variant
-from imet_ray.store import Store
+from imet_ray.storage.checked_read import damaged, regular
+from imet_ray.storage.results import TrialResult, read_result
+from imet_ray.storage.run_directory import Store
 
 
 class Policy:

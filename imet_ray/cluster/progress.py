@@ -15,12 +15,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from imet_ray.cluster.deaths import Deaths
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
-from imet_ray.durations import clock
-from imet_ray.results import TrialResult, read_result
+from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.specs import TrialSpec
+from imet_ray.storage.results import TrialResult, read_result
+from imet_ray.units import clock
 
 REDRAW_S = 2.0
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imet_ray.cluster.head import refuse_nobody, watched
+from imet_ray.cluster.head_watch import refuse_nobody, watched
 from imet_ray.errors import ConfigError, ImetError
-from imet_ray.space import Resources
+from imet_ray.search_space import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ def ray_session(
     prepare_environment()
     import ray
 
-    from imet_ray.cluster import deaths, nodes
+    from imet_ray.cluster import node_environment as nodes
+    from imet_ray.cluster import worker_failures as deaths
 
     joined = address is not None
     deaths.keep_quiet()
@@ -126,7 +127,7 @@ def _start_or_join(address: str | None, run: str) -> Any:
     """Ray's context; a start of our own that a busy machine makes too slow for Ray is tried again."""
     import ray
 
-    from imet_ray.cluster import nodes
+    from imet_ray.cluster import node_environment as nodes
 
     for left in reversed(range(TRIES)):
         try:

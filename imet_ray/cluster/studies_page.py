@@ -16,11 +16,11 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from imet_ray.cluster.studies import FAULTS, PAUSES, open_storage
-from imet_ray.curves import missing
+from imet_ray.cluster.study_storage import FAULTS, PAUSES, open_storage
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.store import Store
-from imet_ray.writing import shown
+from imet_ray.reporting.trial_curves import missing
+from imet_ray.storage.atomic_write import shown
+from imet_ray.storage.run_directory import Store
 
 logger = logging.getLogger(__name__)
 

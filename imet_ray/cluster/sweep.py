@@ -13,19 +13,19 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from imet_ray.cluster.deaths import WORKER_DEATHS, Deaths, teach_tune, told_by_trial
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
-from imet_ray.cluster.search import StopOnFault, SweepSearcher
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.studies import Studies, data_base_faults, open_studies
+from imet_ray.cluster.study_storage import Studies, data_base_faults, open_studies
+from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
 from imet_ray.cluster.worker import train_in_team, train_in_worker
-from imet_ray.data import TrainingData
+from imet_ray.cluster.worker_failures import WORKER_DEATHS, Deaths, teach_tune, told_by_trial
+from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ImetError
-from imet_ray.space import SearchSpace
+from imet_ray.models.pretrained import first_line
+from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store
-from imet_ray.weights import first_line
+from imet_ray.storage.run_directory import Store
 
 # Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
 ON_HEAD = {"node:__internal_head__": 0.001}

@@ -1,4 +1,4 @@
-"""One trial inside a Ray worker: the adapter between Tune's function interface and `imet_ray.train`.
+"""One trial inside a Ray worker: the adapter between Tune's function interface and `imet_ray.training.train_trial`.
 
 A trial's own failure becomes a result. A fault of the set-up is reported as `fatal`, which stops the sweep.
 """
@@ -14,15 +14,15 @@ from ray import tune
 
 from imet_ray.cluster.session import Slot
 from imet_ray.cluster.title import announce, entitle
-from imet_ray.data import TrainingData
-from imet_ray.dataset import loader_died
+from imet_ray.data.loader import loader_died
+from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ConfigError, ImetError
-from imet_ray.results import TrialResult, write_result
-from imet_ray.sitting import EpochMetrics
 from imet_ray.specs import TrialSpec
-from imet_ray.store import Store
-from imet_ray.train import train_trial
-from imet_ray.writing import SupersededError, write_text
+from imet_ray.storage.atomic_write import SupersededError, write_text
+from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.run_directory import Store
+from imet_ray.training.train_trial import train_trial
+from imet_ray.training.trainer import EpochMetrics
 
 
 def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:

@@ -6,7 +6,7 @@ The work itself is in `trial` and `oof`.
 from typing import Any
 
 from imet_ray.cluster.session import Slot
-from imet_ray.data import SplitData, TrainingData
+from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.startup import heavy_imports
 
 
@@ -20,7 +20,7 @@ def train_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
 def train_in_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Tune's trainable where several workers train a trial: `team.run_team`."""
     with heavy_imports():
-        from imet_ray.cluster.team import run_team
+        from imet_ray.cluster.ddp_trial import run_team
     run_team(config, data, slot)
 
 
@@ -32,5 +32,5 @@ def predict_in_worker(
 ) -> bool | str:
     """A Ray task: `oof.predict_one`."""
     with heavy_imports():
-        from imet_ray.cluster.oof import predict_one
+        from imet_ray.cluster.predict_tasks import predict_one
     return predict_one(kind, trial_id, shared, slot)

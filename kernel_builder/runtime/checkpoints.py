@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 
 from imet_ray.errors import StoreError
-from imet_ray.models import Tagger, build_model
-from imet_ray.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
-from kernel_builder.runtime.found import FoundWeights, read_weights
+from imet_ray.models.models import Tagger, build_model
+from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
+from kernel_builder.runtime.image_cache import PictureShelf
+from kernel_builder.runtime.locate_weights import FoundWeights, read_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
-from kernel_builder.runtime.pictures import PictureShelf
 
 if TYPE_CHECKING:
-    from imet_ray.crypto import Secret
+    from imet_ray.storage.encryption import Secret
 
 
 class Checkpoints:

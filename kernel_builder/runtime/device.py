@@ -4,8 +4,8 @@ import logging
 
 import torch
 
-from imet_ray.predict import half_of
-from imet_ray.weights import first_line
+from imet_ray.models.pretrained import first_line
+from imet_ray.prediction.predict import half_of
 
 logger = logging.getLogger(__name__)
 

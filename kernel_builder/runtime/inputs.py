@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.catalog import picture_files
+from imet_ray.data.catalog import picture_files
+from imet_ray.data.csv_tables import Problem, read_table
 from imet_ray.errors import DataError
-from imet_ray.tables import Problem, read_table
 
 SAMPLE = "sample_submission.csv"
 TABLES = (SAMPLE, "train.csv")  # beside these, folders of these names hold pictures

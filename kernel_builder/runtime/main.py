@@ -21,21 +21,21 @@ from typing import Any
 import numpy as np
 
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
-from imet_ray.durations import duration
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.submission import write_submission
-from imet_ray.writing import write_json
+from imet_ray.prediction.submission import write_submission
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.units import duration
 from kernel_builder.runtime.checkpoints import Checkpoints
 from kernel_builder.runtime.device import usable_device
-from kernel_builder.runtime.ending import CUT, told
-from kernel_builder.runtime.ending import exit_code as ending_code
-from kernel_builder.runtime.found import find_secret, find_weights
+from kernel_builder.runtime.exit_status import CUT, told
+from kernel_builder.runtime.exit_status import exit_code as ending_code
+from kernel_builder.runtime.image_cache import PictureShelf
 from kernel_builder.runtime.inputs import all_files, find_test
+from kernel_builder.runtime.locate_weights import find_secret, find_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
-from kernel_builder.runtime.pictures import PictureShelf
+from kernel_builder.runtime.running_blend import Tally
 from kernel_builder.runtime.schedule import Deadline, Run
-from kernel_builder.runtime.tally import Tally
-from kernel_builder.runtime.watch import Watch
+from kernel_builder.runtime.watchdog import Watch
 
 INPUTS = ("/kaggle/input", "../input")
 LONGEST_START = 3600.0  # seconds: a process that claims more has another clock than /proc/uptime
@@ -198,7 +198,11 @@ class _Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
-        for name in ("imet_ray.predict", "kernel_builder.runtime.pictures", "kernel_builder.runtime.device"):
+        for name in (
+            "imet_ray.prediction.predict",
+            "kernel_builder.runtime.image_cache",
+            "kernel_builder.runtime.device",
+        ):
             logger = logging.getLogger(name)
             logger.handlers = [self]  # in a notebook, those of an earlier kernel are gone
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from imet_ray.averaging import Scale
-from imet_ray.ensemble import Prefix
+from imet_ray.prediction.ensemble import Prefix
+from imet_ray.prediction.pooling import Scale
 from imet_ray.specs import Frozen, Variant
 
 Dtype = Literal["float16", "float32"]

@@ -2,7 +2,7 @@
 
 A submission is there from the beginning (the labels' prior) and is replaced after each checkpoint, so a machine that is
 too slow costs score, never the submission. Knows nothing of models: batches come from outside. What hangs for longer
-than a batch is `kernel_builder.runtime.watch`'s business.
+than a batch is `kernel_builder.runtime.watchdog`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
-from kernel_builder.runtime.tally import Tally
+from kernel_builder.runtime.running_blend import Tally
 
 SURELY = 0.5  # of a foretold time must be too long before a checkpoint is not begun: a stall may be over
 STALL = 3.0  # times the second longest batch

@@ -1,0 +1,290 @@
+"""The blend's exact objective on the cells that members disagree about.
+
+A cell (picture i, label c) is predicted where sum_m w_m (p_m[i, c] - t_m) > s: t_m is a first threshold of each
+member, and s, the shift, moves all of them together (one for all labels, or one a label group). As s is free, so is the
+threshold of the blended probability; the t_m only keep s near 0. While s stays in a window around 0, a cell whose
+margins p_m - t_m all lie above the window, or all below, is decided: no weights >= 0 change it. Such cells are counted
+once, and only the others are kept.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from imet_ray.prediction.metrics import HALF_ONE, f2_of_counts
+from imet_ray.prediction.pooling import Scale, on_scale
+
+ROWS = 1024  # pictures a block while building
+CHUNK = 1 << 15  # cells whose margins are weighed at once: they stay in the cache
+HIT_BITS = 16
+HIT = 1 << HIT_BITS  # a cell's count: 1, and HIT more if its label is true
+INSIDE = 0.999  # of the window may be used: rounding must not carry a decided cell over its edge
+
+
+@dataclass(frozen=True)
+class DisputedCells:
+    """What is left of the out-of-fold predictions once the decided cells are counted."""
+
+    margins: np.ndarray  # (M, D) float32: p_m - t_m of the disputed cells, by picture
+    image: np.ndarray  # (D,) int32: the cell's picture, rising
+    label: np.ndarray  # (D,) bool: whether the label is true
+    group: np.ndarray  # (D,) int16: the label's group
+    hits: np.ndarray  # (N,) int64: decided and true
+    chosen: np.ndarray  # (N,) int64: decided
+    true: np.ndarray  # (N,) int64
+    thresholds: np.ndarray  # (M,) float64: t_m
+    window: float  # shifts stay in -window..window
+    n_groups: int
+
+    @classmethod
+    def build(
+        cls,
+        values: Sequence[np.ndarray],
+        thresholds: Sequence[float],
+        labels: np.ndarray,
+        *,
+        window: float = 0.0,
+        scale: Scale = "probability",
+        groups: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> "DisputedCells":
+        """Split the cells, in one pass over the arrays.
+
+        Args:
+            values: M arrays (N, C) float16 or float32, memory-mapped or not.
+            thresholds: M floats, one a member.
+            labels: (N, C) uint8 or bool.
+            window: how far the shift may move from 0.
+            scale: of thresholds and window, and on which the weights average.
+            groups: (C,) int, the group of each label; one group if None.
+            threads: of the pass; as many as there are cores if None.
+
+        Returns:
+            The disputed cells, by picture; for one member and no window there are none.
+        """
+        n, c = labels.shape
+        of_label = np.zeros(c, dtype=np.int16) if groups is None else groups.astype(np.int16)
+        bounds = [
+            _Bounds.of(value.dtype, threshold, window, scale)
+            for value, threshold in zip(values, thresholds, strict=True)
+        ]
+
+        def split(start: int) -> tuple[np.ndarray, ...]:
+            block = slice(start, start + ROWS)
+            parts = [value[block] for value in values]
+            truth = labels[block].astype(bool)
+            some, every = bounds[0].split(parts[0])
+            for bound, part in zip(bounds[1:], parts[1:], strict=True):
+                not_lost, won = bound.split(part)
+                some |= not_lost
+                every &= won
+            cells = np.flatnonzero(some & ~every)
+            rows = cells // c
+            margins = np.stack(
+                [
+                    member_margin(part.ravel()[cells], t, scale)
+                    for part, t in zip(parts, thresholds, strict=True)
+                ]
+            )
+            return (
+                margins,
+                (rows + start).astype(np.int32),
+                truth.ravel()[cells],
+                of_label[cells - rows * c],
+                np.count_nonzero(every & truth, axis=1),
+                np.count_nonzero(every, axis=1),
+                np.count_nonzero(truth, axis=1),
+            )
+
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            blocks = list(pool.map(split, range(0, n, ROWS)))
+        margins, image, label, group, hits, chosen, true = (
+            np.concatenate(part, axis=-1) for part in zip(*blocks, strict=True)
+        )
+        return cls(
+            margins=margins,
+            image=image,
+            label=label,
+            group=group,
+            hits=hits,
+            chosen=chosen,
+            true=true,
+            thresholds=np.array(thresholds, dtype=np.float64),
+            window=window,
+            n_groups=int(of_label.max(initial=0)) + 1,
+        )
+
+    @property
+    def n_members(self) -> int:
+        return len(self.margins)
+
+    @property
+    def reach(self) -> float:
+        """The largest shift that may be asked for."""
+        return INSIDE * self.window
+
+    def counts(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Labels predicted and true, and labels predicted, of each picture: (N,) int64 each.
+
+        Args:
+            weights: (M,) >= 0, not all 0.
+            shifts: (1,) or (G,) in -reach..reach; 0 if None.
+        """
+        hits, chosen = self.hits.copy(), self.chosen.copy()
+        pictures, counted = self._disputed(weights, shifts)
+        hits[pictures] += counted >> HIT_BITS
+        chosen[pictures] += counted & (HIT - 1)
+        return hits, chosen
+
+    def score(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> float:
+        """Mean F2 under the weights and shifts; arguments as for `counts`."""
+        _, counted = self._disputed(weights, shifts)
+        hits, chosen, true = self._decided
+        scores = f2_of_counts(hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1)))
+        return float((self._decided_f2 + scores.sum()) / len(self.true))
+
+    def pictures(self, rows: np.ndarray) -> "DisputedCells":
+        """The same cells of some pictures only.
+
+        Args:
+            rows: (n,) rising indices of pictures.
+        """
+        place = np.full(len(self.true), -1, dtype=np.int32)
+        place[rows] = np.arange(len(rows), dtype=np.int32)
+        image = place[self.image]
+        kept = image >= 0
+        return replace(
+            self,
+            margins=np.ascontiguousarray(self.margins[:, kept]),
+            image=image[kept],
+            label=self.label[kept],
+            group=self.group[kept],
+            hits=self.hits[rows],
+            chosen=self.chosen[rows],
+            true=self.true[rows],
+        )
+
+    def members(self, kept: Sequence[int]) -> "DisputedCells":
+        """The same cells for some of the members: some are decided now, and only make it slower."""
+        chosen = list(kept)
+        return replace(self, margins=self.margins[chosen], thresholds=self.thresholds[chosen])
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """sum_m w_m margin_m of each cell: (D,) float32."""
+        total = np.empty(self.margins.shape[1], dtype=np.float32)
+        for start in range(0, len(total), CHUNK):
+            block = slice(start, start + CHUNK)
+            total[block] = weighted_margin(self.margins[:, block], weights)
+        return total
+
+    def counts_of(self, won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels predicted and true, and labels predicted, of each picture, if these cells are: (N,) int64 each.
+
+        Args:
+            won: (D,) bool.
+        """
+        hits, chosen = self.hits.copy(), self.chosen.copy()
+        counted = self._by_picture(self._counts * won)
+        hits[self._pictures] += counted >> HIT_BITS
+        chosen[self._pictures] += counted & (HIT - 1)
+        return hits, chosen
+
+    def _disputed(self, weights: np.ndarray, shifts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures with disputed cells, and what these add: labels predicted, and HIT for each that is true."""
+        counts = self._counts
+        if not len(counts):
+            return self._pictures, counts
+        limit = self._limit(shifts)
+        taken = np.empty_like(counts)
+        for start in range(0, len(counts), CHUNK):
+            block = slice(start, start + CHUNK)
+            bound = limit if np.ndim(limit) == 0 else limit[block]
+            won = weighted_margin(self.margins[:, block], weights) > bound
+            np.multiply(counts[block], won, out=taken[block])
+        return self._pictures, self._by_picture(taken)
+
+    def _by_picture(self, taken: np.ndarray) -> np.ndarray:
+        """Sums of the cells' counts over each picture that has any: int32."""
+        # running sums wrap around, and their differences back: a third of the time of reduceat
+        summed = np.cumsum(taken, dtype=np.int32, out=taken)[self._ends]
+        return np.asarray(np.diff(summed, prepend=np.int32(0)))
+
+    def _limit(self, shifts: np.ndarray | None) -> np.ndarray:
+        """What a cell's weighted margin has to exceed: () or (D,) float32."""
+        if shifts is None:
+            return np.zeros((), dtype=np.float32)
+        limits = np.asarray(shifts, dtype=np.float32)
+        assert np.abs(limits).max() <= np.float32(self.window)
+        return np.asarray(limits[0] if len(limits) == 1 else limits[self.group])
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return np.asarray(1 + HIT * self.label.astype(np.int32))
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """The last cell of each picture that has any."""
+        return np.flatnonzero(np.diff(self.image, append=-1))
+
+    @cached_property
+    def _pictures(self) -> np.ndarray:
+        return np.asarray(self.image[self._ends])
+
+    @cached_property
+    def _decided(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is decided of the pictures that have disputed cells: hits, chosen, true."""
+        return self.hits[self._pictures], self.chosen[self._pictures], self.true[self._pictures]
+
+    @cached_property
+    def _decided_f2(self) -> float:
+        """The sum over pictures without a disputed cell."""
+        decided = np.ones(len(self.true), dtype=bool)
+        decided[self._pictures] = False
+        return float(f2_of_counts(self.hits[decided], self.true[decided], self.chosen[decided]).sum())
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Where a member's values leave the window, in the values' own numbers."""
+
+    threshold: float
+    window: float
+    scale: Scale
+    lost: np.int16 | None  # bits of float16 in 0..1 below which the margin is at most -window
+    won: np.int16 | None  # from which on it is above window
+
+    @classmethod
+    def of(cls, dtype: np.dtype, threshold: float, window: float, scale: Scale) -> "_Bounds":
+        if dtype != np.float16:
+            return cls(threshold, window, scale, None, None)
+        numbers = np.arange(HALF_ONE + 1, dtype=np.uint16).view(np.float16)
+        margins = member_margin(numbers, threshold, scale)  # rises with the bits
+        lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-window, window))
+        return cls(threshold, window, scale, np.int16(lost), np.int16(won))
+
+    def split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cells that are not lost, and cells that are won: bool each."""
+        if self.lost is not None and self.won is not None:
+            bits = np.ascontiguousarray(values).view(np.int16)
+            if bits.min(initial=0) >= 0:  # else margins of another tool, or -0.0
+                return bits >= self.lost, bits >= self.won
+        margin = member_margin(values, self.threshold, self.scale)
+        return margin > np.float32(-self.window), margin > np.float32(self.window)
+
+
+def member_margin(probs: np.ndarray, threshold: float, scale: Scale = "probability") -> np.ndarray:
+    """p - t on the scale in float32, the one arithmetic that every way of deciding a cell uses."""
+    margin: np.ndarray = on_scale(probs, scale) - np.float32(threshold)
+    return margin
+
+
+def weighted_margin(margins: np.ndarray | Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """sum_m w_m margin_m in float32, in the order of the members: the sign decides."""
+    total = np.float32(weights[0]) * margins[0]
+    for weight, margin in zip(weights[1:], margins[1:], strict=True):
+        total += np.float32(weight) * margin
+    return np.asarray(total)

@@ -1,0 +1,264 @@
+"""The level-1 files of a solution of iMet 2019, read as members, and its description of an ensemble, written.
+
+    level1_train_MODEL_f0_e14_0.5975.npy    fold 0's pictures in train.csv's order, epoch 14, F2 of that fold
+    folds.npy                               (N,) ints, the fold of each picture of train.csv
+    train.csv                               id, attribute_ids: numbers, and columns of the files above
+    NAME_val_0.6397.yml                     a list of `predicts`, a model's file names by fold, and `weight`
+
+The files hold p - t: each fold's threshold is already subtracted. One file a model is named, those of the other
+folds are found beside it. Test predictions (level1_test_...) are not read.
+"""
+
+import glob
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from imet_ray.blending.members import Member
+from imet_ray.data.csv_tables import Problem, Row, read_table
+from imet_ray.data.labels import multi_hot
+from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.storage.atomic_write import write_text
+
+NAME = re.compile(r"level1_train_(?P<model>.+)_f(?P<fold>[0-9]{1,3})_e[0-9]+_[0-9]+\.[0-9]+\.npy")
+COLUMN = re.compile(r"[0-9]{1,9}")  # more digits are no column, and int() refuses more than 4,300
+
+
+@dataclass(frozen=True)
+class Blendable2019:
+    """That solution's files, ready to be blended."""
+
+    members: tuple[Member, ...]  # probs (N, C) float16 or float32, margins
+    labels: np.ndarray  # (N, C) uint8
+    folds: np.ndarray  # (N,) int64
+    ids: tuple[str, ...]  # (N,)
+    label_ids: tuple[str, ...]  # (C,) the columns' numbers
+    files: tuple[tuple[Path, ...], ...]  # of each member, by fold
+
+
+def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019:
+    """Read models of which one fold's file each is named.
+
+    Args:
+        files: one a model, of any fold.
+        folds: the .npy of (N,) ints.
+        labels: Kaggle's train.csv, N rows.
+
+    Raises:
+        ConfigError: if a name does not fit, or two files are of one model.
+        StoreError: if a file is missing or damaged.
+        DataError: if a fold is missing or comes twice, or arrays do not belong together.
+    """
+    named = _named(files)
+    rows = _rows(labels)
+    of_picture = _read_folds(folds, len(rows), labels)
+    found = [_by_fold(model, file, np.unique(of_picture).tolist(), folds) for model, file in named.items()]
+    # All headers first: a wrong file shows before gigabytes of the others are read.
+    parts = [[_open(file) for file in own] for own in found]
+    n_labels = _check_shapes(found, parts, of_picture)
+    hot = _multi_hot(rows, n_labels, labels)
+    ids = tuple(row.values[0] for row in rows)
+    models = tqdm(
+        list(zip(named, parts, strict=True)), "reading", unit="model", disable=not sys.stderr.isatty()
+    )
+    members = tuple(Member(model, _assembled(own, of_picture), ids, margins=True) for model, own in models)
+    return Blendable2019(
+        members=members,
+        labels=hot,
+        folds=of_picture,
+        ids=ids,
+        label_ids=tuple(str(column) for column in range(n_labels)),
+        files=tuple(tuple(own) for own in found),
+    )
+
+
+def write_2019(
+    directory: Path, name: str, score: float, found: Blendable2019, weights: Sequence[float]
+) -> Path:
+    """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`, in place of an earlier one.
+
+    Args:
+        name: of the ensemble.
+        score: F2 out of fold; its four digits are in the file's name.
+        weights: (M,) of the members.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ConfigError: if the name is no file's name.
+        StoreError: if it cannot be written.
+    """
+    if not name or Path(name).name != name:
+        raise ConfigError(f"the ensemble's name becomes a file's name, got {name!r}: choose one without /")
+    assert math.isfinite(score)
+    ensemble = [
+        {"predicts": [file.name for file in files], "weight": float(weight)}
+        for files, weight in zip(found.files, weights, strict=True)
+    ]
+    path = directory / f"{name}_val_{score:.4f}.yml"
+    earlier = set(directory.glob(f"{glob.escape(name)}_val_*.yml")) - {path}
+    write_text(path, yaml.safe_dump(ensemble, default_flow_style=False, allow_unicode=True, width=math.inf))
+    for other in earlier:  # its weights are not those of ensemble.json
+        other.unlink(missing_ok=True)
+    return path
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """The named file of each model."""
+    named: dict[str, Path] = {}
+    for file in files:
+        fits = NAME.fullmatch(file.name)
+        if fits is None:
+            raise ConfigError(
+                f"a level-1 file is called level1_train_MODEL_f0_e14_0.5975.npy, got {str(file)!r}: name one of those"
+            )
+        model = fits["model"]
+        if model in named:
+            raise ConfigError(
+                f"model {model} comes twice, as {named[model]} and {file}: name one fold's file, the others are "
+                "found beside it"
+            )
+        named[model] = file
+    if not named:
+        raise ConfigError("no level-1 file to blend: name level1_train_MODEL_f0_e14_0.5975.npy, one a model")
+    return named
+
+
+def _by_fold(model: str, named: Path, wanted: Sequence[int], folds: Path) -> list[Path]:
+    """The model's file of each fold."""
+    try:
+        beside = sorted(named.parent.iterdir())
+    except OSError as error:
+        raise StoreError(f"{named} cannot be read ({error.strerror}): check the path") from None
+    if named not in beside:
+        raise StoreError(f"{named} is missing: check the path")
+    found: dict[int, Path] = {}
+    almost = re.compile(re.escape(f"level1_train_{model}") + r"_f[0-9]+_.*\.npy")
+    for file in beside:
+        fits = NAME.fullmatch(file.name)
+        if fits is None and almost.fullmatch(file.name):
+            raise DataError(
+                f"{file} may be of model {model}, but is not called level1_train_{model}_f0_e14_0.5975.npy: rename "
+                "it or move it away"
+            )
+        if fits is None or fits["model"] != model:
+            continue
+        fold = int(fits["fold"])
+        if fold in found:
+            raise DataError(
+                f"model {model} has two files of fold {fold}, {found[fold]} and {file}: move one away"
+            )
+        if fold not in wanted:
+            raise DataError(f"{file} is of fold {fold}, which {folds} lacks: use the folds it was made with")
+        found[fold] = file
+    absent = [fold for fold in wanted if fold not in found]
+    if absent:
+        raise DataError(
+            f"model {model} lacks fold {absent[0]}: put level1_train_{model}_f{absent[0]}_... beside {named}, or "
+            "leave the model out"
+        )
+    return [found[fold] for fold in wanted]
+
+
+def _open(file: Path) -> np.ndarray:
+    """An .npy file, memory-mapped; objects are refused, not unpickled."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror or error}): check the path") from None
+    except Exception as error:  # numpy raises several kinds for a header it cannot read
+        raise StoreError(
+            f"{file} is damaged or no .npy of numbers ({' '.join(str(error).split())}): fetch or make it again"
+        ) from None
+
+
+def _read_folds(file: Path, n: int, labels: Path) -> np.ndarray:
+    """(N,) int64."""
+    values = _open(file)
+    if values.shape != (n,):
+        raise DataError(f"{file} must have a fold for each of the {n:,} rows of {labels}, got {values.shape}")
+    if values.dtype.kind not in "iu" or values.min() < 0:
+        raise DataError(
+            f"{file} must have whole numbers of at least 0, got {values.dtype}, {values[:5].tolist()}"
+        )
+    return np.array(values, dtype=np.int64)
+
+
+def _check_shapes(
+    files: Sequence[Sequence[Path]], parts: Sequence[Sequence[np.ndarray]], folds: np.ndarray
+) -> int:
+    """The number of columns, if each file has a row a picture of its fold and as many columns as the first."""
+    n_rows = np.unique(folds, return_counts=True)[1].tolist()
+    first = parts[0][0]
+    for own, arrays in zip(files, parts, strict=True):
+        for file, array, n in zip(own, arrays, n_rows, strict=True):
+            if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+                raise DataError(
+                    f"{file} must have a row a picture, a column a label, float16, float32 or float64, got "
+                    f"{array.shape} {array.dtype.name}: make it again"
+                )
+            if len(array) != n:
+                raise DataError(
+                    f"{file} has {len(array):,} rows, but its fold has {n:,} pictures: use the folds and the "
+                    "train.csv it was made with"
+                )
+            if array.shape[1] != first.shape[1]:
+                raise DataError(
+                    f"{file} has {array.shape[1]:,} columns, but {files[0][0]} has {first.shape[1]:,}: blend models "
+                    "of one set of labels"
+                )
+    return int(first.shape[1])
+
+
+def _assembled(parts: Sequence[np.ndarray], folds: np.ndarray) -> np.ndarray:
+    """(N, C) in train.csv's order: float16 if all parts are, else float32."""
+    narrow = all(part.dtype.itemsize == 2 for part in parts)
+    whole = np.empty((len(folds), parts[0].shape[1]), np.float16 if narrow else np.float32)
+    with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+        for fold, part in zip(np.unique(folds), parts, strict=True):
+            whole[folds == fold] = part
+    return whole
+
+
+def _rows(labels: Path) -> list[Row]:
+    """The rows of train.csv, each with an id of its own."""
+    problems: list[Problem] = []
+    rows = read_table(labels, ("id", "attribute_ids"), problems) or []
+    for problem in problems:
+        if problem.forbids:
+            place = f"{labels} row {problem.row}" if problem.row is not None else str(labels)
+            raise DataError(f"{place}: {problem.kind}, {problem.text}: use Kaggle's train.csv")
+    if not rows:
+        raise DataError(f"{labels} has no rows: use Kaggle's train.csv")
+    seen: dict[str, int] = {}
+    for row in rows:
+        picture = row.values[0]
+        if not picture or seen.setdefault(picture, row.number) != row.number:
+            what = f"{picture!r} was in row {seen[picture]} already" if picture else "the id is empty"
+            raise DataError(f"{labels} row {row.number}: {what}: use Kaggle's train.csv")
+    return rows
+
+
+def _multi_hot(rows: Sequence[Row], n_labels: int, labels: Path) -> np.ndarray:
+    """(N, C) uint8."""
+    found = [row.values[1].split() for row in rows]
+    for row, own in zip(rows, found, strict=True):
+        if not own:
+            raise DataError(
+                f"{labels} row {row.number}: {row.values[0]!r} has no labels: use Kaggle's train.csv"
+            )
+        for label in own:
+            if not COLUMN.fullmatch(label) or int(label) >= n_labels:
+                raise DataError(
+                    f"{labels} row {row.number}: attribute {label[:40]!r} is no column of the level-1 files, which "
+                    f"have 0..{n_labels - 1}: use the train.csv they were made with"
+                )
+    return multi_hot([[int(label) for label in own] for own in found], n_labels)

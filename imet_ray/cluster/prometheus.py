@@ -1,0 +1,109 @@
+"""A run's figures as Ray metrics, for Prometheus and Grafana: one actor reads the store now and then.
+
+The driver starts it and hears nothing of it: nobody waits for it, and without it a sweep goes on. `grafana.json`
+beside this file shows what it exports; Ray puts `ray_` before each name.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from imet_ray.reporting.run_status import STATES, TrialStatus, Watcher
+from imet_ray.storage.run_directory import Store
+
+EVERY_S = 5.0  # Ray itself exports every 10 s
+REST = 20.0  # times what a look takes: with very many trials a twentieth of a core is enough
+RESTARTS = 3  # of the actor
+GAUGES = {  # name -> what it is, and its tags beside `run`
+    "imet_best_f2": ("Best F2 on a held-out fold so far", "variant"),
+    "imet_trials": ("Trials by state", "state"),
+    "imet_images_per_s": ("Pictures a second, of all trials that run", "variant"),
+    "imet_gpu_bytes": ("GPU memory that the largest of the trials that run has allocated", "variant"),
+}
+COUNTERS = {"imet_wait_seconds_total": ("Seconds in which trials waited for data", "variant")}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One value of one metric."""
+
+    metric: str
+    tag: str  # the value of the metric's own tag
+    value: float
+
+
+def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
+    """All metrics of a run, counters as totals; nothing that has passed is left standing."""
+    found = [Figure("imet_trials", state, sum(trial.state == state for trial in trials)) for state in STATES]
+    for variant in sorted({trial.spec.variant.name for trial in trials}):
+        own = [trial for trial in trials if trial.spec.variant.name == variant]
+        best = max((trial.best for trial in own if trial.best is not None), default=None)
+        if best is not None:
+            found.append(Figure("imet_best_f2", variant, best))
+        last = [trial.rows[-1] for trial in own if trial.state == "runs" and trial.rows]
+        waited = sum(row.get("wait_s", 0.0) for trial in own for row in trial.rows)
+        found += [
+            Figure("imet_images_per_s", variant, sum(row["images_per_s"] for row in last)),
+            Figure("imet_gpu_bytes", variant, max((row.get("gpu_bytes", 0) for row in last), default=0)),
+            Figure("imet_wait_seconds_total", variant, waited),
+        ]
+    return found
+
+
+class Exporter:
+    """The actor. What it knows comes from the store, so that a new one goes on where a dead one stopped."""
+
+    def __init__(self, run: Path) -> None:
+        self.watcher = Watcher(Store(run))
+        self.run = run.name
+        self.gauges = {name: Gauge(name, text, ("run", tag)) for name, (text, tag) in GAUGES.items()}
+        self.counters = {name: Counter(name, text, ("run", tag)) for name, (text, tag) in COUNTERS.items()}
+        self.counted: dict[tuple[str, str], float] = {}
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def __repr__(self) -> str:
+        return f"gauges of {self.run}"
+
+    def _go_on(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                self._export()
+            except Exception as error:  # such as a disk that is away for a while; the actor's log has it
+                print(f"{type(error).__name__}: {error}", flush=True)
+            time.sleep(max(EVERY_S, REST * (time.monotonic() - began)))
+
+    def _export(self) -> None:
+        self.watcher.store.fetch()
+        trials, _ = self.watcher.trials(time.time())
+        for figure in figures(trials):
+            if figure.metric in GAUGES:
+                tags = {"run": self.run, GAUGES[figure.metric][1]: figure.tag}
+                self.gauges[figure.metric].set(float(figure.value), tags)
+                continue
+            key = figure.metric, figure.tag
+            more = figure.value - self.counted.get(key, 0.0)
+            if more > 0:  # less: an epoch was lost
+                tags = {"run": self.run, COUNTERS[figure.metric][1]: figure.tag}
+                self.counters[figure.metric].inc(more, tags)
+                self.counted[key] = figure.value
+
+
+@contextlib.contextmanager
+def exported(store: Store) -> Iterator[None]:
+    """Export the run's figures meanwhile, from the driver's node: so no other node lives on for them."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=RESTARTS)(Exporter).options(scheduling_strategy=here)
+    handle = actor.remote(store.root.resolve())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(handle)

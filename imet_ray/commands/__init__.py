@@ -1,0 +1,1 @@
+"""What the command lines call: one function per stage."""

@@ -1,0 +1,145 @@
+"""The stages of the blend's command line: a run's variants, or the 2019 solution's files, to a frozen ensemble.
+
+What they return is printed by the caller; progress goes to a terminal's stderr.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imet_ray.blending.blend_run import BlendOptions, blend_members, blend_run, frozen
+from imet_ray.blending.external_members import parse_member, read_member
+from imet_ray.blending.fit_jobs import Runner
+from imet_ray.blending.imet2019_files import read_2019, write_2019
+from imet_ray.commands.setup import cache_at, elsewhere, near, reopen
+from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
+from imet_ray.reporting.error_analysis import label_findings
+from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
+from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.results import standings
+from imet_ray.storage.run_directory import Store
+
+RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
+
+
+def blend(
+    name: str | None,
+    *,
+    runs: Path,
+    cache: Path | None,
+    members: Sequence[str] | None,
+    outside: Sequence[str],
+    out: str,
+    in_full: bool,
+    options: BlendOptions,
+    runner: Runner,
+) -> dict[str, Any]:
+    """Blend a run, write its ensemble and page; the findings, as `ensemble.json` keeps them.
+
+    Args:
+        name: of the run; the newest if None.
+        members: variants to blend; all that are trained on all folds if None.
+        outside: `NAME=FILE` of other tools' predictions.
+        out: the ensemble's name.
+        in_full: with what else the page tells of labels and pictures.
+
+    Raises:
+        ImetError: one line for what cannot be blended.
+    """
+    run = reopen(runs, name, cache_at(cache))
+    variants = [variant.name for variant in run.experiment.space.variants]
+    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
+    if members is not None:
+        for member in members:
+            if member not in whole:
+                raise unknown_name("member", member, whole, listed_as="Trained on all folds")
+        whole = {member: whole[member] for member in members}
+    if not whole and not outside:
+        raise ConfigError(
+            f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
+        )
+    given = [
+        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
+    ]
+    place = run.store.ensemble(out)
+    with only_driver(run.store):
+        replaced = place.ensemble.exists()
+        blend_run(
+            run.store,
+            run.data,
+            run.catalog,
+            run.experiment.space,
+            list(whole.values()),
+            out,
+            options=options,
+            outside=given,
+            runner=runner,
+            progress=show,
+        )
+        show("drawing the report")
+        found = standings(run.store, variants)
+        ensemble = read_ensemble(place)
+        oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
+        write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
+        findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
+        show("")
+    _say_replaced(out, replaced)
+    print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
+    tests = "".join(f" --member {member.name}=TEST.npz" for member in given)
+    print(
+        f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere(run.store)}{tests}",
+        file=sys.stderr,
+    )
+    return ensemble.report | findings
+
+
+def blend_2019(
+    name: str,
+    files: Sequence[Path],
+    *,
+    folds: Path,
+    labels: Path,
+    runs: Path,
+    options: BlendOptions,
+    runner: Runner,
+) -> dict[str, Any]:
+    """Blend the 2019 solution's level-1 files; its own description of the ensemble is written beside ours.
+
+    Raises:
+        ImetError: one line for what cannot be blended.
+    """
+    found = read_2019(files, folds, labels)
+    report, _, _ = blend_members(
+        found.members,
+        found.labels,
+        found.folds,
+        seed=0,
+        options=options,
+        remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
+        runner=runner,
+        progress=show,
+    )
+    store = Store((runs / RUN_2019).resolve())
+    place = store.ensemble(name)
+    with only_driver(store):
+        replaced = place.ensemble.exists()
+        write_ensemble(place, frozen(name, found.members, report, found.label_ids))
+        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
+        write_findings(place, name, report.to_dict())
+    show("")
+    _say_replaced(name, replaced)
+    print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
+    return report.to_dict()
+
+
+def _say_replaced(name: str, replaced: bool) -> None:
+    if replaced:
+        print(f"the earlier ensemble {name} was replaced, and what it predicted is gone", file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """What is being done, on one line of a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,262 @@
+"""The stages of the command line that run on Ray: the sweep to its end, out-of-fold pass, prediction.
+
+Each prints what a person wants to read and returns the exit code.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from imet_ray.blending.blend_run import BlendOptions, blend_run
+from imet_ray.blending.external_members import parse_member, read_member
+from imet_ray.blending.fit_jobs import solve_here
+from imet_ray.cluster.blend import solve_on_ray
+from imet_ray.cluster.node_environment import code_bytes
+from imet_ray.cluster.predict_tasks import predict_held_out, predict_test
+from imet_ray.cluster.prometheus import exported
+from imet_ray.cluster.session import Session, ray_session
+from imet_ray.cluster.sweep import run_sweep
+from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
+from imet_ray.data.training_data import test_split
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.prediction.decode import decode
+from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
+from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.submission import write_submission
+from imet_ray.reporting.report_page import write_report
+from imet_ray.storage.atomic_write import write_arrays
+from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.results import Standing, failures, read_spec, standings
+from imet_ray.storage.run_directory import TrialStore
+from imet_ray.units import clock
+
+ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
+METHODS = ("greedy", "line")  # that a sweep compares with uniform weights; `blend.py` compares all
+WIDE = 140  # columns of the leaderboard in a file or a pipe
+
+
+def sweep(
+    plan: Plan,
+    *,
+    budget_s: float | None,
+    address: str | None,
+    concurrency: int | None,
+    studies: str | None = None,
+) -> int:
+    """Everything from search to submission; 1 if no ensemble came out of it.
+
+    Args:
+        studies: URL of an Optuna storage; None: the run's own journal.
+    """
+    began = time.monotonic()
+    deadline = time.time() + budget_s if budget_s is not None else None
+    set_old_run_aside(plan)
+    with only_driver(plan.store), contextlib.ExitStack() as stack:
+        session = stack.enter_context(
+            ray_session(
+                plan.space.resources, address=address, concurrency=concurrency, run=plan.store.root.name
+            )
+        )
+        print(_describe(session))
+        run = start(plan)  # while Ray's workers start
+        stack.enter_context(exported(run.store))
+        summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies)
+        if summary.trials:
+            without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
+            print(
+                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s a trial (time that "
+                f"its slot was held, less training), {summary.overhead_s:.2f} s with the start of the workers, "
+                f"{summary.start_s:.0f} s each"
+            )
+        whole = [standing for standing in _leaderboard(run) if standing.whole]
+        if not whole:
+            if summary.out_of_time:
+                print("no variant is trained on all folds yet: the time budget ended the search, so no blend")
+                print("next: the same command continues, with a longer --time-budget or none")
+                return 0
+            print("every variant failed on some fold, for the reasons above: no blend")
+            print("next: mend the space, then the same command with --fresh")
+            return 1
+        if summary.out_of_time and len(whole) < len(plan.space.variants):
+            print("the time budget ended the search: the same command continues with the other variants")
+        _out_of_fold(run, whole, session)
+        report = blend_run(
+            run.store,
+            run.data,
+            run.catalog,
+            run.experiment.space,
+            whole,
+            ENSEMBLE,
+            options=BlendOptions(methods=METHODS),
+            runner=solve_here if address is None else solve_on_ray,
+        )
+        print(f"\n{report.text()}\n")
+        _predict(run, ENSEMBLE, session, out=None)
+    print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
+    print(f"  look at      {near(run.store.ensemble(ENSEMBLE).report)}")
+    print(f"  blend again  python blend.py --name {plan.store.root.name}{elsewhere(plan.store)}")
+    return 0
+
+
+def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
+    """Out-of-fold predictions of all variants that are trained on all folds."""
+    whole = [standing for standing in _leaderboard(run) if standing.whole]
+    if not whole:
+        raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
+    resources = run.experiment.space.resources
+    with (
+        only_driver(run.store),
+        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
+    ):
+        _out_of_fold(run, whole, session)
+    return 0
+
+
+def predict(
+    run: Run,
+    name: str,
+    *,
+    outside: Sequence[str],
+    out: Path | None,
+    address: str | None,
+    concurrency: int | None,
+) -> int:
+    """Test predictions of an ensemble and its submission file.
+
+    Args:
+        outside: `NAME=FILE` of the test predictions of members that another tool predicts.
+    """
+    if not run.catalog.test.ids:
+        raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
+    given = _outside_predictions(run, read_ensemble(run.store.ensemble(name)), outside)
+    resources = run.experiment.space.resources
+    with (
+        only_driver(run.store),
+        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
+    ):
+        _predict(run, name, session, out=out, outside=given)
+    return 0
+
+
+def _outside_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -> dict[str, np.ndarray]:
+    """The test probabilities of the ensemble's members that have no checkpoints here."""
+    needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
+    files = dict(parse_member(text) for text in outside)
+    for name in files.keys() - needed:
+        raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
+    for name in needed - files.keys():
+        raise ConfigError(
+            f"member {name} comes from another tool: give its test predictions with --member {name}=test.npz"
+        )
+    ids, n_labels = run.catalog.test.ids, len(run.data.label_ids)
+    return {name: read_member(name, path, ids, n_labels).probs for name, path in files.items()}
+
+
+def _out_of_fold(run: Run, whole: Sequence[Standing], session: Session) -> None:
+    trials = [standing.trials[fold] for standing in whole for fold in sorted(standing.trials)]
+    began = time.monotonic()
+    done = predict_held_out(trials, run.store, run.data, session)
+    print(
+        f"out-of-fold: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
+        f"{len(trials) - done} were there; each of {len(run.data.split.ids):,} pictures once a variant"
+    )
+
+
+def _predict(
+    run: Run,
+    name: str,
+    session: Session,
+    *,
+    out: Path | None,
+    outside: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    place = run.store.ensemble(name)
+    ensemble = read_ensemble(place)
+    catalog = run.catalog
+    if not catalog.test.ids:
+        print("the data have no test split: no submission")
+        _report(run, ensemble, None)
+        return
+    split = test_split(catalog, run.cache, run.store.packs)
+    trials: list[TrialStore] = [
+        run.store.trial(trial_id)
+        for member in ensemble.members
+        if member.weight > 0
+        for trial_id in member.trials
+    ]
+    for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
+        split.share(short_side, workers=torch.get_num_threads(), progress=True)
+    began = time.monotonic()
+    done = predict_test(trials, run.store, split, run.data.label_ids, session)
+    probs = blend_test(ensemble, run.store, split.ids, outside)
+    write_arrays(place.test, ids=np.array(split.ids), probs=probs.astype(np.float16))
+    decoded = decode(probs, ensemble.decoder)
+    for path in [place.submission, *([out] if out else [])]:
+        write_submission(path, split.ids, run.data.label_ids, decoded)
+    print(
+        f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
+        f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
+    )
+    if catalog.test_labels is not None:
+        print(f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)")
+    _report(run, ensemble, probs)
+
+
+def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None:
+    variants = [variant.name for variant in run.experiment.space.variants]
+    place = run.store.ensemble(ensemble.name)
+    found = standings(run.store, variants)
+    write_report(place, ensemble, run.store, run.catalog, found, test_probs)
+    print(f"report: {near(place.report)}")
+
+
+def _leaderboard(run: Run) -> list[Standing]:
+    """Print the best set of hparams of each variant, and what failed."""
+    variants = [variant.name for variant in run.experiment.space.variants]
+    found = standings(run.store, variants)
+    console = Console(markup=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
+    for column in ("variant", "best hparams", "F2 a fold", "mean", "spread", "expected-F2"):
+        left = column in ("variant", "best hparams")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for standing in found:
+        folds = " ".join(f"{standing.f2[fold]:.4f}" for fold in sorted(standing.f2))
+        missing = standing.n_folds - len(standing.f2)
+        expected = sum(standing.expected_f2.values()) / len(standing.expected_f2)
+        table.add_row(
+            standing.variant,
+            " ".join(
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in standing.hparams.items()
+            ),
+            folds + (f" ({missing} missing)" if missing else ""),
+            f"{standing.mean:.4f}",
+            f"{standing.spread:.4f}",
+            f"{expected:.4f}",
+        )
+    if found:
+        console.print(table)
+    for spec, reason in failures(run.store):
+        console.print(
+            f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}",
+            highlight=False,
+        )
+    return found
+
+
+def _describe(session: Session) -> str:
+    gpus = f" and {session.gpus_per_trial:g} GPUs" if session.gpus_per_trial else ""
+    each = "each" if session.workers_per_trial == 1 else f"each of its {session.workers_per_trial} workers"
+    where = f"; dashboard {session.dashboard}" if session.dashboard else ""
+    on = ""
+    if session.joined:
+        on = f"; {session.nodes} nodes, of one version; at most {code_bytes() / 1e6:.1f} MB of code sent to each"
+    return f"ray     {session.slots} trials at once, {session.cpus_per_trial:g} CPUs{gpus} {each}{on}{where}"

@@ -1,0 +1,1 @@
+"""Folders of labelled pictures: read, checked, split into folds, packed, augmented, loaded."""

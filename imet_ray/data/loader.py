@@ -1,0 +1,230 @@
+"""Packed pictures as batches for training and for evaluation.
+
+What a picture looks like depends on (seed, epoch, row) alone, and the order of an epoch on (seed, epoch), so
+neither the number of worker processes nor an interruption changes a batch. Pixels stay uint8; normalising them
+is the model's first step, on the device.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imet_ray.data.augmentation import TrainTransform, apply_view
+from imet_ray.data.packed_images import Pack
+from imet_ray.training.distributed import ALONE, Team
+
+PREFETCH = 2  # batches that each worker has ready
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pictures(Protocol):
+    """Decoded pictures by row: a `Pack`, or what decodes when it is asked."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """One picture: (H, W, 3) uint8 RGB."""
+        ...
+
+
+class SizedIterable(Protocol[T_co]):
+    """Batches whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+class TrainDataset(Dataset[Batch]):
+    """Augmented pictures of some rows of a pack, with their labels; other pictures each epoch."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        transform: TrainTransform,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            rows: (n,) int64, indices into the pack and the labels.
+            labels: (N, C) uint8, of all pictures in the pack.
+            seed: of the augmentations and the order.
+        """
+        self.pack, self.rows, self.labels = pack, rows, labels
+        self.transform, self.seed = transform, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """What is read from now on belongs to this epoch. Loaders made before go on with theirs."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray:
+        """The epoch's order: a permutation of 0..n-1, int64."""
+        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One picture, (3, S, S) uint8, and its labels, (C,) float32."""
+        images, targets = self.__getitems__([index])
+        return images[0], targets[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch in one piece: (B, 3, S, S) uint8 and (B, C) float32."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        images = _planes([self.transform(self.pack[row], self._picture_seed(row)) for row in rows.tolist()])
+        return images, torch.from_numpy(self.labels[rows].astype(np.float32))
+
+    def _picture_seed(self, row: int) -> int:
+        """32 bits from (seed, epoch, row)."""
+        state = np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)
+        return int(state[0])
+
+
+class ViewDataset(Dataset[torch.Tensor]):
+    """Some rows of a pack, each seen in the test-time views; the same pictures each time."""
+
+    def __init__(self, pack: Pictures, rows: np.ndarray, views: Sequence[str], image_size: int) -> None:
+        """
+        Args:
+            rows: (n,) int64, indices into the pack.
+            views: V names of `imet_ray.data.augmentation.VIEWS`.
+            image_size: S, pixels.
+        """
+        self.pack, self.rows = pack, rows
+        self.views, self.image_size = tuple(views), image_size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """One picture: (V, 3, S, S) uint8."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        """A batch in one piece: (B, V, 3, S, S) uint8."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        seen = [
+            apply_view(image, view, self.image_size)
+            for image in map(self.pack.__getitem__, rows.tolist())
+            for view in self.views
+        ]
+        planes = _planes(seen)
+        return planes.view(len(rows), len(self.views), *planes.shape[1:])
+
+
+def train_batches(
+    dataset: TrainDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    team: Team = ALONE,
+    least: int = 2,
+    pin_memory: bool = False,
+) -> SizedIterable[Batch]:
+    """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
+
+    Args:
+        batch_size: of the whole team.
+        workers: processes that prepare batches; 0 prepares them here.
+        team: this process's part of each batch comes.
+        least: pictures of the last batch; see `whole_batches`.
+        pin_memory: for a GPU, which fetches such batches while it computes.
+    """
+    batches = whole_batches(dataset.order(), batch_size, at_least=min(least, batch_size))
+    parts = [np.array_split(batch, team.size)[team.rank].tolist() for batch in batches]
+    return _loader(dataset, parts, workers, pin_memory=pin_memory)
+
+
+def whole_batches(order: np.ndarray, batch_size: int, *, at_least: int) -> list[np.ndarray]:
+    """An order cut into batches, the last of which may be smaller.
+
+    Args:
+        order: (n,).
+        at_least: a smaller last batch is left out, unless it is the only one: batch norm cannot learn from one picture.
+    """
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < at_least else batches
+
+
+def view_batches(
+    pack: Pictures,
+    rows: np.ndarray,
+    views: Sequence[str],
+    image_size: int,
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> SizedIterable[torch.Tensor]:
+    """All of `rows`, in their order, each in all views: (B, V, 3, S, S) uint8."""
+    dataset = ViewDataset(pack, rows, views, image_size)
+    batches = whole_batches(np.arange(len(dataset)), batch_size, at_least=1)
+    return _loader(dataset, [batch.tolist() for batch in batches], workers, pin_memory=pin_memory)
+
+
+class Timed(Generic[T_co]):
+    """Iterates over batches and sums the seconds spent waiting for them, start of the workers included."""
+
+    def __init__(self, batches: SizedIterable[T_co]) -> None:
+        self.batches = batches
+        self.waited = 0.0  # seconds
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[T_co]:
+        started = time.perf_counter()
+        for batch in self.batches:
+            self.waited += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
+        self.waited += time.perf_counter() - started
+
+
+def loader_died(error: Exception) -> bool:
+    """True if it says that a loader process died, not that one has met an error of its own.
+
+    Torch says so once it knows; the connection to a process that was just killed may break off before.
+    """
+    said = str(error)
+    broke_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in said
+    return broke_off or "DataLoader worker (pid" in said
+
+
+def _loader(
+    dataset: Dataset[Any], batches: list[list[int]], workers: int, *, pin_memory: bool
+) -> DataLoader[Any]:
+    """Torch's loader; a worker that dies makes it raise within five seconds: `loader_died`."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        prefetch_factor=PREFETCH if workers else None,
+        generator=torch.Generator(),  # the loader draws a number; not from the generator that dropout uses
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    """The datasets make whole batches; nothing is left to collate."""
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # each worker has one core
+
+
+def _planes(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """(H, W, 3) pictures of one size as (B, 3, H, W), channels last in memory: what convolutions like best."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -1,0 +1,70 @@
+"""Data sets by name: `demo` is drawn, `openclipart` is fetched, anything else is a directory."""
+
+import hashlib
+from pathlib import Path
+
+from imet_ray.data.sources import demo, openclipart
+from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.storage.atomic_write import SCHEMES
+
+DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
+WORKERS = 2
+
+
+def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
+    """The directory of a data set, made or fetched now if it is not there.
+
+    Args:
+        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, or a
+            directory.
+        cache: where generated and fetched data sets are kept.
+        source: openclipart's unpacked packages.
+
+    Raises:
+        ImetError: for unknown names and options, or what cannot be fetched.
+    """
+    name, _, options = data.partition(":")
+    folder = cache / "datasets"
+    if name == "demo":
+        given = _demo_options(options)
+        tag = hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:8] if given else "default"
+        root = folder / f"demo-{VERSION}-{tag}"
+        demo.generate(root, workers=WORKERS, **given)  # type: ignore[arg-type]
+        return root
+    if data.partition("://")[0] in SCHEMES:
+        from imet_ray.data.sources import bucket
+
+        return bucket.fetch(data, folder)
+    if data == "openclipart":
+        openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
+        return folder / "openclipart"
+    try:
+        root = Path(data).expanduser()
+        found = root.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, a ~user that is not there
+        found = False
+    if not found:
+        raise ConfigError(
+            f"no data at {data}: give --data demo, --data openclipart, or a directory with train.csv and train/ in it"
+        )
+    return root.resolve()
+
+
+VERSION = 1  # of demo's drawings: another version is another data set
+
+
+def _demo_options(text: str) -> dict[str, int | float]:
+    given: dict[str, int | float] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in DEMO_OPTIONS:
+            raise unknown_name("option of demo", key, DEMO_OPTIONS)
+        if key in given:
+            raise ConfigError(f"demo's {key} is given twice: choose one")
+        whole = key != "missing"
+        try:
+            given[key] = int(value) if whole else float(value)
+        except ValueError:
+            kind = "a whole number" if whole else "a number"
+            raise ConfigError(f"demo's {key} takes {kind}, got {value!r}") from None
+    return given

@@ -1,0 +1,113 @@
+"""A data set made ready: ids, labels, folds and where its packed pictures lie.
+
+The driver prepares it once; it is cheap to send to workers, which open the pack by path (and make it, on a
+node that has none). Reading and checking the directory itself is `imet_ray.data.catalog`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imet_ray.data.catalog import Catalog
+from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
+from imet_ray.data.packed_images import Pack, build_pack
+from imet_ray.errors import StoreError
+from imet_ray.storage.run_directory import Cache, Store, copy_pack, share_pack
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split's pictures."""
+
+    name: str  # train | test
+    ids: tuple[str, ...]
+    files: tuple[Path, ...]
+    digest: str
+    cache: Cache
+    shared: Path | None = None  # of the packs that nodes copy from each other, by way of a bucket
+
+    def pack(self, short_side: int, *, workers: int = 1, progress: bool = False) -> Pack:
+        """The packed pictures: copied or decoded now if this machine has not got them yet."""
+        shared = self.shared
+        return build_pack(
+            self.files,
+            self.ids,
+            short_side=short_side,
+            path=self.cache.pack(self.digest, self.name, short_side),
+            workers=workers,
+            progress=progress,
+            copy=(lambda path: copy_pack(path, shared)) if shared else (lambda path: False),
+        )
+
+    def share(self, short_side: int, *, workers: int = 1, progress: bool = False) -> None:
+        """Pack the pictures now, and let the other nodes copy them, where they share no folder."""
+        pack = self.pack(short_side, workers=workers, progress=progress)
+        if self.shared is not None:
+            share_pack(pack.path, self.shared)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split with its labels and folds."""
+
+    split: SplitData
+    label_ids: tuple[str, ...]
+    labels: np.ndarray  # (N, C) uint8
+    folds: np.ndarray  # (N,) int64
+    folds_digest: str
+
+    @property
+    def n_folds(self) -> int:
+        return int(self.folds.max()) + 1
+
+    def rows(self, fold: int, *, held_out: bool) -> np.ndarray:
+        """Indices of the fold's own pictures, or of all others: (n,) int64."""
+        return np.flatnonzero((self.folds == fold) == held_out)
+
+
+def training_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:
+    return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache, shared)
+
+
+def test_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:  # noqa: PT028
+    return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache, shared)
+
+
+def prepare(
+    catalog: Catalog,
+    store: Store,
+    cache: Cache,
+    *,
+    n_folds: int,
+    seed: int,
+    given_folds: Path | None = None,
+) -> TrainingData:
+    """Give the training split its folds: the run's own, a given file's, or new stratified ones.
+
+    Raises:
+        StoreError: if the run already has folds and the given file differs from them.
+        DataError: if a folds file does not fit the data.
+    """
+    ids = catalog.train.ids
+    if store.folds.exists():
+        folds = read_folds(store.folds, ids)
+        if given_folds and not np.array_equal(folds, read_folds(given_folds, ids)):
+            raise StoreError(
+                f"{store.root} was begun with other folds than {given_folds}: "
+                "choose another --name, or --fresh to set the old run aside"
+            )
+    else:
+        folds = (
+            read_folds(given_folds, ids)
+            if given_folds
+            else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
+        )
+        write_folds(store.folds, ids, folds)
+    return TrainingData(
+        split=training_split(catalog, cache, store.packs),
+        label_ids=catalog.label_ids,
+        labels=catalog.labels,
+        folds=folds,
+        folds_digest=folds_digest(ids, folds),
+    )

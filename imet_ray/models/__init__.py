@@ -1,0 +1,1 @@
+"""Networks: timm's architectures, pretrained weights, checkpoints."""

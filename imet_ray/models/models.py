@@ -1,0 +1,193 @@
+"""Models: any of timm's by name, and `cbam_resnet50`, with the normalisation built in.
+
+A `Tagger` takes uint8 pictures and gives logits; mean and std are part of its state, so a checkpoint is all that
+inference needs. Where pretrained weights come from is `imet_ray.models.pretrained`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.models.depthwise_cpu import train_small_maps_fast
+from imet_ray.models.pretrained import (
+    classifier_parameters,
+    first_line,
+    hub_options,
+    load_file,
+    load_package,
+    load_tensors,
+    no_hub,
+)
+
+CBAM = "cbam_resnet50"
+RARE = 1e-4  # a label that the training fold lacks starts at this probability
+
+
+class Tagger(torch.nn.Module):
+    """Pictures in, logits out."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, body: torch.nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """
+        Args:
+            body: (B, 3, S, S) normalised float to (B, C) logits.
+            mean, std: of the pretrained config, for pixels in 0..1.
+        """
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8, or float in 0..255, to (B, C) logits."""
+        logits: torch.Tensor = self.body((images.float() - self.mean) / self.std)
+        return logits
+
+
+def check_architecture(name: str) -> None:
+    """Refuse an architecture that neither timm nor we know, naming the nearest.
+
+    Raises:
+        ConfigError: for an unknown name, or an unknown pretrained tag after the dot.
+    """
+    if name == CBAM:
+        return
+    if not timm.is_model(name):
+        error = unknown_name("architecture", name, [*timm.list_models(), CBAM])
+        raise ConfigError(str(error).partition("Known:")[0] + "any name of timm.list_models() is known")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
+        raise ConfigError(f"unknown architecture {name!r}: {error} With weights: {known}") from None
+
+
+def build_model(
+    architecture: str,
+    *,
+    n_labels: int,
+    image_size: int,
+    dropout: float,
+    weights: str,
+    prior: np.ndarray | None = None,
+) -> Tagger:
+    """Build a model in training mode.
+
+    Args:
+        architecture: timm's name, or `cbam_resnet50`.
+        image_size: pixels; given to those models that are built for one size.
+        dropout: rate before the classifier.
+        weights: hub, package, none, or the path of a .safetensors or .pth file.
+        prior: (C,) shares of pictures with each label: the bias of a new classifier starts there, if it has one.
+
+    Raises:
+        ConfigError: for an unknown architecture, a size it cannot take, weights that cannot be had or do not fit, or
+            a dropout that the architecture would ignore.
+    """
+    check_architecture(architecture)
+    body = _create(architecture, n_labels, image_size, dropout, pretrained=weights == "hub")
+    if dropout_rate(body) != dropout:
+        raise ConfigError(f"{architecture} ignores dropout (got {dropout}): set dropout: 0")
+    train_small_maps_fast(body)
+    config = _config(body)
+    tagger = Tagger(body, tuple(config["mean"]), tuple(config["std"]))
+    head_is_new = True
+    if weights == "hub" and architecture == CBAM:
+        parent = build_model("resnet50", n_labels=1, image_size=image_size, dropout=0.0, weights="hub")
+        load_tensors(body, parent.body.state_dict(), "resnet50's weights", may_be_new=".se.")
+    elif weights == "package":
+        load_package(body, architecture)
+    elif weights not in ("hub", "none"):
+        head_is_new = not load_file(body, Path(weights))
+    if prior is not None and head_is_new:
+        _start_at_prior(tagger, prior)
+    return tagger
+
+
+def dropout_rate(model: torch.nn.Module) -> float:
+    """The rate that stands in the built model before its classifier; 0 where there is none.
+
+    timm's models have a Dropout in or beside their head, or else pass `drop_rate` to the function. Checked with one
+    architecture of each of timm's families: the rate that is asked for is read back from all.
+    """
+    body = model.body if isinstance(model, Tagger) else model
+    modules = [
+        module.p
+        for name, module in body.named_modules()
+        if isinstance(module, torch.nn.Dropout) and name.split(".")[0] in ("head", "head_drop")
+    ]
+    return max(modules) if modules else float(getattr(body, "drop_rate", 0.0))
+
+
+def head_parameters(tagger: Tagger) -> list[torch.nn.Parameter]:
+    """The classifier's parameters: of both classifiers, where a model has two."""
+    return classifier_parameters(tagger.body)
+
+
+def train_mode(tagger: Tagger, *, head_only: bool) -> None:
+    """Prepare for training: of the head alone, with the body's batch norms as they are, or of everything."""
+    tagger.train(not head_only)
+    head = {id(parameter) for parameter in head_parameters(tagger)}
+    for parameter in tagger.parameters():
+        parameter.requires_grad_(not head_only or id(parameter) in head)
+
+
+def _create(
+    architecture: str, n_labels: int, image_size: int, dropout: float, *, pretrained: bool = False
+) -> torch.nn.Module:
+    """timm's model, with the weights of its hub if `pretrained`; cbam_resnet50 has none of its own there."""
+    options: dict[str, object] = {"num_classes": n_labels, "drop_rate": dropout}
+    fixed = False
+    if architecture == CBAM:
+        options["block_args"] = {"attn_layer": "cbam"}
+    else:
+        fixed = bool(timm.get_pretrained_cfg(architecture).fixed_input_size)
+        if fixed:
+            options["img_size"] = image_size
+        if pretrained:
+            options |= hub_options(architecture)
+    name = "resnet50" if architecture == CBAM else architecture
+    try:
+        body: torch.nn.Module = timm.create_model(name, **options)
+    except (OSError, RuntimeError) as error:
+        if pretrained:
+            raise no_hub(architecture, first_line(error)) from error
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
+        raise _unfit(architecture, image_size, error) from error
+    if fixed:  # such models find out about a size that they cannot take when they run
+        try:
+            with torch.no_grad():
+                body.eval()(torch.zeros(1, 3, image_size, image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise _unfit(architecture, image_size, error) from error
+        body.train()
+    if pretrained and _config(body)["num_classes"] == n_labels:
+        body.reset_classifier(n_labels)  # type: ignore[operator]  # the hub's labels are not ours
+    return body
+
+
+def _unfit(architecture: str, image_size: int, error: Exception) -> ConfigError:
+    reason = first_line(error)
+    return ConfigError(f"{architecture} cannot be built for image_size {image_size}: {reason}")
+
+
+def _config(body: torch.nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+    return found
+
+
+def _start_at_prior(tagger: Tagger, prior: np.ndarray) -> None:
+    logits = torch.logit(torch.from_numpy(np.clip(prior, RARE, 1 - RARE)).float())
+    head = {id(parameter) for parameter in head_parameters(tagger)}
+    with torch.no_grad():
+        for module in tagger.modules():
+            bias = module.bias if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) else None
+            if bias is not None and id(bias) in head:
+                bias.copy_(logits)

@@ -1,0 +1,1 @@
+"""From checkpoints to label sets: metrics, decoders, predictions, ensembles, submissions."""

@@ -1,0 +1,263 @@
+"""The frozen result: which checkpoints, with what weights, decoded how.
+
+Made by the blend, read by the prediction of test pictures. The members' probabilities are averaged over the
+folds of a variant, then over variants with the blend's weights.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from imet_ray.errors import DataError, StoreError
+from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.pooling import Scale, as_probability, on_scale
+from imet_ray.prediction.predict import Predictions, read_predictions
+from imet_ray.specs import Frozen
+from imet_ray.storage.atomic_write import disk_error, remove, shown, size_of, writing
+from imet_ray.storage.checked_read import read_model
+from imet_ray.storage.run_directory import EnsembleStore, Store, TrialStore
+
+ROWS = 4096  # pictures a block
+
+
+TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder, and none outside
+
+
+class EnsembleMember(Frozen):
+    """One variant's fold checkpoints and its weight."""
+
+    variant: str
+    weight: float
+    threshold: float  # the variant's own best, over its out-of-fold predictions
+    trials: list[TrialId]  # one a fold; none where another tool made the predictions
+    checkpoints: list[str]  # sha256 of each one's weights
+    f2: float  # alone, out of fold, nested, under the ensemble's decoder
+    seconds: float | None = None  # a test picture takes, through all its checkpoints and views
+    size: int | None = None  # bytes of its checkpoints
+
+
+class Prefix(Frozen):
+    """The first members in the order of prediction, and how to decode when there is no time for more."""
+
+    members: list[str]
+    decoder: Decoder
+    f2: float  # own, out of fold
+
+
+class Ensemble(Frozen):
+    """What `ensemble.json` holds."""
+
+    name: str
+    data_digest: str = ""  # unknown where other tools' files alone are blended
+    folds_digest: str = ""
+    label_ids: list[str]
+    members: list[EnsembleMember]
+    scale: Scale = "probability"  # on which members are averaged
+    decoder: Decoder
+    prefixes: list[Prefix] = []  # the k-th has the first k members; the last one is the whole ensemble
+    report: dict[str, Any]  # the blend's scores, own and nested
+
+
+def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
+    """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
+    text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    with writing(store.ensemble) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        for path in (store.test, store.submission, store.report, store.half):
+            remove(path)
+
+
+def read_ensemble(store: EnsembleStore) -> Ensemble:
+    """Read `ensemble.json`.
+
+    Raises:
+        StoreError: if there is none of that name, naming those that exist.
+    """
+    if not store.ensemble.exists():
+        known = ", ".join(sorted(p.parent.name for p in store.root.parent.glob("*/ensemble.json")))
+        raise StoreError(
+            f"no ensemble {store.root.name!r} in {store.root.parent}: "
+            + (f"choose one of: {known}" if known else "make one with `python blend.py`")
+        )
+    return read_model(store.ensemble, Ensemble)
+
+
+def gather_oof(
+    trials: Sequence[TrialStore], ids: Sequence[str], variant: str, *, scratch: Path | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """A variant's out-of-fold probabilities in the order of train.csv.
+
+    Args:
+        trials: one a fold.
+        ids: (N,) training ids, in order.
+        variant: its name, for the errors.
+        scratch: where to keep the array in a nameless file; in memory if None.
+
+    Returns:
+        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digest of each
+        trial's checkpoint.
+
+    Raises:
+        DataError: if a picture is covered twice, not at all, or is no training picture.
+    """
+    position = {picture: i for i, picture in enumerate(ids)}
+    seen = np.zeros(len(ids), dtype=np.int64)
+    probs: np.ndarray | None = None
+    digests = []
+    for trial in trials:
+        found = _read_oof(trial)
+        try:
+            rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)
+        except KeyError as error:
+            raise DataError(f"{trial.oof} predicts picture {error}, which train.csv lacks") from None
+        if probs is None:
+            probs = _empty((len(ids), found.probs.shape[1]), scratch)
+        probs[rows] = found.probs
+        np.add.at(seen, rows, 1)
+        digests.append(found.checkpoint)
+    if probs is None or (seen != 1).any():
+        wrong = int(np.flatnonzero(seen != 1)[0])
+        raise DataError(
+            f"variant {variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of fold, "
+            "must be once: run `python launch.py --oof`"
+        )
+    return probs, digests
+
+
+def _read_oof(trial: TrialStore) -> Predictions:
+    trial.fetch(trial.oof)
+    try:
+        return read_predictions(trial.oof)
+    except StoreError as error:
+        state = "damaged" if trial.oof.exists() else "missing"
+        raise StoreError(
+            f"{trial.oof} is {state}: run `python launch.py --oof`, which predicts it again"
+        ) from error
+
+
+def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
+    if scratch is None:
+        return np.zeros(shape, dtype=np.float16)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it; no name is left behind
+            # a mapped file that the disk has no room for would end the process
+            os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
+            return np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
+    except OSError as error:
+        raise disk_error(scratch, error) from error
+
+
+def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
+    """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
+    found = [_read_oof(trial) for trial in trials]
+    seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
+    total = 0
+    for trial in trials:
+        size = size_of(trial.best)
+        if size is None:
+            raise StoreError(
+                f"{shown(trial.best)} is missing: the ensemble could not predict; sweep again, or put it back"
+            )
+        total += size
+    return seconds, total
+
+
+def blend_oof(
+    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32.
+
+    Args:
+        outside: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
+    """
+    total: np.ndarray | None = None
+    for member in ensemble.members:
+        if member.weight == 0:
+            continue
+        if member.trials:
+            trials = [store.trial(trial_id) for trial_id in member.trials]
+            probs, digests = gather_oof(trials, ids, member.variant, scratch=store.root)
+            if digests != member.checkpoints:
+                raise StoreError(
+                    f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
+                    "fitted with: blend again"
+                )
+        else:
+            probs = _given(member, outside)
+        total = add_share(total, member.weight, probs, ensemble.scale)
+    assert total is not None
+    return as_probabilities(total, ensemble.scale)
+
+
+def blend_test(
+    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """The members' test probabilities averaged with the ensemble's weights.
+
+    A member's folds are averaged as probabilities, members on the ensemble's scale.
+
+    Args:
+        outside: (n, C) test probabilities of members that another tool predicts, by name.
+
+    Returns:
+        (n, C) float32, in the order of `ids`.
+
+    Raises:
+        StoreError: if predictions are missing or come from other weights than the ensemble's.
+    """
+    total: np.ndarray | None = None
+    wanted = np.array(ids)
+    order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
+    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
+    for member in sorted(ensemble.members, key=lambda member: order.get(member.variant, 0)):
+        if member.weight == 0:
+            continue  # the test pass leaves it out
+        probs: np.ndarray | None = None
+        for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
+            trial = store.trial(trial_id)
+            trial.fetch(trial.test)
+            found = read_predictions(trial.test)
+            _refuse_strangers(found, trial.test, checkpoint, wanted)
+            probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
+        if probs is None:
+            probs = _given(member, outside)
+        total = add_share(total, member.weight, probs, ensemble.scale)
+    assert total is not None
+    return as_probabilities(total, ensemble.scale)
+
+
+def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    if outside is None or member.variant not in outside:
+        raise StoreError(
+            f"member {member.variant} comes from another tool: its predictions are not kept here"
+        )
+    return outside[member.variant]
+
+
+def add_share(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
+    """total + share * probs on the scale, in blocks: no other array of that size."""
+    if total is None:
+        total = np.zeros(probs.shape, dtype=np.float32)
+    for start in range(0, len(probs), ROWS):
+        block = slice(start, start + ROWS)
+        total[block] += np.float32(share) * on_scale(probs[block], scale)
+    return total
+
+
+def as_probabilities(total: np.ndarray, scale: Scale) -> np.ndarray:
+    for start in range(0, len(total), ROWS):
+        total[start : start + ROWS] = as_probability(total[start : start + ROWS], scale)
+    return total
+
+
+def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:
+    if found.checkpoint != checkpoint:
+        raise StoreError(f"{path} comes from other weights than the ensemble was fitted with: blend again")
+    if not np.array_equal(found.ids, ids):
+        raise StoreError(f"{path} holds other pictures than the test split: delete it and predict again")

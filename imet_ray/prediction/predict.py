@@ -1,0 +1,287 @@
+"""Probabilities for pictures: with all test-time views, of a held-out fold or of the test split.
+
+What is written carries its ids and the digest of the checkpoint that made it, so that nothing is predicted
+twice and nothing that does not belong together is combined. Decoding is `imet_ray.prediction.decode`.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from imet_ray.data.loader import Pictures, loader_died, view_batches
+from imet_ray.errors import StoreError
+from imet_ray.models.checkpoint import load_tagger, read_info
+from imet_ray.models.models import Tagger
+from imet_ray.models.pretrained import first_line
+from imet_ray.specs import Variant
+from imet_ray.storage.atomic_write import write_arrays
+from imet_ray.storage.checked_read import file_digest, read_arrays
+from imet_ray.storage.run_directory import TrialStore
+
+if TYPE_CHECKING:  # a kernel has no folds
+    from imet_ray.data.training_data import SplitData
+
+logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 64  # pictures times views in one forward pass
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw probabilities of one checkpoint."""
+
+    ids: np.ndarray  # (n,) str
+    probs: np.ndarray  # (n, C) float16
+    checkpoint: str  # sha256 of the weights
+    views: tuple[str, ...]
+    pictures: str  # digest of the split they are of
+    seconds: float  # that the pass took
+
+
+@dataclass
+class Pace:
+    """How pictures go through a model; lowered where memory or loader processes fail, and it stays so."""
+
+    batch_size: int  # pictures; each has all its views in the batch
+    workers: int = 0  # loader processes
+
+
+def half_of(device: torch.device) -> torch.dtype:
+    """bfloat16; float16 on a GPU before Ampere (Kaggle's), which would emulate bfloat16, slower than float32."""
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """What a model computes in: float32 (None) on a CPU and where a recipe says so, else half of it."""
+    return half_of(device) if device.type == "cuda" and precision == "bf16" else None
+
+
+def predict_rows(
+    model: Tagger,
+    pack: Pictures,
+    rows: np.ndarray,
+    *,
+    views: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    workers: int = 0,
+) -> np.ndarray:
+    """Mean probability over the views.
+
+    Args:
+        rows: (n,) indices into the pack.
+        batch_size: pictures a batch; each has all its views in it. Halved while the GPU's memory is too small.
+        autocast: of `compute_dtype`; None: float32.
+
+    Returns:
+        (n, C) float16, in the order of `rows`. NaN is passed on for the caller to judge.
+    """
+    return np.concatenate(
+        list(
+            predicted_batches(
+                model,
+                pack,
+                rows,
+                views=views,
+                image_size=image_size,
+                pace=Pace(batch_size, workers),
+                device=device,
+                autocast=autocast,
+            )
+        )
+    )
+
+
+def predict_by_recipe(
+    model: Tagger,
+    recipe: Variant,
+    pack: Pictures,
+    rows: np.ndarray,
+    *,
+    device: torch.device,
+    workers: int = 0,
+) -> np.ndarray:
+    """`predict_rows` with a recipe's views, size and precision; the model goes to the device."""
+    return predict_rows(
+        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        pack,
+        rows,
+        views=recipe.views,
+        image_size=recipe.image_size,
+        batch_size=max(1, EVAL_BATCH // len(recipe.views)),
+        device=device,
+        autocast=compute_dtype(device, recipe.precision),
+        workers=workers,
+    )
+
+
+def predicted_batches(
+    model: Tagger,
+    pack: Pictures,
+    rows: np.ndarray,
+    *,
+    views: Sequence[str],
+    image_size: int,
+    pace: Pace,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> Iterator[np.ndarray]:
+    """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
+
+    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here: both in `pace`.
+    What is predicted already is not predicted again. What float16 is too small for is computed in float32.
+    """
+    model.eval()
+    done, trouble = 0, ""
+    while done < len(rows):
+        batches = view_batches(
+            pack,
+            rows[done:],
+            views,
+            image_size,
+            batch_size=pace.batch_size,
+            workers=pace.workers,
+            pin_memory=device.type == "cuda",
+        )
+        loading = True
+        try:
+            for images in batches:
+                loading = False
+                probs = _predict_batch(model, images, device, autocast)
+                if autocast == torch.float16 and not np.isfinite(probs).all():
+                    logger.warning("numbers too large for float16: computing in float32")
+                    autocast = None
+                    probs = _predict_batch(model, images, device, autocast)
+                done += len(probs)
+                yield probs
+                loading = True
+        except Exception as error:
+            loading |= loader_died(error)  # raised wherever this process is
+            if _out_of_memory(error) and pace.batch_size > 1:
+                pace.batch_size //= 2
+                trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
+            elif pace.workers and loading:  # one died, or did not start; else it comes again
+                pace.workers = 0
+                trouble = f"loader processes failed ({first_line(error)}): loading in this process"
+            else:
+                raise
+        if trouble:
+            torch.cuda.empty_cache()  # after the handler: its traceback held what is to be freed
+            logger.warning("%s", trouble)
+            trouble = ""
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the GPU, under any of its names."""
+    names = ("ALLOC_FAILED", "CUDA out of memory", "unable to find an engine to execute")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(name in str(error) for name in names)
+
+
+@torch.inference_mode()
+def _predict_batch(
+    model: Tagger, images: torch.Tensor, device: torch.device, autocast: torch.dtype | None
+) -> np.ndarray:
+    """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
+    n, n_views = images.shape[:2]
+    flat = images.flatten(0, 1).to(device, non_blocking=True)
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        logits = model(flat)
+    probs: torch.Tensor = logits.float().sigmoid().view(n, n_views, -1).mean(1)
+    return np.asarray(probs.half().cpu().numpy())
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write an .npz file, atomically."""
+    write_arrays(
+        path,
+        ids=predictions.ids,
+        probs=predictions.probs,
+        checkpoint=np.array(predictions.checkpoint),
+        views=np.array(predictions.views),
+        pictures=np.array(predictions.pictures),
+        seconds=np.array(predictions.seconds),
+    )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        StoreError: if it is missing, damaged, or holds something else.
+    """
+    arrays = read_arrays(path)
+    try:
+        return Predictions(
+            ids=arrays["ids"],
+            probs=arrays["probs"],
+            checkpoint=str(arrays["checkpoint"]),
+            views=tuple(str(view) for view in arrays["views"]),
+            pictures=str(arrays["pictures"]),
+            seconds=float(arrays["seconds"]),
+        )
+    except KeyError as error:
+        raise StoreError(f"{path} has no array {error}: it is no prediction of imet_ray") from None
+
+
+def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray) -> bool:
+    """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures."""
+    if not path.exists():
+        return False
+    try:
+        have = read_predictions(path)
+    except StoreError as error:
+        logger.warning("%s", error)
+        return False
+    made_from = (have.checkpoint, have.views, have.pictures)
+    return made_from == (checkpoint, tuple(views), pictures) and np.array_equal(have.ids, ids)
+
+
+def predict_checkpoint(
+    trial: TrialStore,
+    split: "SplitData",
+    rows: np.ndarray,
+    *,
+    path: Path,
+    label_ids: Sequence[str],
+    device: torch.device,
+    workers: int = 0,
+) -> bool:
+    """Write the probabilities of one checkpoint for some pictures; False if they were there already.
+
+    Args:
+        rows: (n,) which pictures of the split, in the order wanted.
+        path: where to write; one of `trial`'s own paths.
+        label_ids: the labels that the data set has; the checkpoint must have been trained on the same.
+
+    Raises:
+        StoreError: if the checkpoint is missing, damaged, or of other labels.
+    """
+    started = time.monotonic()
+    info = read_info(trial.best)
+    if info.label_ids != tuple(label_ids):
+        raise StoreError(
+            f"{trial.best} was trained on {len(info.label_ids)} labels, the data have "
+            f"{len(label_ids)} or others: predict with the data set that it was trained on"
+        )
+    recipe = info.spec.recipe
+    digest = file_digest(trial.best)
+    ids = np.array(split.ids)[rows]
+    if fits(path, digest, recipe.views, split.digest, ids):
+        return False
+    model, _ = load_tagger(trial.best)
+    pack = split.pack(info.spec.pack_short_side)
+    probs = predict_by_recipe(model, recipe, pack, rows, device=device, workers=workers)
+    if not np.isfinite(probs).all():
+        raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
+    seconds = time.monotonic() - started
+    write_predictions(path, Predictions(ids, probs, digest, recipe.views, split.digest, seconds))
+    return True

@@ -1,0 +1,1 @@
+"""What people look at: pages, figures, the status of a run, exports to other tools."""

@@ -1,0 +1,234 @@
+"""How far a run is, from its directory alone: for anyone who sees the store, while it runs or after.
+
+Needs no Ray and no Optuna, holds no lock, and writes nothing. A trial runs while its epochs keep coming.
+"""
+
+import fcntl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from imet_ray.errors import StoreError
+from imet_ray.specs import TrialSpec
+from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.experiment import Experiment, read_experiment
+from imet_ray.storage.results import Standing, TrialResult, read_result, read_spec, standings
+from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.units import clock
+
+State = Literal["runs", "silent", "complete", "stopped", "failed"]
+STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")
+SILENT_S = 120.0  # without an epoch
+SILENT_EPOCHS = 4.0  # times its own seconds an epoch, where these are long
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """One trial."""
+
+    spec: TrialSpec
+    state: State
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    reason: str
+    heard: float  # when it was last written to: time.time()
+
+    @property
+    def seconds(self) -> float:
+        """Trained so far."""
+        return float(sum(row["seconds"] + row.get("evaluate_s", 0.0) for row in self.rows))
+
+    @property
+    def best(self) -> float | None:
+        """F2, of its best epoch so far."""
+        return max((row["f2"] for row in self.rows), default=None)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment."""
+
+    name: str
+    experiment: Experiment
+    trials: list[TrialStatus]
+    leaderboard: list[Standing]
+    out_of_fold: int  # checkpoints predicted
+    ensembles: list[str]
+    driver: str  # who drives it; empty: nobody that is seen from here
+    unreadable: list[str]
+    now: float
+
+    def count(self, state: State) -> int:
+        return sum(trial.state == state for trial in self.trials)
+
+    @property
+    def wanted(self) -> int:
+        """Trials that the whole sweep takes, if none fails."""
+        space = self.experiment.space
+        searching = space.trials_per_variant * len(space.search_folds)
+        return len(space.variants) * (searching + space.n_folds - len(space.search_folds))
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that training will take yet, at the pace and the number of trials at once of now."""
+        running = [trial for trial in self.trials if trial.state == "runs"]
+        ended = [trial for trial in self.trials if trial.state == "complete" and trial.seconds]
+        if not running or not ended:
+            return None
+        mean = sum(trial.seconds for trial in ended) / len(ended)
+        waiting = max(0, self.wanted - len(self.trials) + self.count("silent"))
+        rest = sum(max(0.0, mean - trial.seconds) for trial in running)
+        return (waiting * mean + rest) / len(running)
+
+    @property
+    def phase(self) -> str:
+        """What is done now, or would be done next."""
+        space = self.experiment.space
+        whole = sum(standing.whole for standing in self.leaderboard)
+        if self.over:
+            return f"blended: {', '.join(self.ensembles)}"
+        if whole < len(space.variants):
+            return f"search and promotion: {whole} of {len(space.variants)} variants are trained on all folds"
+        return f"out-of-fold: {self.out_of_fold} of {whole * space.n_folds} checkpoints predicted"
+
+    @property
+    def over(self) -> bool:
+        """True if it was blended, and nothing is being trained."""
+        return bool(self.ensembles) and not self.running()
+
+    @property
+    def driven_by(self) -> str:
+        """Who drives it, and what to do if nobody does."""
+        return self.driver or f"none is seen from here{'' if self.over else ': the same command continues'}"
+
+    def text(self) -> str:
+        """For a terminal."""
+        counts = ", ".join(f"{self.count(state)} {state}" for state in STATES if self.count(state))
+        left = f"; training takes about {clock(self.left_s)} more" if self.left_s is not None else ""
+        lines = [
+            f"{self.name}: {self.phase}",
+            f"driver   {self.driven_by}",
+            f"trials   {counts or 'none yet'}; {self.wanted} in all{left}",
+        ]
+        if self.leaderboard:
+            width = max(len(standing.variant) for standing in self.leaderboard)
+            lines.append(f"{'variant':<{width}}  folds      F2  hparams")
+        for standing in self.leaderboard:
+            lines.append(
+                f"{standing.variant:<{width}}  {len(standing.f2):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
+                + " ".join(f"{key}={short(value)}" for key, value in standing.hparams.items())
+            )
+        for trial in self.running():
+            lines.append(f"{trial.state:<8} {self.told(trial)}")
+        for trial in self.trials:
+            if trial.state == "failed":
+                lines.append(f"failed   {trial.spec.variant.name} fold {trial.spec.fold}: {trial.reason}")
+        lines += [f"damaged  {what}" for what in self.unreadable]
+        return "\n".join(lines)
+
+    def running(self) -> list[TrialStatus]:
+        """Those that run, and those that should."""
+        return [trial for trial in self.trials if trial.state in ("runs", "silent")]
+
+    def told(self, trial: TrialStatus) -> str:
+        """One trial that is not done, in a line."""
+        last = trial.rows[-1] if trial.rows else {}
+        best = f", F2 {trial.best:.4f}" if trial.best is not None else ""
+        host = f" on {last['host']}" if "host" in last else ""
+        rate = f", {last['images_per_s']:.0f} images/s" if last else ""
+        ago = f", heard of {clock(self.now - trial.heard)} ago"
+        epoch = f"epoch {len(trial.rows)} of {trial.spec.recipe.epochs}"
+        return f"{trial.spec.variant.name} fold {trial.spec.fold}: {epoch}{best}{rate}{host}{ago}"
+
+
+@dataclass
+class Watcher:
+    """Looks at a run again and again; what is done is read once."""
+
+    store: Store
+    ended: dict[str, TrialStatus] = field(default_factory=dict)
+
+    def look(self) -> Status:
+        """The run as it is now.
+
+        Raises:
+            StoreError: if there is no run, or its experiment is damaged.
+        """
+        store, now = self.store, time.time()
+        away = store.fetch()
+        found, unreadable = self.trials(now)
+        experiment = read_experiment(store)
+        oofs = [store.trial(trial.spec.trial_id).oof for trial in found]
+        return Status(
+            name=store.root.name,
+            experiment=experiment,
+            trials=found,
+            leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
+            out_of_fold=sum(oof.exists() or oof in away for oof in oofs),
+            ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
+            driver=_driver(store) or store.leaseholder(),
+            unreadable=unreadable,
+            now=now,
+        )
+
+    def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
+        """All trials as they are here now, and what of them cannot be read."""
+        found: list[TrialStatus] = []
+        unreadable: list[str] = []
+        for trial in self.store.begun_trials():
+            known = self.ended.get(trial.trial_id)
+            if known is not None and known.state != "stopped":  # a stopped one may be promoted, and go on
+                found.append(known)
+                continue
+            try:
+                found.append(status_of(trial, now))
+            except (StoreError, ValueError, KeyError, TypeError, OSError) as error:
+                unreadable.append(f"{trial.root}: {error}")
+                continue
+            if found[-1].state in ("complete", "failed", "stopped"):
+                self.ended[trial.trial_id] = found[-1]
+        return found, unreadable
+
+
+def status_of(trial: TrialStore, now: float) -> TrialStatus:
+    """One trial as it is now.
+
+    Raises:
+        StoreError: if one of its files is damaged.
+    """
+    spec, result, rows = read_spec(trial), read_result(trial), read_json_lines(trial.metrics)
+    newest = trial.metrics if rows else trial.spec
+    heard = newest.stat().st_mtime
+    return TrialStatus(spec, _state(result, rows, now - heard), rows, result.reason if result else "", heard)
+
+
+def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: float) -> State:
+    if result is not None and not (result.status == "stopped" and len(rows) > result.epochs):
+        return result.status
+    epoch = rows[-1]["seconds"] + rows[-1].get("evaluate_s", 0.0) if rows else 0.0
+    return "runs" if silence < max(SILENT_S, SILENT_EPOCHS * epoch) else "silent"
+
+
+def _standings(store: Store, variants: Sequence[str]) -> list[Standing]:
+    try:
+        return standings(store, variants)
+    except StoreError:  # a damaged trial, which is told of
+        return []
+
+
+def _driver(store: Store) -> str:
+    """Who holds the run's lock, as it says; asked without waiting."""
+    try:
+        with store.driver_lock.open() as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                return f"process {file.read().strip() or '?'}"
+    except OSError:
+        pass
+    return ""
+
+
+def short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

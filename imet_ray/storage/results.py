@@ -1,0 +1,118 @@
+"""What a trial came to: its result, and the leaderboard that all of a run's results make.
+
+Reads and writes `result.json`; does not train.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from imet_ray.specs import Frozen, Hparam, TrialSpec
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.checked_read import read_model
+from imet_ray.storage.run_directory import Store, TrialStore
+
+
+class TrialResult(Frozen):
+    """How a trial ended. `stopped` is early stopping: it may still be promoted and go on."""
+
+    trial_id: str
+    status: Literal["complete", "stopped", "failed"]
+    reason: str = ""
+    f2: float | None = None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
+    threshold: float | None = None
+    expected_f2: float | None = None  # the same epoch decoded without a threshold
+    epoch: int | None = None
+    epochs: int = 0  # how many were trained
+    seconds: float = 0.0  # in training and evaluation, over all sittings
+    images_per_s: float = 0.0
+    batch_splits: int = 1  # parts each batch was cut into to fit the GPU
+    checkpoint_digest: str = ""  # sha256 of best.safetensors
+
+
+def read_result(trial: TrialStore) -> TrialResult | None:
+    """The trial's result, or None while it is not done.
+
+    Raises:
+        StoreError: if the file is damaged.
+    """
+    if not trial.result.exists():
+        return None
+    return read_model(trial.result, TrialResult)
+
+
+def write_result(trial: TrialStore, result: TrialResult) -> None:
+    """Mark the trial as done."""
+    write_json(trial.result, result.model_dump(mode="json"))
+
+
+def read_spec(trial: TrialStore) -> TrialSpec:
+    """What the trial was asked to be."""
+    return read_model(trial.spec, TrialSpec)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One set of hparams of one variant on the leaderboard."""
+
+    variant: str
+    hparams: dict[str, Hparam]
+    trials: dict[int, TrialStore]  # fold -> its complete trial
+    f2: dict[int, float]
+    expected_f2: dict[int, float]
+    n_folds: int
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.f2.values())))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over folds."""
+        return float(np.std(list(self.f2.values())))
+
+    @property
+    def whole(self) -> bool:
+        """True if every fold has been trained: the set has out-of-fold predictions of all images."""
+        return len(self.trials) == self.n_folds
+
+
+def standings(store: Store, variants: Iterable[str]) -> list[Standing]:
+    """The best set of hparams of each variant, best variant first: whole ones before those with folds missing.
+
+    A variant without a complete trial is left out.
+    """
+    groups: dict[tuple[str, str], list[tuple[TrialSpec, TrialResult, TrialStore]]] = {}
+    for trial in store.begun_trials():
+        result = read_result(trial)
+        if result is not None and result.status == "complete":
+            spec = read_spec(trial)
+            key = (spec.variant.name, spec.recipe.model_dump_json())
+            groups.setdefault(key, []).append((spec, result, trial))
+    best: dict[str, Standing] = {}
+    for (variant, _), members in sorted(groups.items()):
+        standing = Standing(
+            variant=variant,
+            hparams=members[0][0].hparams,
+            trials={spec.fold: trial for spec, _, trial in members},
+            f2={spec.fold: result.f2 or 0.0 for spec, result, _ in members},
+            expected_f2={spec.fold: result.expected_f2 or 0.0 for spec, result, _ in members},
+            n_folds=members[0][0].n_folds,
+        )
+        rival = best.get(variant)
+        if rival is None or (standing.whole, standing.mean) > (rival.whole, rival.mean):
+            best[variant] = standing
+    wanted = [best[name] for name in variants if name in best]
+    return sorted(wanted, key=lambda s: (s.whole, s.mean), reverse=True)
+
+
+def failures(store: Store) -> list[tuple[TrialSpec, str]]:
+    """Failed trials and their reasons."""
+    found = []
+    for trial in store.begun_trials():
+        result = read_result(trial)
+        if result is not None and result.status == "failed":
+            found.append((read_spec(trial), result.reason))
+    return found

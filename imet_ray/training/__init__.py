@@ -1,0 +1,1 @@
+"""One trial: loss, optimizer, schedule, the loop over epochs, validation."""

@@ -1,0 +1,107 @@
+"""Train one trial: one variant on one fold, from nothing or from where it was interrupted.
+
+Halves the batch where the GPU's memory is too small, and turns the trial's own failures into a result. Knows nothing
+of schedulers: whoever calls it passes `report` and may stop it there. The training itself is
+`imet_ray.training.trainer`.
+"""
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from imet_ray.data.training_data import TrainingData
+from imet_ray.errors import TrialError
+from imet_ray.specs import TrialSpec
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.checked_read import read_json, read_json_lines
+from imet_ray.storage.results import TrialResult, read_result, write_result
+from imet_ray.storage.run_directory import TrialStore
+from imet_ray.training.distributed import ALONE, Team
+from imet_ray.training.trainer import EpochMetrics, Sitting
+
+MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
+
+
+def train_trial(
+    spec: TrialSpec,
+    data: TrainingData,
+    trial: TrialStore,
+    *,
+    device: torch.device,
+    loader_workers: int = 0,
+    report: Callable[[EpochMetrics], None] = lambda metrics: None,
+    team: Team = ALONE,
+) -> TrialResult:
+    """Train until the result is there; at once if it is there already.
+
+    Args:
+        report: called after each epoch, when everything of that epoch is on disk; for the last epoch, when the
+            result is. What it raises ends the training and is passed on.
+        team: the processes that train it together; each of them calls this.
+
+    Returns:
+        The result, also on disk. Its status is "failed" where the trial failed for its own reasons.
+
+    Raises:
+        ImetError: a fault of the set-up: data, disk, settings.
+        SupersededError: another process has taken over this trial.
+        SplitError: an older twin's last write came between the processes of a team, which must begin again together.
+        torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
+    """
+    result, token = None, ""
+    if team.leads:
+        result = _finished(trial)
+        if result is None:
+            token = trial.acquire()
+            write_json(trial.spec, spec.model_dump(mode="json"))
+            if team.size > 1:
+                result = _finished(trial)  # what an older twin wrote until now
+    over = team.told(result is not None)
+    if not team.leads:
+        result = _finished(trial)  # after the leader: all of a team go on from one state
+    if over:
+        assert result is not None
+        return result
+    while True:
+        splits = _splits(trial)
+        try:
+            return Sitting(spec, data, trial, token, device, loader_workers, splits, team).run(report)
+        except TrialError as error:
+            reason = str(error)  # all of a team meet it at once
+        except torch.cuda.OutOfMemoryError:
+            reason = (
+                f"out of GPU memory, even with each batch in {splits} parts" if splits == MAX_SPLITS else ""
+            )
+            if not reason:
+                write_json(trial.splits, 2 * splits)
+            if team.size > 1:
+                if reason:  # whichever of the team met it
+                    write_result(trial, _failed(spec, trial, reason))
+                raise
+        if reason:
+            result = _failed(spec, trial, reason)
+            if team.leads:
+                trial.check(token)
+                write_result(trial, result)
+            return result
+        gc.collect()  # optimizer and schedule hold each other
+        torch.cuda.empty_cache()
+
+
+def _finished(trial: TrialStore) -> TrialResult | None:
+    """What another node left in the bucket is fetched; the result, if nothing is left to train."""
+    trial.fetch_all()
+    result = read_result(trial)
+    return result if result is not None and result.status != "stopped" else None
+
+
+def _splits(trial: TrialStore) -> int:
+    """Parts that a batch is computed in; known from before, where the trial was interrupted."""
+    found = read_json(trial.splits) if trial.splits.exists() else 1
+    return int(found) if found in (2, MAX_SPLITS) else 1
+
+
+def _failed(spec: TrialSpec, trial: TrialStore, reason: str) -> TrialResult:
+    epochs = len(read_json_lines(trial.metrics))
+    return TrialResult(trial_id=spec.trial_id, status="failed", reason=reason, epochs=epochs)

@@ -1,0 +1,318 @@
+"""One sitting of a trial: from its last state on disk, or from nothing, epoch by epoch to its result.
+
+All randomness of an epoch derives from (seed, epoch), and the state is written after each epoch, so a trial that is
+killed and started again ends with the same weights as one that ran through. Several processes may sit together, as a
+`Team`: all hold the same weights, and the first writes. What happens when a sitting fails is
+`imet_ray.training.train_trial`.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+
+from imet_ray.data.augmentation import TrainTransform, mixup
+from imet_ray.data.loader import Batch, SizedIterable, Timed, TrainDataset, train_batches
+from imet_ray.data.training_data import TrainingData
+from imet_ray.errors import TrialError
+from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
+from imet_ray.models.models import Tagger, build_model, train_mode
+from imet_ray.specs import TrialSpec
+from imet_ray.storage.atomic_write import remove, write_json_lines
+from imet_ray.storage.checked_read import file_digest
+from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.run_directory import TrialStore
+from imet_ray.training.distributed import SplitError, Team
+from imet_ray.training.losses import build_loss
+from imet_ray.training.optim import build_optimizer, build_schedule
+from imet_ray.training.validation import evaluate_fold
+
+NAN_CHECK_UPDATES = 20  # each check waits for the GPU
+# Pictures, all epochs: from here on cuDNN may try which of its kernels are fastest. Where eight trials of 48 px shared
+# an H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. Search alone and its gain were not measured.
+LONG_TRIAL = 500_000
+
+EpochMetrics = dict[str, Any]
+
+
+@dataclass
+class _Best:
+    """The epoch whose weights are kept."""
+
+    epoch: int
+    f2: float
+    threshold: float
+    expected_f2: float
+
+
+class Sitting:
+    """The state of one sitting."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: TrainingData,
+        trial: TrialStore,
+        token: str,
+        device: torch.device,
+        loader_workers: int,
+        splits: int,
+        team: Team,
+    ) -> None:
+        self.spec, self.recipe = spec, spec.recipe
+        self.data, self.trial, self.token = data, trial, token
+        self.device, self.loader_workers, self.team = device, loader_workers, team
+        recipe = self.recipe
+        # A team that lost workers trains on with the same batches, in as many parts as before.
+        self.batch_size = recipe.batch_size * spec.workers
+        self.splits, self.parts = splits, splits * -(-spec.workers // team.size)
+        self.pack = data.split.pack(spec.pack_short_side)
+        self.held_out = data.rows(spec.fold, held_out=True)
+        self.dataset = TrainDataset(
+            self.pack,
+            data.rows(spec.fold, held_out=False),
+            data.labels,
+            TrainTransform(recipe.augmentation, recipe.crop, recipe.image_size),
+            spec.seed,
+        )
+        state = load_state(trial.last)
+        torch.manual_seed(spec.seed)
+        self.model = build_model(
+            recipe.architecture,
+            n_labels=len(data.label_ids),
+            image_size=recipe.image_size,
+            dropout=recipe.dropout,
+            weights=recipe.weights if state is None else "none",
+            prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
+        )
+        if spec.batch_norm == "sync" and team.size > 1:
+            self.model = convert_sync_batchnorm(self.model)
+        # on a CPU core 1.5 to 1.7 x, too
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.shared: torch.nn.Module = self.model  # what runs forward while training
+        torch.backends.cudnn.benchmark = recipe.epochs * len(self.dataset) >= LONG_TRIAL
+        self.loss = build_loss(recipe.loss, recipe.loss_weight)
+        self.optimizer = build_optimizer(self.model, recipe)
+        self.updates_per_epoch = -(-len(self._batches(0)) // recipe.accumulate)
+        self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
+        self.ema = (
+            ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+        )
+        self.epoch = 0  # the next to train
+        self.best: _Best | None = None
+        self.history: list[EpochMetrics] = []
+        if state is not None:
+            self._restore(state)
+        if team.told(self.epoch) != self.epoch:
+            raise SplitError(f"{trial.root}: epoch {self.epoch}, of which the leader knows nothing")
+
+    def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
+        while True:
+            metrics = self._train_epoch() | self._evaluate()
+            metrics |= {
+                "host": socket.gethostname(),
+                "at": round(time.time(), 3),
+            }  # who looks on wants to know
+            self._save(metrics)
+            if self.epoch == self.recipe.epochs:
+                result = self._finish()
+                report(metrics)
+                return result
+            report(metrics)
+
+    def _train_epoch(self) -> EpochMetrics:
+        recipe, epoch, device = self.recipe, self.epoch, self.device
+        torch.manual_seed(_epoch_seed(self.spec.seed, epoch) + self.team.rank)
+        mixing = np.random.default_rng((self.spec.seed, epoch, 1, self.team.rank))
+        train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
+        self.shared = self.team.wrap(self.model, device)
+        self.dataset.set_epoch(epoch)
+        batches = Timed(self._batches(self.loader_workers))
+        total = len(batches)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        started = time.monotonic()
+        loss_sum = torch.zeros((), device=device)
+        update = epoch * self.updates_per_epoch
+        seen = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, (images, targets) in enumerate(batches):
+            if i % recipe.accumulate == 0:
+                self.schedule.before_update(update)
+                share = min(recipe.accumulate, total - i)  # batches in this update
+            images = images.to(device, non_blocking=True)
+            targets = targets.to(device, non_blocking=True)
+            if recipe.mixup:
+                images, targets = mixup(images, targets, alpha=recipe.mixup, generator=mixing)
+            # pictures of the batch, of all the team
+            whole = min(self.batch_size, len(self.dataset) - i * self.batch_size)
+            part = len(images) * self.team.size / whole  # the team averages, whatever each one's part
+            updates = (i + 1) % recipe.accumulate == 0 or i + 1 == total
+            loss_sum += part * self._backward(images, targets, part / share, updates=updates)
+            seen += 1
+            if updates:
+                if recipe.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                update += 1
+                if self.ema is not None:
+                    self.ema.update(self.model, step=update)
+                if update % NAN_CHECK_UPDATES == 0:
+                    self._refuse_nan(loss_sum, update)
+        loss_sum = self._refuse_nan(loss_sum, update)
+        seconds = time.monotonic() - started
+        return {
+            "epoch": epoch + 1,
+            "train_loss": float(loss_sum) / seen,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_s": round(len(self.dataset) / seconds, 1),
+            "wait_s": round(batches.waited, 3),
+            "seconds": seconds,
+            **({"workers": self.team.size} if self.spec.workers > 1 else {}),
+            **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
+        }
+
+    def _batches(self, loaders: int) -> SizedIterable[Batch]:
+        return train_batches(
+            self.dataset,
+            batch_size=self.batch_size,
+            workers=loaders,
+            team=self.team,
+            least=2 * self.spec.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _backward(
+        self, images: torch.Tensor, targets: torch.Tensor, factor: float, *, updates: bool = True
+    ) -> torch.Tensor:
+        """Add one batch's gradient, times a factor; returns its mean loss, on the device.
+
+        Args:
+            updates: the optimizer's step follows, so that the team's gradients are averaged.
+        """
+        total = torch.zeros((), device=self.device)
+        bf16 = self.device.type == "cuda" and self.recipe.precision == "bf16"
+        n = min(self.parts, max(1, len(images) // 2))  # batch norm cannot learn from one picture
+        parts = list(zip(images.tensor_split(n), targets.tensor_split(n), strict=True))
+        for i, (part, wanted) in enumerate(parts):
+            with self.team.averages(self.shared, updates and i + 1 == len(parts)):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                    logits = self.shared(part)
+                loss = self.loss(logits.float(), wanted) * (len(part) / len(images))
+                torch.autograd.backward(loss * factor)
+            total += loss.detach()
+        return total
+
+    def _evaluate(self) -> EpochMetrics:
+        """Score the held-out fold, with the averaged weights where there are any."""
+        self.team.agree(*dict.fromkeys((self.model, self._kept_model())))  # in one order everywhere
+        return evaluate_fold(
+            self._kept_model(),
+            self.pack,
+            self.held_out,
+            self.data.labels[self.held_out],
+            self.recipe,
+            epoch=self.epoch + 1,
+            device=self.device,
+            loader_workers=self.loader_workers,
+            team=self.team,
+        )
+
+    def _save(self, metrics: EpochMetrics) -> None:
+        """Write everything of the epoch that has just ended."""
+        if self.team.leads:
+            self.trial.check(self.token)
+        recipe, f2 = self.recipe, metrics["f2"]
+        last = metrics["epoch"] == recipe.epochs
+        better = self.best is None or f2 > self.best.f2
+        if better if recipe.keep == "best" else last:
+            self.best = _Best(metrics["epoch"], f2, metrics["threshold"], metrics["expected_f2"])
+            info = CheckpointInfo(
+                spec=self.spec,
+                label_ids=self.data.label_ids,
+                epoch=metrics["epoch"],
+                f2=f2,
+                threshold=metrics["threshold"],
+            )
+            if self.team.leads:
+                save_weights(self.trial.best, self._kept_model(), info)
+            self.team.wait()  # the others may read it now
+            if not self.team.leads:
+                self.trial.fetch(self.trial.best)
+        if self.schedule.after_epoch(f2):
+            load_weights(self.trial.best, self.model)
+            if self.ema is not None:
+                self.ema.set(self.model)
+        self.epoch += 1
+        self.history.append(metrics)
+        if not self.team.leads:
+            return
+        # the result follows the last epoch at once: 0.3 s saved a trial, for an epoch lost if it is killed just then
+        if not last:
+            state = {
+                "epoch": self.epoch,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema is not None else None,
+                "best": vars(self.best) if self.best is not None else None,
+                "history": self.history,
+            }
+            save_state(self.trial.last, state)
+        write_json_lines(self.trial.metrics, self.history)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.best = _Best(**state["best"]) if state["best"] else None
+        self.history = state["history"]
+
+    def _finish(self) -> TrialResult:
+        assert self.best is not None
+        result = TrialResult(
+            trial_id=self.spec.trial_id,
+            status="complete",
+            f2=self.best.f2,
+            threshold=self.best.threshold,
+            expected_f2=self.best.expected_f2,
+            epoch=self.best.epoch,
+            epochs=self.epoch,
+            seconds=sum(row["seconds"] + row["evaluate_s"] for row in self.history),
+            images_per_s=float(np.mean([row["images_per_s"] for row in self.history])),
+            batch_splits=self.splits,
+            checkpoint_digest=file_digest(self.trial.best),
+        )
+        if self.team.leads:
+            self.trial.check(self.token)
+            write_result(self.trial, result)
+            remove(self.trial.last)  # a finished trial never goes on
+        return result
+
+    def _kept_model(self) -> Tagger:
+        return self.model if self.ema is None else cast(Tagger, self.ema.module)
+
+    def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> torch.Tensor:
+        """The sum over the team, if it is a number; all of the team refuse together."""
+        loss_sum = self.team.mean(loss_sum)
+        if not torch.isfinite(loss_sum):
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise TrialError(
+                f"the loss became NaN by update {update} (epoch {self.epoch + 1}, lr {lr:.2g}): "
+                "lower lr, or set clip_norm"
+            )
+        return loss_sum
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.default_rng((seed, epoch)).integers(2**62))

@@ -1,0 +1,65 @@
+"""The score of a model on the fold that it is not trained on, after each epoch.
+
+Out-of-fold passes are `imet_ray.prediction.predict`.
+"""
+
+import time
+
+import numpy as np
+import torch
+
+from imet_ray.data.packed_images import Pack
+from imet_ray.errors import TrialError
+from imet_ray.models.models import Tagger
+from imet_ray.prediction.decode import decode_expected_f2
+from imet_ray.prediction.metrics import best_threshold, f2_score, log_loss
+from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
+from imet_ray.specs import Variant
+from imet_ray.training.distributed import Team
+
+
+def evaluate_fold(
+    model: Tagger,
+    pack: Pack,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    recipe: Variant,
+    *,
+    epoch: int,
+    device: torch.device,
+    loader_workers: int,
+    team: Team,
+) -> dict[str, float]:
+    """Score the pictures of a held-out fold, one view; each of the team predicts a part, and has all scores.
+
+    Args:
+        rows: (n,) of the pack.
+        labels: (n, C) uint8, of these rows.
+        epoch: for the message.
+
+    Raises:
+        TrialError: if a probability is no number.
+    """
+    started = time.monotonic()
+    probs = predict_rows(
+        model,
+        pack,
+        team.share(rows),
+        views=recipe.views[:1],
+        image_size=recipe.image_size,
+        batch_size=EVAL_BATCH,
+        device=device,
+        autocast=compute_dtype(device, recipe.precision),
+        workers=loader_workers,
+    )
+    probs = team.gathered(probs, len(rows))
+    if not np.isfinite(probs).all():
+        raise TrialError(f"predictions became NaN in epoch {epoch}")
+    threshold, f2 = best_threshold(probs, labels)
+    return {
+        "valid_loss": log_loss(probs, labels),
+        "f2": f2,
+        "threshold": threshold,
+        "expected_f2": f2_score(decode_expected_f2(probs), labels),
+        "evaluate_s": round(time.monotonic() - started, 3),
+    }

@@ -1,0 +1,144 @@
+"""What an ensemble loses when its weights are stored in float16, measured out of fold.
+
+Each checkpoint predicts a sample of its own held-out pictures twice on this machine, with all bits of its weights and
+with rounded ones; both blends are decoded and scored. Only the rounding of the stored weights is seen: a GPU without
+bfloat16, such as Kaggle's T4, also computes in float16, which no other machine shows.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from imet_ray.commands.setup import Run
+from imet_ray.errors import StoreError
+from imet_ray.models.checkpoint import load_tagger
+from imet_ray.prediction.decode import decode
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
+from imet_ray.prediction.metrics import f2_per_image
+from imet_ray.prediction.predict import predict_by_recipe
+from imet_ray.reporting.report_page import write_report
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.checked_read import read_arrays, read_json
+from imet_ray.storage.results import read_spec, standings
+from imet_ray.storage.run_directory import EnsembleStore, TrialStore
+
+SAMPLE = 8192  # pictures
+HARMLESS = 0.0005  # F2
+SURE = 2.0  # standard errors that are added to what was measured
+
+
+@dataclass(frozen=True)
+class HalfLoss:
+    """How the score moves."""
+
+    moved: float  # mean of F2 with float16 minus F2 with float32
+    noise: float  # its standard error
+    pictures: int
+    device: str
+
+    @property
+    def harmless(self) -> bool:
+        """Surely below HARMLESS, up or down."""
+        return abs(self.moved) + SURE * self.noise < HARMLESS
+
+    def __str__(self) -> str:
+        return (
+            f"float16 moves F2 out of fold by {self.moved:+.5f} (standard error {self.noise:.5f}; "
+            f"{self.pictures:,} pictures, on {self.device})"
+        )
+
+
+def half_loss_of(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]) -> HalfLoss:
+    """`measure_half`, once an ensemble and kind of device; it is said in the ensemble's report, too.
+
+    Raises:
+        StoreError: if a checkpoint is missing or damaged.
+    """
+    place = run.store.ensemble(ensemble.name)
+    known = _known(place)
+    if known is not None and known.device == _device().type:
+        return known
+    loss = measure_half(run, ensemble, members)
+    write_json(place.half, asdict(loss) | {"text": f"Weights stored in half the bits: {loss}."})
+    if place.report.exists():
+        found = standings(run.store, [variant.name for variant in run.experiment.space.variants])
+        probs = read_arrays(place.test)["probs"].astype(np.float32) if place.test.exists() else None
+        write_report(place, ensemble, run.store, run.catalog, found, probs)
+    return loss
+
+
+def _known(place: EnsembleStore) -> HalfLoss | None:
+    """What was measured before."""
+    try:
+        found = read_json(place.half)
+        return HalfLoss(*(found[name] for name in ("moved", "noise", "pictures", "device")))
+    except (StoreError, TypeError, KeyError):
+        return None
+
+
+def measure_half(
+    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], *, seed: int = 0
+) -> HalfLoss:
+    """Predict a sample with all bits and with rounded weights.
+
+    Raises:
+        StoreError: if a checkpoint is missing or damaged.
+    """
+    data = run.data
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.split.ids))[:SAMPLE])
+    device = _device()
+    full: np.ndarray | None = None
+    half: np.ndarray | None = None
+    for member in tqdm(members, "float16, out of fold", unit="member", disable=not sys.stderr.isatty()):
+        trials = [run.store.trial(trial) for trial in member.trials]
+        whole, rounded = _predicted(trials, run, rows, device)
+        if not np.isfinite(rounded).all():
+            return HalfLoss(-1.0, 0.0, len(rows), device.type)
+        full = add_share(full, member.weight, whole, ensemble.scale)
+        half = add_share(half, member.weight, rounded, ensemble.scale)
+    assert full is not None
+    assert half is not None
+    before, after = (
+        f2_per_image(decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows])
+        for total in (full, half)
+    )
+    return half_loss(before, after, device.type)
+
+
+def half_loss(before: np.ndarray, after: np.ndarray, device: str) -> HalfLoss:
+    """Of F2 a picture, with all bits and with half of them: (n,) float64 each."""
+    moved = after - before
+    return HalfLoss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _predicted(
+    trials: Sequence[TrialStore], run: Run, rows: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each picture of `rows` by the checkpoint that never saw it, with all bits and rounded: (n, C) float16 each."""
+    data = run.data
+    whole, rounded = (np.empty((len(rows), len(data.label_ids)), np.float16) for _ in range(2))
+    for trial in trials:
+        spec = read_spec(trial)
+        own = np.flatnonzero(data.folds[rows] == spec.fold)
+        if not len(own):
+            continue
+        trial.fetch(trial.best)
+        model, _ = load_tagger(trial.best)
+        pack = data.split.pack(spec.pack_short_side)
+        whole[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+        for tensor in model.state_dict().values():
+            if tensor.dtype == torch.float32:
+                tensor.copy_(tensor.half())
+                if not tensor.isfinite().all():  # a variance may be: what it predicts is finite, and wrong
+                    rounded[:] = np.nan
+                    return whole, rounded
+        rounded[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+    return whole, rounded

@@ -1,0 +1,82 @@
+"""One driver a run, over a bucket."""
+
+import os
+import platform
+import re
+import signal
+import time
+
+import pytest
+
+from imet_ray.errors import ConfigError
+from imet_ray.storage import bucket_mirror as remote
+from imet_ray.storage import driver_lease as lease
+from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.experiment import only_driver
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(lease, "DEAD_S", 1.5)
+    monkeypatch.setattr(lease, "LOOK_S", 0.1)
+
+
+def test_two_machines_do_not_drive_one_run(on_node, quick, monkeypatch):
+    with only_driver(on_node("a")):
+        monkeypatch.setattr(lease.platform, "node", lambda: "another")
+        with pytest.raises(ConfigError, match="drives this run"), only_driver(on_node("b")):
+            pass
+    with only_driver(on_node("b")):  # it was given back
+        pass
+
+
+def test_a_driver_that_died_with_its_machine_is_replaced(on_node, quick):
+    dead = on_node("a")
+    write_json(dead.lease, {"driver": "process 7", "host": "gone", "beat": "1"})
+    with only_driver(on_node("b")):
+        pass
+
+
+def test_who_looks_on_from_anywhere_is_told_who_drives_and_when_nothing_is_heard_of_it(on_node, monkeypatch):
+    looking, here = on_node("looking"), platform.node()
+    assert looking.leaseholder() == ""
+    with only_driver(on_node("a")):
+        assert looking.leaseholder() == ""  # by the lock of this machine, if it lived
+        monkeypatch.setattr(lease.platform, "node", lambda: "another")
+        assert looking.leaseholder() == f"process {os.getpid()} on {here}"
+        assert not looking.lease.exists()
+        later = time.time() + 100
+        monkeypatch.setattr(lease.time, "time", lambda: later)
+        assert re.search(r", last heard of 1:\d\d ago by the clock here$", looking.leaseholder())
+    assert looking.leaseholder() == ""
+
+
+def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_node, proxy, quick):
+    left = ["lost"]
+    proxy.harm = lambda method, path: left.pop() if left and method in ("PUT", "POST") else None
+    with only_driver(on_node("a")):
+        assert not left
+        assert remote.read_text(on_node("a").lease)
+    assert remote.read_text(on_node("a").lease) is None
+
+
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def job(request):
+    """How shells start drivers: those in the background of a script ignore interrupts."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    assert signal.signal(signal.SIGINT, before) == request.param
+
+
+@pytest.mark.usefixtures("job", "quick")
+def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
+    def drive() -> None:
+        with only_driver(on_node("a")):
+            for beat in range(100):  # as a driver does: the server here may lose one of two writes at once
+                lease = {"driver": "process 8", "host": "newer", "beat": str(beat)}
+                write_json(on_node("b").lease, lease)
+                time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()

@@ -1,0 +1,153 @@
+"""The import closure: everything that is needed, nothing else, and no way to ray or optuna."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from imet_ray.errors import ConfigError
+from kernel_builder.import_closure import Closure, import_closure
+
+REPOSITORY = Path(__file__).parents[1]
+OURS = {name: REPOSITORY / name for name in ("imet_ray", "kernel_builder")}
+
+
+@pytest.fixture
+def closure_of(tmp_path):
+    """Writes the modules of a made-up package and follows one of them."""
+
+    def _closure(
+        nested: Mapping[str, str] = MappingProxyType({}), *, entry: str = "mine.main", **modules: str
+    ) -> Closure:
+        for name, text in {"__init__": "", **modules, **nested}.items():
+            file = tmp_path / "mine" / f"{name}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return import_closure(entry, {"mine": tmp_path / "mine"})
+
+    return _closure
+
+
+def refusal(closure_of, **modules: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        closure_of(**modules)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_what_is_imported_in_turn_is_there_with_its_bytes(closure_of):
+    found = closure_of(main="import mine.a", a="from mine.b import x", b="x = 'é'", c="")
+    assert sorted(found.modules) == ["mine", "mine.a", "mine.b", "mine.main"]
+    assert found.modules["mine.b"] == "x = 'é'".encode()
+
+
+def test_names_stand_in_order_whatever_the_imports_say(closure_of):
+    found = closure_of(main="import mine.z, mine.a", a="", z="")
+    assert list(found.modules) == ["mine", "mine.a", "mine.main", "mine.z"]
+
+
+def test_imports_inside_functions_and_branches_count(closure_of):
+    source = "def f():\n    try:\n        import mine.a\n    except OSError:\n        from mine import b\n"
+    assert {"mine.a", "mine.b"} <= set(closure_of(main=source, a="", b="").modules)
+
+
+@pytest.mark.parametrize("condition", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_imports_for_the_type_checker_alone_are_left_out(closure_of, condition):
+    source = f"import typing\nif {condition}:\n    import ray, mine.a\nelse:\n    import mine.b\n"
+    found = closure_of(main=source, a="", b="")
+    assert sorted(found.modules) == ["mine", "mine.b", "mine.main"]
+
+
+def test_packages_come_with_what_their_init_imports(closure_of):
+    found = closure_of(
+        {"deep/__init__": "import mine.side", "deep/leaf": ""}, main="import mine.deep.leaf", side=""
+    )
+    assert sorted(found.modules) == ["mine", "mine.deep", "mine.deep.leaf", "mine.main", "mine.side"]
+    assert found.packages == {"mine", "mine.deep"}
+
+
+def test_a_name_of_a_package_is_a_submodule_or_one_of_its_own_names(closure_of):
+    nested = {"deep/__init__": "value = 1", "deep/leaf": "", "deep/other": ""}
+    found = closure_of(nested, main="from mine.deep import leaf, value")
+    assert sorted(found.modules) == ["mine", "mine.deep", "mine.deep.leaf", "mine.main"]
+
+
+def test_relative_imports_are_followed(closure_of):
+    nested = {
+        "deep/__init__": "from . import leaf",
+        "deep/leaf": "from .. import a",
+        "deep/twin": "from .leaf import a\nfrom ..b import x",
+    }
+    found = closure_of(nested, main="import mine.deep.twin", a="", b="x = 1")
+    assert {"mine.deep.leaf", "mine.deep.twin", "mine.a", "mine.b"} <= set(found.modules)
+
+
+def test_a_relative_import_above_the_top_is_refused(closure_of):
+    assert "mine.main imports from .., above its top package" in refusal(closure_of, main="from .. import a")
+
+
+def test_foreign_modules_are_listed_by_top_name_without_the_standard_library(closure_of):
+    found = closure_of(
+        main="import os.path, torch.nn\nfrom numpy.linalg import norm\nfrom __future__ import a"
+    )
+    assert found.foreign == {"torch", "numpy"}
+
+
+def test_modules_that_import_each_other_end(closure_of):
+    assert len(closure_of(main="import mine.a", a="import mine.main").modules) == 3
+
+
+@pytest.mark.parametrize("source", ["import mine.gone", "from mine.gone import x", "from mine import gone"])
+def test_a_missing_module_is_named_with_who_wants_it(closure_of, source):
+    text = refusal(closure_of, main=source)
+    assert text.startswith("mine.main imports ")
+    assert "gone" in text
+
+
+def test_an_entry_that_is_not_there_is_refused(closure_of):
+    with pytest.raises(ConfigError, match="the entry needs mine.gone"):
+        closure_of(entry="mine.gone")
+    with pytest.raises(ConfigError, match="none of mine"):
+        closure_of(entry="yours.main")
+
+
+def test_importing_everything_from_a_package_is_refused(closure_of):
+    assert "name what it needs" in refusal(closure_of, main="from mine import *")
+
+
+@pytest.mark.parametrize("source", ["x = (", "x = 1\x00"])
+def test_a_source_that_is_no_python_is_refused(closure_of, source):
+    assert "is no Python" in refusal(closure_of, main="import mine.a", a=source)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("import ray.tune", "ray"), ("from optuna import Trial", "optuna")]
+)
+def test_ray_and_optuna_are_refused_with_the_chain_that_leads_there(closure_of, source, name):
+    text = refusal(closure_of, main="import mine.a", a="import mine.b", b=f"def f():\n    {source}")
+    assert f"mine.main -> mine.a -> mine.b -> {name}" in text
+
+
+def test_the_real_prediction_needs_neither_ray_nor_optuna():
+    found = import_closure("imet_ray.prediction.predict", OURS)
+    assert {"torch", "timm", "numpy"} <= found.foreign
+    assert not {"ray", "optuna"} & found.foreign
+    assert "imet_ray.cluster" not in found.modules
+
+
+def test_the_sweep_cannot_go_into_a_kernel():
+    with pytest.raises(ConfigError, match=r"imet_ray\.cluster\.trial.* -> (ray|optuna)"):
+        import_closure("imet_ray.cluster.trial", OURS)
+
+
+def test_whatever_the_real_prediction_imports_is_in_its_closure():
+    code = (
+        "import sys, imet_ray.prediction.predict; "
+        "print(*[n for n in sys.modules if n.partition('.')[0] == 'imet_ray'])"
+    )
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY, text=True).split()
+    assert set(loaded) <= set(import_closure("imet_ray.prediction.predict", OURS).modules)

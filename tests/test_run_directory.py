@@ -1,0 +1,87 @@
+"""Writing artefacts: whole or not at all, one writer, clear errors."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.storage.atomic_write import SupersededError, write_arrays, write_json, write_json_lines, writing
+from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
+from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.runs import newest_run, open_run, set_aside
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(UnicodeEncodeError), writing(path) as temporary:
+        temporary.write_text("half \ud800", encoding="utf-8")
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    with pytest.raises(StoreError, match="disk full while writing"), writing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_nan_never_gets_into_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"f2": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_damaged_artefact_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"half":')
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(StoreError, match=r"a\.json is damaged"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(StoreError, match=r"a\.npz is damaged"):
+        read_arrays(tmp_path / "a.npz")
+    with pytest.raises(StoreError, match="is missing"):
+        read_arrays(tmp_path / "b.npz")
+
+
+def test_arrays_and_lines_come_back_as_they_were(tmp_path):
+    ids = np.array(["a", "b"])
+    write_arrays(tmp_path / "a.npz", ids=ids, probs=np.eye(2, dtype=np.float16))
+    back = read_arrays(tmp_path / "a.npz")
+    assert (back["ids"] == ids).all()
+    assert back["probs"].dtype == np.float16
+    write_json_lines(tmp_path / "m.jsonl", [{"epoch": 1}, {"epoch": 2}])
+    assert read_json_lines(tmp_path / "m.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_an_older_writer_is_told_that_it_was_superseded(tmp_path):
+    trial = Store(tmp_path).trial("t")
+    older = trial.acquire()
+    trial.check(older)
+    newer = trial.acquire()
+    with pytest.raises(SupersededError):
+        trial.check(older)
+    trial.check(newer)
+
+
+def test_a_run_that_does_not_exist_names_those_that_do(tmp_path):
+    with pytest.raises(ConfigError, match="--sweep"):
+        newest_run(tmp_path)
+    write_json(Store(tmp_path / "one").experiment, {})
+    assert newest_run(tmp_path).root.name == "one"
+    with pytest.raises(ConfigError, match="choose one of: one"):
+        open_run(tmp_path, "two")
+
+
+def test_a_run_that_is_set_aside_keeps_its_files(tmp_path):
+    write_json(Store(tmp_path / "one").experiment, {"a": 1})
+    kept = set_aside(tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    assert read_json(Store(kept).experiment) == {"a": 1}
+
+
+def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMET_RAY_CACHE", str(tmp_path / "named"))
+    assert Cache.default().root == tmp_path / "named"
+    monkeypatch.delenv("IMET_RAY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Cache.default().root == tmp_path / "imet_ray"

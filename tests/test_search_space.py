@@ -1,0 +1,133 @@
+"""Search spaces: what a good file means, and the line that each bad one gets."""
+
+from pathlib import Path
+
+import pytest
+
+from imet_ray.errors import ConfigError
+from imet_ray.search_space import read_space
+
+GRID = "grid: {architecture: [resnet18, resnet34], augmentation: [light, medium]}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text: str) -> Path:
+        path = tmp_path / "space.yml"
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+@pytest.mark.parametrize("path", sorted(Path("search_spaces").glob("*.yml")), ids=lambda p: p.stem)
+def test_every_space_that_ships_is_valid_and_says_command_time_and_score(path):
+    assert read_space(path).variants
+    header = path.read_text().split("\n\n")[0]
+    for word in ("command", "time", "score"):
+        assert word in header
+
+
+def test_a_grid_is_the_product_of_its_axes(write):
+    names = [variant.name for variant in read_space(write(GRID)).variants]
+    assert names == ["resnet18-light", "resnet18-medium", "resnet34-light", "resnet34-medium"]
+
+
+def test_grid_and_list_add_up_and_share_the_base(write):
+    space = read_space(
+        write(GRID + "base: {epochs: 7}\nvariants: [{name: x, architecture: vgg11, epochs: 3}]")
+    )
+    assert [variant.epochs for variant in space.variants] == [7, 7, 7, 7, 3]
+
+
+def test_a_variants_own_ranges_replace_the_common_ones(write):
+    space = read_space(
+        write(
+            "variants:\n- {name: a, architecture: vgg11}\n"
+            "- {name: b, architecture: vgg11, search: {dropout: [0.5]}}\n"
+            "search: {dropout: {low: 0.0, high: 0.3}}"
+        )
+    )
+    assert space.ranges["a"]["dropout"].high == 0.3
+    assert space.ranges["b"]["dropout"].choices == (0.5,)
+
+
+def test_what_the_command_line_fixes_holds_for_all_variants_and_is_not_searched(write):
+    space = read_space(
+        write(GRID + "search: {epochs: {low: 1, high: 9}}"), {"epochs": 2, "trials_per_variant": 5}
+    )
+    assert {variant.epochs for variant in space.variants} == {2}
+    assert space.trials_per_variant == 5
+    assert space.ranges["resnet18-light"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epocs: 3\n" + GRID, "line 1: unknown key 'epocs'"),
+        (GRID + "base:\n  epocs: 3", "line 3: unknown key 'epocs': did you mean 'epochs'?"),
+        (GRID + "base:\n  dropout: 1.5", "line 3: dropout must be less than 1, got 1.5"),
+        ("base: {loss: bcee}\n" + GRID, "did you mean 'bce'?"),
+        (GRID + "variants:\n- name: a\n  lr: -1\n  architecture: x", "line 4: lr must be greater"),
+        (GRID + "variants:\n- name: a", "line 3: architecture is missing"),
+        (
+            GRID + "search:\n  dropuot: [0.1]",
+            "line 3: unknown key 'dropuot': did you mean 'dropout'?",
+        ),
+        (GRID + "search: {dropout: {low: 0.5, high: 1.2}}", "dropout must be less than 1, got 1.2"),
+        (GRID + "search: {dropout: {low: 0.5}}", "low <= high"),
+        (GRID + "search: {batch_size: {low: 2.5, high: 8}}", "batch_size is a whole number"),
+        (GRID + "search: {batch_size: [16, big]}", "got 'big'"),
+        (GRID + "n_folds: 3\nsearch_folds: [3]", "choose 0..2"),
+        (GRID + "resources: {cpu_per_trial: 1}", "did you mean 'cpus_per_trial'?"),
+        (GRID + "resources: {cpus_per_trial: 0}", "greater than 0, got 0"),
+        (GRID + "n_folds: 3\nn_folds: 4", "line 3: 'n_folds' stands there twice"),
+        (GRID + "variants: [{name: resnet18-light, architecture: x}]", "two variants are named"),
+        ("n_folds: 3", "no variants"),
+        ("- 1", "expected settings"),
+        ("", "expected settings"),
+        ("grid: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_the_nearest_key(write, text, expected):
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        read_space(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_names_those_that_exist(write, tmp_path):
+    write(GRID)
+    with pytest.raises(ConfigError, match=r"space\.yml"):
+        read_space(tmp_path / "spcae.yml")
+
+
+def test_a_file_of_weights_is_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "space.yml"
+    path.write_text("variants: [{name: a, architecture: resnet18, weights: mine.pth}]\n")
+    assert read_space(path).variants[0].weights == str(tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: {lr: 1e-4}", "write 0.0001"),
+        ("search: {batch_size: {low: 16, high: 64, step: 0.5}}", "batch_size is a whole number"),
+        (
+            "resources: {batch_norm: sync}",
+            "batch_norm 'sync' is for several workers_per_trial, on GPUs",
+        ),
+        (
+            "resources: {gpus_per_trial: 1.5}",
+            "gpus_per_trial is one GPU at most, or a fraction, got 1.5: workers_per_trial",
+        ),
+        ("base: {loss: asymmetric, loss_weight: 0.5}", "must be 0 or at least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, expected):
+    path = tmp_path / "space.yml"
+    path.write_text(f"{text}\nvariants: [{{name: a, architecture: resnet18}}]\n")
+    with pytest.raises(ConfigError, match=expected):
+        read_space(path)

@@ -1,0 +1,36 @@
+"""Spans of time as people write them."""
+
+import pytest
+
+from imet_ray.errors import ConfigError
+from imet_ray.units import clock, duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2h", 7200),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("8h40m", 31_200),
+        ("45s", 45),
+        ("1h1s", 3601),
+        ("0.5h", 1800),
+        ("1.5h30.5s", 5430.5),
+    ],
+)
+def test_hours_minutes_and_seconds_are_added_up(text, seconds):
+    assert duration(text, "--x") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5", "1m2h", "-1h", "1h 2m", "h", "1d", "1hh", "1e3s", "١h\n"])
+def test_anything_else_is_refused_with_the_name_of_its_option(text):
+    with pytest.raises(ConfigError, match="--x takes 2h, 90m or 1h30m, got "):
+        duration(text, "--x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (65, "1:05"), (3599.6, "1:00:00"), (7385, "2:03:05")]
+)
+def test_a_clock_shows_minutes_and_only_then_hours(seconds, text):
+    assert clock(seconds) == text
