@@ -1,14 +1,50 @@
 """What may import what."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
-CORE = [
-    ".".join(path.with_suffix("").parts)
-    for path in sorted(Path("imet_ray").rglob("*.py"))
-    if "cluster" not in path.parts and path.name != "__init__.py"
-]
+import imports
+
+ROOT = Path(__file__).parent.parent
+MODULES = imports.modules(ROOT)
+CORE = [name for name in MODULES if imports.folder(name) not in ("cluster", "commands")]
+
+
+def test_imports_run_downwards_only():
+    assert imports.upward(imports.imports(ROOT)) == []
+
+
+def test_imports_have_no_circle():
+    assert imports.circles(imports.imports(ROOT)) == []
+
+
+def test_the_map_sees_imports_by_a_string_that_is_put_together(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "imet_ray" / "storage").mkdir(parents=True, exist_ok=True)
+        other = "ab".replace(name, "")
+        (tmp_path / "imet_ray" / "storage" / f"{name}.py").write_text(
+            f"import importlib\nimportlib.import_module('imet_ray' + '.storage.{other}')\n"
+        )
+    assert imports.circles(imports.imports(tmp_path)) == [["imet_ray.storage.a", "imet_ray.storage.b"]]
+
+
+def test_each_folder_lies_in_a_row_and_says_what_it_is_for():
+    folders = [path for path in (ROOT / "imet_ray").iterdir() if path.is_dir() and list(path.glob("*.py"))]
+    assert {path.name for path in folders} | {imports.PACKAGE} == set(imports.RANK)
+    for path in folders:
+        assert ast.get_docstring(ast.parse((path / "__init__.py").read_text())), path
+
+
+def test_only_cluster_imports_ray_and_optuna():
+    for name, path in MODULES.items():
+        if imports.folder(name) == "cluster":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {module.partition(".")[0] for module in found} & {"ray", "optuna"}, name
 
 
 def test_the_core_imports_with_ray_and_optuna_absent():
@@ -23,10 +59,10 @@ def test_the_core_imports_with_ray_and_optuna_absent():
     assert found.returncode == 0, found.stderr
 
 
-def test_only_the_store_makes_artefact_paths():
+def test_only_storage_makes_artefact_paths():
     names = ("spec.json", "metrics.jsonl", "last.pt", "best.safetensors", "oof.npz", "result.json")
-    for path in Path("imet_ray").rglob("*.py"):
-        if path.name not in ("store.py", "writing.py"):  # which knows what an older writer must not touch
+    for module, path in MODULES.items():
+        if imports.folder(module) != "storage":
             code = "\n".join(
                 line for line in path.read_text().splitlines() if not line.strip().startswith("#")
             )
