@@ -30,7 +30,7 @@ from benchmarks.nodes import Cluster, cluster
 from imet_ray.data.sources import demo
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
 NODES = 2
 BETWEEN_S = (2.0, 10.0)  # from the first new epoch after a fault to the next fault
@@ -62,7 +62,7 @@ class Sweep:
         self.folder, self.name = folder, f"s{seed}"
         self.space = folder / f"space{seed}.yml"
         self.space.write_text(SPACE.format(seed=seed))
-        self.store = Store(folder / "runs" / self.name)
+        self.store = RunDirectory(folder / "runs" / self.name)
         self.driver: subprocess.Popen[bytes] | None = None
 
     def command(self, runs: str, *options: str) -> list[str]:
@@ -93,7 +93,7 @@ class Sweep:
         last = [path.stat().st_mtime for path in (trial.metrics, trial.spec) if path.exists()]
         return max(0.0, at - last[0]) if last else 0.0
 
-    def differences(self, other: Store) -> list[str]:
+    def differences(self, other: RunDirectory) -> list[str]:
         """Trials that only one of them has, or that ended otherwise, or with weights that differ in any bit."""
         theirs = {trial.trial_id: trial for trial in other.trials()}
         ours = {trial.trial_id: trial for trial in self.store.trials()}
@@ -107,7 +107,7 @@ class Sweep:
         return found
 
 
-def _end(trial: TrialStore | None) -> str:
+def _end(trial: TrialDirectory | None) -> str:
     result = read_result(trial) if trial is not None else None
     if trial is None or result is None:
         return "not there" if trial is None else "no result"
@@ -208,7 +208,7 @@ def _kill_head(sweep: Sweep, ray: Cluster, hit: list[str]) -> Harm:
 def _again(sweep: Sweep, ray: Cluster) -> list[str]:
     """Run it undisturbed, on a Ray of its own; what differs."""
     subprocess.run(sweep.command("alone"), env=ray.environment, check=True, capture_output=True)
-    return sweep.differences(Store(sweep.folder / "alone" / sweep.name))
+    return sweep.differences(RunDirectory(sweep.folder / "alone" / sweep.name))
 
 
 def _print(costs: dict[str, Cost], sweeps: int, same: int, minutes: float) -> None:

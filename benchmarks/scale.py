@@ -33,7 +33,7 @@ from imet_ray.search_space import Range, Resources, SearchSpace
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.results import TrialResult, failures, standings, write_result
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 
 N_FOLDS = 5
 
@@ -59,7 +59,7 @@ def space_of(variants: int, sets: int) -> SearchSpace:
     )
 
 
-def finish(store: Store, spec: TrialSpec, seconds: float) -> TrialResult:
+def finish(store: RunDirectory, spec: TrialSpec, seconds: float) -> TrialResult:
     """What a trial leaves."""
     trial = store.trial(spec.trial_id)
     f2 = float(np.random.default_rng(int(spec.trial_id, 16) % 2**32).uniform(0.4, 0.6))
@@ -89,7 +89,7 @@ def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
     time.sleep(seconds)
     (slot.run / "slept").mkdir(exist_ok=True)
     (slot.run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
-    result = finish(Store(slot.run), spec, seconds)
+    result = finish(RunDirectory(slot.run), spec, seconds)
     tune.report(
         {"epoch": 1, "f2": result.f2, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
     )
@@ -107,7 +107,7 @@ def real(trials: int, seconds: float, gpus: int) -> None:
     space = space_of(variants, trials // variants - N_FOLDS + 1)
     nodes = gpus // 8
     with tempfile.TemporaryDirectory() as name:
-        store = Store(Path(name) / "run")
+        store = RunDirectory(Path(name) / "run")
         store.root.mkdir()
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
         for _ in range(nodes):
@@ -151,7 +151,7 @@ def journal(trials: int) -> None:
         sets = trials // variants
         space = space_of(variants, sets)
         with tempfile.TemporaryDirectory() as name:
-            store = Store(Path(name) / "run")
+            store = RunDirectory(Path(name) / "run")
             policy = Policy(
                 space, store, "data", "folds", sampler=lambda seed, _: optuna.samplers.RandomSampler(seed)
             )

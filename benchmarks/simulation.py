@@ -21,7 +21,7 @@ from imet_ray.cluster.variant_study import Assignment, VariantStudy
 from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Variant
 from imet_ray.storage.results import TrialResult
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 WITHIN = 0.146  # standard deviation of the logarithm of seconds
 BETWEEN = 0.5
@@ -112,7 +112,7 @@ def simulate(
     with tempfile.TemporaryDirectory() as folder:
         policy = chooser(
             space,
-            Store(Path(folder)),
+            RunDirectory(Path(folder)),
             "data",
             "folds",
             storage=InMemoryStorage(),

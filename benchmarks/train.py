@@ -26,7 +26,7 @@ from imet_ray.data.training_data import prepare
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
 from imet_ray.models.models import Tagger
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
@@ -80,7 +80,7 @@ def main() -> None:
         keep="last",
     )
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
+        store = RunDirectory(Path(folder))
         data = prepare(catalog, store, cache, n_folds=5, seed=0)
         short_side = default_pack_short_side(args.size)
         pack = data.split.pack(short_side)

@@ -24,7 +24,7 @@ from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_arrays, read_json
 from imet_ray.storage.results import read_spec, standings
-from imet_ray.storage.run_directory import EnsembleStore, TrialStore
+from imet_ray.storage.run_directory import EnsembleDirectory, TrialDirectory
 
 SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # F2
@@ -71,7 +71,7 @@ def half_loss_of(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
     return loss
 
 
-def _known(place: EnsembleStore) -> HalfLoss | None:
+def _known(place: EnsembleDirectory) -> HalfLoss | None:
     """What was measured before."""
     try:
         found = read_json(place.half)
@@ -120,7 +120,7 @@ def _device() -> torch.device:
 
 
 def _predicted(
-    trials: Sequence[TrialStore], run: Run, rows: np.ndarray, device: torch.device
+    trials: Sequence[TrialDirectory], run: Run, rows: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each picture of `rows` by the checkpoint that never saw it, with all bits and rounded: (n, C) float16 each."""
     data = run.data

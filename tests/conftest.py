@@ -28,7 +28,7 @@ from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.results import read_spec
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 from kernel_builder import __main__ as kernel_builder
 
@@ -73,7 +73,7 @@ def tiny_cache(tmp_path_factory) -> Cache:
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_catalog, tiny_cache, tmp_path_factory) -> TrainingData:
-    store = Store(tmp_path_factory.mktemp("folds"))
+    store = RunDirectory(tmp_path_factory.mktemp("folds"))
     return prepare(tiny_catalog, store, tiny_cache, n_folds=3, seed=0)
 
 
@@ -241,7 +241,7 @@ def bucket(proxy) -> str:
 def on_node(bucket, proxy, tmp_path):
     """The run `r` as a node of that name sees it."""
 
-    def _on_node(node: str) -> Store:
-        return Store(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")
+    def _on_node(node: str) -> RunDirectory:
+        return RunDirectory(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")
 
     return _on_node

@@ -15,13 +15,13 @@ from imet_ray.prediction.predict import Predictions, write_predictions
 from imet_ray.specs import Variant
 from imet_ray.storage.atomic_write import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, standings, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 N_FOLDS = 3
 HOSTILE = "<script>alert('x')</script> & \"y\""
 
 
-def trained(store: Store, variant: str, fold: int) -> str:
+def trained(store: RunDirectory, variant: str, fold: int) -> str:
     """A complete trial with its learning curve; its id."""
     spec = bare_spec(Variant(name=variant, architecture="resnet18"), fold, N_FOLDS)
     trial = store.trial(spec.trial_id)
@@ -53,7 +53,7 @@ def pictures_at(folder: Path) -> Catalog:
     )
 
 
-def train_all(store: Store, catalog: Catalog) -> None:
+def train_all(store: RunDirectory, catalog: Catalog) -> None:
     """Two variants, trained and predicted on all folds."""
     rng = np.random.default_rng(1)
     for variant in ("one", "two"):
@@ -66,7 +66,7 @@ def train_all(store: Store, catalog: Catalog) -> None:
             )
 
 
-def blended(store: Store) -> Ensemble:
+def blended(store: RunDirectory) -> Ensemble:
     """Both variants, without what a blend finds."""
     members = []
     for standing in standings(store, ["one", "two"]):
@@ -84,7 +84,7 @@ def blended(store: Store) -> Ensemble:
     )
 
 
-def with_findings(ensemble: Ensemble, store: Store, catalog: Catalog) -> Ensemble:
+def with_findings(ensemble: Ensemble, store: RunDirectory, catalog: Catalog) -> Ensemble:
     """The same ensemble with all that a blend finds today."""
     members = []
     for member in ensemble.members:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 SPACE = """
 n_folds: 3
@@ -26,7 +26,7 @@ def space_of(folder: Path, *changes: tuple[str, str]) -> SearchSpace:
 
 
 def write(
-    store: Store,
+    store: RunDirectory,
     trial_id: str,
     status: Literal["complete", "stopped", "failed"] = "complete",
     f2: float | None = 0.5,

@@ -10,12 +10,12 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.results import standings
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missin
 @pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
 def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_path, written, monkeypatch):
     space = space_of(tmp_path, ("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
-    undisturbed = run_out(Policy(space, Store(tmp_path / "undisturbed"), "data", "folds"))
+    undisturbed = run_out(Policy(space, RunDirectory(tmp_path / "undisturbed"), "data", "folds"))
     left = iter(range(written))
     write_param = JournalStorage.set_trial_param
 
@@ -64,8 +64,8 @@ def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(JournalStorage, "set_trial_param", killed)
         with pytest.raises(StopIteration):
-            run_out(Policy(space, Store(tmp_path / "killed"), "data", "folds"))
-    run_out(again := Policy(space, Store(tmp_path / "killed"), "data", "folds"))
+            run_out(Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
+    run_out(again := Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
     found = [trial.params for trial in again.studies["a"].study.trials]
     assert found == [spec.hparams for spec in undisturbed[:7]]
 

@@ -18,7 +18,7 @@ from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ with open(sys.argv[2], "w", buffering=1) as file:
 
 @dataclass
 class Story:
-    store: Store
+    store: RunDirectory
     sweep: subprocess.CompletedProcess
     during: list[int]  # machines, each second of the sweep
     after: int  # some time after it
@@ -180,7 +180,7 @@ def story(head, tiny_root, tiny_cache, tmp_path_factory) -> Story:
     finally:
         counter.kill()
         counter.wait()
-    return Story(Store(folder / "runs" / "r"), sweep, during, machines(counted)[-1])
+    return Story(RunDirectory(folder / "runs" / "r"), sweep, during, machines(counted)[-1])
 
 
 def machines(counted: Path) -> list[int]:

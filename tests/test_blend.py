@@ -12,7 +12,7 @@ from imet_ray.prediction.ensemble import blend_oof, read_ensemble
 from imet_ray.prediction.metrics import f2_score
 from imet_ray.sizes import byte_size
 from imet_ray.storage.results import read_spec
-from imet_ray.storage.run_directory import EnsembleStore
+from imet_ray.storage.run_directory import EnsembleDirectory
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -193,7 +193,7 @@ def test_other_tools_predictions_are_blended_where_no_variant_is_trained_on_all_
         *where, "--member", f"one={mine}", "--member", f"two={mine}", "--method", "line"
     )
     assert code == 0, err
-    members = read_ensemble(EnsembleStore(runs / "r" / "ensembles" / "blend")).members
+    members = read_ensemble(EnsembleDirectory(runs / "r" / "ensembles" / "blend")).members
     assert [(member.variant, member.trials) for member in members] == [("one", []), ("two", [])]
 
 

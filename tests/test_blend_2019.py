@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -65,7 +65,7 @@ def test_of_an_earlier_ensemble_of_2019_nothing_is_left_and_that_is_said(call_bl
 
 
 def test_a_blend_of_2019_is_refused_while_another_process_writes_there(call_blend, files_2019, tmp_path):
-    lock = Store(tmp_path / "runs" / "2019").driver_lock
+    lock = RunDirectory(tmp_path / "runs" / "2019").driver_lock
     lock.parent.mkdir(parents=True)
     hold = (
         "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"

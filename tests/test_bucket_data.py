@@ -15,7 +15,7 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.storage import object_store as buckets
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
 FETCH = """
@@ -25,11 +25,11 @@ from imet_ray.data.catalog import read_catalog
 from imet_ray.data.training_data import training_split
 from imet_ray.data.sources import resolve_data
 from imet_ray.storage.runs import runs_at
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 url, runs, root = sys.argv[1:]
 cache = Cache(Path(root))
 catalog = read_catalog(resolve_data(url, cache=cache.root))
-training_split(catalog, cache, Store(runs_at(runs, cache) / "r").packs).share(64)
+training_split(catalog, cache, RunDirectory(runs_at(runs, cache) / "r").packs).share(64)
 """
 
 
@@ -139,7 +139,7 @@ def test_a_pack_that_is_not_what_was_shared_is_not_taken(url, runs, name, proxy,
 
 
 def test_a_run_on_this_machine_shares_no_packs(tmp_path):
-    assert Store(tmp_path / "runs" / "r").packs is None
+    assert RunDirectory(tmp_path / "runs" / "r").packs is None
 
 
 def test_where_nothing_lies_it_says_so(name, proxy, tmp_path):
@@ -155,7 +155,7 @@ def test_a_key_that_is_no_path_is_refused(url, name, proxy, tmp_path):
 
 
 def split_of(catalog, cache: Cache, runs: str):
-    return training_split(catalog, cache, Store(runs_at(runs, cache) / "r").packs)
+    return training_split(catalog, cache, RunDirectory(runs_at(runs, cache) / "r").packs)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

@@ -13,7 +13,7 @@ from imet_ray.storage.atomic_write import SupersededError, remove, shown, size_o
 from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import TrialResult, read_result, write_result
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, runs_at
 
 WRITES = ("PUT", "POST")
@@ -138,7 +138,7 @@ def test_an_outage_without_an_end_is_one_line(on_node, proxy, monkeypatch):
 def test_ten_thousand_trials_are_one_paged_listing(proxy, tmp_path):
     runs = runs_at(f"{proxy.scheme}://{FULL}/runs", Cache(tmp_path))
     proxy.requests.clear()
-    Store(runs / "r").fetch()
+    RunDirectory(runs / "r").fetch()
     assert len(proxy.requests) == proxy.listings() == 10  # pages of 1,000
 
 
@@ -226,7 +226,7 @@ def test_a_twin_is_shown_as_its_url(tmp_path, scheme):
 
 def test_a_bucket_that_is_not_there_is_one_line(proxy, tmp_path):
     with pytest.raises(ConfigError, match=f"there is no bucket {proxy.scheme}://nobodys-own"):
-        Store(runs_at(f"{proxy.scheme}://nobodys-own/runs", Cache(tmp_path)) / "r").fetch()
+        RunDirectory(runs_at(f"{proxy.scheme}://nobodys-own/runs", Cache(tmp_path)) / "r").fetch()
 
 
 def test_without_credentials_it_says_so(proxy, tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_without_credentials_it_says_so(proxy, tmp_path, monkeypatch):
         else:
             monkeypatch.delenv(key, raising=False)
     with pytest.raises(ConfigError, match=proxy.store.ways_in) as found:
-        Store(runs_at(f"{proxy.scheme}://bucket/runs", Cache(tmp_path)) / "r").fetch()
+        RunDirectory(runs_at(f"{proxy.scheme}://bucket/runs", Cache(tmp_path)) / "r").fetch()
     assert "\n" not in str(found.value)
 
 

@@ -13,7 +13,7 @@ from bucket_stores import S3Store
 
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ class Story:
     before: dict[str, list[float]]  # seconds of each epoch that was in the bucket at the kill, by trial
     complete: set[str]  # trials with a result by then
     end: subprocess.CompletedProcess
-    store: Store  # as a third machine sees it
+    store: RunDirectory  # as a third machine sees it
     status: subprocess.CompletedProcess
     blend: subprocess.CompletedProcess
     harmed: int
@@ -48,7 +48,7 @@ class Story:
     caches: list[Path]
 
 
-def epochs(store: Store) -> dict[str, list[float]]:
+def epochs(store: RunDirectory) -> dict[str, list[float]]:
     store.fetch()
     return {t.trial_id: [row["seconds"] for row in read_json_lines(t.metrics)] for t in store.begun_trials()}
 
@@ -70,7 +70,7 @@ def story(server: Proxy, tiny_root, tmp_path_factory) -> Story:
         what = ["--sweep", "--space", str(folder / "space.yml"), "--data", str(tiny_root)]
         environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
         how = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        seen = Store(runs_at(url, Cache(caches[2])) / "r")
+        seen = RunDirectory(runs_at(url, Cache(caches[2])) / "r")
         driver = subprocess.Popen(command("launch.py", *what, cache=caches[0]), **how)
         try:
             until = time.time() + PATIENCE
@@ -133,7 +133,7 @@ def test_no_epoch_that_was_in_the_bucket_is_trained_again(story):
         assert after[trial_id][: len(seconds)] == seconds
 
 
-def epochs_of(store: Store) -> dict[str, list[float]]:
+def epochs_of(store: RunDirectory) -> dict[str, list[float]]:
     """As they were fetched last: the server is gone."""
     return {t.trial_id: [row["seconds"] for row in read_json_lines(t.metrics)] for t in store.begun_trials()}
 

@@ -14,7 +14,7 @@ from test_sweep import PATIENCE, ray_processes, wait_for
 from benchmarks.nodes import Cluster, cluster
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ variants: [{name: pair}]
 
 @dataclass
 class Story:
-    store: Store
+    store: RunDirectory
     killed: str  # the trial whose worker was killed
     before: list[dict]  # its metrics then
     end: tuple[int, str]  # exit code and what was printed
@@ -64,7 +64,7 @@ def sweep(
 def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     folder = tmp_path_factory.mktemp("team")
     driver = sweep(folder, SPACE, tiny_root, tiny_cache.root)
-    store = Store(folder / "runs" / "r")
+    store = RunDirectory(folder / "runs" / "r")
     try:
 
         def trains() -> tuple[str, list[dict]] | None:
@@ -115,7 +115,7 @@ def test_a_team_whose_node_is_lost_for_good_goes_on_with_the_worker_that_is_left
         for node in nodes:
             ray.until_up(node)
         driver = sweep(tmp_path, SPACE, tiny_root, tiny_cache.root, ray)
-        store = Store(tmp_path / "runs" / "r")
+        store = RunDirectory(tmp_path / "runs" / "r")
         try:
 
             def trains() -> list[list[dict]]:
@@ -152,7 +152,7 @@ raise SystemExit(launch.main(sys.argv[1:]))
 
 def test_a_team_that_began_with_one_worker_grows_when_a_node_comes(tiny_root, tiny_cache, tmp_path):
     space = SPACE.replace("epochs: 4", "epochs: 100")
-    store = Store(tmp_path / "runs" / "r")
+    store = RunDirectory(tmp_path / "runs" / "r")
 
     def rows() -> list[dict]:
         return [row for trial in store.trials() for row in read_json_lines(trial.metrics)]

@@ -18,7 +18,7 @@ from imet_ray.prediction.ensemble import read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import best_threshold, f2_score
 from imet_ray.prediction.pooling import SCALES, averaged, on_scale
 from imet_ray.storage.atomic_write import write_json
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 NOISE = [0.8, 1.5, 2.0]
 GROUPS = np.array([0, 1] * 4)
@@ -224,7 +224,7 @@ def test_the_reports_data_name_the_order_its_scores_and_its_decoders(make_member
 def test_an_ensemble_of_before_there_were_prefixes_is_read(make_members, tmp_path):
     members, labels, folds = make_members([1.0])
     report = evaluate(members, labels, folds, seed=0, decoders=("threshold",))
-    place = Store(tmp_path).ensemble("old")
+    place = RunDirectory(tmp_path).ensemble("old")
     ensemble = frozen("old", members, report, list("abcdefgh"))
     write_ensemble(place, ensemble)
     assert read_ensemble(place).prefixes == ensemble.prefixes

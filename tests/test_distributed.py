@@ -19,7 +19,7 @@ from imet_ray.models.checkpoint import load_state, save_state
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import TrialResult, read_result
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.training.distributed import SplitError, Team
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics, Sitting
@@ -71,17 +71,17 @@ def member(
 
         Sitting._train_epoch = too_small
     if late is not None:
-        take_over = TrialStore.acquire
+        take_over = TrialDirectory.acquire
 
-        def taken_over_late(trial: TrialStore) -> str:
-            twin = Store(late[0]).trial(trial.trial_id)
+        def taken_over_late(trial: TrialDirectory) -> str:
+            twin = RunDirectory(late[0]).trial(trial.trial_id)
             twin.fetch_all()
             save_state(twin.last, load_state(late[1]))
             return take_over(trial)
 
-        TrialStore.acquire = taken_over_late
+        TrialDirectory.acquire = taken_over_late
     try:
-        trial = Store(root).trial(spec.trial_id)
+        trial = RunDirectory(root).trial(spec.trial_id)
         train_trial(spec, data, trial, device=torch.device(device), report=report, team=Team(rank, size))
     except Killed:
         pass
@@ -110,7 +110,7 @@ def together(tiny_data, tmp_path):
         expected: tuple[int, ...] = (0, 0),
         nodes: Sequence[Path] = (),
         late: tuple[Path, Path] | None = None,
-    ) -> TrialStore:
+    ) -> TrialDirectory:
         root = tmp_path / where
         root.mkdir(exist_ok=True)
         roots = nodes or [root] * (size or spec.workers)
@@ -128,18 +128,18 @@ def together(tiny_data, tmp_path):
             process.kill()  # it hangs, or is over
         errors = "".join(path.read_text() for of_rank in roots for path in of_rank.glob("error-*"))
         assert tuple(process.exitcode for process in processes) == expected, errors
-        return Store(roots[0]).trial(spec.trial_id)
+        return RunDirectory(roots[0]).trial(spec.trial_id)
 
     return _together
 
 
-def alone(spec: TrialSpec, data: TrainingData, root: Path, device: torch.device = CPU) -> TrialStore:
-    trial = Store(root).trial(spec.trial_id)
+def alone(spec: TrialSpec, data: TrainingData, root: Path, device: torch.device = CPU) -> TrialDirectory:
+    trial = RunDirectory(root).trial(spec.trial_id)
     train_trial(spec, data, trial, device=device)
     return trial
 
 
-def result_of(trial: TrialStore) -> TrialResult:
+def result_of(trial: TrialDirectory) -> TrialResult:
     result = read_result(trial)
     assert result is not None
     return result
@@ -211,7 +211,9 @@ def test_what_an_older_twin_wrote_until_the_leader_took_over_is_where_all_of_a_t
 def test_a_worker_whose_state_is_not_its_leaders_does_not_train(make_spec, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(Team, "told", lambda team, value: value if isinstance(value, bool) else value + 1)
     with pytest.raises(SplitError):
-        train_trial(of_team(make_spec()), tiny_data, Store(tmp_path).trial("t"), device=CPU, team=Team(1, 2))
+        train_trial(
+            of_team(make_spec()), tiny_data, RunDirectory(tmp_path).trial("t"), device=CPU, team=Team(1, 2)
+        )
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

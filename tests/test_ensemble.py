@@ -21,7 +21,7 @@ from imet_ray.prediction.ensemble import (
 from imet_ray.prediction.pooling import SCALES, averaged
 from imet_ray.prediction.predict import Predictions, fits, read_predictions, write_predictions
 from imet_ray.storage.atomic_write import write_arrays
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 IDS = [f"p{i}" for i in range(7)]  # the order of train.csv
 N_LABELS = 3
@@ -65,8 +65,8 @@ def ensemble_of(store, weights=(0.75, 0.25), n_folds=2, scale="probability") -> 
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 def test_rows_of_all_folds_come_into_the_order_of_train_csv(store):

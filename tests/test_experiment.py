@@ -17,7 +17,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import read_space
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 SPACE = """
 n_folds: 3
@@ -30,16 +30,16 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from imet_ray.storage.experiment import only_driver
-from imet_ray.storage.run_directory import Store
-with only_driver(Store(Path(sys.argv[1]))):
+from imet_ray.storage.run_directory import RunDirectory
+with only_driver(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reporting.mlflow_export import local_uri, log_runs
 from imet_ray.reporting.tensorboard_export import start_server, write_events
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
@@ -31,10 +31,10 @@ ROWS = [ROW | {"at": 1000.0}, ROW | {"epoch": 2, "f2": 0.5, "at": 1011.0, "train
 
 
 @pytest.fixture
-def store(tmp_path, make_spec, monkeypatch) -> Store:
+def store(tmp_path, make_spec, monkeypatch) -> RunDirectory:
     """A complete trial, one that was stopped, one that failed, and one that runs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    store = Store(tmp_path / "runs" / "told")
+    store = RunDirectory(tmp_path / "runs" / "told")
     store.root.mkdir(parents=True)
     store.experiment.write_text("{}")
     for name, status, rows in (
@@ -51,14 +51,14 @@ def store(tmp_path, make_spec, monkeypatch) -> Store:
     return store
 
 
-def promote(store: Store, make_spec) -> None:
+def promote(store: RunDirectory, make_spec) -> None:
     """The stopped trial was trained to its end."""
     spec = make_spec(name="b", fold=1)
     end = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.5, epochs=2)
     write_result(unfinished(store, spec, ROWS), end)
 
 
-def curves(store: Store, title: str) -> dict[str, list[tuple[int, float, float]]]:
+def curves(store: RunDirectory, title: str) -> dict[str, list[tuple[int, float, float]]]:
     """What TensorBoard itself reads: by tag, the steps, values and times."""
     found = EventAccumulator(str(store.tensorboard / title))
     found.Reload()
@@ -101,7 +101,7 @@ def test_tensorboard_is_served_on_loopback_with_the_runs_trials(store, make_spec
     assert make_spec(name="a", fold=1).title in names
 
 
-def logged(store: Store) -> dict[str, object]:
+def logged(store: RunDirectory) -> dict[str, object]:
     """MLflow's runs that are there, by name."""
     client = MlflowClient(local_uri(store))
     experiment = client.get_experiment_by_name("told")

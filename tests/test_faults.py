@@ -20,7 +20,7 @@ from benchmarks.faults import FAULTS
 from benchmarks.nodes import Cluster, below, cluster
 from imet_ray.storage.checked_read import read_arrays, read_json_lines
 from imet_ray.storage.results import TrialResult, read_result, read_spec, standings
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -48,7 +48,7 @@ class Seen:
 
 @dataclass
 class Story:
-    store: Store
+    store: RunDirectory
     done: dict[str, str] = field(default_factory=dict)  # what each fault did
     before: dict[str, Seen] = field(default_factory=dict)
     printed: list[str] = field(default_factory=list)  # by each sitting
@@ -56,7 +56,7 @@ class Story:
     took_s: float = 0.0  # from the head's death to the driver's end
     orphans: list[str] = field(default_factory=list)
     end: Seen | None = None
-    alone: Store | None = None  # the undisturbed run
+    alone: RunDirectory | None = None  # the undisturbed run
 
 
 class Sweep:
@@ -64,7 +64,7 @@ class Sweep:
 
     def __init__(self, folder: Path, data: Path, cache: Path) -> None:
         (folder / "space.yml").write_text(SPACE)
-        self.folder, self.store = folder, Store(folder / "runs" / "r")
+        self.folder, self.store = folder, RunDirectory(folder / "runs" / "r")
         self.argv = [
             *(
                 sys.executable,
@@ -84,11 +84,11 @@ class Sweep:
         with self.out.open("wb") as out:
             return subprocess.Popen(argv, env=ray.environment, stdout=out, stderr=subprocess.STDOUT)
 
-    def alone(self, ray: Cluster) -> Store:
+    def alone(self, ray: Cluster) -> RunDirectory:
         """An undisturbed run on a Ray of its own."""
         argv = [*self.argv, "--runs", str(self.folder / "alone")]
         subprocess.run(argv, env=ray.environment, check=True, timeout=PATIENCE, capture_output=True)
-        return Store(self.folder / "alone" / "r")
+        return RunDirectory(self.folder / "alone" / "r")
 
     def seen(self) -> Seen:
         trials = [trial for trial in self.store.trials() if trial.spec.exists()]

@@ -11,7 +11,7 @@ from test_distributed import SMOOTH, alone, of_team, together
 from imet_ray.models.models import build_model
 from imet_ray.prediction.predict import Pace, predict_rows, predicted_batches
 from imet_ray.storage.checked_read import read_json_lines
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,10 +50,10 @@ def test_bf16_trains_like_fp32(tiny_data, make_spec, tmp_path):
 def test_a_batch_too_large_for_the_memory_is_trained_in_parts(tiny_data, make_spec, tmp_path, memory):
     spec = make_spec(**LARGE)
     torch.cuda.reset_peak_memory_stats()
-    whole = train_trial(spec, tiny_data, Store(tmp_path / "whole").trial("t"), device=GPU)
+    whole = train_trial(spec, tiny_data, RunDirectory(tmp_path / "whole").trial("t"), device=GPU)
     assert whole.batch_splits == 1
     memory(int(0.6 * torch.cuda.max_memory_allocated()))
-    parts = train_trial(spec, tiny_data, Store(tmp_path / "parts").trial("t"), device=GPU)
+    parts = train_trial(spec, tiny_data, RunDirectory(tmp_path / "parts").trial("t"), device=GPU)
     assert parts.status == "complete"
     assert parts.batch_splits > 1
 

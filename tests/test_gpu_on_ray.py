@@ -9,7 +9,7 @@ from test_ddp_trial import sweep
 
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import TrialResult, read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not GPUS, reason="needs a GPU")]
@@ -43,7 +43,7 @@ def swept(tiny_root, tiny_cache, tmp_path):
         finally:
             end(driver)
         assert driver.returncode == 0, printed
-        trials = list(Store(tmp_path / "runs" / "r").trials())
+        trials = list(RunDirectory(tmp_path / "runs" / "r").trials())
         return Swept([read_result(t) for t in trials], [read_json_lines(t.metrics) for t in trials], printed)
 
     return _swept

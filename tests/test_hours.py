@@ -9,7 +9,7 @@ from imet_ray.reporting.trial_curves import ended_trials
 from imet_ray.specs import Variant
 from imet_ray.storage.atomic_write import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 def swept(store, sets) -> list[TrialStatus]:
@@ -25,19 +25,19 @@ def swept(store, sets) -> list[TrialStatus]:
 
 
 def test_a_sweep_took_the_seconds_of_all_epochs_with_their_evaluation_of_stopped_trials_too(tmp_path):
-    trials = swept(Store(tmp_path), {(0.1, 0): 1, (0.2, 0): 4})
+    trials = swept(RunDirectory(tmp_path), {(0.1, 0): 1, (0.2, 0): 4})
     found = Swept(trials, 0.0, {}, None, None)
     assert (len(found.trials), found.epochs, found.seconds) == (2, 5, 5 * 12.0)
 
 
 def test_sweeps_of_the_same_sets_may_be_compared_whatever_the_other_folds(tmp_path):
-    ours = swept(Store(tmp_path / "ours"), {(0.1, 0): 1, (0.2, 0): 4, (0.2, 1): 4})
-    peer = swept(Store(tmp_path / "peer"), {(0.1, 0): 4, (0.1, 1): 4, (0.2, 0): 4, (0.2, 1): 4})
+    ours = swept(RunDirectory(tmp_path / "ours"), {(0.1, 0): 1, (0.2, 0): 4, (0.2, 1): 4})
+    peer = swept(RunDirectory(tmp_path / "peer"), {(0.1, 0): 4, (0.1, 1): 4, (0.2, 0): 4, (0.2, 1): 4})
     refuse_others(ours, peer, 0)
 
 
 def test_sweeps_that_tried_other_sets_have_no_ratio(tmp_path):
-    ours = swept(Store(tmp_path / "ours"), {(0.1, 0): 4, (0.3, 0): 4})
-    peer = swept(Store(tmp_path / "peer"), {(0.1, 0): 4, (0.2, 0): 4})
+    ours = swept(RunDirectory(tmp_path / "ours"), {(0.1, 0): 4, (0.3, 0): 4})
+    peer = swept(RunDirectory(tmp_path / "peer"), {(0.1, 0): 4, (0.2, 0): 4})
     with pytest.raises(SystemExit, match="of 2 and 2 sets of hparams 1 are the same"):
         refuse_others(ours, peer, 0)

@@ -17,7 +17,7 @@ from imet_ray.cluster.studies_page import serve_studies
 from imet_ray.storage.atomic_write import remove, write_json, write_json_lines
 from imet_ray.storage.bucket_mirror import publish
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
@@ -28,12 +28,12 @@ def runs(proxy, bucket) -> str:
 
 
 @pytest.fixture
-def written(on_node) -> Store:
+def written(on_node) -> RunDirectory:
     """The run as its driver sees it."""
     return on_node("driver")
 
 
-def begin_study(store: Store, name: str) -> None:
+def begin_study(store: RunDirectory, name: str) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(store.journal)))
     optuna.create_study(study_name=name, storage=storage, direction="maximize")

@@ -15,7 +15,7 @@ from test_sweep import AGENTS_LAST, PATIENCE, ray_processes, runs
 
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
 from imet_ray.storage.results import TrialResult, read_result, read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -43,15 +43,15 @@ class Seen:
 
 @dataclass
 class Story:
-    store: Store
-    alone: Store  # the undisturbed run
+    store: RunDirectory
+    alone: RunDirectory  # the undisturbed run
     seen: list[Seen]
     kills: list[str]  # how far the sweep had come at each
     end: subprocess.CompletedProcess
     orphans: list[str]
 
 
-def look(store: Store) -> Seen:
+def look(store: RunDirectory) -> Seen:
     found = Seen()
     for trial in store.trials():
         if trial.spec.exists():
@@ -69,7 +69,7 @@ def look(store: Store) -> Seen:
     return found
 
 
-def reached(store: Store, stage: str, before: Seen) -> bool:
+def reached(store: RunDirectory, stage: str, before: Seen) -> bool:
     """True if there is more of it than before, or the sweep is past it."""
     now = look(store)
     if stage == "epoch":
@@ -81,7 +81,7 @@ def reached(store: Store, stage: str, before: Seen) -> bool:
     return stage == "start" or blended or (stage == "oof" and len(now.arrays) > len(before.arrays))
 
 
-def come_to(store: Store, seen: Seen) -> str:
+def come_to(store: RunDirectory, seen: Seen) -> str:
     """The last of the stages of which there is something."""
     if store.ensemble("blend").ensemble.exists():
         return "ensemble"
@@ -102,7 +102,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
             *("--data", str(tiny_root), "--runs", str(folder / runs), "--cache", str(tiny_cache.root)),
         ]
 
-    store, rng = Store(folder / "runs" / "r"), np.random.default_rng(0)
+    store, rng = RunDirectory(folder / "runs" / "r"), np.random.default_rng(0)
     seen, families, kills, over = [Seen()], {}, [], False
     while len(kills) < MOMENTS:
         # a sweep that came to its end is still killed while it looks for what is left
@@ -133,7 +133,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     while time.monotonic() < killed + AGENTS_LAST and any(map(runs, families)):
         time.sleep(0.5)
     orphans = [title for pid, title in families.items() if runs(pid)]
-    return Story(store, Store(folder / "alone" / "r"), seen, kills, end, orphans)
+    return Story(store, RunDirectory(folder / "alone" / "r"), seen, kills, end, orphans)
 
 
 def test_the_same_command_comes_to_the_end_after_twenty_kills(story):
@@ -189,7 +189,7 @@ def test_a_sweep_that_is_asked_to_end_does_so_in_one_line(tiny_root, tiny_cache,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    store, until = Store(tmp_path / "runs" / "r"), time.monotonic() + PATIENCE
+    store, until = RunDirectory(tmp_path / "runs" / "r"), time.monotonic() + PATIENCE
     try:
         while not reached(store, "epoch", Seen()):
             assert driver.poll() is None, driver.communicate()

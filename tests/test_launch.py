@@ -190,13 +190,13 @@ def test_fresh_keeps_the_old_run(capsys, trained, tmp_path):
 
 
 def test_folds_of_ones_own_are_used(capsys, trained, tiny_catalog, tmp_path):
-    from imet_ray.storage.run_directory import Store
+    from imet_ray.storage.run_directory import RunDirectory
 
     folds = tmp_path / "mine.csv"
     rows = "\n".join(f"{picture},{i % 2}" for i, picture in enumerate(tiny_catalog.train.ids))
     folds.write_text(f"id,fold\n{rows}\n")
     assert run(capsys, *trained, "--folds", folds)[0] == 0
-    assert Store(tmp_path / "runs" / "r").folds.read_text() == folds.read_text()
+    assert RunDirectory(tmp_path / "runs" / "r").folds.read_text() == folds.read_text()
 
 
 def test_blend_without_a_whole_variant_says_what_to_do(capsys, trained, tmp_path, tiny_cache):

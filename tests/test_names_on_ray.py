@@ -13,7 +13,7 @@ import pytest
 from test_sweep import PATIENCE, ray_processes, wait_for
 
 from imet_ray.storage.results import read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ print(json.dumps({"actors": [actor.repr_name for actor in actors], "jobs": jobs,
 class Story:
     """What was seen of one sweep, by somebody who has the key to its Ray."""
 
-    store: Store
+    store: RunDirectory
     titles: list[str]  # of processes
     actors: list[str]  # what they are called
     jobs: list[dict[str, str]]  # their metadata
@@ -96,7 +96,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
         driver.kill()
         driver.communicate()
     told = "".join(file.read_text() for file in logs.glob("worker-*.out"))
-    return Story(Store(folder / "runs" / "names"), seen, logs=told, **found)
+    return Story(RunDirectory(folder / "runs" / "names"), seen, logs=told, **found)
 
 
 def test_a_process_is_called_by_its_variant_fold_phase_and_trial(story):

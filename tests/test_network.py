@@ -17,7 +17,7 @@ from network import PATIENCE, Done, Network, wait_for
 
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -35,7 +35,7 @@ CUT_S = 60  # seconds that a node is unplugged
 class Story:
     """What was seen while the cluster was up."""
 
-    store: Store
+    store: RunDirectory
     head: str  # its address
     sweep: Done
     again: Done  # the same command, after a node was lost
@@ -54,7 +54,7 @@ class Story:
     left: dict[str, str]  # Ray's processes on each host, in the end
 
 
-def complete(store: Store) -> dict[str, int]:
+def complete(store: RunDirectory) -> dict[str, int]:
     """The finished trials, and when they were: nanoseconds."""
     found = {trial.trial_id: read_result(trial) for trial in store.begun_trials()}
     return {
@@ -64,13 +64,13 @@ def complete(store: Store) -> dict[str, int]:
     }
 
 
-def epochs(store: Store) -> dict[str, list[float]]:
+def epochs(store: RunDirectory) -> dict[str, list[float]]:
     """The seconds of each trial's epochs: a finger-print."""
     trials = [trial for trial in store.trials() if trial.spec.exists()]
     return {trial.trial_id: [row["seconds"] for row in read_json_lines(trial.metrics)] for trial in trials}
 
 
-def trains_on(store: Store, host: hosts.Host) -> bool:
+def trains_on(store: RunDirectory, host: hosts.Host) -> bool:
     """True if a trial that has had an epoch trains there."""
     titles = host.run("ps -eo args").stdout
     return any(trial_id in titles for trial_id, seconds in epochs(store).items() if seconds)
@@ -85,7 +85,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
     environment.mkdir(parents=True)
     hosts.copy_environment(Path(sys.prefix), environment, f"{hosts.HOME}/imet_ray/.venv")
     shared = folder / "shared"
-    store = Store(shared / "runs" / "net")
+    store = RunDirectory(shared / "runs" / "net")
     began = time.monotonic()
     with (
         hosts.hosts(folder, 3, in_common=["imet_ray/.venv"]) as (found, key),
@@ -98,7 +98,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         print("up", time.monotonic() - began)
         lost, small = found[2], f"{hosts.HOME}/cache"
         sweep = pool.submit(network.sweep, "cut", options="--epochs 12")
-        cut_store = Store(shared / "runs" / "cut")
+        cut_store = RunDirectory(shared / "runs" / "cut")
         wait_for(lambda: trains_on(cut_store, found[1]) or sweep.done(), "a trial on the host to unplug")
         found[1].unplug()
         cut_before = epochs(cut_store)
@@ -184,7 +184,7 @@ def test_the_same_command_trains_nothing_again(story):
 
 def test_a_node_that_is_cut_off_for_a_minute_costs_no_epoch_that_was_trained(story):
     assert story.cut.returncode == 0, story.cut.stdout + story.cut.stderr
-    store = Store(story.store.root.with_name("cut"))
+    store = RunDirectory(story.store.root.with_name("cut"))
     found = epochs(store)
     assert any(story.cut_before.values())
     for trial_id, seconds in story.cut_before.items():
@@ -210,13 +210,13 @@ def test_a_full_disk_on_one_node_stops_the_sweep_with_one_line_that_names_the_no
 
 def test_the_same_command_goes_on_when_the_disk_has_space(story):
     assert story.mended.returncode == 0, story.mended.stdout + story.mended.stderr
-    found = complete(Store(story.store.root.with_name("full")))
+    found = complete(RunDirectory(story.store.root.with_name("full")))
     assert len(found) == 8
 
 
 def test_a_submitted_sweep_trains_on_several_hosts(story):
     assert story.job.returncode == 0, story.job.stdout + story.job.stderr
-    store = Store(story.store.root.with_name("job"))
+    store = RunDirectory(story.store.root.with_name("job"))
     rows = [row for trial in store.trials() for row in read_json_lines(trial.metrics)]
     assert len(complete(store)) == 8
     assert len({row["host"] for row in rows}) > 1

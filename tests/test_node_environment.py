@@ -18,7 +18,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import Resources
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -70,10 +70,10 @@ def test_a_fault_in_a_prediction_is_told_with_its_node_where_there_may_be_severa
     on_ray, joined, tiny_data, make_spec, tmp_path
 ):
     spec = make_spec()
-    trial = Store(tmp_path / "r").trial(spec.trial_id)
+    trial = RunDirectory(tmp_path / "r").trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))  # and no checkpoint
     with pytest.raises(StoreError, match="best.safetensors") as caught:
-        predict_held_out([trial], Store(tmp_path / "r"), tiny_data, replace(on_ray, joined=joined))
+        predict_held_out([trial], RunDirectory(tmp_path / "r"), tiny_data, replace(on_ray, joined=joined))
     assert (f"(on {socket.gethostname()}, " in str(caught.value)) == joined
 
 
@@ -103,12 +103,12 @@ def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
 
         def fit(self) -> None:  # as Ray's reads what it hands on
             found.update(constants.get_env_vars_to_propagate())
-            write_result(Store(tmp_path).trial(spec.trial_id), end)
+            write_result(RunDirectory(tmp_path).trial(spec.trial_id), end)
 
     monkeypatch.setattr(team, "TorchTrainer", Trainer)
     monkeypatch.setattr(team, "TuneReportCallback", RayTrainCallback)
     monkeypatch.setenv(team.START, "")  # so that it is taken back
     monkeypatch.delenv(team.START)
     team.run_team({"spec": spec.model_dump_json(), "phase": "search"}, None, slot)
-    assert read_result(Store(tmp_path).trial(spec.trial_id)) == end
+    assert read_result(RunDirectory(tmp_path).trial(spec.trial_id)) == end
     assert found.get(constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR) == told

@@ -10,7 +10,7 @@ from imet_ray.cluster.tune_searcher import stopped_result
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.atomic_write import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, failures, standings, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 SPACE = """
 n_folds: 3
@@ -29,8 +29,8 @@ def space(tmp_path) -> SearchSpace:
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 def policy_of(space, store, **more) -> Policy:
@@ -261,8 +261,8 @@ def test_two_equal_sets_of_hparams_are_trained_once(store, tmp_path):
 
 
 def test_the_same_seed_asks_for_the_same_hparams(space, tmp_path):
-    one = run_out(policy_of(space, Store(tmp_path / "one")), slots=1)
-    two = run_out(policy_of(space, Store(tmp_path / "two")), slots=1)
+    one = run_out(policy_of(space, RunDirectory(tmp_path / "one")), slots=1)
+    two = run_out(policy_of(space, RunDirectory(tmp_path / "two")), slots=1)
     assert [a.spec.trial_id for a in one] == [a.spec.trial_id for a in two]
 
 

@@ -23,7 +23,7 @@ from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 AWAY_S = 4.0
 
@@ -89,17 +89,17 @@ def space(tmp_path) -> SearchSpace:
 
 
 def test_a_sweep_over_postgres_goes_on_where_it_stopped(tmp_path, space, postgres):
-    whole = work(space, Store(tmp_path / "whole"), None, trials=100)
-    first = work(space, Store(tmp_path / "r"), postgres.url, trials=4)
-    rest = work(space, Store(tmp_path / "r"), postgres.url, trials=100)
+    whole = work(space, RunDirectory(tmp_path / "whole"), None, trials=100)
+    first = work(space, RunDirectory(tmp_path / "r"), postgres.url, trials=4)
+    rest = work(space, RunDirectory(tmp_path / "r"), postgres.url, trials=100)
     assert first + rest == whole  # as with the journal, undisturbed
-    assert not Store(tmp_path / "r").journal.exists()
+    assert not RunDirectory(tmp_path / "r").journal.exists()
 
 
 @pytest.fixture
 def policy(tmp_path, space, postgres):
     """A policy whose studies lie there, after its first decision."""
-    store = Store(tmp_path / "r")
+    store = RunDirectory(tmp_path / "r")
     with open_studies(store, postgres.url) as opened:
         found = Policy(space, store, "d", "f", storage=opened.storage, prefix=opened.prefix)
         assert found.next() is not None
@@ -159,7 +159,7 @@ def test_a_decision_that_is_cut_off_on_the_way_is_made_again(tmp_path, space, po
         "perform pg_terminate_backend(pg_backend_pid()); end if; return new; end $$"
     )
     postgres.execute("create trigger cut before insert on trial_params for each row execute function cut()")
-    calm = Policy(space, Store(tmp_path / "calm"), "d", "f")
+    calm = Policy(space, RunDirectory(tmp_path / "calm"), "d", "f")
     calm.next()
     for _ in range(2):
         ours, theirs = policy.next(), calm.next()
@@ -194,7 +194,7 @@ def test_a_sweep_whose_data_base_is_away_for_a_while_ends_as_if_nothing_were(
 ):
     text = SPACE.replace("epochs: 2", "epochs: 4, batch_size: 8") + "resources: {cpus_per_trial: 1}\n"
     driver = sweep(tmp_path, text, tiny_root, tiny_cache.root, studies=postgres.url)
-    store = Store(tmp_path / "runs" / "r")
+    store = RunDirectory(tmp_path / "runs" / "r")
     try:
         wait_for(lambda: any(read_json_lines(t.metrics) for t in store.trials()), driver, "trial that trains")
         postgres.stop()

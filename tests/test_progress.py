@@ -14,7 +14,7 @@ from imet_ray.commands.sweep import _leaderboard
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 SPACE = """
 n_folds: 3
@@ -37,8 +37,8 @@ def make_space(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 class Sweep:

@@ -19,18 +19,18 @@ from imet_ray.cluster.session import ray_session
 from imet_ray.reporting.run_status import Watcher
 from imet_ray.search_space import Resources
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 PATIENCE_S = 90
 GRAFANA = Path(gauges.__file__).with_name("grafana.json")
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "seen")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "seen")
 
 
-def fill(store: Store, make_spec) -> None:
+def fill(store: RunDirectory, make_spec) -> None:
     """Two variants: of one two trials run, of the other one is complete."""
     row = ROW | {"wait_s": 0.5, "gpu_bytes": 7_000}
     unfinished(store, make_spec(name="a"), [row, row | {"epoch": 2, "f2": 0.3, "images_per_s": 60.0}])
@@ -40,7 +40,7 @@ def fill(store: Store, make_spec) -> None:
     write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", f2=0.6, epochs=1))
 
 
-def found(store: Store) -> dict[tuple[str, str], float]:
+def found(store: RunDirectory) -> dict[tuple[str, str], float]:
     trials, unreadable = Watcher(store).trials(time.time())
     assert not unreadable
     return {(figure.metric, figure.tag): figure.value for figure in figures(trials)}
@@ -137,7 +137,7 @@ def test_prometheus_finds_the_figures_at_rays_endpoint_also_after_the_actor_was_
 @pytest.mark.filterwarnings("ignore")
 def test_a_store_that_cannot_be_read_ends_nothing(tmp_path):
     (tmp_path / "trials").write_text("a file where a folder should be")
-    with ray_session(Resources()), exported(Store(tmp_path)):
+    with ray_session(Resources()), exported(RunDirectory(tmp_path)):
         wait_for(exporter, "actor")
         assert ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote())
         time.sleep(2)

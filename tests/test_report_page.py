@@ -26,7 +26,7 @@ from imet_ray.reporting.report_page import (
     write_report,
 )
 from imet_ray.storage.results import standings
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,8 +43,8 @@ def catalog(tmp_path_factory) -> Catalog:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, catalog) -> Store:
-    store = Store(tmp_path_factory.mktemp("runs") / "r & d")
+def store(tmp_path_factory, catalog) -> RunDirectory:
+    store = RunDirectory(tmp_path_factory.mktemp("runs") / "r & d")
     train_all(store, catalog)
     return store
 

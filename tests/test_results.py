@@ -7,14 +7,14 @@ from imet_ray.errors import StoreError
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.results import TrialResult, failures, read_result, read_spec, standings, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 N_FOLDS = 3
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 def ended(store, name, fold, f2, status="complete", reason="", **hparams) -> TrialSpec:

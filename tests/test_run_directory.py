@@ -8,7 +8,7 @@ import pytest
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.atomic_write import SupersededError, write_arrays, write_json, write_json_lines, writing
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, set_aside
 
 
@@ -54,7 +54,7 @@ def test_arrays_and_lines_come_back_as_they_were(tmp_path):
 
 
 def test_an_older_writer_is_told_that_it_was_superseded(tmp_path):
-    trial = Store(tmp_path).trial("t")
+    trial = RunDirectory(tmp_path).trial("t")
     older = trial.acquire()
     trial.check(older)
     newer = trial.acquire()
@@ -66,17 +66,17 @@ def test_an_older_writer_is_told_that_it_was_superseded(tmp_path):
 def test_a_run_that_does_not_exist_names_those_that_do(tmp_path):
     with pytest.raises(ConfigError, match="--sweep"):
         newest_run(tmp_path)
-    write_json(Store(tmp_path / "one").experiment, {})
+    write_json(RunDirectory(tmp_path / "one").experiment, {})
     assert newest_run(tmp_path).root.name == "one"
     with pytest.raises(ConfigError, match="choose one of: one"):
         open_run(tmp_path, "two")
 
 
 def test_a_run_that_is_set_aside_keeps_its_files(tmp_path):
-    write_json(Store(tmp_path / "one").experiment, {"a": 1})
+    write_json(RunDirectory(tmp_path / "one").experiment, {"a": 1})
     kept = set_aside(tmp_path / "one")
     assert not (tmp_path / "one").exists()
-    assert read_json(Store(kept).experiment) == {"a": 1}
+    assert read_json(RunDirectory(kept).experiment) == {"a": 1}
 
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):

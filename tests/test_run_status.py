@@ -16,7 +16,7 @@ from imet_ray.reporting.run_status import SILENT_S, Watcher
 from imet_ray.reporting.status_page import serve, status_page
 from imet_ray.storage.atomic_write import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +32,15 @@ ROW = {
 
 
 @pytest.fixture
-def store(trained, tmp_path) -> Store:
+def store(trained, tmp_path) -> RunDirectory:
     """A copy of a run of two variants on three folds, all trained and predicted out of fold."""
     shutil.copytree(
         trained.run.store.root, tmp_path / "runs" / "r", ignore=shutil.ignore_patterns("ensembles")
     )
-    return Store(tmp_path / "runs" / "r")
+    return RunDirectory(tmp_path / "runs" / "r")
 
 
-def unfinished(store: Store, spec, rows, *, ago: float = 0.0):
+def unfinished(store: RunDirectory, spec, rows, *, ago: float = 0.0):
     """A trial without a result, last written to `ago` seconds ago."""
     trial = store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
@@ -110,8 +110,8 @@ def test_looking_writes_nothing_and_sees_who_drives(store):
     assert sorted((path, path.stat().st_mtime_ns) for path in store.root.rglob("*")) == before
     code = (
         "import sys\nfrom pathlib import Path\nfrom imet_ray.storage.experiment import only_driver\n"
-        "from imet_ray.storage.run_directory import Store\n"
-        f"with only_driver(Store(Path({str(store.root)!r}))):\n    print(flush=True)\n    sys.stdin.read()\n"
+        "from imet_ray.storage.run_directory import RunDirectory\n"
+        f"with only_driver(RunDirectory(Path({str(store.root)!r}))):\n    print(flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -25,7 +25,7 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.experiment import read_experiment
 from imet_ray.storage.results import read_result, read_spec, standings
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.training.train_trial import train_trial
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ class Stranger:
 
     def __init__(self, run: Any, root: Path) -> None:
         shutil.copytree(run.store.root, root)
-        self.run, self.store = run, Store(root)
+        self.run, self.store = run, RunDirectory(root)
         self.trial = self.store.begun_trials()[0]
         experiment = read_experiment(self.store)
         self.space: SearchSpace = experiment.space
@@ -88,10 +88,10 @@ class Stranger:
         assert "\n" not in said or path == self.store.folds  # of which every problem is told
 
 
-def train_half(run: Any, spec: Any, root: Path) -> TrialStore:
+def train_half(run: Any, spec: Any, root: Path) -> TrialDirectory:
     """A trial that was interrupted after its first epoch."""
     longer = spec.model_copy(update={"variant": spec.variant.model_copy(update={"epochs": 2})})
-    trial = TrialStore(root)
+    trial = TrialDirectory(root)
 
     def stop(metrics: object) -> None:
         raise KeyboardInterrupt

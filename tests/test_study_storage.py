@@ -18,7 +18,7 @@ from imet_ray.errors import ConfigError
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.storage.runs import set_aside
 
 SPACE = """
@@ -36,7 +36,7 @@ def space(tmp_path) -> SearchSpace:
     return read_space(tmp_path / "space.yml", {})
 
 
-def work(space: SearchSpace, store: Store, url: str | None, *, trials: int) -> list[str]:
+def work(space: SearchSpace, store: RunDirectory, url: str | None, *, trials: int) -> list[str]:
     """Train so many trials in thought; their ids."""
     done = []
     with open_studies(store, url) as opened:
@@ -53,11 +53,11 @@ def work(space: SearchSpace, store: Store, url: str | None, *, trials: int) -> l
 
 def test_a_sweep_over_sqlite_goes_on_where_it_stopped(tmp_path, space):
     url = f"sqlite:///{tmp_path}/studies.db"
-    whole = work(space, Store(tmp_path / "whole"), None, trials=100)
-    first = work(space, Store(tmp_path / "r"), url, trials=4)
-    rest = work(space, Store(tmp_path / "r"), url, trials=100)
+    whole = work(space, RunDirectory(tmp_path / "whole"), None, trials=100)
+    first = work(space, RunDirectory(tmp_path / "r"), url, trials=4)
+    rest = work(space, RunDirectory(tmp_path / "r"), url, trials=100)
     assert first + rest == whole  # as with the journal, undisturbed
-    assert not Store(tmp_path / "r").journal.exists()
+    assert not RunDirectory(tmp_path / "r").journal.exists()
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def cut_off(monkeypatch):
 
 
 def test_what_a_data_base_did_and_did_not_say_is_not_done_twice(tmp_path, space, cut_off):
-    calm = work(space, Store(tmp_path / "calm"), None, trials=100)
-    assert work(space, Store(tmp_path / "r"), f"sqlite:///{tmp_path}/studies.db", trials=100) == calm
+    calm = work(space, RunDirectory(tmp_path / "calm"), None, trials=100)
+    assert work(space, RunDirectory(tmp_path / "r"), f"sqlite:///{tmp_path}/studies.db", trials=100) == calm
     assert len(cut_off) > 10
 
 
@@ -95,7 +95,7 @@ def test_a_driver_that_was_killed_after_an_empty_set_asks_for_the_right_ones(
     tmp_path, space, given_up, asked
 ):
     """It had told or not that the empty one failed, and asked or not for all hparams of the next."""
-    stores = [Store(tmp_path / "calm"), Store(tmp_path / "r")]
+    stores = [RunDirectory(tmp_path / "calm"), RunDirectory(tmp_path / "r")]
     calm = work(space, stores[0], None, trials=100)
     first = work(space, stores[1], None, trials=1)
     journals = [JournalStorage(JournalFileBackend(str(store.journal))) for store in stores]
@@ -114,7 +114,7 @@ def test_a_driver_that_was_killed_after_an_empty_set_asks_for_the_right_ones(
 
 def test_a_set_that_was_finished_before_is_refused_by_a_patient_storage_too(tmp_path):
     url = f"sqlite:///{tmp_path}/studies.db"
-    with open_studies(Store(tmp_path / "r"), url) as opened:
+    with open_studies(RunDirectory(tmp_path / "r"), url) as opened:
         study = optuna.create_study(storage=opened.storage)
         trial = study.ask()
         study.tell(trial, 0.5)
@@ -124,9 +124,11 @@ def test_a_set_that_was_finished_before_is_refused_by_a_patient_storage_too(tmp_
 
 def test_two_runs_of_one_name_share_a_data_base_and_no_study(tmp_path, space):
     url = f"sqlite:///{tmp_path}/studies.db"
-    before = work(space, Store(tmp_path / "r"), url, trials=100)
+    before = work(space, RunDirectory(tmp_path / "r"), url, trials=100)
     set_aside(tmp_path / "r")
-    assert work(space, Store(tmp_path / "r"), url, trials=100) == before  # from the beginning, as the first
+    assert (
+        work(space, RunDirectory(tmp_path / "r"), url, trials=100) == before
+    )  # from the beginning, as the first
     with sqlite3.connect(tmp_path / "studies.db") as base:
         names = [name for (name,) in base.execute("select study_name from studies")]
     assert len(set(names)) == 4
@@ -170,7 +172,7 @@ def test_what_is_shown_of_a_url_is_where_it_leads(url, expected):
 
 
 def test_no_url_is_stored_with_the_run(tmp_path, space):
-    work(space, Store(tmp_path / "r"), f"sqlite:///{tmp_path}/hunter2.db", trials=100)
+    work(space, RunDirectory(tmp_path / "r"), f"sqlite:///{tmp_path}/hunter2.db", trials=100)
     for path in (tmp_path / "r").rglob("*"):
         assert not path.is_file() or "hunter2" not in path.read_text()
 
@@ -178,7 +180,7 @@ def test_no_url_is_stored_with_the_run(tmp_path, space):
 def test_the_journal_is_sent_now_and_then_and_at_the_end(tmp_path):
     sent = []
 
-    class Counted(Store):
+    class Counted(RunDirectory):
         def publish_journal(self) -> None:
             sent.append(time.monotonic())
 

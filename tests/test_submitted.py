@@ -9,7 +9,7 @@ from test_sweep import PATIENCE
 
 from benchmarks.nodes import RAY, cluster
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,6 @@ def test_a_submitted_sweep_comes_to_its_end_and_less_than_1_mb_is_sent(tiny_root
     assert done.returncode == 0, done.stdout
     assert "finished in" in done.stdout
     assert 100_000 < zipped < 1_000_000
-    results = [read_result(trial) for trial in Store(tmp_path / "runs" / "r").trials()]
+    results = [read_result(trial) for trial in RunDirectory(tmp_path / "runs" / "r").trials()]
     assert len(results) == 2
     assert all(result is not None and result.status == "complete" for result in results)

@@ -17,7 +17,7 @@ import pytest
 
 from imet_ray.storage.checked_read import read_json, read_json_lines
 from imet_ray.storage.results import read_result, read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ AGENTS_LAST = 120  # seconds: Ray's two agents try to reach their dead head for 
 class Story:
     """What was seen on the way."""
 
-    store: Store
+    store: RunDirectory
     killed_worker_of: dict[str, int]  # trials that ran when a worker was killed, and their epochs by then
     before: dict[str, dict]  # each trial when the driver was killed
     orphans: list[int]
@@ -79,7 +79,7 @@ def ray_processes(driver: int) -> dict[int, str]:
     return found
 
 
-def state(store: Store) -> dict[str, dict]:
+def state(store: RunDirectory) -> dict[str, dict]:
     """Each trial: when its result was written, who wrote it, the seconds that its epochs took."""
     found = {}
     for trial in store.trials():
@@ -117,7 +117,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     ]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
     how = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    store = Store(folder / "runs" / "story")
+    store = RunDirectory(folder / "runs" / "story")
     driver = subprocess.Popen(command, **how)
     family: dict[int, str] = {}
     try:
@@ -265,7 +265,7 @@ def test_a_trial_that_another_writer_takes_over_is_trained_to_its_end(tiny_root,
         *(sys.executable, "launch.py", "--sweep", "--space", str(space), "--data", str(tiny_root)),
         *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root), "--name", "r"),
     ]
-    store = Store(tmp_path / "runs" / "r")
+    store = RunDirectory(tmp_path / "runs" / "r")
     driver = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
 

@@ -10,7 +10,7 @@ from imet_ray.prediction.predict import predict_checkpoint, read_predictions
 from imet_ray.storage.atomic_write import SupersededError
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer as sitting
 from imet_ray.training import validation as evaluation
 from imet_ray.training.distributed import ALONE
@@ -28,7 +28,7 @@ def run(tiny_data, tmp_path):
     """Train a spec in a store of its own; `stop_after` an epoch raises there, as a kill would end it."""
 
     def _run(spec, where="a", stop_after=None):
-        trial = Store(tmp_path / where).trial(spec.trial_id)
+        trial = RunDirectory(tmp_path / where).trial(spec.trial_id)
 
         def report(metrics):
             if metrics["epoch"] == stop_after:
@@ -121,7 +121,7 @@ def test_a_damaged_state_begins_again(run, make_spec, caplog):
     with pytest.raises(Interrupted):
         run(spec, stop_after=2)
     _, reference = run(spec, "reference")
-    trial = Store(reference.root.parent.parent.parent / "a").trial(spec.trial_id)
+    trial = RunDirectory(reference.root.parent.parent.parent / "a").trial(spec.trial_id)
     trial.last.write_bytes(trial.last.read_bytes()[:1000])
     run(spec)
     assert "beginning again" in caplog.text
@@ -133,7 +133,7 @@ def test_the_state_is_read_without_unpickling_code(run, make_spec):
     with pytest.raises(Interrupted):
         run(spec, "x", stop_after=1)
     _, trial = run(make_spec(fold=1))
-    state = Store(trial.root.parent.parent.parent / "x").trial(spec.trial_id).last
+    state = RunDirectory(trial.root.parent.parent.parent / "x").trial(spec.trial_id).last
     assert torch.load(state, weights_only=True)["epoch"] == 1
 
 
@@ -185,7 +185,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
     spec = make_spec(architecture="test_vit", image_size=160, batch_size=8)  # no batch norm
     gradients = []
     for splits in (1, 4):
-        trial = Store(tmp_path / str(splits)).trial(spec.trial_id)
+        trial = RunDirectory(tmp_path / str(splits)).trial(spec.trial_id)
         training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, splits, ALONE)
         torch.manual_seed(0)
         images = torch.randint(0, 255, (8, 3, 160, 160), dtype=torch.uint8)
@@ -200,7 +200,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
 
 def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
     spec = make_spec()
-    trial = Store(tmp_path).trial(spec.trial_id)
+    trial = RunDirectory(tmp_path).trial(spec.trial_id)
     with pytest.raises(SupersededError):
         train_trial(spec, tiny_data, trial, device=CPU, report=lambda metrics: trial.acquire() and None)
     assert not trial.result.exists()
@@ -208,7 +208,7 @@ def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
 
 def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
     spec = make_spec(head_only_epochs=1)
-    trial = Store(tmp_path).trial(spec.trial_id)
+    trial = RunDirectory(tmp_path).trial(spec.trial_id)
     training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, 1, ALONE)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     training._train_epoch()
@@ -224,7 +224,7 @@ def test_on_a_plateau_training_goes_back_to_its_best_weights(tiny_data, make_spe
     scores = iter([0.5, 0.1, 0.1])
     monkeypatch.setattr(evaluation, "best_threshold", lambda probs, labels: (0.2, next(scores)))
     spec = make_spec(schedule="plateau", plateau_patience=0, plateau_factor=0.5)
-    trial = Store(tmp_path).trial(spec.trial_id)
+    trial = RunDirectory(tmp_path).trial(spec.trial_id)
     seen = []
 
     def report(metrics):

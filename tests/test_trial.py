@@ -10,7 +10,7 @@ from imet_ray.cluster.session import Slot
 from imet_ray.errors import StoreError
 from imet_ray.storage.atomic_write import SupersededError
 from imet_ray.storage.results import read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 class Left(BaseException):
@@ -36,7 +36,7 @@ def run(make_spec, tiny_data, tmp_path, monkeypatch):
         spec = make_spec()
         slot = Slot(Path(tmp_path), 1.0, 0.0, 1, loader_workers, joined=False)
         adapter.run_trial({"spec": spec.model_dump_json(), "phase": "search"}, tiny_data, slot)
-        return told, Store(tmp_path).trial(spec.trial_id)
+        return told, RunDirectory(tmp_path).trial(spec.trial_id)
 
     return _run
 

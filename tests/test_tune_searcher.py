@@ -16,12 +16,12 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.atomic_write import write_json, write_json_lines
 from imet_ray.storage.results import failures, read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "run")
+def store(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, Prefix, cost_
 from imet_ray.prediction.pooling import Scale, as_probability, on_scale
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def check_options(options: BlendOptions) -> None:
 
 
 def blend_run(
-    store: Store,
+    store: RunDirectory,
     data: TrainingData,
     catalog: Catalog,
     space: SearchSpace,

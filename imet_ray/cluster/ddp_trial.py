@@ -26,7 +26,7 @@ from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ImetError
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.results import TrialResult, read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.distributed import Team
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -51,7 +51,7 @@ class Member:
 def run_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    store = Store(slot.run)
+    store = RunDirectory(slot.run)
     member = Member(spec, config["phase"], data, slot)
     elastic = _elastic(spec, slot)
     if elastic:
@@ -105,7 +105,7 @@ def _elastic(spec: TrialSpec, slot: Slot) -> bool:
     return slot.gpus in (0, 1) and spec.batch_norm == "local"
 
 
-def _result(store: Store, spec: TrialSpec) -> TrialResult | None:
+def _result(store: RunDirectory, spec: TrialSpec) -> TrialResult | None:
     """The leader wrote it, perhaps on another node."""
     trial = store.trial(spec.trial_id)
     trial.fetch(trial.result)
@@ -125,7 +125,7 @@ def _train(config: dict[str, Any]) -> None:
         train_trial(
             member.spec,
             member.data,
-            Store(member.slot.run).trial(member.spec.trial_id),
+            RunDirectory(member.slot.run).trial(member.spec.trial_id),
             device=worker_device(member.slot),
             loader_workers=member.slot.loader_workers,
             report=report,

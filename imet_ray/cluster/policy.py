@@ -23,7 +23,7 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.results import TrialResult, read_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 class Policy:
@@ -39,7 +39,7 @@ class Policy:
     def __init__(
         self,
         space: SearchSpace,
-        store: Store,
+        store: RunDirectory,
         data_digest: str,
         folds_digest: str,
         deadline: float | None = None,

@@ -17,17 +17,19 @@ from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.errors import ImetError, StoreError
 from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.storage.results import read_spec
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
 
-def predict_held_out(trials: Sequence[TrialStore], store: Store, data: TrainingData, session: Session) -> int:
+def predict_held_out(
+    trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
+) -> int:
     """Predict each checkpoint's own held-out fold; how many had to be predicted now."""
     return _predict("oof", trials, store, session, data.split, data.label_ids, data)
 
 
 def predict_test(
-    trials: Sequence[TrialStore],
-    store: Store,
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
     split: SplitData,
     label_ids: tuple[str, ...],
     session: Session,
@@ -38,8 +40,8 @@ def predict_test(
 
 def _predict(
     kind: Literal["oof", "test"],
-    trials: Sequence[TrialStore],
-    store: Store,
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
     session: Session,
     split: SplitData,
     label_ids: tuple[str, ...],
@@ -71,7 +73,7 @@ def predict_one(
 ) -> bool | str:
     """Predict one checkpoint; the text of an error that is the user's to mend."""
     split, label_ids, data = shared
-    trial = Store(slot.run).trial(trial_id)
+    trial = RunDirectory(slot.run).trial(trial_id)
     path = trial.oof if kind == "oof" else trial.test
     try:
         trial.fetch(trial.spec, trial.best, path)

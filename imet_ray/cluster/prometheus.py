@@ -16,7 +16,7 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imet_ray.reporting.run_status import STATES, TrialStatus, Watcher
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 EVERY_S = 5.0  # Ray itself exports every 10 s
 REST = 20.0  # times what a look takes: with very many trials a twentieth of a core is enough
@@ -61,7 +61,7 @@ class Exporter:
     """The actor. What it knows comes from the store, so that a new one goes on where a dead one stopped."""
 
     def __init__(self, run: Path) -> None:
-        self.watcher = Watcher(Store(run))
+        self.watcher = Watcher(RunDirectory(run))
         self.run = run.name
         self.gauges = {name: Gauge(name, text, ("run", tag)) for name, (text, tag) in GAUGES.items()}
         self.counters = {name: Counter(name, text, ("run", tag)) for name, (text, tag) in COUNTERS.items()}
@@ -97,7 +97,7 @@ class Exporter:
 
 
 @contextlib.contextmanager
-def exported(store: Store) -> Iterator[None]:
+def exported(store: RunDirectory) -> Iterator[None]:
     """Export the run's figures meanwhile, from the driver's node: so no other node lives on for them."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=RESTARTS)(Exporter).options(scheduling_strategy=here)

@@ -20,7 +20,7 @@ from imet_ray.cluster.study_storage import FAULTS, PAUSES, open_storage
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reporting.trial_curves import missing
 from imet_ray.storage.atomic_write import shown
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 class ReadOnlyJournal(BaseJournalBackend):
     """A run's journal, which only its driver writes."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RunDirectory) -> None:
         self.store, self.due = store, time.monotonic() + AGAIN_S
         journal = store.fetch_seen(live=False)
         if not journal.exists():
@@ -73,7 +73,7 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing: the terminal is the user's."""
 
 
-def serve_studies(store: Store, port: int, url: str | None = None) -> WSGIServer:
+def serve_studies(store: RunDirectory, port: int, url: str | None = None) -> WSGIServer:
     """A server on 127.0.0.1; the caller runs it.
 
     Args:

@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.atomic_write import write_text
 from imet_ray.storage.object_store import PassingError, patiently
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that one 
 class Studies:
     """The studies of one run."""
 
-    store: Store
+    store: RunDirectory
     storage: BaseStorage | None  # None: the run's journal
     prefix: str  # of their names; a data base may have other runs' studies
     due: float = 0.0  # of time.monotonic(): not sent again before
@@ -63,7 +63,7 @@ class Studies:
 
 
 @contextlib.contextmanager
-def open_studies(store: Store, url: str | None) -> Iterator[Studies]:
+def open_studies(store: RunDirectory, url: str | None) -> Iterator[Studies]:
     """The studies of a run.
 
     Args:

@@ -25,7 +25,7 @@ from imet_ray.errors import ImetError
 from imet_ray.models.pretrained import first_line
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 # Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
 ON_HEAD = {"node:__internal_head__": 0.001}
@@ -53,7 +53,7 @@ class SweepSummary:
 
 def run_sweep(
     space: SearchSpace,
-    store: Store,
+    store: RunDirectory,
     data: TrainingData,
     session: Session,
     *,
@@ -77,7 +77,7 @@ def run_sweep(
 
 def _run(
     space: SearchSpace,
-    store: Store,
+    store: RunDirectory,
     data: TrainingData,
     session: Session,
     deadline: float | None,
@@ -139,7 +139,7 @@ def _run(
     )
 
 
-def _trainable(session: Session, data: TrainingData, store: Store) -> Any:
+def _trainable(session: Session, data: TrainingData, store: RunDirectory) -> Any:
     """What Tune runs for a trial, with what it holds meanwhile."""
     slot, teams = session.slot(store.root), session.workers_per_trial > 1
     work = tune.with_parameters(train_in_team if teams else train_in_worker, data=data, slot=slot)

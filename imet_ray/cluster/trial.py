@@ -20,7 +20,7 @@ from imet_ray.errors import ConfigError, ImetError
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.atomic_write import SupersededError, write_text
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
@@ -28,7 +28,7 @@ from imet_ray.training.trainer import EpochMetrics
 def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial = Store(slot.run).trial(spec.trial_id)
+    trial = RunDirectory(slot.run).trial(spec.trial_id)
 
     def report(metrics: EpochMetrics) -> None:
         tune.report(end_of(metrics))

@@ -20,7 +20,7 @@ from imet_ray.errors import ImetError
 from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import TrialResult, read_result, write_result
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
@@ -146,7 +146,7 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         """Nothing: the journal and the store are the state."""
 
 
-def stopped_result(store: Store, trial_id: str) -> TrialResult:
+def stopped_result(store: RunDirectory, trial_id: str) -> TrialResult:
     """The result of a trial that the scheduler stopped early, from its metrics."""
     rows = read_json_lines(store.trial(trial_id).metrics)
     best = max(rows, key=lambda row: row["f2"], default=None)

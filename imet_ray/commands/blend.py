@@ -19,7 +19,7 @@ from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import standings
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -121,7 +121,7 @@ def blend_2019(
         runner=runner,
         progress=show,
     )
-    store = Store((runs / RUN_2019).resolve())
+    store = RunDirectory((runs / RUN_2019).resolve())
     place = store.ensemble(name)
     with only_driver(store):
         replaced = place.ensemble.exists()

@@ -11,12 +11,12 @@ from socketserver import BaseServer
 
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.run_status import Watcher
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 AGAIN_S = 10.0  # a served TensorBoard is given the trials that ended meanwhile
 
 
-def status(store: Store, port: int | None) -> int:
+def status(store: RunDirectory, port: int | None) -> int:
     """Print how far the run is, or serve it as a page.
 
     Raises:
@@ -43,7 +43,7 @@ def serve_on(server: BaseServer) -> int:
     return 0
 
 
-def tensorboard(store: Store, port: int | None) -> int:
+def tensorboard(store: RunDirectory, port: int | None) -> int:
     """Write TensorBoard's files, and serve them, if there is a port."""
     from imet_ray.reporting.tensorboard_export import start_server, write_events
 
@@ -60,7 +60,7 @@ def tensorboard(store: Store, port: int | None) -> int:
     return 0
 
 
-def mlflow(store: Store) -> int:
+def mlflow(store: RunDirectory) -> int:
     """Log to MLflow."""
     from imet_ray.reporting.mlflow_export import URI, local_uri, log_runs
 

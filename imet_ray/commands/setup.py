@@ -24,7 +24,7 @@ from imet_ray.settings_errors import unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.atomic_write import is_twin, shown
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, set_aside
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -40,7 +40,7 @@ class Plan:
     data: str
     root: Path  # of the data
     catalog: Catalog
-    store: Store
+    store: RunDirectory
     cache: Cache
     n_folds: int
     given_folds: Path | None
@@ -52,7 +52,7 @@ class Run:
     """A run directory with everything that its stages need."""
 
     experiment: Experiment
-    store: Store
+    store: RunDirectory
     cache: Cache
     catalog: Catalog
     data: TrainingData
@@ -120,7 +120,7 @@ def plan(
         data=wanted,
         root=root,
         catalog=catalog,
-        store=Store((runs / name).resolve()),
+        store=RunDirectory((runs / name).resolve()),
         cache=cache,
         n_folds=found.n_folds,
         given_folds=given_folds,
@@ -174,7 +174,7 @@ def reopen(runs: Path, name: str | None, cache: Cache) -> Run:
         ImetError: if there is no such run, or its data have changed.
     """
     found = open_run(runs, name) if name else newest_run(runs)
-    store = Store(found.root.resolve())
+    store = RunDirectory(found.root.resolve())
     experiment = read_experiment(store)
     root = Path(experiment.data_root)
     if not root.exists():  # a cache that was emptied: generate or fetch again
@@ -277,7 +277,7 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def elsewhere(store: Store) -> str:
+def elsewhere(store: RunDirectory) -> str:
     """The option that leads to a run, where it does not lie in the default place."""
     runs = store.root.parent
     where = shown(runs) if is_twin(runs) else str(near(runs))

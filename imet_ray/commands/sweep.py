@@ -33,7 +33,7 @@ from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.atomic_write import write_arrays
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import Standing, failures, read_spec, standings
-from imet_ray.storage.run_directory import TrialStore
+from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.units import clock
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
@@ -184,7 +184,7 @@ def _predict(
         _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache, run.store.packs)
-    trials: list[TrialStore] = [
+    trials: list[TrialDirectory] = [
         run.store.trial(trial_id)
         for member in ensemble.members
         if member.weight > 0

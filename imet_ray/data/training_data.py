@@ -13,7 +13,7 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
 from imet_ray.data.packed_images import Pack, build_pack
 from imet_ray.errors import StoreError
-from imet_ray.storage.run_directory import Cache, Store, copy_pack, share_pack
+from imet_ray.storage.run_directory import Cache, RunDirectory, copy_pack, share_pack
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> Sp
 
 def prepare(
     catalog: Catalog,
-    store: Store,
+    store: RunDirectory,
     cache: Cache,
     *,
     n_folds: int,

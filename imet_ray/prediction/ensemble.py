@@ -21,7 +21,7 @@ from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
 from imet_ray.storage.atomic_write import disk_error, remove, shown, size_of, writing
 from imet_ray.storage.checked_read import read_model
-from imet_ray.storage.run_directory import EnsembleStore, Store, TrialStore
+from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory, TrialDirectory
 
 ROWS = 4096  # pictures a block
 
@@ -64,7 +64,7 @@ class Ensemble(Frozen):
     report: dict[str, Any]  # the blend's scores, own and nested
 
 
-def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
+def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
     text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
     with writing(store.ensemble) as temporary:
@@ -73,7 +73,7 @@ def write_ensemble(store: EnsembleStore, ensemble: Ensemble) -> None:
             remove(path)
 
 
-def read_ensemble(store: EnsembleStore) -> Ensemble:
+def read_ensemble(store: EnsembleDirectory) -> Ensemble:
     """Read `ensemble.json`.
 
     Raises:
@@ -89,7 +89,7 @@ def read_ensemble(store: EnsembleStore) -> Ensemble:
 
 
 def gather_oof(
-    trials: Sequence[TrialStore], ids: Sequence[str], variant: str, *, scratch: Path | None = None
+    trials: Sequence[TrialDirectory], ids: Sequence[str], variant: str, *, scratch: Path | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """A variant's out-of-fold probabilities in the order of train.csv.
 
@@ -130,7 +130,7 @@ def gather_oof(
     return probs, digests
 
 
-def _read_oof(trial: TrialStore) -> Predictions:
+def _read_oof(trial: TrialDirectory) -> Predictions:
     trial.fetch(trial.oof)
     try:
         return read_predictions(trial.oof)
@@ -153,7 +153,7 @@ def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
         raise disk_error(scratch, error) from error
 
 
-def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
+def cost_of(trials: Sequence[TrialDirectory]) -> tuple[float, int]:
     """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
     found = [_read_oof(trial) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
@@ -169,7 +169,10 @@ def cost_of(trials: Sequence[TrialStore]) -> tuple[float, int]:
 
 
 def blend_oof(
-    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+    ensemble: Ensemble,
+    store: RunDirectory,
+    ids: Sequence[str],
+    outside: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32.
 
@@ -196,7 +199,10 @@ def blend_oof(
 
 
 def blend_test(
-    ensemble: Ensemble, store: Store, ids: Sequence[str], outside: Mapping[str, np.ndarray] | None = None
+    ensemble: Ensemble,
+    store: RunDirectory,
+    ids: Sequence[str],
+    outside: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """The members' test probabilities averaged with the ensemble's weights.
 

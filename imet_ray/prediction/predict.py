@@ -22,7 +22,7 @@ from imet_ray.models.pretrained import first_line
 from imet_ray.specs import Variant
 from imet_ray.storage.atomic_write import write_arrays
 from imet_ray.storage.checked_read import file_digest, read_arrays
-from imet_ray.storage.run_directory import TrialStore
+from imet_ray.storage.run_directory import TrialDirectory
 
 if TYPE_CHECKING:  # a kernel has no folds
     from imet_ray.data.training_data import SplitData
@@ -246,7 +246,7 @@ def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: 
 
 
 def predict_checkpoint(
-    trial: TrialStore,
+    trial: TrialDirectory,
     split: "SplitData",
     rows: np.ndarray,
     *,

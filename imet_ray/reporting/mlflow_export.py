@@ -14,7 +14,7 @@ from tqdm import tqdm
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials, missing, scalars, settings
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -24,12 +24,12 @@ TRIAL, EPOCHS = "imet_ray.trial_id", "imet_ray.epochs"  # tags by which a logged
 MOST = 1000  # metrics that MLflow takes at a time, and runs that it lists at a time
 
 
-def local_uri(store: Store) -> str:
+def local_uri(store: RunDirectory) -> str:
     """Where runs are logged if the environment names no place."""
     return f"sqlite:///{store.mlflow.resolve()}"
 
 
-def log_runs(store: Store) -> tuple[int, int]:
+def log_runs(store: RunDirectory) -> tuple[int, int]:
     """Log what has ended and is not logged yet: how many trials now, and how many in all.
 
     Raises:

@@ -34,7 +34,7 @@ from imet_ray.reporting.html import (
 from imet_ray.storage.atomic_write import write_text
 from imet_ray.storage.checked_read import read_json, read_json_lines
 from imet_ray.storage.results import Standing, read_spec
-from imet_ray.storage.run_directory import EnsembleStore, Store
+from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
 
 SHOWN_PICTURES = 12
 SHOWN_MISTAKES = 12  # of each kind
@@ -45,9 +45,9 @@ LONGEST = 28  # characters of a name in a figure or table
 
 
 def write_report(
-    place: EnsembleStore,
+    place: EnsembleDirectory,
     ensemble: Ensemble,
-    store: Store,
+    store: RunDirectory,
     catalog: Catalog,
     found: Sequence[Standing],
     test_probs: np.ndarray | None,
@@ -85,7 +85,7 @@ def write_report(
     write_text(place.report, page(f"{store.root.name}: {ensemble.name}", parts))
 
 
-def write_findings(place: EnsembleStore, name: str, report: Mapping[str, Any]) -> None:
+def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any]) -> None:
     """Write `report.html` of a blend that has no run: what it found, without pictures.
 
     Args:
@@ -205,7 +205,7 @@ def _leaderboard(found: Sequence[Standing], ensemble: Ensemble) -> list[str]:
     return [section(title, drawing(figure, title))]
 
 
-def _curves(store: Store, variants: Sequence[str]) -> list[str]:
+def _curves(store: RunDirectory, variants: Sequence[str]) -> list[str]:
     figure = canvas(3.4)
     axes = figure.subplots()
     lines = {}

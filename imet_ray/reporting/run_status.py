@@ -14,7 +14,7 @@ from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.experiment import Experiment, read_experiment
 from imet_ray.storage.results import Standing, TrialResult, read_result, read_spec, standings
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.units import clock
 
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
@@ -145,7 +145,7 @@ class Status:
 class Watcher:
     """Looks at a run again and again; what is done is read once."""
 
-    store: Store
+    store: RunDirectory
     ended: dict[str, TrialStatus] = field(default_factory=dict)
 
     def look(self) -> Status:
@@ -190,7 +190,7 @@ class Watcher:
         return found, unreadable
 
 
-def status_of(trial: TrialStore, now: float) -> TrialStatus:
+def status_of(trial: TrialDirectory, now: float) -> TrialStatus:
     """One trial as it is now.
 
     Raises:
@@ -209,14 +209,14 @@ def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: 
     return "runs" if silence < max(SILENT_S, SILENT_EPOCHS * epoch) else "silent"
 
 
-def _standings(store: Store, variants: Sequence[str]) -> list[Standing]:
+def _standings(store: RunDirectory, variants: Sequence[str]) -> list[Standing]:
     try:
         return standings(store, variants)
     except StoreError:  # a damaged trial, which is told of
         return []
 
 
-def _driver(store: Store) -> str:
+def _driver(store: RunDirectory) -> str:
     """Who holds the run's lock, as it says; asked without waiting."""
     try:
         with store.driver_lock.open() as file:

@@ -14,12 +14,12 @@ from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials, missing, scalars, settings
 from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 HALF = ".half"  # of a directory that is being written; TensorBoard may see it for a moment
 
 
-def write_events(store: Store) -> tuple[int, int]:
+def write_events(store: RunDirectory) -> tuple[int, int]:
     """Write what has ended and is not written yet: how many trials now, and how many in all.
 
     Raises:
@@ -51,7 +51,7 @@ def write_events(store: Store) -> tuple[int, int]:
     return len(new), len(trials)
 
 
-def _written(store: Store) -> dict[str, int]:
+def _written(store: RunDirectory) -> dict[str, int]:
     """How many epochs of each trial have been written."""
     found = read_json(store.tensorboard_written) if store.tensorboard_written.exists() else {}
     return found if isinstance(found, dict) else {}
@@ -69,7 +69,7 @@ def _write(trial: TrialStatus, folder: Path) -> None:
         )
 
 
-def start_server(store: Store, port: int) -> str:
+def start_server(store: RunDirectory, port: int) -> str:
     """TensorBoard over the run's event files, in a thread of this process; its address.
 
     Raises:

@@ -6,12 +6,12 @@ from typing import Any
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.run_status import TrialStatus, Watcher
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 NOT_CURVES = {"epoch", "at", "host"}  # keys of metrics.jsonl that are told otherwise
 
 
-def ended_trials(store: Store) -> list[TrialStatus]:
+def ended_trials(store: RunDirectory) -> list[TrialStatus]:
     """Those that have a result, by id; a stopped one that was promoted has none until it is complete."""
     store.fetch()
     found, _ = Watcher(store).trials(time.time())

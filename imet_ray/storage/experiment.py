@@ -20,7 +20,7 @@ from imet_ray.specs import Frozen
 from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.results import read_spec
-from imet_ray.storage.run_directory import Store
+from imet_ray.storage.run_directory import RunDirectory
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 
@@ -64,12 +64,12 @@ def resolve(
     )
 
 
-def read_experiment(store: Store) -> Experiment:
+def read_experiment(store: RunDirectory) -> Experiment:
     """The experiment that a run was begun with."""
     return read_model(store.experiment, Experiment)
 
 
-def begin(store: Store, experiment: Experiment) -> None:
+def begin(store: RunDirectory, experiment: Experiment) -> None:
     """Write `experiment.json`, or check that the run goes on with the same data, folds and recipes.
 
     Raises:
@@ -106,7 +106,7 @@ def begin(store: Store, experiment: Experiment) -> None:
 
 
 @contextlib.contextmanager
-def only_driver(store: Store) -> Iterator[None]:
+def only_driver(store: RunDirectory) -> Iterator[None]:
     """Hold the run directory; the lock ends with the process, however it ends.
 
     Raises:

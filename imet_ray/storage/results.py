@@ -12,7 +12,7 @@ import numpy as np
 from imet_ray.specs import Frozen, Hparam, TrialSpec
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_model
-from imet_ray.storage.run_directory import Store, TrialStore
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
 
 class TrialResult(Frozen):
@@ -32,7 +32,7 @@ class TrialResult(Frozen):
     checkpoint_digest: str = ""  # sha256 of best.safetensors
 
 
-def read_result(trial: TrialStore) -> TrialResult | None:
+def read_result(trial: TrialDirectory) -> TrialResult | None:
     """The trial's result, or None while it is not done.
 
     Raises:
@@ -43,12 +43,12 @@ def read_result(trial: TrialStore) -> TrialResult | None:
     return read_model(trial.result, TrialResult)
 
 
-def write_result(trial: TrialStore, result: TrialResult) -> None:
+def write_result(trial: TrialDirectory, result: TrialResult) -> None:
     """Mark the trial as done."""
     write_json(trial.result, result.model_dump(mode="json"))
 
 
-def read_spec(trial: TrialStore) -> TrialSpec:
+def read_spec(trial: TrialDirectory) -> TrialSpec:
     """What the trial was asked to be."""
     return read_model(trial.spec, TrialSpec)
 
@@ -59,7 +59,7 @@ class Standing:
 
     variant: str
     hparams: dict[str, Hparam]
-    trials: dict[int, TrialStore]  # fold -> its complete trial
+    trials: dict[int, TrialDirectory]  # fold -> its complete trial
     f2: dict[int, float]
     expected_f2: dict[int, float]
     n_folds: int
@@ -79,12 +79,12 @@ class Standing:
         return len(self.trials) == self.n_folds
 
 
-def standings(store: Store, variants: Iterable[str]) -> list[Standing]:
+def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     """The best set of hparams of each variant, best variant first: whole ones before those with folds missing.
 
     A variant without a complete trial is left out.
     """
-    groups: dict[tuple[str, str], list[tuple[TrialSpec, TrialResult, TrialStore]]] = {}
+    groups: dict[tuple[str, str], list[tuple[TrialSpec, TrialResult, TrialDirectory]]] = {}
     for trial in store.begun_trials():
         result = read_result(trial)
         if result is not None and result.status == "complete":
@@ -108,7 +108,7 @@ def standings(store: Store, variants: Iterable[str]) -> list[Standing]:
     return sorted(wanted, key=lambda s: (s.whole, s.mean), reverse=True)
 
 
-def failures(store: Store) -> list[tuple[TrialSpec, str]]:
+def failures(store: RunDirectory) -> list[tuple[TrialSpec, str]]:
     """Failed trials and their reasons."""
     found = []
     for trial in store.begun_trials():

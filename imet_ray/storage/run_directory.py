@@ -30,7 +30,7 @@ WRITERS = ("spec.json", "splits.json", "metrics.jsonl", "result.json", *FENCED) 
 
 
 @dataclass(frozen=True)
-class Store:
+class RunDirectory:
     """One run directory: `runs/<name>`."""
 
     root: Path
@@ -132,19 +132,19 @@ class Store:
         holder: str = _leases().holder(self.lease) if is_twin(self.root) else ""
         return holder
 
-    def trial(self, trial_id: str) -> "TrialStore":
-        return TrialStore(self.root / "trials" / trial_id)
+    def trial(self, trial_id: str) -> "TrialDirectory":
+        return TrialDirectory(self.root / "trials" / trial_id)
 
-    def trials(self) -> list["TrialStore"]:
+    def trials(self) -> list["TrialDirectory"]:
         """All trials that were ever started here, by id."""
-        return [TrialStore(path) for path in sorted(self.root.glob("trials/*")) if path.is_dir()]
+        return [TrialDirectory(path) for path in sorted(self.root.glob("trials/*")) if path.is_dir()]
 
-    def begun_trials(self) -> list["TrialStore"]:
+    def begun_trials(self) -> list["TrialDirectory"]:
         """Those of them that got as far as writing their spec."""
         return [trial for trial in self.trials() if trial.spec.exists()]
 
-    def ensemble(self, name: str) -> "EnsembleStore":
-        return EnsembleStore(self.root / "ensembles" / name)
+    def ensemble(self, name: str) -> "EnsembleDirectory":
+        return EnsembleDirectory(self.root / "ensembles" / name)
 
 
 def _leases() -> Any:
@@ -153,7 +153,7 @@ def _leases() -> Any:
 
 
 @dataclass(frozen=True)
-class TrialStore:
+class TrialDirectory:
     """One trial's directory. Its writer holds a token: an older twin that lost it is told so."""
 
     root: Path
@@ -225,7 +225,7 @@ class TrialStore:
 
 
 @dataclass(frozen=True)
-class EnsembleStore:
+class EnsembleDirectory:
     """One frozen ensemble's directory."""
 
     root: Path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imet_ray.errors import ConfigError
 from imet_ray.storage.atomic_write import SCHEMES, is_twin, remote, shown
-from imet_ray.storage.run_directory import Cache, Store
+from imet_ray.storage.run_directory import Cache, RunDirectory
 
 
 def runs_at(runs: str, cache: Cache) -> Path:
@@ -22,7 +22,7 @@ def runs_at(runs: str, cache: Cache) -> Path:
     return Path(runs)
 
 
-def newest_run(runs: Path) -> Store:
+def newest_run(runs: Path) -> RunDirectory:
     """The run in `runs` whose experiment was written last.
 
     Raises:
@@ -30,8 +30,8 @@ def newest_run(runs: Path) -> Store:
     """
     if is_twin(runs):
         for name in remote().folders(runs):
-            Store(runs / name).root.mkdir(parents=True, exist_ok=True)
-            remote().fetch_one(Store(runs / name).experiment)
+            RunDirectory(runs / name).root.mkdir(parents=True, exist_ok=True)
+            remote().fetch_one(RunDirectory(runs / name).experiment)
     found = sorted(_begun(runs), key=lambda store: store.experiment.stat().st_mtime)
     if not found:
         raise ConfigError(f"no run in {shown(runs)}: start one with `python launch.py --sweep`")
@@ -40,13 +40,13 @@ def newest_run(runs: Path) -> Store:
     return store
 
 
-def open_run(runs: Path, name: str) -> Store:
+def open_run(runs: Path, name: str) -> RunDirectory:
     """The run called `name`.
 
     Raises:
         ConfigError: if there is none, naming those that exist.
     """
-    store = Store(runs / name)
+    store = RunDirectory(runs / name)
     store.fetch()
     if not store.experiment.exists():
         names = remote().folders(runs) if is_twin(runs) else [begun.root.name for begun in _begun(runs)]
@@ -62,5 +62,5 @@ def set_aside(root: Path) -> Path:
     return kept
 
 
-def _begun(runs: Path) -> list[Store]:
-    return [store for path in runs.glob("*") if (store := Store(path)).experiment.exists()]
+def _begun(runs: Path) -> list[RunDirectory]:
+    return [store for path in runs.glob("*") if (store := RunDirectory(path)).experiment.exists()]

@@ -16,7 +16,7 @@ from imet_ray.specs import TrialSpec
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_json, read_json_lines
 from imet_ray.storage.results import TrialResult, read_result, write_result
-from imet_ray.storage.run_directory import TrialStore
+from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import ALONE, Team
 from imet_ray.training.trainer import EpochMetrics, Sitting
 
@@ -26,7 +26,7 @@ MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too s
 def train_trial(
     spec: TrialSpec,
     data: TrainingData,
-    trial: TrialStore,
+    trial: TrialDirectory,
     *,
     device: torch.device,
     loader_workers: int = 0,
@@ -89,19 +89,19 @@ def train_trial(
         torch.cuda.empty_cache()
 
 
-def _finished(trial: TrialStore) -> TrialResult | None:
+def _finished(trial: TrialDirectory) -> TrialResult | None:
     """What another node left in the bucket is fetched; the result, if nothing is left to train."""
     trial.fetch_all()
     result = read_result(trial)
     return result if result is not None and result.status != "stopped" else None
 
 
-def _splits(trial: TrialStore) -> int:
+def _splits(trial: TrialDirectory) -> int:
     """Parts that a batch is computed in; known from before, where the trial was interrupted."""
     found = read_json(trial.splits) if trial.splits.exists() else 1
     return int(found) if found in (2, MAX_SPLITS) else 1
 
 
-def _failed(spec: TrialSpec, trial: TrialStore, reason: str) -> TrialResult:
+def _failed(spec: TrialSpec, trial: TrialDirectory, reason: str) -> TrialResult:
     epochs = len(read_json_lines(trial.metrics))
     return TrialResult(trial_id=spec.trial_id, status="failed", reason=reason, epochs=epochs)

@@ -27,7 +27,7 @@ from imet_ray.specs import TrialSpec
 from imet_ray.storage.atomic_write import remove, write_json_lines
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.results import TrialResult, write_result
-from imet_ray.storage.run_directory import TrialStore
+from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import SplitError, Team
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optim import build_optimizer, build_schedule
@@ -58,7 +58,7 @@ class Sitting:
         self,
         spec: TrialSpec,
         data: TrainingData,
-        trial: TrialStore,
+        trial: TrialDirectory,
         token: str,
         device: torch.device,
         loader_workers: int,
