@@ -1,39 +1,33 @@
-"""What tests share: a tiny data set in the Kaggle layout, made once, what is trained on it, and object stores."""
+"""What tests share: a tiny data set in the Kaggle layout, made once, what is trained on it, object stores, one Ray.
+
+Nothing heavy is imported before a fixture needs it: a file of plain tests starts in a second.
+"""
+
+from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-from kernel_machine import Machine
 
-import blend
-import launch
-from imet_ray.blending import exact_line_search as line
-from imet_ray.blending import methods as fit
-from imet_ray.blending.members import Member
 from imet_ray.cluster.session import prepare_environment
-from imet_ray.commands.setup import Run, reopen
-from imet_ray.data.catalog import Catalog, read_catalog
-from imet_ray.data.sources import demo
-from imet_ray.data.training_data import TrainingData, prepare
-from imet_ray.data.training_data import test_split as pictures_of_test
-from imet_ray.prediction.decode import decode
-from imet_ray.prediction.ensemble import blend_test, read_ensemble
-from imet_ray.prediction.predict import predict_checkpoint
-from imet_ray.prediction.submission import write_submission
-from imet_ray.specs import TrialSpec, Variant
-from imet_ray.storage import object_store as buckets
-from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
-from imet_ray.storage.runs import runs_at
-from kernel_builder import __main__ as kernel_builder
+
+if TYPE_CHECKING:
+    from kernel_machine import Machine
+
+    from imet_ray.blending.members import Member
+    from imet_ray.commands.setup import Run
+    from imet_ray.data.catalog import Catalog
+    from imet_ray.data.training_data import TrainingData
+    from imet_ray.specs import TrialSpec
 
 prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 TINY = {  # timm's own test model: 0.5 M parameters
     "name": "tiny",
@@ -47,15 +41,28 @@ TINY = {  # timm's own test model: 0.5 M parameters
 }
 
 
+# Files in the order of their seconds, longest first: else one of the two processes waits for the other's last file.
+LONGEST = ("test_network.py", "test_faults.py", "test_sweep.py", "test_ddp_trial.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tiny tensors: more threads only wait for each other."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first: else one of the two processes waits for the other's three minutes of sweep."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_sweep.py"))
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(place)), item.path not in slow))
 
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory) -> Path:
     """A data directory of 90 training and 20 test pictures."""
+    from imet_ray.data.sources import demo
+
     root = tmp_path_factory.mktemp("data") / "tiny"
     demo.generate(root, n_images=90, n_test=20, seed=3)
     return root
@@ -63,6 +70,8 @@ def tiny_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_catalog(tiny_root) -> Catalog:
+    from imet_ray.data.catalog import read_catalog
+
     return read_catalog(tiny_root)
 
 
@@ -73,6 +82,8 @@ def tiny_cache(tmp_path_factory) -> Cache:
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_catalog, tiny_cache, tmp_path_factory) -> TrainingData:
+    from imet_ray.data.training_data import prepare
+
     store = RunDirectory(tmp_path_factory.mktemp("folds"))
     return prepare(tiny_catalog, store, tiny_cache, n_folds=3, seed=0)
 
@@ -80,6 +91,7 @@ def tiny_data(tiny_catalog, tiny_cache, tmp_path_factory) -> TrainingData:
 @pytest.fixture
 def make_spec(tiny_data):
     """A trial of the tiny variant, with settings of one's own."""
+    from imet_ray.specs import TrialSpec, Variant
 
     def _make(fold: int = 0, **settings) -> TrialSpec:
         return TrialSpec(
@@ -99,6 +111,7 @@ def make_spec(tiny_data):
 @pytest.fixture(scope="session")
 def make_members():
     """Members that see the truth's log-odds through independent noise of a given strength; labels; three folds."""
+    from imet_ray.blending.members import Member
 
     def _make(noise, *, n=300, c=8, seed=0) -> tuple[list[Member], np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -114,6 +127,9 @@ def make_members():
 @pytest.fixture
 def quick_lines(monkeypatch):
     """One start and one kick of `line`: a tenth of the time, where how far it comes is not what is tested."""
+    from imet_ray.blending import exact_line_search as line
+    from imet_ray.blending import methods as fit
+
     monkeypatch.setattr(fit, "LINE_STARTS", 1)
     monkeypatch.setattr(line, "KICKS", (1, 1))
 
@@ -127,6 +143,7 @@ def three(make_members):
 @pytest.fixture
 def call_blend(capsys):
     """Runs blend.py with options: exit code, stdout, stderr."""
+    import blend
 
     def _call(*argv):
         capsys.readouterr()
@@ -150,6 +167,14 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
+    import torch
+
+    import launch
+    from imet_ray.commands.setup import reopen
+    from imet_ray.prediction.predict import predict_checkpoint
+    from imet_ray.storage.results import read_spec
+
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     (folder / "space.yml").write_text(
         "n_folds: 3\n"
@@ -174,6 +199,15 @@ def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
 @pytest.fixture(scope="session")
 def swept(trained, tiny_cache) -> Path:
     """The submission of an ensemble `k`, as `launch.py --predict` makes it."""
+    import torch
+
+    import blend
+    from imet_ray.data.training_data import test_split as pictures_of_test
+    from imet_ray.prediction.decode import decode
+    from imet_ray.prediction.ensemble import blend_test, read_ensemble
+    from imet_ray.prediction.predict import predict_checkpoint
+    from imet_ray.prediction.submission import write_submission
+
     run, label_ids = trained.run, trained.run.data.label_ids
     test = pictures_of_test(run.catalog, tiny_cache)
     everything = np.arange(len(test.ids))
@@ -191,6 +225,7 @@ def swept(trained, tiny_cache) -> Path:
 @pytest.fixture(scope="session")
 def built(swept, trained):
     """Builds a kernel of the ensemble `k`: of the folder and options, the folder."""
+    from kernel_builder import __main__ as kernel_builder
 
     def _built(out: Path, *options: str) -> Path:
         options = options if "--dtype" in options else (*options, "--dtype", "float32")
@@ -202,6 +237,8 @@ def built(swept, trained):
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
+    from kernel_machine import Machine
+
     found = Machine()
     yield found
     found.stop()
@@ -220,6 +257,8 @@ def server(request, tmp_path_factory):
 @pytest.fixture
 def proxy(server, monkeypatch):
     """The server, with nothing harmed and nothing counted."""
+    from imet_ray.storage import object_store as buckets
+
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
     buckets.open_bucket.cache_clear()
@@ -240,6 +279,8 @@ def bucket(proxy) -> str:
 @pytest.fixture
 def on_node(bucket, proxy, tmp_path):
     """The run `r` as a node of that name sees it."""
+
+    from imet_ray.storage.runs import runs_at
 
     def _on_node(node: str) -> RunDirectory:
         return RunDirectory(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")

@@ -20,7 +20,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SPACE = """
 n_folds: 3

@@ -16,7 +16,7 @@ from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SPACE = """
 n_folds: 3

@@ -19,7 +19,7 @@ from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 SPACE = """
 n_folds: 3

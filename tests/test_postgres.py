@@ -25,6 +25,8 @@ from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
 
+pytestmark = pytest.mark.cluster
+
 AWAY_S = 4.0
 
 
@@ -188,7 +190,6 @@ def test_what_a_data_base_refuses_is_one_line(policy, postgres):
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.slow
 def test_a_sweep_whose_data_base_is_away_for_a_while_ends_as_if_nothing_were(
     tmp_path, tiny_root, tiny_cache, postgres
 ):

@@ -11,7 +11,7 @@ from benchmarks.nodes import RAY, cluster
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SPACE = """
 n_folds: 2
