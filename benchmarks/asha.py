@@ -108,7 +108,7 @@ def by_variant(trials: Sequence[TrialStatus], names: Collection[str]) -> dict[st
         found[name].append(
             Trained(
                 spec=of[SEARCH_FOLD].spec,
-                f2=_f2(of[SEARCH_FOLD]),
+                score=_f2(of[SEARCH_FOLD]),
                 seconds=[row["seconds"] + row["evaluate_s"] for row in rows],
                 elsewhere=float(np.mean(elsewhere)),
             )
@@ -122,7 +122,7 @@ def kept(spec: TrialSpec, f2: Sequence[float]) -> float:
 
 
 def _f2(trial: TrialStatus) -> list[float]:
-    return [row["f2"] for row in trial.rows]
+    return [row["score"] for row in trial.rows]
 
 
 def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
@@ -145,16 +145,16 @@ def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     while events:
         now, place = heapq.heappop(events)
         trained[place] += 1
-        report = {"epoch": trained[place], "f2": order[place].f2[trained[place] - 1]}
+        report = {"epoch": trained[place], "score": order[place].score[trained[place] - 1]}
         judged = asha.on_trial_result(None, trials[place], report)
-        if judged == TrialScheduler.CONTINUE and trained[place] < len(order[place].f2):
+        if judged == TrialScheduler.CONTINUE and trained[place] < len(order[place].score):
             heapq.heappush(events, (now + order[place].seconds[trained[place]], place))
         else:
             begin(now)
 
     def rank(place: int) -> tuple[bool, float]:  # as `VariantStudy._best`
-        complete = trained[place] == len(order[place].f2)
-        seen = order[place].f2[: trained[place]]
+        complete = trained[place] == len(order[place].score)
+        seen = order[place].score[: trained[place]]
         return complete, kept(order[place].spec, seen) if complete else max(seen)
 
     return Pick(max(range(len(order)), key=rank), sum(trained))

@@ -101,7 +101,7 @@ def make_manifest(architecture: str, size: int) -> Manifest:
         prior=[0.03] * LABELS,
         scale="probability",
         members=[member],
-        prefixes=[Prefix(members=["m"], decoder=Decoder(name="threshold", threshold=0.5), f2=0.0)],
+        prefixes=[Prefix(members=["m"], decoder=Decoder(name="threshold", threshold=0.5), score=0.0)],
         dtype="float32",
         key=None,
         limit=1e6,

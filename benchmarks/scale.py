@@ -67,9 +67,9 @@ def finish(store: RunDirectory, spec: TrialSpec, seconds: float) -> TrialResult:
     result = TrialResult(
         trial_id=spec.trial_id,
         status="complete",
-        f2=f2,
+        score=f2,
         threshold=0.2,
-        expected_f2=f2,
+        expected_score=f2,
         epoch=1,
         epochs=1,
         seconds=seconds,
@@ -91,7 +91,7 @@ def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
     (slot.run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
     result = finish(RunDirectory(slot.run), spec, seconds)
     tune.report(
-        {"epoch": 1, "f2": result.f2, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
+        {"epoch": 1, "score": result.score, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
     )
 
 

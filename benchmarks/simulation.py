@@ -104,7 +104,7 @@ def simulate(
         result = TrialResult(
             trial_id=trial_id,
             status="stopped" if stopped else "complete",
-            f2=float(rng.uniform(0.4, 0.6)),
+            score=float(rng.uniform(0.4, 0.6)),
             seconds=needed,
         )
         heapq.heappush(events, (now + took, count, trial_id, result))

@@ -26,8 +26,10 @@ def trained(store: RunDirectory, variant: str, fold: int) -> str:
     spec = bare_spec(Variant(name=variant, architecture="resnet18"), fold, N_FOLDS)
     trial = store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
-    write_json_lines(trial.metrics, [{"epoch": e, "f2": 0.1 * e + 0.01 * fold} for e in (1, 2, 3)])
-    result = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.3 + 0.01 * fold, expected_f2=0.3)
+    write_json_lines(trial.metrics, [{"epoch": e, "score": 0.1 * e + 0.01 * fold} for e in (1, 2, 3)])
+    result = TrialResult(
+        trial_id=spec.trial_id, status="complete", score=0.3 + 0.01 * fold, expected_score=0.3
+    )
     write_result(trial, result)
     return spec.trial_id
 
@@ -71,7 +73,7 @@ def blended(store: RunDirectory) -> Ensemble:
     members = []
     for standing in standings(store, ["one", "two"]):
         ids = [standing.trials[fold].trial_id for fold in range(N_FOLDS)]
-        settings = {"variant": standing.variant, "weight": 0.5, "threshold": 0.2, "f2": 0.4}
+        settings = {"variant": standing.variant, "weight": 0.5, "threshold": 0.2, "score": 0.4}
         members.append(EnsembleMember(**settings, trials=ids, checkpoints=ids))
     return Ensemble(
         name=f"blend {HOSTILE}",

@@ -29,10 +29,10 @@ def write(
     store: RunDirectory,
     trial_id: str,
     status: Literal["complete", "stopped", "failed"] = "complete",
-    f2: float | None = 0.5,
+    score: float | None = 0.5,
 ) -> None:
     """The trial's result."""
     write_result(
         store.trial(trial_id),
-        TrialResult(trial_id=trial_id, status=status, f2=f2, expected_f2=f2, epochs=4),
+        TrialResult(trial_id=trial_id, status=status, score=score, expected_score=score, epochs=4),
     )

@@ -56,7 +56,7 @@ def make_manifest(sizes: str = "") -> Manifest:
         scale="probability",
         members=members,
         prefixes=[
-            Prefix(members=list("abc"[: k + 1]), decoder=Decoder(name="threshold", threshold=t), f2=0.5)
+            Prefix(members=list("abc"[: k + 1]), decoder=Decoder(name="threshold", threshold=t), score=0.5)
             for k, t in enumerate((0.3, 0.4, 0.5))
         ],
         dtype="float32",

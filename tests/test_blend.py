@@ -174,7 +174,7 @@ def test_another_tools_predictions_join_the_blend(call_blend, trained, mine):
     assert [member.variant for member in ensemble.members] == ["a", "b", "mine"]
     assert ensemble.members[2].trials == []
     assert ensemble.members[2].weight > 0.8
-    assert ensemble.members[2].f2 > 0.95
+    assert ensemble.members[2].score > 0.95
     assert "mine" in out
 
 

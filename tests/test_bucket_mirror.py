@@ -23,7 +23,7 @@ TRIALS = 10_000  # in the bucket FULL
 def test_what_one_node_writes_another_reads(on_node):
     here, there = on_node("a"), on_node("b")
     write_json(here.experiment, {"a": 1})
-    write_result(here.trial("t"), TrialResult(trial_id="t", status="complete", f2=0.5))
+    write_result(here.trial("t"), TrialResult(trial_id="t", status="complete", score=0.5))
     write_json(here.trial("t").spec, {})
     there.fetch()
     assert read_json(there.experiment) == {"a": 1}

@@ -174,7 +174,7 @@ def tune_trial(name, variant, fold=0, phase="search", **hparams) -> SimpleNamesp
 
 
 def judge(asha, trial, epoch, f2) -> str:
-    return asha.on_trial_result(None, trial, {"epoch": epoch, "f2": f2})
+    return asha.on_trial_result(None, trial, {"epoch": epoch, "score": f2})
 
 
 def after_a_good_one(space) -> SearchOnlyAsha:
@@ -242,9 +242,9 @@ def test_a_report_without_an_epoch_stops_nothing(space):
 
 def test_a_fault_of_the_set_up_stops_every_trial_and_the_first_is_kept():
     stopper = StopOnFault()
-    assert not stopper("t", {"f2": 0.5})
+    assert not stopper("t", {"score": 0.5})
     assert not stopper.stop_all()
     assert stopper("t", {"fatal": "disk full"})
-    assert stopper("other", {"f2": 0.5, "fatal": "second"})
+    assert stopper("other", {"score": 0.5, "fatal": "second"})
     assert stopper.stop_all()
     assert stopper.fault == "disk full"

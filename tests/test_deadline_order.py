@@ -81,7 +81,7 @@ def test_the_last_prefix_is_the_whole_ensemble_as_it_decodes(make_members, decod
     assert ensemble.prefixes[-1].decoder == ensemble.decoder
     assert set(ensemble.prefixes[-1].members) == used
     assert all(prefix.decoder.name == decoder for prefix in ensemble.prefixes)
-    assert ensemble.prefixes[-1].f2 == pytest.approx(report.chosen.own, abs=1e-12)
+    assert ensemble.prefixes[-1].score == pytest.approx(report.chosen.own, abs=1e-12)
 
 
 def test_each_prefix_begins_with_the_one_before(make_members):

@@ -44,7 +44,7 @@ SETS = [
 def test_without_early_stopping_all_are_trained_and_the_best_at_the_end_is_picked(space):
     for order in permutations(SETS):
         pick = replay(order, space)
-        assert order[pick.chosen].f2[-1] == 0.9
+        assert order[pick.chosen].score[-1] == 0.9
         assert pick.epochs == 12
 
 
@@ -82,7 +82,7 @@ def test_sets_are_drawn_within_the_ranges_the_same_for_one_seed_and_differ(space
 
 def test_sets_are_read_by_variant_with_the_mean_of_the_folds_that_were_not_searched():
     def trial(name: str, fold: int, last: float) -> TrialStatus:
-        rows = [{"f2": f2, "seconds": 2.0, "evaluate_s": 0.5} for f2 in (0.1, last)]
+        rows = [{"score": f2, "seconds": 2.0, "evaluate_s": 0.5} for f2 in (0.1, last)]
         return TrialStatus(spec(name, fold), "complete", rows, "", 0.0)
 
     found = by_variant(
@@ -97,7 +97,7 @@ def test_sets_are_read_by_variant_with_the_mean_of_the_folds_that_were_not_searc
         {"a.0", "b.1"},
     )
     assert found.keys() == {"a", "b"}
-    assert found["b"][0].f2 == [0.1, 0.2]
+    assert found["b"][0].score == [0.1, 0.2]
     assert found["b"][0].seconds == [2.5, 2.5]
     assert found["b"][0].elsewhere == pytest.approx(0.5)
 

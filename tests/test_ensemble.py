@@ -50,7 +50,7 @@ def ensemble_of(store, weights=(0.75, 0.25), n_folds=2, scale="probability") -> 
             write_predictions(trial.oof, predicted(IDS[fold::n_folds], trial.trial_id, seed=10 * m + fold))
             write_predictions(trial.test, predicted(TEST_IDS, trial.trial_id, seed=100 + 10 * m + fold))
         ids = [trial.trial_id for trial in trials]
-        settings = {"variant": f"v{m}", "weight": weight, "threshold": 0.2, "f2": 0.5}
+        settings = {"variant": f"v{m}", "weight": weight, "threshold": 0.2, "score": 0.5}
         members.append(EnsembleMember(**settings, trials=ids, checkpoints=ids))
     return Ensemble(
         name="blend",
@@ -194,7 +194,7 @@ def test_folds_are_averaged_as_probabilities_and_variants_as_log_odds_where_the_
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_member_of_another_tool_joins_with_the_predictions_that_are_given(store, scale):
     ours = ensemble_of(store, (1.0,), scale=scale)
-    theirs = EnsembleMember(variant="mine", weight=0.4, threshold=0.2, trials=[], checkpoints=[], f2=0.5)
+    theirs = EnsembleMember(variant="mine", weight=0.4, threshold=0.2, trials=[], checkpoints=[], score=0.5)
     members = [ours.members[0].model_copy(update={"weight": 0.6}), theirs]
     ensemble = ours.model_copy(update={"members": members})
     for blend, ids in ((blend_test, TEST_IDS), (blend_oof, IDS)):
@@ -209,7 +209,7 @@ def test_a_member_of_another_tool_joins_with_the_predictions_that_are_given(stor
 
 def test_a_member_of_another_tool_without_weight_is_not_needed(store):
     ours = ensemble_of(store, (1.0,))
-    idle = EnsembleMember(variant="mine", weight=0, threshold=0.2, trials=[], checkpoints=[], f2=0.5)
+    idle = EnsembleMember(variant="mine", weight=0, threshold=0.2, trials=[], checkpoints=[], score=0.5)
     ensemble = ours.model_copy(update={"members": [*ours.members, idle]})
     assert np.array_equal(blend_test(ensemble, store, TEST_IDS), blend_test(ours, store, TEST_IDS))
     assert np.array_equal(blend_oof(ensemble, store, IDS), blend_oof(ours, store, IDS))

@@ -27,7 +27,7 @@ from imet_ray.storage.run_directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
-ROWS = [ROW | {"at": 1000.0}, ROW | {"epoch": 2, "f2": 0.5, "at": 1011.0, "train_loss": 0.25}]
+ROWS = [ROW | {"at": 1000.0}, ROW | {"epoch": 2, "score": 0.5, "at": 1011.0, "train_loss": 0.25}]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def store(tmp_path, make_spec, monkeypatch) -> RunDirectory:
     ):
         spec = make_spec(name=name, fold=1)
         end = TrialResult(
-            trial_id=spec.trial_id, status=status, f2=0.5, epochs=len(rows), reason="NaN" * (name == "c")
+            trial_id=spec.trial_id, status=status, score=0.5, epochs=len(rows), reason="NaN" * (name == "c")
         )
         write_result(unfinished(store, spec, rows), end)
     unfinished(store, make_spec(name="d"), ROWS[:1])
@@ -54,7 +54,7 @@ def store(tmp_path, make_spec, monkeypatch) -> RunDirectory:
 def promote(store: RunDirectory, make_spec) -> None:
     """The stopped trial was trained to its end."""
     spec = make_spec(name="b", fold=1)
-    end = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.5, epochs=2)
+    end = TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=2)
     write_result(unfinished(store, spec, ROWS), end)
 
 
@@ -71,7 +71,7 @@ def curves(store: RunDirectory, title: str) -> dict[str, list[tuple[int, float, 
 def test_tensorboard_reads_each_curve_as_it_was_trained(store, make_spec):
     assert write_events(store) == (3, 3)
     found = curves(store, make_spec(name="a", fold=1).title)
-    assert found["f2"] == [(1, 0.4321, 1000.0), (2, 0.5, 1011.0)]
+    assert found["score"] == [(1, 0.4321, 1000.0), (2, 0.5, 1011.0)]
     assert found["train_loss"] == [(2, 0.25, 1011.0)]
     assert not (store.tensorboard / make_spec(name="d").title).exists()  # it runs
 
@@ -84,7 +84,10 @@ def test_tensorboards_files_are_written_once_and_again_after_a_promotion(store, 
     assert {path: path.stat().st_mtime_ns for path in store.tensorboard.glob("*/*")} == before
     promote(store, make_spec)
     assert write_events(store) == (1, 3)
-    assert curves(store, make_spec(name="b", fold=1).title)["f2"] == [(1, 0.4321, 1000.0), (2, 0.5, 1011.0)]
+    assert curves(store, make_spec(name="b", fold=1).title)["score"] == [
+        (1, 0.4321, 1000.0),
+        (2, 0.5, 1011.0),
+    ]
 
 
 @pytest.mark.slow
@@ -116,8 +119,8 @@ def test_mlflow_has_settings_curves_and_end_of_each_trial(store, make_spec):
     assert complete.info.status == "FINISHED"
     assert complete.data.params["lr"] == "0.003"
     assert complete.data.params["fold"] == "1"
-    assert complete.data.metrics["f2"] == 0.5
-    history = MlflowClient(local_uri(store)).get_metric_history(complete.info.run_id, "f2")
+    assert complete.data.metrics["score"] == 0.5
+    history = MlflowClient(local_uri(store)).get_metric_history(complete.info.run_id, "score")
     assert [(one.step, one.value, one.timestamp) for one in history] == [
         (1, 0.4321, 1_000_000),
         (2, 0.5, 1_011_000),

@@ -204,9 +204,9 @@ def test_all_trials_are_those_of_an_undisturbed_run_to_the_last_bit(story):
     alone = {trial.trial_id: read_result(trial) for trial in story.alone.trials()}
     assert story.end.results.keys() == alone.keys()
     for trial_id, result in story.end.results.items():
-        assert (result.status, result.f2, result.epoch) == (
+        assert (result.status, result.score, result.epoch) == (
             "complete",
-            alone[trial_id].f2,
+            alone[trial_id].score,
             alone[trial_id].epoch,
         )
         ours, theirs = (load_file(store.trial(trial_id).best) for store in (story.store, story.alone))
@@ -215,9 +215,9 @@ def test_all_trials_are_those_of_an_undisturbed_run_to_the_last_bit(story):
 
 def test_the_leaderboard_is_that_of_an_undisturbed_run(story):
     names = sorted({read_spec(trial).variant.name for trial in story.store.trials()})
-    found = [(s.variant, s.hparams, s.f2) for s in standings(story.store, names)]
+    found = [(s.variant, s.hparams, s.score) for s in standings(story.store, names)]
     assert len(found) == 2
-    assert found == [(s.variant, s.hparams, s.f2) for s in standings(story.alone, names)]
+    assert found == [(s.variant, s.hparams, s.score) for s in standings(story.alone, names)]
 
 
 @pytest.mark.parametrize(

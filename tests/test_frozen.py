@@ -34,7 +34,7 @@ def test_the_frozen_ensemble_is_what_the_report_says(three):
     assert (ensemble.members[0].seconds, ensemble.members[0].size) == (0.5, 7)
     assert (ensemble.decoder, ensemble.scale) == (report.decoder, report.scale)
     for member in ensemble.members:
-        assert member.f2 == row_of(report, member.variant, report.chosen.decoder).nested
+        assert member.score == row_of(report, member.variant, report.chosen.decoder).nested
     assert "take care" in ensemble.report["text"]
 
 

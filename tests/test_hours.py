@@ -18,9 +18,9 @@ def swept(store, sets) -> list[TrialStatus]:
         spec = bare_spec(Variant(name="v", architecture="resnet18", epochs=4), fold, dropout=dropout)
         trial = store.trial(spec.trial_id)
         write_json(trial.spec, spec.model_dump(mode="json"))
-        write_json_lines(trial.metrics, [{"seconds": 10.0, "evaluate_s": 2.0, "f2": 0.5}] * epochs)
+        write_json_lines(trial.metrics, [{"seconds": 10.0, "evaluate_s": 2.0, "score": 0.5}] * epochs)
         status = "complete" if epochs == 4 else "stopped"
-        write_result(trial, TrialResult(trial_id=spec.trial_id, status=status, f2=0.5, epochs=epochs))
+        write_result(trial, TrialResult(trial_id=spec.trial_id, status=status, score=0.5, epochs=epochs))
     return ended_trials(store)
 
 

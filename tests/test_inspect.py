@@ -73,7 +73,7 @@ def test_its_trials_are_told(written, runs, tmp_path, make_spec, capsys, monkeyp
     write_json(written.experiment, {})
     write_json(trial.spec, spec.model_dump(mode="json"))
     write_json_lines(trial.metrics, [ROW])
-    write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", f2=0.5, epochs=1))
+    write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=1))
     code, out, _ = run(capsys, flag, "--runs", runs, "--cache", tmp_path / "other")
     assert code == 0
     assert "1 trials" in out

@@ -95,7 +95,7 @@ def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
 ):
     spec = make_spec()
     slot = replace(on_ray, gpus_per_trial=gpus).slot(tmp_path)
-    end = TrialResult(trial_id=spec.trial_id, status="complete", f2=0.5, epochs=1)
+    end = TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=1)
     found = {}
 
     class Trainer:

@@ -37,17 +37,17 @@ def policy_of(space, store, **more) -> Policy:
     return Policy(space, store, "data", "folds", **more)
 
 
-def finish(policy, assignment, f2=None, status="complete", reason="", seconds=0.0):
+def finish(policy, assignment, score=None, status="complete", reason="", seconds=0.0):
     """What a worker and the searcher do when a trial ends."""
     spec = assignment.spec
     trial = policy.store.trial(spec.trial_id)
     write_json(trial.spec, spec.model_dump(mode="json"))
-    f2 = 0.5 + spec.recipe.dropout / 10 if f2 is None else f2
+    score = 0.5 + spec.recipe.dropout / 10 if score is None else score
     result = TrialResult(
         trial_id=spec.trial_id,
         status=status,
-        f2=f2,
-        expected_f2=f2,
+        score=score,
+        expected_score=score,
         reason=reason,
         epochs=4,
         seconds=seconds,
@@ -193,7 +193,7 @@ def test_a_stopped_trial_is_promoted_only_when_no_finished_one_is_there(space, s
             count += 1
             stopped = count % 3 != 0
             finish(
-                policy, assignment, f2=0.9 if stopped else 0.4, status="stopped" if stopped else "complete"
+                policy, assignment, score=0.9 if stopped else 0.4, status="stopped" if stopped else "complete"
             )
         else:
             assert policy.studies[assignment.spec.variant.name].study.best_trial.value == 0.4
@@ -269,9 +269,9 @@ def test_the_same_seed_asks_for_the_same_hparams(space, tmp_path):
 def test_a_stopped_result_keeps_the_best_epoch(store):
     trial = store.trial("t")
     rows = [
-        {"epoch": e, "f2": f2, "threshold": 0.2, "expected_f2": f2, "seconds": 1.0, "images_per_s": 9.0}
+        {"epoch": e, "score": f2, "threshold": 0.2, "expected_score": f2, "seconds": 1.0, "images_per_s": 9.0}
         for e, f2 in ((1, 0.3), (2, 0.5), (3, 0.4))
     ]
     write_json_lines(trial.metrics, rows)
     result = stopped_result(store, "t")
-    assert (result.status, result.f2, result.epoch, result.epochs) == ("stopped", 0.5, 2, 3)
+    assert (result.status, result.score, result.epoch, result.epochs) == ("stopped", 0.5, 2, 3)

@@ -62,15 +62,15 @@ class Sweep:
         self.progress.on_trial_start(1, [], trial)
         return trial
 
-    def epoch(self, trial, epoch, after, f2=0.5) -> None:
+    def epoch(self, trial, epoch, after, score=0.5) -> None:
         self.now += after
-        row = {"epoch": epoch, "f2": f2, "images_per_s": 123.4, "trial_seconds": 10.0}
+        row = {"epoch": epoch, "score": score, "images_per_s": 123.4, "trial_seconds": 10.0}
         self.progress.on_trial_result(1, [], trial, row)
 
     def end(self, trial, after, **result) -> None:
         self.now += after
         ours = trial.spec.trial_id
-        settings = {"status": "complete", "f2": 0.5, "epochs": 4} | result
+        settings = {"status": "complete", "score": 0.5, "epochs": 4} | result
         write_result(self.policy.store.trial(ours), TrialResult(trial_id=ours, **settings))
         self.policy.done(ours)
         self.progress.on_trial_complete(1, [], trial)
@@ -132,7 +132,7 @@ def test_the_time_left_is_that_of_all_trials_to_come(make_space, store, monkeypa
 def test_the_table_shows_what_runs_and_how_far_it_is(make_space, store, monkeypatch):
     sweep = Sweep(make_space(), store, monkeypatch)
     trial = sweep.start(after=0)
-    sweep.epoch(trial, 3, after=30, f2=0.61234)
+    sweep.epoch(trial, 3, after=30, score=0.61234)
     rows = [line.split() for line in sweep.text().splitlines()]
     assert rows[0] == ["variant", "phase", "fold", "epoch", "F2", "images/s", "left"]
     dropout = f"dropout={trial.spec.hparams['dropout']:.3g}"
@@ -145,9 +145,9 @@ def test_the_table_shows_what_runs_and_how_far_it_is(make_space, store, monkeypa
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        ({"f2": 0.61234}, "F2 0.6123"),
-        ({"status": "stopped", "f2": 0.5, "epochs": 2}, "F2 0.5000 (stopped after epoch 2)"),
-        ({"status": "failed", "f2": None, "reason": "[/tmp] is full"}, "FAILED: [/tmp] is full"),
+        ({"score": 0.61234}, "F2 0.6123"),
+        ({"status": "stopped", "score": 0.5, "epochs": 2}, "F2 0.5000 (stopped after epoch 2)"),
+        ({"status": "failed", "score": None, "reason": "[/tmp] is full"}, "FAILED: [/tmp] is full"),
     ],
 )
 def test_a_trial_that_ends_is_one_line(make_space, store, monkeypatch, capsys, result, expected):

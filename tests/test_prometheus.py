@@ -33,11 +33,11 @@ def store(tmp_path) -> RunDirectory:
 def fill(store: RunDirectory, make_spec) -> None:
     """Two variants: of one two trials run, of the other one is complete."""
     row = ROW | {"wait_s": 0.5, "gpu_bytes": 7_000}
-    unfinished(store, make_spec(name="a"), [row, row | {"epoch": 2, "f2": 0.3, "images_per_s": 60.0}])
+    unfinished(store, make_spec(name="a"), [row, row | {"epoch": 2, "score": 0.3, "images_per_s": 60.0}])
     unfinished(store, make_spec(name="a", fold=1), [row | {"gpu_bytes": 9_000}])
     spec = make_spec(name="b")
-    trial = unfinished(store, spec, [row | {"f2": 0.6, "wait_s": 2.25}])
-    write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", f2=0.6, epochs=1))
+    trial = unfinished(store, spec, [row | {"score": 0.6, "wait_s": 2.25}])
+    write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", score=0.6, epochs=1))
 
 
 def found(store: RunDirectory) -> dict[tuple[str, str], float]:
@@ -54,11 +54,11 @@ def test_figures_are_those_of_the_trials(store, make_spec):
         ("imet_trials", "failed"): 0,
         ("imet_trials", "runs"): 2,
         ("imet_trials", "silent"): 0,
-        ("imet_best_f2", "a"): 0.4321,
+        ("imet_best_score", "a"): 0.4321,
         ("imet_images_per_s", "a"): 110.0,
         ("imet_gpu_bytes", "a"): 9_000,
         ("imet_wait_seconds_total", "a"): 1.5,
-        ("imet_best_f2", "b"): 0.6,
+        ("imet_best_score", "b"): 0.6,
         ("imet_images_per_s", "b"): 0,
         ("imet_gpu_bytes", "b"): 0,
         ("imet_wait_seconds_total", "b"): 2.25,
@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_trials(store, make_spec):
 
 def test_a_trial_without_an_epoch_has_no_f2_yet(store, make_spec):
     unfinished(store, make_spec(name="a"), [])
-    assert ("imet_best_f2", "a") not in found(store)
+    assert ("imet_best_score", "a") not in found(store)
     assert found(store)["imet_trials", "runs"] == 1
 
 
@@ -127,8 +127,8 @@ def test_prometheus_finds_the_figures_at_rays_endpoint_also_after_the_actor_was_
             assert not actor.required_resources
             assert actor.node_id == ray.get_runtime_context().get_node_id()
             os.kill(actor.pid, signal.SIGKILL)
-            unfinished(store, make_spec(name="a", fold=2), [ROW | {"f2": 0.75}])
-            key = "imet_best_f2", "seen", "a"
+            unfinished(store, make_spec(name="a", fold=2), [ROW | {"score": 0.75}])
+            key = "imet_best_score", "seen", "a"
             wait_for(lambda: scraped().get(key) == 0.75, "figures of a new actor")
         wait_for(lambda: exporter() is None, "end of the actor")
 

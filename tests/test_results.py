@@ -24,7 +24,7 @@ def ended(store, name, fold, f2, status="complete", reason="", **hparams) -> Tri
     write_json(trial.spec, spec.model_dump(mode="json"))
     expected = None if f2 is None else f2 + 0.01
     result = TrialResult(
-        trial_id=spec.trial_id, status=status, reason=reason, f2=f2, expected_f2=expected, epochs=4
+        trial_id=spec.trial_id, status=status, reason=reason, score=f2, expected_score=expected, epochs=4
     )
     write_result(trial, result)
     return spec
@@ -40,7 +40,7 @@ def test_a_result_is_read_as_it_was_written(store):
     trial = store.trial("t")
     assert read_result(trial) is None
     result = TrialResult(
-        trial_id="t", status="complete", f2=0.5, threshold=0.25, epoch=3, epochs=4, seconds=1.5
+        trial_id="t", status="complete", score=0.5, threshold=0.25, epoch=3, epochs=4, seconds=1.5
     )
     write_result(trial, result)
     assert read_result(trial) == result
@@ -70,8 +70,8 @@ def test_a_standing_knows_its_trials_and_scores_by_fold(store):
     assert {fold: trial.trial_id for fold, trial in standing.trials.items()} == {
         spec.fold: spec.trial_id for spec in specs
     }
-    assert standing.f2 == {0: 0.4, 1: 0.5, 2: 0.9}
-    assert standing.expected_f2 == pytest.approx({0: 0.41, 1: 0.51, 2: 0.91})
+    assert standing.score == {0: 0.4, 1: 0.5, 2: 0.9}
+    assert standing.expected_score == pytest.approx({0: 0.41, 1: 0.51, 2: 0.91})
     assert standing.mean == pytest.approx(0.6)
     assert standing.spread == pytest.approx((0.14 / 3) ** 0.5)
 
@@ -81,7 +81,7 @@ def test_of_two_whole_sets_the_better_mean_stands_for_the_variant(store):
     whole(store, "a", 0.5, 0.5, 0.5, dropout=0.2)
     (standing,) = standings(store, ["a"])
     assert standing.hparams == {"dropout": 0.2}
-    assert set(standing.f2.values()) == {0.5}
+    assert set(standing.score.values()) == {0.5}
 
 
 @pytest.mark.parametrize("dropouts", [(0.1, 0.2), (0.2, 0.1)])
@@ -106,7 +106,7 @@ def test_a_trial_that_is_not_complete_is_no_part_of_a_standing(store, status):
     ended(store, "a", 0, 0.5)
     ended(store, "a", 1, 0.9, status=status, reason="NaN")
     (standing,) = standings(store, ["a"])
-    assert standing.f2 == {0: 0.5}
+    assert standing.score == {0: 0.5}
 
 
 def test_only_variants_that_were_asked_for_and_have_a_complete_trial_stand(store):

@@ -28,7 +28,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 def test_nan_never_gets_into_json(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", {"f2": float("nan")})
+        write_json(tmp_path / "a.json", {"score": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROW = {
     "epoch": 1,
-    "f2": 0.4321,
+    "score": 0.4321,
     "seconds": 10.0,
     "evaluate_s": 1.0,
     "images_per_s": 50.0,
@@ -76,7 +76,7 @@ def test_a_trial_runs_while_epochs_come_and_is_silent_after(store, make_spec):
 def test_a_stopped_trial_that_was_promoted_runs_again(store, make_spec):
     spec = make_spec(name="c")
     trial = unfinished(store, spec, [ROW])
-    write_result(trial, TrialResult(trial_id=spec.trial_id, status="stopped", f2=0.4, epochs=1))
+    write_result(trial, TrialResult(trial_id=spec.trial_id, status="stopped", score=0.4, epochs=1))
     watcher = Watcher(store)
     assert watcher.look().count("stopped") == 1
     write_json_lines(trial.metrics, [ROW, ROW | {"epoch": 2}])

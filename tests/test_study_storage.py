@@ -45,7 +45,9 @@ def work(space: SearchSpace, store: RunDirectory, url: str | None, *, trials: in
             assert found is not None
             trial_id = found.spec.trial_id
             score = found.spec.hparams["dropout"]
-            write_result(store.trial(trial_id), TrialResult(trial_id=trial_id, status="complete", f2=score))
+            write_result(
+                store.trial(trial_id), TrialResult(trial_id=trial_id, status="complete", score=score)
+            )
             policy.done(trial_id)
             done.append(trial_id)
     return done

@@ -55,8 +55,8 @@ def test_a_trial_leaves_weights_metrics_and_a_result(run, make_spec, tiny_data):
     assert result.epochs == 3
     rows = read_json_lines(trial.metrics)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert max(row["f2"] for row in rows) == result.f2
-    for key in ("train_loss", "valid_loss", "threshold", "expected_f2", "lr", "images_per_s", "wait_s"):
+    assert max(row["score"] for row in rows) == result.score
+    for key in ("train_loss", "valid_loss", "threshold", "expected_score", "lr", "images_per_s", "wait_s"):
         assert np.isfinite(rows[0][key])
     info = read_info(trial.best)
     assert info.spec == spec
@@ -88,7 +88,7 @@ def test_an_interrupted_trial_ends_with_the_same_weights_bit_for_bit(run, make_s
         run(spec, "broken", stop_after=stop_after)
     result, two = run(spec, "broken")
     assert equal(weights(one), weights(two))
-    assert result.f2 == through.f2
+    assert result.score == through.score
     timed = {"seconds", "images_per_s", "wait_s", "evaluate_s", "at"}
     for a, b in zip(read_json_lines(one.metrics), read_json_lines(two.metrics), strict=True):
         assert {k: a[k] for k in a.keys() - timed} == {k: b[k] for k in b.keys() - timed}
@@ -263,11 +263,11 @@ def test_a_checkpoint_builds_its_own_model_and_predicts_as_in_training(run, make
     result, trial = run(make_spec(keep="last", views=["centre"]))
     model, info = load_tagger(trial.best)
     assert not model.training
-    assert info.f2 == result.f2
+    assert info.score == result.score
     rows = tiny_data.rows(0, held_out=True)
     predict_checkpoint(
         trial, tiny_data.split, rows, path=trial.oof, label_ids=tiny_data.label_ids, device=CPU
     )
     from imet_ray.prediction.metrics import best_threshold
 
-    assert best_threshold(read_predictions(trial.oof).probs, tiny_data.labels[rows])[1] == result.f2
+    assert best_threshold(read_predictions(trial.oof).probs, tiny_data.labels[rows])[1] == result.score

@@ -54,7 +54,14 @@ def wear_out(searcher) -> None:
 def train(store, trial_id, *scores) -> None:
     """An epoch for each score, and no result."""
     rows = [
-        {"epoch": i, "f2": f2, "threshold": 0.2, "expected_f2": f2 + 0.01, "seconds": 10.0, "evaluate_s": 2.0}
+        {
+            "epoch": i,
+            "score": f2,
+            "threshold": 0.2,
+            "expected_score": f2 + 0.01,
+            "seconds": 10.0,
+            "evaluate_s": 2.0,
+        }
         for i, f2 in enumerate(scores, start=1)
     ]
     write_json_lines(store.trial(trial_id).metrics, [row | {"images_per_s": 9.0} for row in rows])
@@ -78,7 +85,7 @@ def test_a_whole_sweep_is_suggested_trial_by_trial_and_then_finished(searcher, s
     while (config := searcher.suggest(f"t{len(phases)}")) != Searcher.FINISHED:
         spec = TrialSpec.model_validate_json(config["spec"])
         write(store, spec.trial_id)
-        searcher.on_trial_complete(f"t{len(phases)}", {"f2": 0.5})
+        searcher.on_trial_complete(f"t{len(phases)}", {"score": 0.5})
         phases.append((config["phase"], spec.fold))
     assert phases == [("search", 0), ("search", 0), ("promote", 1), ("promote", 2)]
 
@@ -94,15 +101,15 @@ def test_while_all_depends_on_trials_that_run_tune_is_to_ask_again(searcher, sto
 
 def test_an_epochs_score_reaches_optuna(searcher, policy):
     suggested(searcher)
-    searcher.on_trial_result("tune", {"epoch": 1, "f2": 0.25})
+    searcher.on_trial_result("tune", {"epoch": 1, "score": 0.25})
     searcher.on_trial_result("tune", {"failed": "NaN"})
     assert policy.studies["a"].study.trials[0].intermediate_values == {1: 0.25}
 
 
 def test_a_trial_that_is_told_to_have_ended_twice_counts_once(searcher, store, policy, changes):
     spec = suggested(searcher)
-    write(store, spec.trial_id, f2=0.75)
-    searcher.on_trial_complete("tune", {"f2": 0.75})
+    write(store, spec.trial_id, score=0.75)
+    searcher.on_trial_complete("tune", {"score": 0.75})
     written = store.trial(spec.trial_id).result.read_bytes()
     searcher.on_trial_complete("tune", error=True)
     searcher.on_trial_complete("never heard of")
@@ -114,9 +121,9 @@ def test_a_trial_that_is_told_to_have_ended_twice_counts_once(searcher, store, p
 def test_a_trial_that_was_stopped_early_gets_its_result_from_its_epochs(searcher, store, policy):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3, 0.5, 0.4)
-    searcher.on_trial_complete("tune", {"f2": 0.4, "epoch": 3})
+    searcher.on_trial_complete("tune", {"score": 0.4, "epoch": 3})
     result = read_result(store.trial(spec.trial_id))
-    assert (result.status, result.f2, result.epoch, result.epochs) == ("stopped", 0.5, 2, 3)
+    assert (result.status, result.score, result.epoch, result.epochs) == ("stopped", 0.5, 2, 3)
     assert result.seconds == 36.0  # in training and evaluation
     assert states(policy) == ["PRUNED"]
 
@@ -124,13 +131,13 @@ def test_a_trial_that_was_stopped_early_gets_its_result_from_its_epochs(searcher
 def test_a_stopped_trial_that_went_on_and_was_cut_short_counts_its_new_epochs(searcher, store):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3, 0.5)
-    searcher.on_trial_complete("tune", {"f2": 0.5})
+    searcher.on_trial_complete("tune", {"score": 0.5})
     other = suggested(searcher)
     write(store, other.trial_id, "failed", None)
     searcher.on_trial_complete("tune", {"failed": "NaN"})
     assert suggested(searcher, "again") == spec  # promoted
     train(store, spec.trial_id, 0.3, 0.5, 0.6)
-    searcher.on_trial_complete("again", {"f2": 0.6})
+    searcher.on_trial_complete("again", {"score": 0.6})
     assert read_result(store.trial(spec.trial_id)).epochs == 3
 
 
@@ -165,7 +172,7 @@ def test_a_trial_whose_worker_died_before_it_wrote_anything_is_listed_as_failed(
 
 def test_a_result_that_is_complete_outlives_its_workers_death(searcher, store, policy):
     spec = suggested(searcher)
-    write(store, spec.trial_id, f2=0.75)
+    write(store, spec.trial_id, score=0.75)
     searcher.on_trial_complete("tune", error=True)
     assert read_result(store.trial(spec.trial_id)).status == "complete"
     assert states(policy) == ["COMPLETE"]
@@ -181,7 +188,7 @@ def test_a_trial_that_met_a_fault_of_the_set_up_is_issued_again_in_the_next_sitt
 
 def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store, policy, monkeypatch):
     spec = suggested(searcher)
-    write(store, spec.trial_id, f2=0.75)
+    write(store, spec.trial_id, score=0.75)
 
     def full(trial_id):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -195,7 +202,7 @@ def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store
 def test_a_trial_that_a_dead_drivers_worker_took_over_is_handed_out_again(searcher, store):
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3)
-    searcher.on_trial_complete("tune", {"f2": 0.3, "superseded": True})
+    searcher.on_trial_complete("tune", {"score": 0.3, "superseded": True})
     assert read_result(store.trial(spec.trial_id)) is None
     assert suggested(searcher).trial_id == spec.trial_id
 
@@ -204,7 +211,7 @@ def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store
     spec = suggested(searcher)
     train(store, spec.trial_id, 0.3)
     searcher.stopper.fault = "disk full"
-    searcher.on_trial_complete("tune", {"f2": 0.3})
+    searcher.on_trial_complete("tune", {"score": 0.3})
     assert read_result(store.trial(spec.trial_id)) is None
 
 

@@ -142,7 +142,7 @@ def frozen(
                 threshold=own[member.name] if member.name in own else report.thresholds[i],
                 trials=(trials or {}).get(member.name, []),
                 checkpoints=(checkpoints or {}).get(member.name, []),
-                f2=alone[member.name],
+                score=alone[member.name],
                 seconds=member.seconds,
                 size=member.size,
             )
@@ -151,7 +151,8 @@ def frozen(
         scale=report.scale,
         decoder=report.decoder,
         prefixes=[
-            Prefix(members=list(step.members), decoder=step.decoder, f2=step.f2) for step in report.prefixes
+            Prefix(members=list(step.members), decoder=step.decoder, score=step.f2)
+            for step in report.prefixes
         ],
         report=report.to_dict() | ({"budget": bought.to_dict()} if bought else {}),
     )

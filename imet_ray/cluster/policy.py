@@ -116,11 +116,11 @@ class Policy:
         """True if nothing is left to train."""
         return not self.in_flight and self._chosen() is None
 
-    def report(self, trial_id: str, epoch: int, f2: float) -> None:
+    def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
         assignment = self.in_flight.get(trial_id)
         if assignment is not None and assignment.phase == "search":
-            self.studies[assignment.spec.variant.name].report(trial_id, epoch, f2)
+            self.studies[assignment.spec.variant.name].report(trial_id, epoch, score)
 
     def done(self, trial_id: str) -> None:
         """A trial has ended; its result is in the store."""

@@ -32,7 +32,7 @@ class _Running:
     started: float
     first: bool  # of its slot: its worker starts
     epoch: int = 0
-    f2: float | None = None
+    score: float | None = None
     images_per_s: float | None = None
     epoch_s: float | None = None
     training_s: float = 0.0  # in this sitting
@@ -101,11 +101,11 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
     ) -> None:
         """An epoch has ended."""
         running = self.running.get(trial.trial_id)
-        if running is None or "f2" not in result or result["epoch"] <= running.epoch:
+        if running is None or "score" not in result or result["epoch"] <= running.epoch:
             return
         if running.first and not running.epoch:
             self.starting_s += time.time() - result["trial_seconds"] - running.started
-        running.epoch, running.f2 = result["epoch"], result["f2"]
+        running.epoch, running.score = result["epoch"], result["score"]
         running.images_per_s = result["images_per_s"]
         running.epoch_s = result["trial_seconds"]
         running.training_s += result["trial_seconds"]
@@ -187,7 +187,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
                     trial.phase,
                     str(trial.spec.fold),
                     f"{trial.epoch}/{epochs}",
-                    f"{trial.f2:.4f}" if trial.f2 is not None else "",
+                    f"{trial.score:.4f}" if trial.score is not None else "",
                     f"{trial.images_per_s:.0f}" if trial.images_per_s else "",
                     clock(left) if left is not None else "",
                 )
@@ -231,6 +231,6 @@ def _interrupted(running: _Running) -> str:
 def _outcome(result: TrialResult) -> str:
     if result.status == "failed":
         return f"FAILED: {result.reason}"
-    assert result.f2 is not None
+    assert result.score is not None
     stopped = f" (stopped after epoch {result.epochs})" if result.status == "stopped" else ""
-    return f"F2 {result.f2:.4f}{stopped}"
+    return f"F2 {result.score:.4f}{stopped}"

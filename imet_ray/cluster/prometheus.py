@@ -22,7 +22,7 @@ EVERY_S = 5.0  # Ray itself exports every 10 s
 REST = 20.0  # times what a look takes: with very many trials a twentieth of a core is enough
 RESTARTS = 3  # of the actor
 GAUGES = {  # name -> what it is, and its tags beside `run`
-    "imet_best_f2": ("Best F2 on a held-out fold so far", "variant"),
+    "imet_best_score": ("Best F2 on a held-out fold so far", "variant"),
     "imet_trials": ("Trials by state", "state"),
     "imet_images_per_s": ("Pictures a second, of all trials that run", "variant"),
     "imet_gpu_bytes": ("GPU memory that the largest of the trials that run has allocated", "variant"),
@@ -46,7 +46,7 @@ def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
         own = [trial for trial in trials if trial.spec.variant.name == variant]
         best = max((trial.best for trial in own if trial.best is not None), default=None)
         if best is not None:
-            found.append(Figure("imet_best_f2", variant, best))
+            found.append(Figure("imet_best_score", variant, best))
         last = [trial.rows[-1] for trial in own if trial.state == "runs" and trial.rows]
         waited = sum(row.get("wait_s", 0.0) for trial in own for row in trial.rows)
         found += [

@@ -170,7 +170,7 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
             epochs = spec.variant.epochs
             self.brackets[key] = AsyncHyperBandScheduler(
                 time_attr="epoch",
-                metric="f2",
+                metric="score",
                 mode="max",
                 max_t=10**6,  # the last epoch is never stopped: the trial ends by itself
                 grace_period=min(self.asha.grace_epochs, epochs),

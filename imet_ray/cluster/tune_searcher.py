@@ -87,9 +87,9 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's score on to Optuna."""
-        if "f2" in result and "epoch" in result and trial_id in self.trial_ids:
+        if "score" in result and "epoch" in result and trial_id in self.trial_ids:
             with self._faults():
-                self.policy.report(self.trial_ids[trial_id], result["epoch"], result["f2"])
+                self.policy.report(self.trial_ids[trial_id], result["epoch"], result["score"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -149,14 +149,14 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
 def stopped_result(store: RunDirectory, trial_id: str) -> TrialResult:
     """The result of a trial that the scheduler stopped early, from its metrics."""
     rows = read_json_lines(store.trial(trial_id).metrics)
-    best = max(rows, key=lambda row: row["f2"], default=None)
+    best = max(rows, key=lambda row: row["score"], default=None)
     return TrialResult(
         trial_id=trial_id,
         status="stopped",
         reason=f"stopped early after {len(rows)} epochs",
-        f2=best["f2"] if best else 0.0,
+        score=best["score"] if best else 0.0,
         threshold=best["threshold"] if best else None,
-        expected_f2=best["expected_f2"] if best else None,
+        expected_score=best["expected_score"] if best else None,
         epoch=best["epoch"] if best else None,
         epochs=len(rows),
         seconds=sum(row["seconds"] + row.get("evaluate_s", 0.0) for row in rows),

@@ -148,13 +148,13 @@ class VariantStudy:
         if self._seconds:
             self.seconds = sum(self._seconds.values()) / len(self._seconds)
 
-    def report(self, trial_id: str, epoch: int, f2: float) -> None:
+    def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
         for frozen in self._running() if len(self.space.search_folds) == 1 else ():
             if self._spec(frozen, self.space.search_folds[0])[0] == trial_id:
                 with warnings.catch_warnings():  # an epoch that was reported before a restart
                     warnings.simplefilter("ignore")
-                    optuna.trial.Trial(self.study, frozen._trial_id).report(f2, step=epoch)
+                    optuna.trial.Trial(self.study, frozen._trial_id).report(score, step=epoch)
 
     def _finish_asking(self) -> None:
         """Give a set that a killed driver was asking for the hparams that it lacks: those that it would have had."""
@@ -213,10 +213,10 @@ class VariantStudy:
             return None
         if len(known) < len(specs):
             return [(trial_id, spec) for trial_id, spec in specs if found[trial_id] is None]
-        value = float(np.mean([one.f2 or 0.0 for one in known]))
+        value = float(np.mean([one.score or 0.0 for one in known]))
         if any(one.status == "stopped" for one in known):
             # PRUNED, with its score where plots and the champion's choice find it
-            self.study._storage.set_trial_user_attr(frozen._trial_id, "f2", value)
+            self.study._storage.set_trial_user_attr(frozen._trial_id, "score", value)
             self.study.tell(frozen.number, state=TrialState.PRUNED)
         else:
             self.study.tell(frozen.number, value)
@@ -227,7 +227,7 @@ class VariantStudy:
 
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
             complete = trial.state == TrialState.COMPLETE
-            return complete, trial.value if complete else trial.user_attrs["f2"]  # type: ignore[return-value]
+            return complete, trial.value if complete else trial.user_attrs["score"]  # type: ignore[return-value]
 
         usable = [trial for trial in trials if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):

@@ -234,8 +234,8 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
         def report(metrics: EpochMetrics) -> None:
             print(
                 f"epoch {metrics['epoch']:>3}/{recipe.epochs}  loss {metrics['train_loss']:.4f}  "
-                f"valid {metrics['valid_loss']:.4f}  F2 {metrics['f2']:.4f} at {metrics['threshold']:.3f}  "
-                f"expected-F2 {metrics['expected_f2']:.4f}  lr {metrics['lr']:.2g}  "
+                f"valid {metrics['valid_loss']:.4f}  F2 {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
+                f"expected-F2 {metrics['expected_score']:.4f}  lr {metrics['lr']:.2g}  "
                 f"{metrics['images_per_s']:.0f} images/s  waited {metrics['wait_s']:.1f} s",
                 flush=True,
             )
@@ -254,7 +254,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     if result.status == "failed":
         print(f"failed: {result.reason}", file=sys.stderr)
         return 1
-    print(f"done: F2 {result.f2:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
+    print(f"done: F2 {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
     return 0
 
 

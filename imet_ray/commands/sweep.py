@@ -228,9 +228,9 @@ def _leaderboard(run: Run) -> list[Standing]:
         left = column in ("variant", "best hparams")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for standing in found:
-        folds = " ".join(f"{standing.f2[fold]:.4f}" for fold in sorted(standing.f2))
-        missing = standing.n_folds - len(standing.f2)
-        expected = sum(standing.expected_f2.values()) / len(standing.expected_f2)
+        folds = " ".join(f"{standing.score[fold]:.4f}" for fold in sorted(standing.score))
+        missing = standing.n_folds - len(standing.score)
+        expected = sum(standing.expected_score.values()) / len(standing.expected_score)
         table.add_row(
             standing.variant,
             " ".join(

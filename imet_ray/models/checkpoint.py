@@ -32,7 +32,7 @@ class CheckpointInfo:
     spec: TrialSpec
     label_ids: tuple[str, ...]
     epoch: int
-    f2: float
+    score: float
     threshold: float
 
 
@@ -43,7 +43,7 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> No
         "spec": info.spec.model_dump_json(),
         "label_ids": json.dumps(info.label_ids),
         "epoch": str(info.epoch),
-        "f2": repr(float(info.f2)),
+        "score": repr(float(info.score)),
         "threshold": repr(float(info.threshold)),
     }
     with writing(path) as temporary:
@@ -83,7 +83,7 @@ def read_info(path: Path) -> CheckpointInfo:
             spec=TrialSpec.model_validate_json(metadata["spec"]),
             label_ids=tuple(map(str, json.loads(metadata["label_ids"]))),
             epoch=int(metadata["epoch"]),
-            f2=float(metadata["f2"]),
+            score=float(metadata.get("score") or metadata["f2"]),  # earlier versions wrote `f2`
             threshold=float(metadata["threshold"]),
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from imet_ray.errors import DataError, StoreError
 from imet_ray.prediction.decode import Decoder
@@ -29,6 +29,9 @@ ROWS = 4096  # pictures a block
 TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder, and none outside
 
 
+Score = Annotated[float, Field(validation_alias=AliasChoices("score", "f2"))]  # earlier versions wrote `f2`
+
+
 class EnsembleMember(Frozen):
     """One variant's fold checkpoints and its weight."""
 
@@ -37,7 +40,7 @@ class EnsembleMember(Frozen):
     threshold: float  # the variant's own best, over its out-of-fold predictions
     trials: list[TrialId]  # one a fold; none where another tool made the predictions
     checkpoints: list[str]  # sha256 of each one's weights
-    f2: float  # alone, out of fold, nested, under the ensemble's decoder
+    score: Score  # alone, out of fold, nested, under the ensemble's decoder
     seconds: float | None = None  # a test picture takes, through all its checkpoints and views
     size: int | None = None  # bytes of its checkpoints
 
@@ -47,7 +50,7 @@ class Prefix(Frozen):
 
     members: list[str]
     decoder: Decoder
-    f2: float  # own, out of fold
+    score: Score  # own, out of fold
 
 
 class Ensemble(Frozen):

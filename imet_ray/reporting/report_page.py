@@ -189,8 +189,8 @@ def _leaderboard(found: Sequence[Standing], ensemble: Ensemble) -> list[str]:
     for row, standing in enumerate(found):
         colour = COLOURS[row % len(COLOURS)]
         axes.barh(row, standing.mean, color=colour, alpha=0.35)
-        axes.plot(list(standing.f2.values()), [row] * len(standing.f2), "o", color=colour, markersize=5)
-    shown = [f2 for standing in found for f2 in standing.f2.values()]
+        axes.plot(list(standing.score.values()), [row] * len(standing.score), "o", color=colour, markersize=5)
+    shown = [score for standing in found for score in standing.score.values()]
     nested = ensemble.report.get("nested")
     if nested is not None:
         shown.append(nested)
@@ -218,7 +218,7 @@ def _curves(store: RunDirectory, variants: Sequence[str]) -> list[str]:
             continue
         (lines[name],) = axes.plot(
             [row["epoch"] for row in rows],
-            [row["f2"] for row in rows],
+            [row["score"] for row in rows],
             marker=".",
             color=COLOURS[variants.index(name) % len(COLOURS)],
             alpha=0.7,

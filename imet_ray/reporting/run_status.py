@@ -41,7 +41,7 @@ class TrialStatus:
     @property
     def best(self) -> float | None:
         """F2, of its best epoch so far."""
-        return max((row["f2"] for row in self.rows), default=None)
+        return max((row["score"] for row in self.rows), default=None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Status:
             lines.append(f"{'variant':<{width}}  folds      F2  hparams")
         for standing in self.leaderboard:
             lines.append(
-                f"{standing.variant:<{width}}  {len(standing.f2):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
+                f"{standing.variant:<{width}}  {len(standing.score):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
                 + " ".join(f"{key}={short(value)}" for key, value in standing.hparams.items())
             )
         for trial in self.running():

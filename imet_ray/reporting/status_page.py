@@ -54,7 +54,7 @@ def status_page(status: Status) -> str:
         best = [
             (
                 html.escape(standing.variant),
-                f"{len(standing.f2)} of {standing.n_folds}",
+                f"{len(standing.score)} of {standing.n_folds}",
                 bar(standing.mean),
                 html.escape(" ".join(f"{key}={short(value)}" for key, value in standing.hparams.items())),
             )
@@ -136,7 +136,7 @@ def _curves(trials: list[TrialStatus], names: list[str]) -> Figure:
     for trial in trials:
         axes.plot(
             [row["epoch"] for row in trial.rows],
-            [row["f2"] for row in trial.rows],
+            [row["score"] for row in trial.rows],
             marker=".",
             color=_colour(trial, names),
             alpha=0.7,

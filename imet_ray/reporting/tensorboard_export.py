@@ -65,7 +65,7 @@ def _write(trial: TrialStatus, folder: Path) -> None:
             for name, value in scalars(row).items():
                 writer.add_scalar(name, value, row["epoch"], walltime=row.get("at"))
         writer.add_hparams(
-            settings(trial.spec), {"best/f2": trial.best}, run_name=".", global_step=len(trial.rows)
+            settings(trial.spec), {"best/score": trial.best}, run_name=".", global_step=len(trial.rows)
         )
 
 

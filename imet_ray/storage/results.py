@@ -5,14 +5,19 @@ Reads and writes `result.json`; does not train.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AliasChoices, Field
 
 from imet_ray.specs import Frozen, Hparam, TrialSpec
 from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
+
+# runs of earlier versions say `f2`
+Score = Annotated[float | None, Field(validation_alias=AliasChoices("score", "f2"))]
+ExpectedScore = Annotated[float | None, Field(validation_alias=AliasChoices("expected_score", "expected_f2"))]
 
 
 class TrialResult(Frozen):
@@ -21,9 +26,11 @@ class TrialResult(Frozen):
     trial_id: str
     status: Literal["complete", "stopped", "failed"]
     reason: str = ""
-    f2: float | None = None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
+    score: Annotated[float | None, Field(validation_alias=AliasChoices("score", "f2"))] = (
+        None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
+    )
     threshold: float | None = None
-    expected_f2: float | None = None  # the same epoch decoded without a threshold
+    expected_score: ExpectedScore = None  # the same epoch decoded without a threshold
     epoch: int | None = None
     epochs: int = 0  # how many were trained
     seconds: float = 0.0  # in training and evaluation, over all sittings
@@ -60,18 +67,18 @@ class Standing:
     variant: str
     hparams: dict[str, Hparam]
     trials: dict[int, TrialDirectory]  # fold -> its complete trial
-    f2: dict[int, float]
-    expected_f2: dict[int, float]
+    score: dict[int, float]
+    expected_score: dict[int, float]
     n_folds: int
 
     @property
     def mean(self) -> float:
-        return float(np.mean(list(self.f2.values())))
+        return float(np.mean(list(self.score.values())))
 
     @property
     def spread(self) -> float:
         """Standard deviation over folds."""
-        return float(np.std(list(self.f2.values())))
+        return float(np.std(list(self.score.values())))
 
     @property
     def whole(self) -> bool:
@@ -97,8 +104,8 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
             variant=variant,
             hparams=members[0][0].hparams,
             trials={spec.fold: trial for spec, _, trial in members},
-            f2={spec.fold: result.f2 or 0.0 for spec, result, _ in members},
-            expected_f2={spec.fold: result.expected_f2 or 0.0 for spec, result, _ in members},
+            score={spec.fold: result.score or 0.0 for spec, result, _ in members},
+            expected_score={spec.fold: result.expected_score or 0.0 for spec, result, _ in members},
             n_folds=members[0][0].n_folds,
         )
         rival = best.get(variant)

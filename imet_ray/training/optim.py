@@ -35,7 +35,7 @@ class Schedule(Protocol):
     def before_update(self, update: int) -> None:
         """Set the rate for update number `update`, counted from 0 over the whole trial."""
 
-    def after_epoch(self, f2: float) -> bool:
+    def after_epoch(self, score: float) -> bool:
         """Hear the epoch's score; True if the rate drops and training should go back to its best weights."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -72,7 +72,7 @@ class _Cosine:
     def before_update(self, update: int) -> None:
         self.scheduler.step_update(update)
 
-    def after_epoch(self, f2: float) -> bool:
+    def after_epoch(self, score: float) -> bool:
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _OneCycle:
             self.scheduler.step()
             self.done = update
 
-    def after_epoch(self, f2: float) -> bool:
+    def after_epoch(self, score: float) -> bool:
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,11 +138,11 @@ class _Plateau:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
 
-    def after_epoch(self, f2: float) -> bool:
+    def after_epoch(self, score: float) -> bool:
         if self.scheduler is None:
             return False
         before = self.optimizer.param_groups[0]["lr"]
-        self.scheduler.step(f2)
+        self.scheduler.step(score)
         after = float(self.optimizer.param_groups[0]["lr"])
         return bool(after < before)
 

@@ -46,9 +46,9 @@ class _Best:
     """The epoch whose weights are kept."""
 
     epoch: int
-    f2: float
+    score: float
     threshold: float
-    expected_f2: float
+    expected_score: float
 
 
 class Sitting:
@@ -229,16 +229,16 @@ class Sitting:
         """Write everything of the epoch that has just ended."""
         if self.team.leads:
             self.trial.check(self.token)
-        recipe, f2 = self.recipe, metrics["f2"]
+        recipe, score = self.recipe, metrics["score"]
         last = metrics["epoch"] == recipe.epochs
-        better = self.best is None or f2 > self.best.f2
+        better = self.best is None or score > self.best.score
         if better if recipe.keep == "best" else last:
-            self.best = _Best(metrics["epoch"], f2, metrics["threshold"], metrics["expected_f2"])
+            self.best = _Best(metrics["epoch"], score, metrics["threshold"], metrics["expected_score"])
             info = CheckpointInfo(
                 spec=self.spec,
                 label_ids=self.data.label_ids,
                 epoch=metrics["epoch"],
-                f2=f2,
+                score=score,
                 threshold=metrics["threshold"],
             )
             if self.team.leads:
@@ -246,7 +246,7 @@ class Sitting:
             self.team.wait()  # the others may read it now
             if not self.team.leads:
                 self.trial.fetch(self.trial.best)
-        if self.schedule.after_epoch(f2):
+        if self.schedule.after_epoch(score):
             load_weights(self.trial.best, self.model)
             if self.ema is not None:
                 self.ema.set(self.model)
@@ -283,9 +283,9 @@ class Sitting:
         result = TrialResult(
             trial_id=self.spec.trial_id,
             status="complete",
-            f2=self.best.f2,
+            score=self.best.score,
             threshold=self.best.threshold,
-            expected_f2=self.best.expected_f2,
+            expected_score=self.best.expected_score,
             epoch=self.best.epoch,
             epochs=self.epoch,
             seconds=sum(row["seconds"] + row["evaluate_s"] for row in self.history),

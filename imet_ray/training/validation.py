@@ -55,11 +55,11 @@ def evaluate_fold(
     probs = team.gathered(probs, len(rows))
     if not np.isfinite(probs).all():
         raise TrialError(f"predictions became NaN in epoch {epoch}")
-    threshold, f2 = best_threshold(probs, labels)
+    threshold, score = best_threshold(probs, labels)
     return {
         "valid_loss": log_loss(probs, labels),
-        "f2": f2,
+        "score": score,
         "threshold": threshold,
-        "expected_f2": f2_score(decode_expected_f2(probs), labels),
+        "expected_score": f2_score(decode_expected_f2(probs), labels),
         "evaluate_s": round(time.monotonic() - started, 3),
     }
