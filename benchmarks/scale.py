@@ -31,7 +31,7 @@ from imet_ray.cluster.variant_study import Assignment
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.search_space import Range, Resources, SearchSpace
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, failures, standings, write_result
 from imet_ray.storage.run_directory import Cache, RunDirectory
 

@@ -18,8 +18,8 @@ from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.specs import Variant
-from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.encryption import Secret
+from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.results import read_spec
 from kernel_builder.datasets import make_folder, stage_weights, write_datasets
 from kernel_builder.float16_check import HalfLoss, half_loss_of

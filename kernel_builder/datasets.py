@@ -15,9 +15,9 @@ from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.checkpoint import save_tensors
 from imet_ray.prediction.ensemble import EnsembleMember
-from imet_ray.storage.atomic_write import disk_error
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.encryption import Secret, encrypt
+from imet_ray.storage.files import disk_error
 from imet_ray.storage.results import read_spec
 from kernel_builder.kaggle import split_files
 from kernel_builder.runtime.manifest import Dtype, Stored

@@ -21,8 +21,8 @@ from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as
 from imet_ray.prediction.metrics import f2_per_image
 from imet_ray.prediction.predict import predict_by_recipe
 from imet_ray.reporting.report_page import write_report
-from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_arrays, read_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import read_spec, standings
 from imet_ray.storage.run_directory import EnsembleDirectory, TrialDirectory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage.atomic_write import write_text
+from imet_ray.storage.files import write_text
 from kernel_builder.import_closure import Closure
 
 WIDTH = 100  # characters a line: editors and diffs choke on one line of 100,000

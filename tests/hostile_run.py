@@ -13,7 +13,7 @@ from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, gather_oof
 from imet_ray.prediction.predict import Predictions, write_predictions
 from imet_ray.specs import Variant
-from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -8,7 +8,7 @@ from optuna.storages import JournalStorage
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
 

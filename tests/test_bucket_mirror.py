@@ -9,9 +9,9 @@ from bucket_stores import FULL
 
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage import object_store as buckets
-from imet_ray.storage.atomic_write import SupersededError, remove, shown, size_of, write_json, write_text
 from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.files import SupersededError, remove, shown, size_of, write_json, write_text
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, runs_at

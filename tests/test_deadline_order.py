@@ -17,7 +17,7 @@ from imet_ray.prediction.decode import decode, decode_threshold
 from imet_ray.prediction.ensemble import read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import best_threshold, f2_score
 from imet_ray.prediction.pooling import SCALES, averaged, on_scale
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory
 
 NOISE = [0.8, 1.5, 2.0]

@@ -11,8 +11,8 @@ import pytest
 from imet_ray.errors import ConfigError
 from imet_ray.storage import bucket_mirror as remote
 from imet_ray.storage import driver_lease as lease
-from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.files import write_json
 
 
 @pytest.fixture

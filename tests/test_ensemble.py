@@ -20,7 +20,7 @@ from imet_ray.prediction.ensemble import (
 )
 from imet_ray.prediction.pooling import SCALES, averaged
 from imet_ray.prediction.predict import Predictions, fits, read_predictions, write_predictions
-from imet_ray.storage.atomic_write import write_arrays
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.run_directory import RunDirectory
 
 IDS = [f"p{i}" for i in range(7)]  # the order of train.csv

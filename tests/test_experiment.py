@@ -15,8 +15,8 @@ from bare_spec import bare_spec
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import read_space
-from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory
 
 SPACE = """

@@ -7,7 +7,7 @@ from benchmarks.hours import Swept, refuse_others
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials
 from imet_ray.specs import Variant
-from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

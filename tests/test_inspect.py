@@ -14,8 +14,8 @@ from test_run_status import ROW
 
 from imet_ray.cluster import studies_page
 from imet_ray.cluster.studies_page import serve_studies
-from imet_ray.storage.atomic_write import remove, write_json, write_json_lines
 from imet_ray.storage.bucket_mirror import publish
+from imet_ray.storage.files import remove, write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -16,7 +16,7 @@ from imet_ray.cluster.predict_tasks import predict_held_out
 from imet_ray.cluster.session import ray_session
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import Resources
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

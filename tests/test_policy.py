@@ -8,7 +8,7 @@ from benchmarks.simulation import simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.tune_searcher import stopped_result
 from imet_ray.search_space import SearchSpace, read_space
-from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, failures, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -12,7 +12,7 @@ from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.commands.sweep import _leaderboard
 from imet_ray.search_space import SearchSpace, read_space
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

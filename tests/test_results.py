@@ -5,7 +5,7 @@ from bare_spec import bare_spec
 
 from imet_ray.errors import StoreError
 from imet_ray.specs import TrialSpec, Variant
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, failures, read_result, read_spec, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

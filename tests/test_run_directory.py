@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage.atomic_write import SupersededError, write_arrays, write_json, write_json_lines, writing
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
+from imet_ray.storage.files import SupersededError, write_arrays, write_json, write_json_lines, writing
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, set_aside
 

@@ -14,7 +14,7 @@ import pytest
 import launch
 from imet_ray.reporting.run_status import SILENT_S, Watcher
 from imet_ray.reporting.status_page import serve, status_page
-from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from imet_ray.models.checkpoint import load_state, load_tagger, read_info
 from imet_ray.prediction.predict import predict_checkpoint, read_predictions
-from imet_ray.storage.atomic_write import SupersededError
 from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.files import SupersededError
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer as sitting

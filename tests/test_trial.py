@@ -8,7 +8,7 @@ import torch
 from imet_ray.cluster import trial as adapter
 from imet_ray.cluster.session import Slot
 from imet_ray.errors import StoreError
-from imet_ray.storage.atomic_write import SupersededError
+from imet_ray.storage.files import SupersededError
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
 

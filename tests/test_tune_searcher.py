@@ -14,7 +14,7 @@ from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
 from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import failures, read_result
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -25,7 +25,7 @@ from imet_ray.blending.members import Member
 from imet_ray.data.csv_tables import Problem, Row, read_table
 from imet_ray.data.labels import multi_hot
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.storage.atomic_write import write_text
+from imet_ray.storage.files import write_text
 
 NAME = re.compile(r"level1_train_(?P<model>.+)_f(?P<fold>[0-9]{1,3})_e[0-9]+_[0-9]+\.[0-9]+\.npy")
 COLUMN = re.compile(r"[0-9]{1,9}")  # more digits are no column, and int() refuses more than 4,300

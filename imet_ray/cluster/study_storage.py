@@ -22,7 +22,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage.atomic_write import write_text
+from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import PassingError, patiently
 from imet_ray.storage.run_directory import RunDirectory
 

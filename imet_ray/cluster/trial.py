@@ -18,7 +18,7 @@ from imet_ray.data.loader import loader_died
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import SupersededError, write_text
+from imet_ray.storage.files import SupersededError, write_text
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial

@@ -17,8 +17,8 @@ from imet_ray.cluster.study_storage import data_base_faults
 from imet_ray.cluster.variant_study import Assignment
 from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.errors import ImetError
-from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import RunDirectory
 

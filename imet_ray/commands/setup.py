@@ -22,8 +22,8 @@ from imet_ray.models.models import check_architecture
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.settings_errors import unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
-from imet_ray.storage.atomic_write import is_twin, shown
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.files import is_twin, shown
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, set_aside
 from imet_ray.training.train_trial import train_trial

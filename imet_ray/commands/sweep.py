@@ -30,8 +30,8 @@ from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.prediction.metrics import f2_score
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
-from imet_ray.storage.atomic_write import write_arrays
 from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, failures, read_spec, standings
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.units import clock

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from imet_ray.errors import ConfigError, DataError
-from imet_ray.storage.atomic_write import write_text
+from imet_ray.storage.files import write_text
 
 logger = logging.getLogger(__name__)
 

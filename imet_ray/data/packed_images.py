@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from imet_ray.data.images import image_size, read_rgb, scaled_size
 from imet_ray.errors import DataError, StoreError
-from imet_ray.storage.atomic_write import disk_error, writing
+from imet_ray.storage.files import disk_error, writing
 
 logger = logging.getLogger(__name__)
 

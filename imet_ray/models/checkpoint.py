@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from imet_ray.errors import StoreError
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import writing
 from imet_ray.storage.checked_read import damaged, regular
+from imet_ray.storage.files import writing
 
 STATE = {"epoch", "model", "optimizer", "schedule", "ema", "best", "history"}  # what `last.pt` holds
 

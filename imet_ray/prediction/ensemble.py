@@ -19,8 +19,8 @@ from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.pooling import Scale, as_probability, on_scale
 from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
-from imet_ray.storage.atomic_write import disk_error, remove, shown, size_of, writing
 from imet_ray.storage.checked_read import read_model
+from imet_ray.storage.files import disk_error, remove, shown, size_of, writing
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory, TrialDirectory
 
 ROWS = 4096  # pictures a block

@@ -20,8 +20,8 @@ from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.models.models import Tagger
 from imet_ray.models.pretrained import first_line
 from imet_ray.specs import Variant
-from imet_ray.storage.atomic_write import write_arrays
 from imet_ray.storage.checked_read import file_digest, read_arrays
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.run_directory import TrialDirectory
 
 if TYPE_CHECKING:  # a kernel has no folds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imet_ray.storage.atomic_write import write_text
+from imet_ray.storage.files import write_text
 
 
 def write_submission(path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray) -> None:

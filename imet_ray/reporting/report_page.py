@@ -31,8 +31,8 @@ from imet_ray.reporting.html import (
     shortened,
     table,
 )
-from imet_ray.storage.atomic_write import write_text
 from imet_ray.storage.checked_read import read_json, read_json_lines
+from imet_ray.storage.files import write_text
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials, missing, scalars, settings
-from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_json
+from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.run_directory import RunDirectory
 
 HALF = ".half"  # of a directory that is being written; TensorBoard may see it for a moment

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage.atomic_write import beside, url_parts
 from imet_ray.storage.checked_read import file_digest
+from imet_ray.storage.files import beside, url_parts
 from imet_ray.storage.object_store import THREADS, Bucket, ChangedError, Entry, open_bucket
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage.atomic_write import writing
+from imet_ray.storage.files import writing
 
 MAGIC = b"imet-ray-enc"
 VERSION = 1

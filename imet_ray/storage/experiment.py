@@ -17,8 +17,8 @@ import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Frozen
-from imet_ray.storage.atomic_write import disk_error, write_json
 from imet_ray.storage.checked_read import read_model
+from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import RunDirectory
 

@@ -85,7 +85,7 @@ def open_bucket(scheme: str, name: str) -> Bucket:
     """The bucket of that name in that store.
 
     Args:
-        scheme: of `imet_ray.storage.atomic_write.SCHEMES`.
+        scheme: of `imet_ray.storage.files.SCHEMES`.
 
     Raises:
         ConfigError: if the client's package is not installed, or finds no credentials.

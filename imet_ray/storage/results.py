@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import AliasChoices, Field
 
 from imet_ray.specs import Frozen, Hparam, TrialSpec
-from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_model
+from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
 # runs of earlier versions say `f2`

@@ -2,7 +2,7 @@
 
 A trial's `result.json` is written last: it means that the trial is done. A run may lie in a bucket: its directory
 here is then a twin (`imet_ray.storage.bucket_mirror`), whose files go to the bucket before they are put in place. How
-files are written is `imet_ray.storage.atomic_write`, how they are read back `imet_ray.storage.checked_read`.
+files are written is `imet_ray.storage.files`, how they are read back `imet_ray.storage.checked_read`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imet_ray.storage.atomic_write import FENCED, TOKEN, SupersededError, is_twin, remote, write_text
+from imet_ray.storage.files import FENCED, TOKEN, SupersededError, is_twin, remote, write_text
 
 SMALL = (
     "experiment.json",

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage.atomic_write import SCHEMES, is_twin, remote, shown
+from imet_ray.storage.files import SCHEMES, is_twin, remote, shown
 from imet_ray.storage.run_directory import Cache, RunDirectory
 
 

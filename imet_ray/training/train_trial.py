@@ -13,8 +13,8 @@ import torch
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import write_json
 from imet_ray.storage.checked_read import read_json, read_json_lines
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import ALONE, Team

@@ -24,8 +24,8 @@ from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
 from imet_ray.models.models import Tagger, build_model, train_mode
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.atomic_write import remove, write_json_lines
 from imet_ray.storage.checked_read import file_digest
+from imet_ray.storage.files import remove, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import SplitError, Team

@@ -23,7 +23,7 @@ import numpy as np
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.submission import write_submission
-from imet_ray.storage.atomic_write import write_json
+from imet_ray.storage.files import write_json
 from imet_ray.units import duration
 from kernel_builder.runtime.checkpoints import Checkpoints
 from kernel_builder.runtime.device import usable_device

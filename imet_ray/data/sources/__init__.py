@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imet_ray.data.sources import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
-from imet_ray.storage.atomic_write import SCHEMES
+from imet_ray.storage.files import SCHEMES
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2

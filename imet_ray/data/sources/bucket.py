@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from imet_ray.errors import ConfigError, DataError
-from imet_ray.storage.atomic_write import disk_error, shown, url_parts, write_json
 from imet_ray.storage.bucket_mirror import local_twin, md5_of
 from imet_ray.storage.checked_read import read_json
+from imet_ray.storage.files import disk_error, shown, url_parts, write_json
 from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket
 
 logger = logging.getLogger(__name__)

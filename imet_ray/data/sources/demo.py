@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage.atomic_write import disk_error
+from imet_ray.storage.files import disk_error
 
 CULTURES: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> ground, palette (first: the ground's colours)
     "aurelian": ("plain", ("e8d9a0", "dcc680", "8a5a1c", "b3202a", "2f4a6d")),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from imet_ray.data.images import read_rgb
 from imet_ray.errors import DataError
-from imet_ray.storage.atomic_write import disk_error, write_text, writing
+from imet_ray.storage.files import disk_error, write_text, writing
 
 logger = logging.getLogger(__name__)
 
