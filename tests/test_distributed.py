@@ -268,10 +268,7 @@ def test_the_workers_parts_are_the_batches_of_one(tiny_data, size):
     )
     whole = [images for images, _ in train_batches(dataset, batch_size=6 * size, workers=0)]
     parts = [
-        [
-            images
-            for images, _ in train_batches(dataset, batch_size=6 * size, workers=0, team=Team(rank, size))
-        ]
+        [images for images, _ in train_batches(dataset, batch_size=6 * size, workers=0, rank=rank, size=size)]
         for rank in range(size)
     ]
     for batch, *of_each in zip(whole, *parts, strict=True):

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from imet_ray.data.augmentation import TrainTransform, apply_view
 from imet_ray.data.packed_images import Pack
-from imet_ray.training.distributed import ALONE, Team
 
 PREFETCH = 2  # batches that each worker has ready
 
@@ -126,21 +125,22 @@ def train_batches(
     *,
     batch_size: int,
     workers: int,
-    team: Team = ALONE,
+    rank: int = 0,
+    size: int = 1,
     least: int = 2,
     pin_memory: bool = False,
 ) -> SizedIterable[Batch]:
     """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
     Args:
-        batch_size: of the whole team.
+        batch_size: of all `size` processes together.
         workers: processes that prepare batches; 0 prepares them here.
-        team: this process's part of each batch comes.
-        least: pictures of the last batch; see `whole_batches`.
+        rank: which of the `size` processes that train together this one is; it gets its part of each batch.
+        least: the fewest pictures that a last batch may have; see `whole_batches`.
         pin_memory: for a GPU, which fetches such batches while it computes.
     """
     batches = whole_batches(dataset.order(), batch_size, at_least=min(least, batch_size))
-    parts = [np.array_split(batch, team.size)[team.rank].tolist() for batch in batches]
+    parts = [np.array_split(batch, size)[rank].tolist() for batch in batches]
     return _loader(dataset, parts, workers, pin_memory=pin_memory)
 
 

@@ -184,7 +184,8 @@ class Sitting:
             self.dataset,
             batch_size=self.batch_size,
             workers=loaders,
-            team=self.team,
+            rank=self.team.rank,
+            size=self.team.size,
             least=2 * self.spec.workers,
             pin_memory=self.device.type == "cuda",
         )
