@@ -40,6 +40,7 @@ from imet_ray.reporting.trial_curves import ended_trials
 from imet_ray.search_space import Asha, Range, SearchSpace, read_space
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import Cache
+from imet_ray.training.recipe import check_recipe
 
 CHOSEN = 4  # sets a search
 SLOTS = 2
@@ -203,7 +204,9 @@ def main() -> None:
     if args.sets < 2 * CHOSEN:  # of fewer the bootstrap finds too narrow intervals, of CHOSEN none at all
         raise SystemExit(f"--sets must be at least {2 * CHOSEN}, got {args.sets}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = on_shared_gpus(read_space(args.space, {"epochs": args.epochs}), args.slots_per_gpu)
+    space = on_shared_gpus(
+        read_space(args.space, {"epochs": args.epochs}, check=check_recipe), args.slots_per_gpu
+    )
     space = space.model_copy(update={"variants": space.variants[: args.variants]})
     if args.wide:
         space = space.model_copy(update={"ranges": with_wide_lr(space)})

@@ -43,6 +43,7 @@ from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.storage.run_directory import Cache
+from imet_ray.training.recipe import check_recipe
 from imet_ray.units import clock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +191,7 @@ def main() -> None:
     args = parser.parse_args()
     given = {"trials_per_variant": args.trials_per_variant, "n_folds": args.folds, "epochs": args.epochs}
     given = {key: value for key, value in given.items() if value is not None}
-    whole = on_shared_gpus(read_space(args.space, given), args.slots_per_gpu)
+    whole = on_shared_gpus(read_space(args.space, given, check=check_recipe), args.slots_per_gpu)
     whole = whole.model_copy(update={"variants": whole.variants[: args.variants]})
     resolve_data(whole.data, cache=Cache.default().root)  # drawn or fetched in nobody's wall time
     plans: dict[str, dict[str, Any]] = {

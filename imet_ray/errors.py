@@ -17,6 +17,14 @@ class ConfigError(ImetError):
     """A setting that cannot be meant: an unknown key, an impossible value."""
 
 
+class SettingError(ConfigError):
+    """A setting of a variant that cannot be meant; `field` is its name."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
 class DataError(ImetError):
     """Data that must not be trained on, or arrays that do not belong together."""
 

@@ -5,18 +5,21 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 `imet_ray.cluster`.
 """
 
+import difflib
 import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from imet_ray.errors import ConfigError
-from imet_ray.settings_errors import Place, describe, is_type_name, unknown_key
+from imet_ray.errors import ConfigError, SettingError
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
 
 Model = TypeVar("Model", bound=BaseModel)
+Check = Callable[[Variant], None]  # raises SettingError
+Place = tuple[str | int, ...]  # where a value stands in the YAML tree
 
 
 class Range(Frozen):
@@ -82,6 +85,7 @@ class SearchSpace(Frozen):
     trials_per_variant: Annotated[int, Field(ge=1)] = 1
     search_folds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size
+    metric: str = "f2"  # that trials are judged by
     asha: Asha | None = None
     resources: Resources = Resources()
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
@@ -110,6 +114,7 @@ class _File(Frozen):
     trials_per_variant: int = 1
     search_folds: Annotated[tuple[int, ...], Field(strict=False)] = (0,)
     pack_short_side: int | None = None
+    metric: str = "f2"
     asha: Asha | None = None
     resources: Resources = Resources()
     base: dict[str, Any] = {}
@@ -118,13 +123,14 @@ class _File(Frozen):
     search: dict[str, Any] = {}
 
 
-def read_space(path: Path, overrides: dict[str, Any] | None = None) -> SearchSpace:
+def read_space(path: Path, overrides: dict[str, Any] | None = None, *, check: Check) -> SearchSpace:
     """Read a search space.
 
     Args:
         path: the YAML file.
         overrides: settings that replace the file's, such as `{"trials_per_variant": 4, "epochs": 2}`; those that
             are a variant's settings hold for all variants.
+        check: refuses a variant that could not be trained; `imet_ray.training.recipe.check_recipe`.
 
     Raises:
         ConfigError: naming file, line and key of each mistake.
@@ -147,7 +153,7 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None) -> SearchSpa
         raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
     if tree is None or not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings such as 'variants:', got {content!r}")
-    reader = _Reader(path, tree)
+    reader = _Reader(path, tree, check)
     reader.refuse_twins(tree)
     return reader.space(content, overrides or {})
 
@@ -155,9 +161,8 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None) -> SearchSpa
 class _Reader:
     """Turns the file's content into models; knows the line of each value for the errors."""
 
-    def __init__(self, path: Path, tree: yaml.Node) -> None:
-        self.path = path
-        self.tree = tree
+    def __init__(self, path: Path, tree: yaml.Node, check: Check) -> None:
+        self.path, self.tree, self.check = path, tree, check
 
     def space(self, content: dict[str, Any], overrides: dict[str, Any]) -> SearchSpace:
         of_variants = {k: v for k, v in overrides.items() if k in Variant.model_fields}
@@ -171,12 +176,12 @@ class _Reader:
                 search.pop(key, None)
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
                 settings["weights"] = str(Path(weights).expanduser().resolve())  # workers run elsewhere
-            variant = self.validate(Variant, settings, (), origin)
+            variant = self.variant(settings, origin)
             if variant.name in ranges:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
             for key, wanted in search.items():
                 for value in wanted.corners():
-                    self.validate(Variant, settings | {key: value}, (), origin | {key: ("search", key)})
+                    self.variant(settings | {key: value}, origin | {key: ("search", key)})
             variants.append(variant)
             ranges[variant.name] = search
         if not variants:
@@ -185,6 +190,14 @@ class _Reader:
         whole["name"] = file.name or self.path.stem
         models = {"variants": variants, "ranges": ranges, "asha": file.asha}
         return self.validate(SearchSpace, whole | models | {"resources": file.resources}, ())
+
+    def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
+        variant = self.validate(Variant, settings, (), origin)
+        try:
+            self.check(variant)
+        except SettingError as error:
+            raise self.error(origin.get(error.field, origin.get("", ())), str(error)) from None
+        return variant
 
     def settings(self, file: _File) -> list[tuple[dict[str, Any], dict[str, Place]]]:
         """Each variant's settings, and where each of them stands in the file."""
@@ -234,10 +247,10 @@ class _Reader:
         except ValidationError as error:
             lines = []
             for problem in error.errors():
-                loc = tuple(part for part in problem["loc"] if not is_type_name(part))
+                loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
                 key = str(loc[0]) if loc else ""
                 place = origin.get(key, origin.get("", ())) if origin is not None else where + loc
-                lines.append(f"{self.at(place)}{describe(problem, loc, model)}")
+                lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
             raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
     def error(self, where: Place, text: str) -> ConfigError:
@@ -275,3 +288,53 @@ class _Reader:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.refuse_twins(item)
+
+
+def unknown_key(key: str, known: Sequence[str] | Any) -> str:
+    """`unknown key 'x': did you mean 'y'?`"""
+    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
+def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
+    """One line for one of pydantic's errors."""
+    key = ".".join(str(part) for part in loc)
+    if problem["type"] == "extra_forbidden":
+        fields: Any = model.model_fields
+        for part in loc[:-1]:  # an unknown key of a nested model: name that model's keys
+            inner = fields[part].annotation if part in fields else None
+            for candidate in (inner, *getattr(inner, "__args__", ())):
+                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                    fields = candidate.model_fields
+        return unknown_key(str(loc[-1]), list(fields))
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    got = problem["input"]
+    if problem["type"] == "literal_error" and isinstance(got, str):
+        expected = problem["ctx"]["expected"]
+        choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
+        nearest = difflib.get_close_matches(got, choices, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        return f"{key} must be one of {expected}, got {got!r}. {hint}".rstrip()
+    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
+
+
+def _as_number(got: object) -> str:
+    """The hint for 1e-4, which YAML 1.1 takes for a word."""
+    if not isinstance(got, str):
+        return ""
+    try:
+        return f": write {float(got)!r}" if "e" not in repr(float(got)) else f": write {float(got):.6e}"
+    except ValueError:
+        return ""
+
+
+def _is_type_name(part: str | int) -> bool:
+    """Pydantic puts the names of a union's members into the path of an error."""
+    return isinstance(part, str) and (
+        "[" in part or part.startswith("constrained-") or part in {"float", "int", "str", "bool", "none"}
+    )

@@ -2,7 +2,8 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.search_space`.
+with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops and views are those of
+their registries: `imet_ray.training.recipe` checks them.
 """
 
 import hashlib
@@ -11,13 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LossName = Literal["bce", "focal", "soft_f2", "forgiving", "bce+focal", "bce+f2", "asymmetric"]
-PresetName = Literal["none", "light", "medium", "hard", "strong"]
-CropName = Literal["random", "rectangular"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
-ScheduleName = Literal["cosine", "onecycle", "plateau", "constant"]
 BatchNorm = Literal["local", "sync"]
-ViewName = Literal["centre", "flip", "start", "end", "squash", "start-flip", "end-flip", "squash-flip"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
 
@@ -39,31 +35,31 @@ class Variant(Frozen):
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
-    augmentation: PresetName = "medium"
-    crop: CropName = "rectangular"
+    augmentation: str = "medium"
+    crop: str = "rectangular"
     mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
 
-    loss: LossName = "bce"
+    loss: str = "bce"
     loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default
 
     optimizer: OptimizerName = "adam"
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    schedule: ScheduleName = "cosine"
+    schedule: str = "cosine"
     cycles: Annotated[int, Field(ge=1)] = 1  # cosine: how many, i.e. restarts + 1
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better F2
+    plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better score
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
     head_only_epochs: Annotated[int, Field(ge=0)] = 0
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 16
-    accumulate: Annotated[int, Field(ge=1)] = 1  # batches an update
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches per update
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
     keep: Literal["best", "last"] = "best"  # which epoch's weights; best is picked on the held-out fold
-    views: Annotated[tuple[ViewName, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
+    views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
@@ -73,19 +69,13 @@ class Variant(Frozen):
             raise ValueError(
                 f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
             )
-        if self.loss == "asymmetric" and self.loss_weight is not None and 0 < self.loss_weight < 1:
-            raise ValueError(f"loss_weight of 'asymmetric' must be 0 or at least 1, got {self.loss_weight}")
-        if self.cycles > 1 and self.schedule != "cosine":
-            raise ValueError(f"cycles is for schedule 'cosine', got schedule {self.schedule!r}")
-        if self.schedule == "plateau" and self.keep != "best":
-            raise ValueError("schedule 'plateau' goes back to the best weights: it needs keep 'best'")
         if self.cycles > self.epochs:
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self
 
-    def with_hparams(self, hparams: dict[str, Hparam]) -> "Variant":
+    def with_hparams(self, hparams: dict[str, Hparam]) -> Self:
         """The same variant with some settings replaced, checked again."""
-        return Variant.model_validate(self.model_dump() | hparams)
+        return type(self).model_validate(self.model_dump() | hparams)
 
 
 class TrialSpec(Frozen):
@@ -99,6 +89,7 @@ class TrialSpec(Frozen):
     data_digest: str
     folds_digest: str
     pack_short_side: int
+    metric: str = "f2"  # that the trial is judged by
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
 
@@ -123,13 +114,25 @@ class TrialSpec(Frozen):
 
     @property
     def trial_id(self) -> str:
-        """Sixteen hex digits of the hash of all that decides the result."""
+        """Sixteen hex digits of the hash of all that decides the result.
+
+        Fields at their defaults are left out, so that a new field leaves every older id as it is. A default must
+        therefore never change: what is to behave differently gets a new field.
+        """
+        return hashlib.sha256(canonical_json(self._decided(exclude_defaults=True)).encode()).hexdigest()[:16]
+
+    def same_trial(self, other: "TrialSpec") -> bool:
+        """True if both decide the same result, however the hparams are divided from the variant."""
+        return self._decided() == other._decided()
+
+    def _decided(self, *, exclude_defaults: bool = False) -> dict[str, Any]:
         alone = {"workers", "batch_norm"} if self.workers == 1 else set()  # mean nothing to one
-        decided = {
-            "recipe": self.recipe.model_dump(mode="json"),
-            **self.model_dump(mode="json", exclude={"variant", "hparams"} | alone),
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=exclude_defaults),
+            **self.model_dump(
+                mode="json", exclude={"variant", "hparams"} | alone, exclude_defaults=exclude_defaults
+            ),
         }
-        return hashlib.sha256(canonical_json(decided).encode()).hexdigest()[:16]
 
 
 def canonical_json(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -22,7 +23,7 @@ def space_of(folder: Path, *changes: tuple[str, str]) -> SearchSpace:
         assert old in text
         text = text.replace(old, new)
     (folder / "space.yml").write_text(text)
-    return read_space(folder / "space.yml")
+    return read_space(folder / "space.yml", check=check_recipe)
 
 
 def write(

@@ -15,6 +15,7 @@ from imet_ray.cluster.tune_searcher import StopOnFault
 from imet_ray.cluster.worker_failures import Deaths
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import Resources, SearchSpace, read_space
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -30,7 +31,7 @@ STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 @pytest.fixture
 def space(tmp_path) -> SearchSpace:
     (tmp_path / "space.yml").write_text(SPACE)
-    return read_space(tmp_path / "space.yml")
+    return read_space(tmp_path / "space.yml", check=check_recipe)
 
 
 def fit(

@@ -10,6 +10,7 @@ from benchmarks.asha import ORDERS, Trained, by_variant, drawn, interval, replay
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.specs import TrialSpec, Variant
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -23,7 +24,7 @@ search: {dropout: {low: 0.0, high: 0.5}}
 @pytest.fixture
 def space(tmp_path) -> SearchSpace:
     (tmp_path / "space.yml").write_text(SPACE)
-    return read_space(tmp_path / "space.yml")
+    return read_space(tmp_path / "space.yml", check=check_recipe)
 
 
 def spec(name: str = "a", fold: int = 0, keep: str = "last") -> TrialSpec:

@@ -18,6 +18,7 @@ from imet_ray.search_space import read_space
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -54,7 +55,7 @@ def make(tmp_path) -> Callable[..., Experiment]:
         path = tmp_path / "space.yml"
         path.write_text(text)
         return resolve(
-            read_space(path),
+            read_space(path, check=check_recipe),
             data="demo",
             data_root=tmp_path,
             data_digest=data,

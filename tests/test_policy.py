@@ -11,6 +11,7 @@ from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, failures, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -25,7 +26,7 @@ search: {dropout: {low: 0.0, high: 0.5}, batch_size: [16, 32]}
 def space(tmp_path) -> SearchSpace:
     path = tmp_path / "space.yml"
     path.write_text(SPACE)
-    return read_space(path)
+    return read_space(path, check=check_recipe)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def two_variants(tmp_path, second: str) -> SearchSpace:
         "n_folds: 3\ntrials_per_variant: 4\nsearch: {dropout: {low: 0.0, high: 0.5}}\n"
         f"variants: [{{name: a, architecture: resnet18}}, {{name: b, architecture: resnet18{second}}}]"
     )
-    return read_space(tmp_path / "two.yml")
+    return read_space(tmp_path / "two.yml", check=check_recipe)
 
 
 @pytest.mark.parametrize("second", [", epochs: 40", ", image_size: 448"])
@@ -256,7 +257,7 @@ def test_two_equal_sets_of_hparams_are_trained_once(store, tmp_path):
         "n_folds: 2\ntrials_per_variant: 5\nvariants: [{name: a, architecture: resnet18}]\n"
         "search: {batch_size: [16, 32]}"
     )
-    done = run_out(policy_of(read_space(path), store), slots=2)
+    done = run_out(policy_of(read_space(path, check=check_recipe), store), slots=2)
     assert len({a.spec.trial_id for a in done}) == len(done) <= 3
 
 

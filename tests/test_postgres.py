@@ -24,6 +24,7 @@ from imet_ray.storage import object_store as buckets
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 
 pytestmark = pytest.mark.cluster
 
@@ -87,7 +88,7 @@ def postgres(server, request):
 @pytest.fixture
 def space(tmp_path) -> SearchSpace:
     (tmp_path / "space.yml").write_text(SPACE)
-    return read_space(tmp_path / "space.yml", {})
+    return read_space(tmp_path / "space.yml", {}, check=check_recipe)
 
 
 def test_a_sweep_over_postgres_goes_on_where_it_stopped(tmp_path, space, postgres):

@@ -15,6 +15,7 @@ from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -31,7 +32,7 @@ def make_space(tmp_path):
 
     def _make(**settings) -> SearchSpace:
         (tmp_path / "space.yml").write_text(SPACE)
-        return read_space(tmp_path / "space.yml", settings)
+        return read_space(tmp_path / "space.yml", settings, check=check_recipe)
 
     return _make
 

@@ -6,6 +6,7 @@ import pytest
 
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
+from imet_ray.training.recipe import check_recipe
 
 GRID = "grid: {architecture: [resnet18, resnet34], augmentation: [light, medium]}\n"
 
@@ -22,20 +23,21 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(Path("search_spaces").glob("*.yml")), ids=lambda p: p.stem)
 def test_every_space_that_ships_is_valid_and_says_command_time_and_score(path):
-    assert read_space(path).variants
+    assert read_space(path, check=check_recipe).variants
     header = path.read_text().split("\n\n")[0]
     for word in ("command", "time", "score"):
         assert word in header
 
 
 def test_a_grid_is_the_product_of_its_axes(write):
-    names = [variant.name for variant in read_space(write(GRID)).variants]
+    names = [variant.name for variant in read_space(write(GRID), check=check_recipe).variants]
     assert names == ["resnet18-light", "resnet18-medium", "resnet34-light", "resnet34-medium"]
 
 
 def test_grid_and_list_add_up_and_share_the_base(write):
     space = read_space(
-        write(GRID + "base: {epochs: 7}\nvariants: [{name: x, architecture: vgg11, epochs: 3}]")
+        write(GRID + "base: {epochs: 7}\nvariants: [{name: x, architecture: vgg11, epochs: 3}]"),
+        check=check_recipe,
     )
     assert [variant.epochs for variant in space.variants] == [7, 7, 7, 7, 3]
 
@@ -46,7 +48,8 @@ def test_a_variants_own_ranges_replace_the_common_ones(write):
             "variants:\n- {name: a, architecture: vgg11}\n"
             "- {name: b, architecture: vgg11, search: {dropout: [0.5]}}\n"
             "search: {dropout: {low: 0.0, high: 0.3}}"
-        )
+        ),
+        check=check_recipe,
     )
     assert space.ranges["a"]["dropout"].high == 0.3
     assert space.ranges["b"]["dropout"].choices == (0.5,)
@@ -54,7 +57,9 @@ def test_a_variants_own_ranges_replace_the_common_ones(write):
 
 def test_what_the_command_line_fixes_holds_for_all_variants_and_is_not_searched(write):
     space = read_space(
-        write(GRID + "search: {epochs: {low: 1, high: 9}}"), {"epochs": 2, "trials_per_variant": 5}
+        write(GRID + "search: {epochs: {low: 1, high: 9}}"),
+        {"epochs": 2, "trials_per_variant": 5},
+        check=check_recipe,
     )
     assert {variant.epochs for variant in space.variants} == {2}
     assert space.trials_per_variant == 5
@@ -92,7 +97,7 @@ def test_what_the_command_line_fixes_holds_for_all_variants_and_is_not_searched(
 def test_a_mistake_is_named_with_its_line_and_the_nearest_key(write, text, expected):
     path = write(text)
     with pytest.raises(ConfigError) as caught:
-        read_space(path)
+        read_space(path, check=check_recipe)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -100,14 +105,14 @@ def test_a_mistake_is_named_with_its_line_and_the_nearest_key(write, text, expec
 def test_a_missing_file_names_those_that_exist(write, tmp_path):
     write(GRID)
     with pytest.raises(ConfigError, match=r"space\.yml"):
-        read_space(tmp_path / "spcae.yml")
+        read_space(tmp_path / "spcae.yml", check=check_recipe)
 
 
 def test_a_file_of_weights_is_found_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "space.yml"
     path.write_text("variants: [{name: a, architecture: resnet18, weights: mine.pth}]\n")
-    assert read_space(path).variants[0].weights == str(tmp_path / "mine.pth")
+    assert read_space(path, check=check_recipe).variants[0].weights == str(tmp_path / "mine.pth")
 
 
 @pytest.mark.parametrize(
@@ -130,4 +135,4 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, expected):
     path = tmp_path / "space.yml"
     path.write_text(f"{text}\nvariants: [{{name: a, architecture: resnet18}}]\n")
     with pytest.raises(ConfigError, match=expected):
-        read_space(path)
+        read_space(path, check=check_recipe)

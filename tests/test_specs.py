@@ -1,11 +1,14 @@
 """What a trial is: ids, validation, hparams in place."""
 
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
 
+from imet_ray.errors import SettingError
 from imet_ray.specs import TrialSpec, Variant
+from imet_ray.training.recipe import check_recipe
 
 VARIANT = Variant(name="a", architecture="resnet18")
 SPEC = TrialSpec(
@@ -18,6 +21,8 @@ SPEC = TrialSpec(
     folds_digest="f",
     pack_short_side=96,
 )
+# trials that people have trained: were these to change, continued sweeps would train everything again
+PINNED = ["eedb69395298a95a", "8fbdf2591ba06624", "97c73dd90d4a2e53"]
 
 
 def test_a_spec_survives_json_with_its_id():
@@ -38,6 +43,7 @@ def test_a_spec_survives_json_with_its_id():
         {"hparams": {"dropout": 0.3, "loss_weight": 2.0}},
         {"variant": Variant(name="a", architecture="resnet34")},
         {"pack_short_side": 128},
+        {"metric": "other"},
     ],
 )
 def test_whatever_decides_the_result_changes_the_id(change):
@@ -62,17 +68,61 @@ def test_hparams_arrive_in_the_recipe():
         {"dropout": float("nan")},
         {"epochs": "3"},
         {"epochs": 2.5},
-        {"loss": "bcee"},
         {"views": []},
         {"warmup_epochs": 10.0, "epochs": 10},
-        {"cycles": 2, "schedule": "onecycle"},
-        {"schedule": "plateau", "keep": "last"},
         {"name": "../up"},
     ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValidationError):
         Variant.model_validate({"name": "a", "architecture": "resnet18"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "expected"),
+    [
+        ({"loss": "bcee"}, "loss", "unknown loss 'bcee': did you mean 'bce'?"),
+        ({"views": ["centre", "flop"]}, "views", "'flop': did you mean 'flip'?"),
+        ({"augmentation": "harder"}, "augmentation", "did you mean 'hard'?"),
+        ({"crop": "x"}, "crop", "Known: random, rectangular"),
+        ({"schedule": "cosinus"}, "schedule", "did you mean 'cosine'?"),
+        ({"cycles": 2, "schedule": "onecycle"}, "cycles", "is for schedule 'cosine'"),
+        ({"schedule": "plateau", "keep": "last"}, "keep", "needs keep 'best'"),
+        ({"loss": "asymmetric", "loss_weight": 0.5}, "loss_weight", "must be 0 or at least 1"),
+    ],
+)
+def test_a_recipe_that_could_not_be_trained_is_refused(settings, field, expected):
+    variant = Variant.model_validate({"name": "a", "architecture": "resnet18"} | settings)
+    with pytest.raises(SettingError, match=re.escape(expected)) as caught:
+        check_recipe(variant)
+    assert caught.value.field == field
+
+
+def test_ids_do_not_change_from_version_to_version():
+    bare = SPEC.model_copy(update={"hparams": {}})
+    rich = VARIANT.with_hparams({"loss": "forgiving", "loss_weight": 2.0, "views": ["centre"], "lr": 3e-4})
+    team = SPEC.model_copy(update={"variant": rich, "workers": 4, "batch_norm": "sync"})
+    assert [spec.trial_id for spec in (SPEC, bare, team)] == PINNED
+
+
+def test_a_new_field_leaves_older_ids_as_they_are():
+    class Wider(Variant):
+        invented: float = 0.5
+
+    class WiderSpec(TrialSpec):
+        variant: Wider
+        judged_by: str = "someone"
+
+    wider = WiderSpec.model_validate(SPEC.model_dump())
+    assert wider.trial_id == SPEC.trial_id
+    changed = wider.model_copy(update={"variant": wider.variant.model_copy(update={"invented": 0.6})})
+    assert changed.trial_id != SPEC.trial_id
+
+
+def test_a_spec_is_written_with_every_field():
+    written = SPEC.model_dump(mode="json")
+    assert set(written) == set(TrialSpec.model_fields)
+    assert set(written["variant"]) == set(Variant.model_fields)
 
 
 def test_a_fold_that_does_not_exist_is_refused():

@@ -20,6 +20,7 @@ from imet_ray.storage import object_store as buckets
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.storage.runs import set_aside
+from imet_ray.training.recipe import check_recipe
 
 SPACE = """
 n_folds: 3
@@ -33,7 +34,7 @@ search: {dropout: {low: 0.0, high: 0.5}}
 @pytest.fixture
 def space(tmp_path) -> SearchSpace:
     (tmp_path / "space.yml").write_text(SPACE)
-    return read_space(tmp_path / "space.yml", {})
+    return read_space(tmp_path / "space.yml", {}, check=check_recipe)
 
 
 def work(space: SearchSpace, store: RunDirectory, url: str | None, *, trials: int) -> list[str]:

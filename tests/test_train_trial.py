@@ -1,15 +1,18 @@
 """One trial: what it writes, how it goes on, how it fails."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_state, load_tagger, read_info
 from imet_ray.prediction.predict import predict_checkpoint, read_predictions
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import SupersededError
-from imet_ray.storage.results import read_result
+from imet_ray.storage.results import own_result, read_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer as sitting
 from imet_ray.training import validation as evaluation
@@ -68,6 +71,18 @@ def test_a_finished_trial_is_not_trained_again(run, make_spec):
     run(make_spec())
     result, _ = run(make_spec(), stop_after=1)  # would raise, were it trained
     assert result.status == "complete"
+
+
+def test_a_directory_of_another_trial_is_not_taken_for_it(run, make_spec, tmp_path):
+    spec = make_spec(epochs=1)
+    _, trial = run(spec)
+    altered = json.loads(trial.spec.read_text())
+    altered["variant"]["lr"] = 0.5
+    trial.spec.write_text(json.dumps(altered))
+    with pytest.raises(StoreError, match="tells of another trial"):
+        run(spec)
+    with pytest.raises(StoreError, match="tells of another trial"):
+        own_result(trial)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from imet_ray.errors import ImetError
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import damaged, regular
-from imet_ray.storage.results import TrialResult, read_result
+from imet_ray.storage.results import TrialResult, own_result
 from imet_ray.storage.run_directory import RunDirectory
 
 
@@ -60,7 +60,7 @@ class Policy:
         self.space, self.store, self.deadline = space, store, deadline
         self.in_flight: dict[str, Assignment] = {}  # by trial_id
         self._running: Counter[str] = Counter()  # of these, by variant
-        self._read = read or (lambda trial_id: read_result(store.trial(trial_id)))
+        self._read = read or (lambda trial_id: own_result(store.trial(trial_id)))
         self._known: dict[str, TrialResult] = {}  # results read so far, by trial_id
         try:
             opened = storage or _journal(store.journal)

@@ -250,6 +250,7 @@ class VariantStudy:
                 data_digest=self.digests[0],
                 folds_digest=self.digests[1],
                 pack_short_side=self.space.pack_short_side or default_pack_short_side(image_size),
+                metric=self.space.metric,
                 workers=self.space.resources.workers_per_trial,
                 batch_norm=self.space.resources.batch_norm,
             )

@@ -17,15 +17,15 @@ from imet_ray.data.catalog import Catalog, read_catalog
 from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
-from imet_ray.errors import ConfigError, StoreError, unknown_name
+from imet_ray.errors import ConfigError, SettingError, StoreError, unknown_name
 from imet_ray.models.models import check_architecture
-from imet_ray.search_space import SearchSpace, read_space
-from imet_ray.settings_errors import unknown_key
+from imet_ray.search_space import SearchSpace, read_space, unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
 from imet_ray.storage.files import is_twin, shown
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import newest_run, open_run, set_aside
+from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
@@ -99,7 +99,7 @@ def plan(
             overrides = overrides | {"n_folds": _count_folds(given_folds)}
         else:
             raise ConfigError(f"--folds takes a number or a folds.csv, and {folds} is neither")
-    found = read_space(space, overrides)
+    found = read_space(space, overrides, check=check_recipe)
     for variant in found.variants:
         check_architecture(variant.architecture)
     wanted = data or found.data
@@ -219,6 +219,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             data_digest=run.data.split.digest,
             folds_digest=run.data.folds_digest,
             pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
+            metric=plan.space.metric,
         )
         trial = plan.store.trial(spec.trial_id)
         wanted = plan.space.resources.gpus_per_trial
@@ -265,7 +266,11 @@ def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
         if not isinstance(settings[key], Hparam):
             raise ConfigError(f"--set takes single values, and {key} is a list: write it into a search space")
     try:
-        return variant.with_hparams(settings)
+        recipe = variant.with_hparams(settings)
+        check_recipe(recipe)
+        return recipe
+    except SettingError as error:
+        raise ConfigError(f"--set: {error}") from None
     except ValueError as error:  # pydantic's: one line of it is enough
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise ConfigError(f"--set: {' '.join(lines)}") from None

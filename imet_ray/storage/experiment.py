@@ -81,7 +81,7 @@ def begin(store: RunDirectory, experiment: Experiment) -> None:
         for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
             if getattr(before, field) != getattr(experiment, field):
                 raise StoreError(f"{store.root} was begun with other {what}: {out}")
-        for field in ("n_folds", "seed", "search_folds", "pack_short_side"):
+        for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
             was = getattr(before.space, field)
             if was != getattr(experiment.space, field):
                 raise StoreError(f"{store.root} was begun with {field}={was}: {out}")

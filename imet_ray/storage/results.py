@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AliasChoices, Field
 
+from imet_ray.errors import StoreError
 from imet_ray.specs import Frozen, Hparam, TrialSpec
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.files import write_json
@@ -48,6 +49,26 @@ def read_result(trial: TrialDirectory) -> TrialResult | None:
     if not trial.result.exists():
         return None
     return read_model(trial.result, TrialResult)
+
+
+def own_result(trial: TrialDirectory) -> TrialResult | None:
+    """As `read_result`, of a directory whose spec is the one that its name stands for.
+
+    Raises:
+        StoreError: if the file is damaged, or `spec.json` tells of another trial.
+    """
+    result = read_result(trial)
+    if result is not None and read_spec(trial).trial_id != trial.trial_id:
+        raise another_trial(trial)
+    return result
+
+
+def another_trial(trial: TrialDirectory) -> StoreError:
+    """The error for a directory that holds another trial than the one asked for."""
+    return StoreError(
+        f"{trial.spec} tells of another trial than {trial.trial_id}: it was altered, or copied from elsewhere. "
+        "Move the directory away, then run the same command"
+    )
 
 
 def write_result(trial: TrialDirectory, result: TrialResult) -> None:

@@ -1,15 +1,16 @@
 """Optimizer and learning-rate schedule of a trial: timm's and torch's, behind one small interface.
 
-`Schedule` sets the rate before each update and hears the score after each epoch. Its state is part of `last.pt`.
+A new schedule is a class and a line in `SCHEDULES`.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from imet_ray.errors import SettingError, unknown_name
 from imet_ray.specs import Variant
 
 
@@ -29,32 +30,51 @@ def build_optimizer(model: torch.nn.Module, recipe: Variant) -> torch.optim.Opti
     return optimizer
 
 
-class Schedule(Protocol):
-    """The learning rate over a trial's updates."""
+class Schedule:
+    """The learning rate over a trial's updates. Its state is part of `last.pt`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
+        """
+        Args:
+            total: updates of the whole trial.
+            warmup: the first of them, in which the rate rises.
+        """
+
+    @staticmethod
+    def check(recipe: Variant) -> None:
+        """Raise `SettingError` for settings that this schedule cannot mean."""
+        if recipe.cycles > 1:
+            raise SettingError("cycles", f"cycles is for schedule 'cosine', got schedule {recipe.schedule!r}")
 
     def before_update(self, update: int) -> None:
         """Set the rate for update number `update`, counted from 0 over the whole trial."""
 
     def after_epoch(self, score: float) -> bool:
         """Hear the epoch's score; True if the rate drops and training should go back to its best weights."""
+        return False
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Empty where the rate is a function of the update alone."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Variant, *, updates_per_epoch: int) -> Schedule:
-    """The schedule that the recipe names."""
+    """The schedule that the recipe names.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if recipe.schedule not in SCHEDULES:
+        raise unknown_name("schedule", recipe.schedule, SCHEDULES)
     total = recipe.epochs * updates_per_epoch
     warmup = round(recipe.warmup_epochs * updates_per_epoch)
-    if recipe.schedule == "cosine":
-        return _Cosine(optimizer, recipe, total=total, warmup=warmup)
-    if recipe.schedule == "onecycle":
-        return _OneCycle(optimizer, recipe, total=total, warmup=warmup)
-    return _Plateau(optimizer, recipe, warmup=warmup)
+    return SCHEDULES[recipe.schedule](optimizer, recipe, total=total, warmup=warmup)
 
 
-class _Cosine:
+class Cosine(Schedule):
     """timm's cosine with warm restarts; each cycle ends at a hundredth of the rate."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
@@ -69,20 +89,15 @@ class _Cosine:
             t_in_epochs=False,
         )
 
+    @staticmethod
+    def check(recipe: Variant) -> None:
+        """Any number of cycles up to that of the epochs will do."""
+
     def before_update(self, update: int) -> None:
         self.scheduler.step_update(update)
 
-    def after_epoch(self, score: float) -> bool:
-        return False
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}  # the rate is a function of the update alone
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class _OneCycle:
+class OneCycle(Schedule):
     """torch's one-cycle (Smith & Topin 2017); warm-up epochs set the share of the rise, 30 % without."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
@@ -97,9 +112,6 @@ class _OneCycle:
             self.scheduler.step()
             self.done = update
 
-    def after_epoch(self, score: float) -> bool:
-        return False
-
     def state_dict(self) -> dict[str, Any]:
         kept = ("last_epoch", "_step_count", "_last_lr", "total_steps")
         state = self.scheduler.state_dict()
@@ -110,49 +122,59 @@ class _OneCycle:
         self.scheduler.load_state_dict({k: v for k, v in state.items() if k != "done"})
 
 
-class _Plateau:
-    """torch's reduce-on-plateau on F2, after a linear warm-up; also the constant rate."""
+class Constant(Schedule):
+    """One rate, after a linear warm-up."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, warmup: int) -> None:
-        self.optimizer = optimizer
-        self.warmup = warmup
-        self.lr = recipe.lr
-        self.scheduler = (
-            ReduceLROnPlateau(
-                optimizer,
-                mode="max",
-                factor=recipe.plateau_factor,
-                patience=recipe.plateau_patience,
-                threshold=1e-4,
-                threshold_mode="abs",
-            )
-            if recipe.schedule == "plateau"
-            else None
-        )
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
+        self.optimizer, self.warmup, self.lr = optimizer, warmup, recipe.lr
 
     def before_update(self, update: int) -> None:
-        if update < self.warmup:
+        if update <= self.warmup:
+            share = (update + 1) / (self.warmup + 1)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * (update + 1) / (self.warmup + 1)
-        elif update == self.warmup:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
+                group["lr"] = self.lr * share
+
+
+class Plateau(Constant):
+    """torch's reduce-on-plateau on the score, after a linear warm-up."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
+        super().__init__(optimizer, recipe, total=total, warmup=warmup)
+        self.scheduler = ReduceLROnPlateau(
+            optimizer,
+            mode="max",
+            factor=recipe.plateau_factor,
+            patience=recipe.plateau_patience,
+            threshold=1e-4,
+            threshold_mode="abs",
+        )
+
+    @staticmethod
+    def check(recipe: Variant) -> None:
+        """The best weights must be there to go back to."""
+        Schedule.check(recipe)
+        if recipe.keep != "best":
+            raise SettingError(
+                "keep", "schedule 'plateau' goes back to the best weights: it needs keep 'best'"
+            )
 
     def after_epoch(self, score: float) -> bool:
-        if self.scheduler is None:
-            return False
         before = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step(score)
-        after = float(self.optimizer.param_groups[0]["lr"])
-        return bool(after < before)
+        return bool(self.optimizer.param_groups[0]["lr"] < before)
 
     def state_dict(self) -> dict[str, Any]:
-        if self.scheduler is None:
-            return {}
         state = self.scheduler.state_dict()
         kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
         return {key: state[key] for key in kept if key in state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state)
+        self.scheduler.load_state_dict(state)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "onecycle": OneCycle,
+    "plateau": Plateau,
+    "constant": Constant,
+}

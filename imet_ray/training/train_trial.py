@@ -15,7 +15,7 @@ from imet_ray.errors import TrialError
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import read_json, read_json_lines
 from imet_ray.storage.files import write_json
-from imet_ray.storage.results import TrialResult, read_result, write_result
+from imet_ray.storage.results import TrialResult, another_trial, read_result, read_spec, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import ALONE, Team
 from imet_ray.training.trainer import EpochMetrics, Sitting
@@ -52,6 +52,8 @@ def train_trial(
     result, token = None, ""
     if team.leads:
         result = _finished(trial)
+        if trial.spec.exists() and not read_spec(trial).same_trial(spec):
+            raise another_trial(trial)
         if result is None:
             token = trial.acquire()
             write_json(trial.spec, spec.model_dump(mode="json"))
