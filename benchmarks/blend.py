@@ -40,7 +40,9 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.methods import fit, uniform
 from imet_ray.blending.scoring import score_pictures
 from imet_ray.blending.threshold_window import ROOM, first_thresholds
-from imet_ray.prediction.metrics import best_threshold
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 SAMPLE = 4096  # pictures that members' thresholds are taken from
 RANDOM = 2  # random weights, beside the uniform ones
@@ -53,7 +55,7 @@ HEADER = f"{'':<32}{'build':>10}{'evaluation':>14}"
 
 
 def thresholds_of(oof: Oof) -> list[float]:
-    return [best_threshold(np.asarray(p[:SAMPLE]), oof.labels[:SAMPLE])[0] for p in oof.probs]
+    return [F2.best_threshold(np.asarray(p[:SAMPLE]), oof.labels[:SAMPLE])[0] for p in oof.probs]
 
 
 def window_of(thresholds: Sequence[float]) -> float:

@@ -13,7 +13,9 @@ import time
 
 import numpy as np
 
-from imet_ray.prediction.decode import decode_expected_f2
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 LIKELY = 3.0  # labels a picture, on average
 
@@ -48,7 +50,7 @@ def main() -> None:
     likely = rng.random((args.images, args.labels)) < LIKELY / args.labels
     probs = np.where(likely, rng.beta(2, 2, tail.shape), tail).clip(0, 1).astype(np.float16)
     started = time.perf_counter()
-    ours = decode_expected_f2(probs)
+    ours = F2.decode_expected(probs)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     peer = np.array([plain(row.astype(np.float64)) for row in probs[: args.peer_images]])

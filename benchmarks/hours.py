@@ -38,13 +38,15 @@ from imet_ray.commands.setup import SPACES, Run, reopen
 from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
-from imet_ray.prediction.metrics import f2_per_image
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.reporting.trial_curves import ended_trials
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.storage.run_directory import Cache
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import clock
+
+F2 = METRICS["f2"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "all sets on all folds"
@@ -123,7 +125,7 @@ def sweep(space: SearchSpace, runs: Path) -> Swept:
     test = None
     if (truth := run.catalog.test_labels) is not None:
         probs = blend_test(ensemble, run.store, run.catalog.test.ids)
-        test = f2_per_image(decode(probs, ensemble.decoder), truth)
+        test = F2.per_picture(decode(probs, ensemble.decoder), truth)
     members = {member.variant: member.trials for member in ensemble.members}
     return Swept(ended_trials(run.store), wall_s, members, nested_f2(run, ensemble), test)
 

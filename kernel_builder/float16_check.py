@@ -18,7 +18,7 @@ from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
-from imet_ray.prediction.metrics import f2_per_image
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import predict_by_recipe
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json
@@ -103,7 +103,9 @@ def measure_half(
     assert full is not None
     assert half is not None
     before, after = (
-        f2_per_image(decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows])
+        METRICS["f2"].per_picture(
+            decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows]
+        )
         for total in (full, half)
     )
     return half_loss(before, after, device.type)

@@ -9,10 +9,12 @@ import pytest
 
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble
-from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.sizes import byte_size
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -127,7 +129,7 @@ def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(cal
         assert member.size == sum(run.store.trial(trial).best.stat().st_size for trial in member.trials)
     assert (ensemble.data_digest, ensemble.folds_digest) == (run.data.split.digest, run.data.folds_digest)
     decoded = decode(blend_oof(ensemble, run.store, run.data.split.ids), ensemble.decoder)
-    assert f2_score(decoded, run.data.labels) == pytest.approx(ensemble.report["chosen"]["own"], abs=2e-4)
+    assert F2.score(decoded, run.data.labels) == pytest.approx(ensemble.report["chosen"]["own"], abs=2e-4)
     assert out.strip() == ensemble.report["text"].strip()
     assert "its nested F2: " in out
     assert "python launch.py --predict blend --name r" in err

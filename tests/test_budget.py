@@ -12,7 +12,9 @@ from imet_ray.blending.budget import Budget, Chosen, choose
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.methods import uniform
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import best_threshold
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 IMAGES = 1000
 
@@ -31,7 +33,7 @@ def five(make_members):
 
 def every_set(members, labels) -> dict[tuple[str, ...], tuple[float, float, int]]:
     """The score under uniform weights, seconds and bytes of each set of members, by name."""
-    thresholds = {member.name: best_threshold(member.probs, labels)[0] for member in members}
+    thresholds = {member.name: F2.best_threshold(member.probs, labels)[0] for member in members}
     found = {}
     for size in range(1, len(members) + 1):
         for kept in itertools.combinations(members, size):

@@ -15,10 +15,12 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.methods import settled_shifts
 from imet_ray.prediction.decode import decode, decode_threshold
 from imet_ray.prediction.ensemble import read_ensemble, write_ensemble
-from imet_ray.prediction.metrics import best_threshold, f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged, on_scale
 from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory
+
+F2 = METRICS["f2"]
 
 NOISE = [0.8, 1.5, 2.0]
 GROUPS = np.array([0, 1] * 4)
@@ -100,8 +102,8 @@ def test_a_prefixs_threshold_is_the_best_for_its_renormalised_weights(make_membe
     for step in steps_of(members, labels, folds, weights, scale=scale):
         mixed = dense(step, members, weights, scale)
         assert step.decoder.threshold is not None
-        found = f2_score(decode_threshold(mixed, step.decoder.threshold), labels)
-        assert found == pytest.approx(best_threshold(mixed, labels)[1], abs=1e-9)
+        found = F2.score(decode_threshold(mixed, step.decoder.threshold), labels)
+        assert found == pytest.approx(F2.best_threshold(mixed, labels)[1], abs=1e-9)
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "group-thresholds", "expected-f2"])
@@ -110,7 +112,7 @@ def test_a_prefixs_score_is_that_of_decoding_it(make_members, decoder):
     weights = np.array([0.5, 0.3, 0.2])
     for step in steps_of(members, labels, folds, weights, decoder=decoder):
         decoded = decode(dense(step, members, weights), step.decoder)
-        assert step.f2 == pytest.approx(f2_score(decoded, labels), abs=1e-9)
+        assert step.f2 == pytest.approx(F2.score(decoded, labels), abs=1e-9)
 
 
 def test_thresholds_by_group_are_no_worse_than_one_for_all(make_members):
@@ -132,7 +134,7 @@ def test_a_prefixs_temperature_is_no_worse_than_none(make_members):
     steps = steps_of(members, labels, folds, weights, decoder="expected-f2")
     for step in steps:
         plain = step.decoder.model_copy(update={"temperature": 1.0})
-        assert step.f2 >= f2_score(decode(dense(step, members, weights), plain), labels) - 1e-9
+        assert step.f2 >= F2.score(decode(dense(step, members, weights), plain), labels) - 1e-9
     assert len({step.decoder.temperature for step in steps}) > 1
 
 
@@ -144,8 +146,8 @@ def test_of_many_prefixes_each_still_decodes_by_a_temperature_that_is_no_loss(ma
         mixed = dense(step, members, weights)
         plain = step.decoder.model_copy(update={"temperature": 1.0})
         third, truth = mixed[::3], labels[::3]
-        assert f2_score(decode(third, step.decoder), truth) >= f2_score(decode(third, plain), truth) - 1e-9
-        assert step.f2 == pytest.approx(f2_score(decode(mixed, step.decoder), labels), abs=1e-9)
+        assert F2.score(decode(third, step.decoder), truth) >= F2.score(decode(third, plain), truth) - 1e-9
+        assert step.f2 == pytest.approx(F2.score(decode(mixed, step.decoder), labels), abs=1e-9)
 
 
 def test_of_two_equal_members_the_quicker_comes_first(make_members):

@@ -1,4 +1,4 @@
-"""Expected F2 against the sum over all label sets and all truths."""
+"""Decoders, and expected F-beta against the sum over all label sets and all truths."""
 
 import itertools
 import json
@@ -10,37 +10,31 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from imet_ray.errors import ConfigError
-from imet_ray.prediction import decode as decode_module
-from imet_ray.prediction.decode import (
-    CANDIDATE,
-    TAIL,
-    Decoder,
-    at_least_one,
-    decode,
-    decode_expected_f2,
-    decode_threshold,
-    expected_f2,
-    with_temperature,
-)
+from imet_ray.prediction import expected_fbeta
+from imet_ray.prediction.decode import Decoder, at_least_one, decode, decode_threshold, with_temperature
+from imet_ray.prediction.expected_fbeta import CANDIDATE, TAIL, expected_score
+from imet_ray.prediction.metrics import METRICS, FBeta
 
+F2 = METRICS["f2"]
 SETS = np.array(list(itertools.product([0, 1], repeat=10)))
-F2 = 5 * (SETS @ SETS.T) / np.maximum(4 * SETS.sum(1) + SETS.sum(1)[:, None], 1)  # (set, truth)
 
 
-def expectation_of_all_sets(p) -> np.ndarray:
-    """E[F2] of each of the 2^10 sets, over all 2^10 truths: (1024,)."""
-    return F2 @ np.where(SETS, p, 1 - p).prod(axis=1)
+def expectation_of_all_sets(p, beta) -> np.ndarray:
+    """E[F] of each of the 2^10 sets, over all 2^10 truths: (1024,)."""
+    b = beta**2
+    scores = (1 + b) * (SETS @ SETS.T) / np.maximum(b * SETS.sum(1) + SETS.sum(1)[:, None], 1)  # (set, truth)
+    return scores @ np.where(SETS, p, 1 - p).prod(axis=1)
 
 
-def expectation_by_counting(p, k) -> float:
-    """E[F2 | k] with the Poisson-binomial distribution built label by label."""
+def expectation_by_counting(p, k, b=4.0) -> float:
+    """E[F | k] with the Poisson-binomial distribution built label by label."""
     total = 0.0
     for j in range(k):
         counts = np.array([1.0])
         for i in range(len(p)):
             if i != j:
                 counts = np.append(counts * (1 - p[i]), 0) + np.append(0, counts * p[i])
-        total += p[j] * (counts * 5 / (k + 4 * (1 + np.arange(len(counts))))).sum()
+        total += p[j] * (counts * (1 + b) / (k + b * (1 + np.arange(len(counts))))).sum()
     return total
 
 
@@ -50,25 +44,34 @@ probability = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(probability, min_size=10, max_size=10), st.sampled_from([np.float16, np.float32]))
-def test_no_label_set_has_a_larger_expected_f2(values, dtype):
+@given(
+    st.lists(probability, min_size=10, max_size=10),
+    st.sampled_from([np.float16, np.float32]),
+    st.sampled_from([2.0, 2.0, 1.0, 0.5]),
+)
+def test_no_label_set_has_a_larger_expected_score(values, dtype, beta):
     probs = np.array([values], dtype)
-    expected = expectation_of_all_sets(probs[0].astype(np.float64))
-    chosen = decode_expected_f2(probs)[0]
+    expected = expectation_of_all_sets(probs[0].astype(np.float64), beta)
+    chosen = FBeta(beta).decode_expected(probs)[0]
     place = int((chosen == SETS).all(axis=1).argmax())
     assert expected[place] == pytest.approx(expected.max(), rel=1e-7, abs=1e-12)
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.02, 0.3, 2.0]), st.sampled_from([0, 3]))
-def test_expected_f2_is_exact_where_most_labels_are_in_the_tail(seed, scale, certain):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.02, 0.3, 2.0]),
+    st.sampled_from([0, 3]),
+    st.sampled_from([4.0, 4.0, 1.0, 0.25]),
+)
+def test_expected_scores_are_exact_where_most_labels_are_in_the_tail(seed, scale, certain, beta2):
     rng = np.random.default_rng(seed)
     p = np.minimum(rng.exponential(scale, size=40) * rng.random(40) ** 4, 1)
     p[:certain] = 1
     p = -np.sort(-p)
     head = max(8, int((p > TAIL).sum()))
-    fast = expected_f2(p[None], head=head, k_max=40)[0]
-    slow = [expectation_by_counting(p, k) for k in range(1, 41)]
+    fast = expected_score(p[None], beta2, head=head, k_max=40)[0]
+    slow = [expectation_by_counting(p, k, beta2) for k in range(1, 41)]
     assert np.allclose(fast, slow, rtol=2e-7, atol=1e-15)
 
 
@@ -79,20 +82,20 @@ def test_more_quadrature_nodes_change_nothing(monkeypatch, scale, certain):
     p[:certain] = 1
     p = -np.sort(-p)[None]
     head = max(8, int((p > TAIL).sum()))
-    few = expected_f2(p, head=head, k_max=1103)
-    monkeypatch.setattr(decode_module, "_node_count", lambda *_: 600)
-    assert np.allclose(few, expected_f2(p, head=head, k_max=1103), rtol=2e-9, atol=0)
+    few = expected_score(p, 4.0, head=head, k_max=1103)
+    monkeypatch.setattr(expected_fbeta, "_node_count", lambda *_: 600)
+    assert np.allclose(few, expected_score(p, 4.0, head=head, k_max=1103), rtol=2e-9, atol=0)
 
 
 def test_labels_of_the_tail_are_chosen_where_nothing_better_is_there():
-    assert decode_expected_f2(np.full((3, 300), 0.004, np.float16)).sum() > 3 * 100
+    assert F2.decode_expected(np.full((3, 300), 0.004, np.float16)).sum() > 3 * 100
 
 
 def test_a_picture_is_decoded_alike_alone_and_among_others():
     rng = np.random.default_rng(0)
     probs = (rng.random((40, 50)) ** rng.integers(1, 40, size=(40, 1))).astype(np.float16)
-    together = decode_expected_f2(probs)
-    alone = np.concatenate([decode_expected_f2(row[None]) for row in probs])
+    together = F2.decode_expected(probs)
+    alone = np.concatenate([F2.decode_expected(row[None]) for row in probs])
     assert (together == alone).all()
 
 
@@ -194,7 +197,7 @@ def test_expected_f2_is_decoded_at_its_temperature():
     for temperature in (0.5, 2.0):
         found = decode(probs, Decoder(name="expected-f2", temperature=temperature))
         assert np.array_equal(
-            found, at_least_one(probs, decode_expected_f2(with_temperature(probs, temperature)))
+            found, at_least_one(probs, F2.decode_expected(with_temperature(probs, temperature)))
         )
     cool, warm = (decode(probs, Decoder(name="expected-f2", temperature=t)) for t in (0.5, 2.0))
     assert warm.sum() > cool.sum()  # less sure: more labels
@@ -202,4 +205,4 @@ def test_expected_f2_is_decoded_at_its_temperature():
 
 def test_probabilities_a_rounding_above_one_are_taken_for_one():
     probs = np.array([[1.0000001, 0.5] + [0.0] * 30], np.float32)
-    assert decode_expected_f2(probs).sum() == decode_expected_f2(np.minimum(probs, 1)).sum()
+    assert F2.decode_expected(probs).sum() == F2.decode_expected(np.minimum(probs, 1)).sum()

@@ -10,8 +10,10 @@ from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.scoring import bootstrap
 from imet_ray.prediction.decode import Decoder, decode, decode_threshold
-from imet_ray.prediction.metrics import best_threshold, f2_per_image, f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -25,8 +27,8 @@ def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_
         scores = np.empty(len(labels))
         for fold in range(3):
             rows = folds == fold
-            threshold, _ = best_threshold(mean[~rows], labels[~rows])
-            scores[rows] = f2_per_image(
+            threshold, _ = F2.best_threshold(mean[~rows], labels[~rows])
+            scores[rows] = F2.per_picture(
                 decode(mean[rows], Decoder(name="threshold", threshold=threshold)), labels[rows]
             )
         assert (worth.name, worth.without) == (members[i].name, pytest.approx(scores.mean(), abs=2e-4))
@@ -80,7 +82,7 @@ def test_the_threshold_curve_is_f2_of_the_blend_at_each_threshold(three, scale):
     mean = averaged([member.probs for member in members], uniform(3), scale)
     assert len(report.threshold_curve) > 10
     for threshold, f2 in report.threshold_curve:
-        assert f2 == pytest.approx(f2_score(decode_threshold(mean, threshold), labels), abs=1e-3)
+        assert f2 == pytest.approx(F2.score(decode_threshold(mean, threshold), labels), abs=1e-3)
     limits = [threshold for threshold, _ in report.threshold_curve]
     assert limits == sorted(limits)
     assert limits[0] < report.decoder.threshold < limits[-1]

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from imet_ray.blending import disputed_cells as cells_module
 from imet_ray.blending.disputed_cells import DisputedCells
-from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, Scale, on_scale
+
+F2 = METRICS["f2"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def check(cells, weights, shifts, whole, labels):
     hits, chosen = cells.counts(weights, shifts)
     assert chosen.tolist() == whole.sum(axis=1).tolist()
     assert hits.tolist() == (whole & labels.astype(bool)).sum(axis=1).tolist()
-    assert cells.score(weights, shifts) == pytest.approx(f2_score(whole, labels), abs=1e-12)
+    assert cells.score(weights, shifts) == pytest.approx(F2.score(whole, labels), abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imet_ray.prediction.decode import Decoder, decode
-from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting import error_analysis as mistakes
 from imet_ray.reporting.error_analysis import PER_LABEL, Mistake, confident_mistakes, count_labels
+
+F2 = METRICS["f2"]
 
 
 def obvious(probs, labels, k, *, wanted) -> list[Mistake]:
@@ -75,4 +77,4 @@ def test_f2_of_labels_is_pooled_over_their_cells():
     decoder = Decoder(name="threshold", threshold=0.4)
     some = np.array([True, False, True, False])
     flat = decode(probs, decoder)[:, some].reshape(1, -1), labels[:, some].reshape(1, -1)
-    assert count_labels(probs, labels, decoder).f2(some) == pytest.approx(f2_score(*flat))
+    assert count_labels(probs, labels, decoder).f2(some) == pytest.approx(F2.score(*flat))

@@ -17,8 +17,10 @@ from imet_ray.blending.options import DECODERS
 from imet_ray.blending.scoring import decoder_of
 from imet_ray.errors import ConfigError
 from imet_ray.prediction.decode import at_least_one, decode
-from imet_ray.prediction.metrics import f2_per_image, f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -74,7 +76,7 @@ def test_nested_scores_are_those_of_decoding_each_fold_with_what_was_fitted_with
             fitted = solved[Job(method, row.decoder, fold)]
             decoder = decoder_of(fitted, row.decoder, contests[0].problem.cells.thresholds, of_label, scale)
             mean = averaged([member.probs[rows] for member in members], fitted.weights, scale)
-            scores[rows] = f2_per_image(decode(mean, decoder), labels[rows])
+            scores[rows] = F2.per_picture(decode(mean, decoder), labels[rows])
         assert row.nested == pytest.approx(scores.mean(), abs=2e-4), (row.method, row.decoder)
 
 
@@ -89,7 +91,7 @@ def test_the_ensembles_decoder_decodes_the_blend_to_the_own_score_of_the_report(
         members, labels, folds, seed=0, groups=GROUPS, methods=(), use=method, decoders=[decoder], scale=scale
     )
     mean = averaged([member.probs for member in members], np.array(report.weights), scale)
-    assert f2_score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=2e-4)
+    assert F2.score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=2e-4)
     assert report.decoder.name == decoder == report.chosen.decoder
 
 
@@ -233,7 +235,7 @@ def test_margins_are_decided_at_0(make_members):
     assert {row.decoder for row in report.rows} == {"threshold"}
     assert report.decoder.threshold == 0
     assert report.thresholds == (0, 0)
-    own = f2_score(at_least_one(total, total > 0), labels)
+    own = F2.score(at_least_one(total, total > 0), labels)
     assert report.chosen.own == pytest.approx(own, abs=1e-12)
 
 

@@ -9,7 +9,9 @@ from scipy.optimize import minimize
 from imet_ray.blending.disputed_cells import HIT, DisputedCells
 from imet_ray.blending.exact_line_search import best_on_line, line_search, step_gains
 from imet_ray.blending.methods import fit, settled_shifts, uniform
-from imet_ray.prediction.metrics import best_threshold, f2_of_counts
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 FINE = 300  # points of the dense walk
 
@@ -100,15 +102,15 @@ def test_gains_of_steps_are_those_of_a_slow_loop(seed):
     found = step_gains(image, sign * (1 + HIT * label.astype(np.int64)), hits, chosen, true)
     slow = []
     for i, s, is_true in zip(image, sign, label, strict=True):
-        before = f2_of_counts(hits, true, chosen).sum()
+        before = F2.of_counts(hits, true, chosen).sum()
         hits[i], chosen[i] = hits[i] + s * is_true, chosen[i] + s
-        slow.append(f2_of_counts(hits, true, chosen).sum() - before)
+        slow.append(F2.of_counts(hits, true, chosen).sum() - before)
     assert found == pytest.approx(np.array(slow), abs=1e-10)
 
 
 def problem(make_members, noise=(1.0, 2.0, 1.5, 3.0), *, window=0.05, **how) -> DisputedCells:
     members, labels, _ = make_members(noise, **how)
-    thresholds = [best_threshold(member.probs, labels)[0] for member in members]
+    thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
     return DisputedCells.build([m.probs for m in members], thresholds, labels, window=window)
 
 

@@ -23,16 +23,18 @@ from imet_ray.blending.fit_jobs import (
 )
 from imet_ray.blending.methods import METHODS, fit, uniform
 from imet_ray.blending.single_member import cells_alone
-from imet_ray.prediction.decode import at_least_one, decode_expected_f2, with_temperature
-from imet_ray.prediction.metrics import best_threshold, f2_score
+from imet_ray.prediction.decode import at_least_one, with_temperature
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import averaged
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
 
 def make_problem(members, labels, folds, *, window=0.05, t=None) -> Problem:
     values = [member.probs for member in members]
-    thresholds = [best_threshold(v, labels)[0] for v in values] if t is None else [t] * len(values)
+    thresholds = [F2.best_threshold(v, labels)[0] for v in values] if t is None else [t] * len(values)
     cells = DisputedCells.build(
         values, thresholds, labels, window=window, groups=np.arange(labels.shape[1]) % 2
     )
@@ -50,7 +52,7 @@ def plain(solution: Solution):
 
 def score_expected(sample: Sample, weights, temperature, scale="probability") -> float:
     mixed = with_temperature(averaged(sample.probs, weights, scale), temperature)
-    return f2_score(at_least_one(mixed, decode_expected_f2(mixed)), sample.labels)
+    return F2.score(at_least_one(mixed, F2.decode_expected(mixed)), sample.labels)
 
 
 def test_restarts_run_as_tasks_of_their_own_and_the_best_of_them_is_the_fit(problem, monkeypatch):
@@ -95,7 +97,7 @@ def test_a_member_alone_gets_the_threshold_that_is_exactly_best_for_it(make_memb
     found = solve(problem, Task(Job("member 1", THRESHOLD, without)))
     kept = folds != without
     cells = problem.cells.pictures(np.flatnonzero(kept))
-    best = best_threshold(members[1].probs[kept], labels[kept])[1]
+    best = F2.best_threshold(members[1].probs[kept], labels[kept])[1]
     assert found.weights.tolist() == [0, 1]
     assert cells.score(found.weights, found.shifts) == pytest.approx(best, abs=1e-12)
 
@@ -163,8 +165,8 @@ def test_members_alone_are_fitted_once_however_often_the_window_is_widened(make_
     assert counted.count(jobs[1]) == counted.count(jobs[2]) == 1
     for i, member in enumerate(members):
         limit = cells.thresholds[i] + solved[jobs[1 + i]].shifts[0]
-        best = best_threshold(member.probs, labels)[1]
-        assert f2_score(member.probs > np.float32(limit), labels) == pytest.approx(best, abs=1e-9)
+        best = F2.best_threshold(member.probs, labels)[1]
+        assert F2.score(member.probs > np.float32(limit), labels) == pytest.approx(best, abs=1e-9)
 
 
 def test_expected_f2_starts_from_the_weights_of_the_threshold_even_if_only_it_is_asked_for(problem):

@@ -7,8 +7,10 @@ import pytest
 from imet_ray.blending.blend_run import frozen
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.prediction.decode import Decoder, at_least_one, decode, decode_threshold
-from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -27,7 +29,7 @@ def test_the_frozen_ensemble_is_what_the_report_says(three):
     assert [member.weight for member in ensemble.members] == list(report.weights)
     for found, member in zip(ensemble.members, members, strict=True):
         alone = at_least_one(member.probs, decode_threshold(member.probs, found.threshold))
-        assert f2_score(alone, labels) == pytest.approx(
+        assert F2.score(alone, labels) == pytest.approx(
             row_of(report, member.name, "threshold").own, abs=2e-4
         )
     assert [member.trials for member in ensemble.members] == [["t0", "t1"], [], []]
@@ -44,5 +46,5 @@ def test_a_frozen_members_threshold_is_the_one_that_its_own_score_was_had_with(t
     report = evaluate(members, labels, folds, seed=0, methods=(), scale=scale)
     for member, kept in zip(members, frozen("x", members, report, list("abcdef")).members, strict=True):
         decoder = Decoder(name="threshold", threshold=kept.threshold)
-        own = f2_score(decode(member.probs, decoder), labels)
+        own = F2.score(decode(member.probs, decoder), labels)
         assert own == pytest.approx(row_of(report, member.name, "threshold").own, abs=2e-4)

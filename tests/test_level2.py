@@ -9,7 +9,9 @@ from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.level2 import STACKS, score_level2
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import best_threshold, f2_score
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 
 def score(kind, members, labels, folds):
@@ -35,8 +37,8 @@ def test_stacked_probabilities_are_scored_by_picture_own_and_nested_under_both_d
     own, nested = found["threshold"]
     assert set(found) == {"threshold", "expected-f2"}
     assert own.shape == nested.shape == (len(labels),)
-    threshold = best_threshold(stacked, labels)[0]
-    assert own.mean() >= f2_score(stacked.astype(np.float32) > np.float32(threshold), labels)
+    threshold = F2.best_threshold(stacked, labels)[0]
+    assert own.mean() >= F2.score(stacked.astype(np.float32) > np.float32(threshold), labels)
     alone = {row.decoder: row for row in evaluate(members[:1], labels, folds, seed=0).rows if row.is_single}
     for decoder, (own, nested) in found.items():
         far = 1e-12 if decoder == "expected-f2" else 0.02  # the thresholds' windows differ

@@ -5,7 +5,9 @@ import pytest
 
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.methods import GREEDY_STEPS, METHODS, _soft_loss, fit, uniform
-from imet_ray.prediction.metrics import best_threshold, f2_score
+from imet_ray.prediction.metrics import METRICS
+
+F2 = METRICS["f2"]
 
 pytestmark = pytest.mark.usefixtures("quick_lines")
 
@@ -13,7 +15,7 @@ METHOD = pytest.mark.parametrize("method", METHODS)
 
 
 def tuned(members, labels, *, window=0.05, groups=None) -> DisputedCells:
-    thresholds = [best_threshold(member.probs, labels)[0] for member in members]
+    thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
     return DisputedCells.build([m.probs for m in members], thresholds, labels, window=window, groups=groups)
 
 
@@ -92,18 +94,18 @@ def test_uniform_weights_get_the_threshold_that_is_exactly_best_for_them(make_me
     found = fit(tuned(members, labels, window=1.0), "uniform", seed=0)
     blended = np.mean([m.probs.astype(np.float32) for m in members], axis=0)
     assert found.weights.tolist() == uniform(3).tolist()
-    assert found.score == pytest.approx(best_threshold(blended, labels)[1], abs=1e-12)
+    assert found.score == pytest.approx(F2.best_threshold(blended, labels)[1], abs=1e-12)
 
 
 def test_greedy_is_the_forward_selection_of_caruana(make_members):
     members, labels, _ = make_members([1.0, 1.5, 2.0, 1.2], n=80)
-    thresholds = [best_threshold(member.probs, labels)[0] for member in members]
+    thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
     cells = DisputedCells.build([m.probs for m in members], thresholds, labels)  # without a shift
     margins = [m.probs.astype(np.float64) - t for m, t in zip(members, thresholds, strict=True)]
     bag: list[int] = []
     curve = []
     for _ in range(GREEDY_STEPS):
-        scores = [f2_score(sum(margins[i] for i in [*bag, member]) > 0, labels) for member in range(4)]
+        scores = [F2.score(sum(margins[i] for i in [*bag, member]) > 0, labels) for member in range(4)]
         bag.append(int(np.argmax(scores)))
         curve.append(max(scores))
     size = int(np.argmax(curve)) + 1
@@ -136,7 +138,7 @@ def test_one_member_is_fitted_by_its_shift_alone(make_members, method):
     cells = DisputedCells.build([members[0].probs], [0.5], labels, window=1.0)
     found = fit(cells, method, seed=0)
     assert found.weights.tolist() == [1.0]
-    assert found.score == pytest.approx(best_threshold(members[0].probs, labels)[1], abs=1e-12)
+    assert found.score == pytest.approx(F2.best_threshold(members[0].probs, labels)[1], abs=1e-12)
 
 
 @METHOD
@@ -144,4 +146,4 @@ def test_members_that_agree_everywhere_can_be_fitted(make_members, method):
     members, labels, _ = make_members([1.0], n=40)
     found = fit(tuned(members * 3, labels, window=0.0), method, seed=0)
     assert found.weights.sum() == pytest.approx(1)
-    assert found.score == pytest.approx(best_threshold(members[0].probs, labels)[1], abs=1e-12)
+    assert found.score == pytest.approx(F2.best_threshold(members[0].probs, labels)[1], abs=1e-12)

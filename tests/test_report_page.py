@@ -14,7 +14,7 @@ from PIL import Image
 from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
-from imet_ray.prediction.metrics import f2_of_counts
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting import html as page_module
 from imet_ray.reporting import report_page as report
 from imet_ray.reporting.error_analysis import confident_mistakes
@@ -27,6 +27,8 @@ from imet_ray.reporting.report_page import (
 )
 from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
+
+F2 = METRICS["f2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,7 +148,7 @@ def counted(catalog, ensemble, oof, inside) -> list[str]:
     """F2, labels, true and predicted cells of some labels, as the tables say them."""
     chosen = decode(oof, ensemble.decoder)[:, inside]
     truth = catalog.labels[:, inside].astype(bool)
-    f2 = f2_of_counts((chosen & truth).sum(), truth.sum(), chosen.sum())
+    f2 = F2.of_counts((chosen & truth).sum(), truth.sum(), chosen.sum())
     return [f"{f2:.4f}", *(f"{count:,}" for count in (inside.sum(), truth.sum(), chosen.sum()))]
 
 

@@ -9,8 +9,10 @@ from scipy.special import expit
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.blending.single_member import best_shifts, cells_alone, counts_alone, lowest, score_alone
-from imet_ray.prediction.metrics import best_threshold, f2_of_counts
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, on_scale
+
+F2 = METRICS["f2"]
 
 
 @given(
@@ -29,10 +31,10 @@ def test_the_best_shift_scores_as_the_best_of_all_thresholds(seed, n, c, dtype, 
     alone = cells_alone(probs, 0.0, labels, None)
     first = float(on_scale(np.array(rng.uniform(0.05, 0.5)), scale))
     shifts = best_shifts(alone, 1, first, scale)
-    best = best_threshold(probs, labels)[1]
+    best = F2.best_threshold(probs, labels)[1]
     assert score_alone(alone, shifts, first, scale) == pytest.approx(best, abs=1e-9)
     hits, chosen = counts_alone(alone, shifts, first, scale)
-    assert f2_of_counts(hits, labels.sum(axis=1), chosen).mean() == pytest.approx(best, abs=1e-9)
+    assert F2.of_counts(hits, labels.sum(axis=1), chosen).mean() == pytest.approx(best, abs=1e-9)
 
 
 def test_few_cells_are_kept_of_a_member_with_a_floor_under_its_probabilities():
@@ -61,7 +63,7 @@ def test_a_member_alone_finds_the_threshold_far_from_where_the_search_began(scal
     report = evaluate(
         members, labels, np.arange(60) % 3, seed=0, methods=(), decoders=["threshold"], scale=scale
     )
-    best = best_threshold(probs, labels)[1]
+    best = F2.best_threshold(probs, labels)[1]
     assert best == pytest.approx(1)
     for row in report.rows:
         assert row.own == pytest.approx(best), (

@@ -9,8 +9,10 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.threshold_window import Window, first_thresholds
 from imet_ray.prediction.decode import decode
-from imet_ray.prediction.metrics import best_threshold, f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
+
+F2 = METRICS["f2"]
 
 N, C = 600, 12
 
@@ -43,7 +45,7 @@ def test_uniform_weights_have_their_best_threshold_however_members_are_calibrate
     members, labels, folds = make(expit, other)
     report = evaluate(members, labels, folds, seed=0, methods=(), decoders=["threshold"], scale=scale)
     mean = averaged([member.probs for member in members], uniform(2), scale)
-    assert report.chosen.own >= best_threshold(mean.clip(0, 1), labels)[1] - 1e-9
+    assert report.chosen.own >= F2.best_threshold(mean.clip(0, 1), labels)[1] - 1e-9
 
 
 def test_thresholds_of_groups_may_be_far_from_each_other():
@@ -65,7 +67,7 @@ def test_where_one_member_has_all_the_weight_the_frozen_decoder_is_the_one_that_
     assert max(report.weights) == 1
     only = members[report.weights.index(1)]
     mean = averaged([only.probs], np.ones(1), scale)
-    assert f2_score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=1e-3)
+    assert F2.score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=1e-3)
 
 
 def test_a_window_grows_towards_the_end_that_is_asked_for_and_no_further_than_it_can():
@@ -88,5 +90,5 @@ def test_the_first_window_holds_what_is_best_without_each_fold():
     )
     even = averaged(sample.probs, uniform(2), "probability")
     for part in (folds >= 0, folds != 0, folds != 1, folds != 2):
-        best = best_threshold(even[part], labels[part])[0] - np.mean(window.first)
+        best = F2.best_threshold(even[part], labels[part])[0] - np.mean(window.first)
         assert window.low <= best <= window.high

@@ -9,15 +9,17 @@ from safetensors.torch import load_file
 
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_state, load_tagger, read_info
+from imet_ray.prediction.metrics import METRICS, Metric
 from imet_ray.prediction.predict import predict_checkpoint, read_predictions
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import SupersededError
 from imet_ray.storage.results import own_result, read_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer as sitting
-from imet_ray.training import validation as evaluation
 from imet_ray.training.distributed import ALONE
 from imet_ray.training.train_trial import train_trial
+
+F2 = METRICS["f2"]
 
 CPU = torch.device("cpu")
 
@@ -237,7 +239,7 @@ def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
 
 def test_on_a_plateau_training_goes_back_to_its_best_weights(tiny_data, make_spec, tmp_path, monkeypatch):
     scores = iter([0.5, 0.1, 0.1])
-    monkeypatch.setattr(evaluation, "best_threshold", lambda probs, labels: (0.2, next(scores)))
+    monkeypatch.setattr(Metric, "best_threshold", lambda self, probs, labels: (0.2, next(scores)))
     spec = make_spec(schedule="plateau", plateau_patience=0, plateau_factor=0.5)
     trial = RunDirectory(tmp_path).trial(spec.trial_id)
     seen = []
@@ -283,6 +285,4 @@ def test_a_checkpoint_builds_its_own_model_and_predicts_as_in_training(run, make
     predict_checkpoint(
         trial, tiny_data.split, rows, path=trial.oof, label_ids=tiny_data.label_ids, device=CPU
     )
-    from imet_ray.prediction.metrics import best_threshold
-
-    assert best_threshold(read_predictions(trial.oof).probs, tiny_data.labels[rows])[1] == result.score
+    assert F2.best_threshold(read_predictions(trial.oof).probs, tiny_data.labels[rows])[1] == result.score

@@ -20,7 +20,7 @@ from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.threshold_window import LEAST_THRESHOLD
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import best_threshold
+from imet_ray.prediction.metrics import METRICS
 
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
@@ -87,7 +87,7 @@ def choose(
     sizes = _costs(members, "size", budget.size is not None)
     sample = draw_sample([member.probs for member in members], labels, seed)
     thresholds = [
-        0.0 if member.margins else max(LEAST_THRESHOLD, best_threshold(probs, sample.labels)[0])
+        0.0 if member.margins else max(LEAST_THRESHOLD, METRICS["f2"].best_threshold(probs, sample.labels)[0])
         for member, probs in zip(members, sample.probs, strict=True)
     ]
     cells = DisputedCells.build([member.probs for member in members], thresholds, labels)

@@ -19,7 +19,7 @@ from imet_ray.blending.fit_jobs import EXPECTED, ExpectedF2, Problem, Solution, 
 from imet_ray.blending.methods import settled_shifts
 from imet_ray.blending.scoring import decoder_of, score_pictures
 from imet_ray.prediction.decode import Decoder
-from imet_ray.prediction.metrics import f2_of_counts
+from imet_ray.prediction.metrics import METRICS
 
 MARGINS = 8_000_000  # that the order is found on: 7 members of iMet's size; with more, every second picture or fewer
 WHOLE_SAMPLES = 16  # prefixes whose temperature sees the whole sample, 4 s each; with more, a part of it
@@ -114,7 +114,7 @@ def _for_nothing(labels: np.ndarray) -> float:
     most = np.argsort(-labels.sum(axis=0, dtype=np.int64), kind="stable")[:SAME]
     hits = np.cumsum(labels[:, most], axis=1, dtype=np.int64)
     true = np.count_nonzero(labels, axis=1)[:, None]
-    return float(f2_of_counts(hits, true, np.arange(1, len(most) + 1)).mean(axis=0).max())
+    return float(METRICS["f2"].of_counts(hits, true, np.arange(1, len(most) + 1)).mean(axis=0).max())
 
 
 def _renormalised(weights: np.ndarray, members: Sequence[int]) -> np.ndarray:

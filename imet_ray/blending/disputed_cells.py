@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from imet_ray.prediction.metrics import HALF_ONE, f2_of_counts
+from imet_ray.prediction.metrics import FLOAT16_ONE, METRICS
 from imet_ray.prediction.pooling import Scale, on_scale
 
 ROWS = 1024  # pictures a block while building
@@ -144,7 +144,7 @@ class DisputedCells:
         """Mean F2 under the weights and shifts; arguments as for `counts`."""
         _, counted = self._disputed(weights, shifts)
         hits, chosen, true = self._decided
-        scores = f2_of_counts(hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1)))
+        scores = METRICS["f2"].of_counts(hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1)))
         return float((self._decided_f2 + scores.sum()) / len(self.true))
 
     def pictures(self, rows: np.ndarray) -> "DisputedCells":
@@ -244,7 +244,9 @@ class DisputedCells:
         """The sum over pictures without a disputed cell."""
         decided = np.ones(len(self.true), dtype=bool)
         decided[self._pictures] = False
-        return float(f2_of_counts(self.hits[decided], self.true[decided], self.chosen[decided]).sum())
+        return float(
+            METRICS["f2"].of_counts(self.hits[decided], self.true[decided], self.chosen[decided]).sum()
+        )
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ class _Bounds:
     def of(cls, dtype: np.dtype, threshold: float, window: float, scale: Scale) -> "_Bounds":
         if dtype != np.float16:
             return cls(threshold, window, scale, None, None)
-        numbers = np.arange(HALF_ONE + 1, dtype=np.uint16).view(np.float16)
+        numbers = np.arange(FLOAT16_ONE + 1, dtype=np.uint16).view(np.float16)
         margins = member_margin(numbers, threshold, scale)  # rises with the bits
         lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-window, window))
         return cls(threshold, window, scale, np.int16(lost), np.int16(won))

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from imet_ray.blending.disputed_cells import HIT, DisputedCells
-from imet_ray.prediction.metrics import f2_of_counts
+from imet_ray.prediction.metrics import METRICS
 
 ROUNDS = 6  # through all directions
 RANDOM = 1  # random directions a round, a member
@@ -104,10 +104,10 @@ def step_gains(
     lengths = np.diff(np.append(first, len(of)))
     after = summed - np.repeat(before_picture, lengths)  # may be negative: of chosen and hits
     hits_after = (after + HIT // 2) // HIT
-    score = f2_of_counts(hits[of] + hits_after, true[of], chosen[of] + after - hits_after * HIT)
+    score = METRICS["f2"].of_counts(hits[of] + hits_after, true[of], chosen[of] + after - hits_after * HIT)
     before = np.empty_like(score)
     before[1:] = score[:-1]
-    before[first] = f2_of_counts(hits[of[first]], true[of[first]], chosen[of[first]])
+    before[first] = METRICS["f2"].of_counts(hits[of[first]], true[of[first]], chosen[of[first]])
     gains = np.empty_like(score)
     gains[by_picture] = score - before
     return gains

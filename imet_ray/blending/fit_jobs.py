@@ -15,8 +15,8 @@ from scipy.optimize import minimize, minimize_scalar
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.methods import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
 from imet_ray.blending.single_member import best_shifts, score_alone
-from imet_ray.prediction.decode import at_least_one, decode_expected_f2, with_temperature
-from imet_ray.prediction.metrics import f2_per_image, f2_score
+from imet_ray.prediction.decode import at_least_one, with_temperature
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import Scale, averaged
 
 THRESHOLD, GROUPS, EXPECTED = "threshold", "group-thresholds", "expected-f2"
@@ -230,7 +230,9 @@ class ExpectedF2:
         """F2 of each picture."""
         self.evaluations += 1
         mixed = with_temperature(averaged(self.probs, weights, self.scale), temperature)
-        return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), self.labels)
+        return METRICS["f2"].per_picture(
+            at_least_one(mixed, METRICS["f2"].decode_expected(mixed)), self.labels
+        )
 
     def best_temperature(self, weights: np.ndarray) -> float:
         """1, unless another is better."""
@@ -241,7 +243,9 @@ class ExpectedF2:
         def loss(logarithm: float) -> float:
             self.evaluations += 1
             warmed = with_temperature(mixed, float(np.exp(logarithm)))
-            return -f2_score(at_least_one(warmed, decode_expected_f2(warmed)), self.labels)
+            return -METRICS["f2"].score(
+                at_least_one(warmed, METRICS["f2"].decode_expected(warmed)), self.labels
+            )
 
         ends = tuple(np.log(TEMPERATURES))
         found = minimize_scalar(

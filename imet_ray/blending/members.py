@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imet_ray.errors import DataError
-from imet_ray.prediction.metrics import HALF_ONE
+from imet_ray.prediction.metrics import FLOAT16_ONE
 
 ROWS = 8192  # pictures a block of the checks
 MINUS_ZERO = 0x8000  # the bits of -0.0 in float16
@@ -78,7 +78,7 @@ def check_members(
 def _check_numbers(member: Member, block: np.ndarray) -> None:
     if block.dtype == np.float16 and not member.margins:
         bits = np.ascontiguousarray(block).view(np.uint16)  # of numbers >= 0 the bits sort like the numbers
-        if int(bits.max(initial=0)) <= HALF_ONE or not ((bits > HALF_ONE) & (bits != MINUS_ZERO)).any():
+        if int(bits.max(initial=0)) <= FLOAT16_ONE or not ((bits > FLOAT16_ONE) & (bits != MINUS_ZERO)).any():
             return
     low = -1 if member.margins else 0
     if not np.isfinite(block).all():

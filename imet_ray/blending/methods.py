@@ -21,7 +21,7 @@ from scipy.special import expit, softmax
 
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.exact_line_search import best_on_line, line_search
-from imet_ray.prediction.metrics import BETA2
+from imet_ray.prediction.metrics import METRICS
 
 EVALUATIONS = 40  # of a simplex or of Powell's lines: a start and unknown
 STARTS = 2  # of Nelder-Mead and Powell; the first is uniform
@@ -265,9 +265,7 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
     soft = expit((cells.weighted(weights) - of_cell) / softness)
     chosen = cells.chosen + np.bincount(cells.image, soft, minlength=n)
     hits = cells.hits + np.bincount(cells.image, soft * cells.label, minlength=n)
-    below = np.maximum(BETA2 * cells.true + chosen, 1e-9)
-    of_hit = (1 + BETA2) / below  # d F2 / d hits
-    of_choice = -of_hit * hits / below
+    of_hit, of_choice = METRICS["f2"].slopes(hits, cells.true, chosen)
     pull = (of_choice[cells.image] + of_hit[cells.image] * cells.label) * soft * (1 - soft) / softness
     of_weights = cells.margins @ pull.astype(np.float32)
     of_logits = weights * (of_weights - weights @ of_weights)
@@ -276,7 +274,7 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
         if len(shifts) == 1
         else -np.bincount(cells.group, pull, minlength=len(shifts)).astype(np.float64)
     )
-    score = float((of_hit * hits).sum() / n)
+    score = float(METRICS["f2"].of_counts(hits, cells.true, chosen).mean())
     return -score, -np.concatenate([of_logits, of_shifts]).astype(np.float64) / n
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from imet_ray.blending.fit_jobs import EXPECTED, Job, Problem, Solution
 from imet_ray.blending.single_member import counts_alone
-from imet_ray.prediction.decode import Decoder, at_least_one, decode_expected_f2, with_temperature
-from imet_ray.prediction.metrics import f2_of_counts, f2_per_image
+from imet_ray.prediction.decode import Decoder, at_least_one, with_temperature
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import Scale, as_probability, averaged
 
 ROWS = 2048  # pictures a block
@@ -58,7 +58,7 @@ def score_pictures(
         part = none[start : start + ROWS]
         top = _blend(solution, values, rows[part], problem.scale).argmax(axis=1)
         hits[part] = labels[rows[part], top] > 0
-    return f2_of_counts(hits, problem.cells.true[rows], np.maximum(chosen, 1))
+    return METRICS["f2"].of_counts(hits, problem.cells.true[rows], np.maximum(chosen, 1))
 
 
 def _counts(solution: Solution, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,9 @@ def _by_expected_f2(
         part = rows[start : start + ROWS]
         mixed = _blend(solution, values, part, scale)
         mixed = with_temperature(mixed, solution.temperature)
-        return f2_per_image(at_least_one(mixed, decode_expected_f2(mixed)), labels[part])
+        return METRICS["f2"].per_picture(
+            at_least_one(mixed, METRICS["f2"].decode_expected(mixed)), labels[part]
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(score, range(0, len(rows), ROWS))))

@@ -13,7 +13,7 @@ import numpy as np
 from imet_ray.blending.fit_jobs import Sample
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.single_member import kth_largest, lowest
-from imet_ray.prediction.metrics import best_threshold
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import Scale, averaged, on_scale
 
 ROOM = 0.3  # beyond what is best for uniform weights, in mean thresholds or log-odds
@@ -54,18 +54,20 @@ class Window:
         unit = float(first.mean()) if scale == "probability" else 1.0
         even = averaged(sample.probs, uniform(len(first)), scale).clip(0, 1).astype(np.float16)
         parts = [np.ones(len(even), dtype=bool), *(folds[sample.rows] != fold for fold in np.unique(folds))]
-        best = [best_threshold(even[part], sample.labels[part])[0] for part in parts if part.any()]
+        best = [
+            METRICS["f2"].best_threshold(even[part], sample.labels[part])[0] for part in parts if part.any()
+        ]
         if of_label is not None:
             groups = [np.flatnonzero(of_label == group) for group in np.unique(of_label)]
             best += [
-                best_threshold(even[:, columns], sample.labels[:, columns])[0]
+                METRICS["f2"].best_threshold(even[:, columns], sample.labels[:, columns])[0]
                 for columns in groups
                 if sample.labels[:, columns].any()
             ]
         if 2 < len(first) <= FEW:  # what each member is worth is told by the others' best threshold
             for rest in (1 - np.eye(len(first))) / (len(first) - 1):
                 others = averaged(sample.probs, rest, scale).clip(0, 1).astype(np.float16)
-                best.append(best_threshold(others, sample.labels)[0])
+                best.append(METRICS["f2"].best_threshold(others, sample.labels)[0])
         wanted = on_scale(np.array(best), scale).astype(np.float64) - first.mean()
         top = on_scale(sample.probs[0], scale) - np.float32(first[0])
         for probs, own in zip(sample.probs[1:], first[1:], strict=True):

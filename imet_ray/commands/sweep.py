@@ -27,7 +27,7 @@ from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
-from imet_ray.prediction.metrics import f2_score
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.experiment import only_driver
@@ -204,7 +204,9 @@ def _predict(
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
     )
     if catalog.test_labels is not None:
-        print(f"test F2 {f2_score(decoded, catalog.test_labels):.4f} (this data set has test labels)")
+        print(
+            f"test F2 {METRICS['f2'].score(decoded, catalog.test_labels):.4f} (this data set has test labels)"
+        )
     _report(run, ensemble, probs)
 
 

@@ -1,34 +1,13 @@
-"""From probabilities to label sets: by one threshold, or by the largest expected F2.
+"""From probabilities to label sets: by one threshold, by one per label group, or by the largest expected score."""
 
-Expected F2 needs nothing tuned. For independent labels the best set is the k most probable ones for some k
-(Lewis 1995), and
-    E[F2 | k] = sum over j <= k of p_j * E[5 / (k + 4 (1 + S_j))],
-where S_j counts the true labels other than j, a Poisson-binomial number. With u = z^4,
-    E[1 / (k + 4 + 4 S_j)] = integral over z in [0, 1] of z^(k + 3) * product over i != j of (1 - p_i + p_i u),
-a polynomial in z with coefficients >= 0, so Gauss-Legendre nodes integrate it with the relative error of its worst
-power of z. What is not exact, relative to E[F2 | k]: 2e-9 from the nodes; and from labels up to `TAIL`, which count
-through the power sums of their probabilities, less than TAIL^8 (2 + sum of them / 8), i.e. 2e-8 where 8 are expected.
-
-A label of the best set has p >= E[F2] / 5. (Else dropping it would raise the expectation: the change of F2 from
-label j is (5 y_j - F2) / (4 true + k - 1), and 1 / (4 true + k) and its neighbour fall together.) So labels up
-to `CANDIDATE` are tried only where the best set without them is worth less than 5 CANDIDATE.
-"""
-
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import BETA2
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.specs import Frozen
-
-TAIL = 3 / 32  # it and the next are float16 numbers, so comparing with float16 is exact
-POWERS = 8  # of the power sums
-CANDIDATE = 1 / 64
-LOG_1E9 = 20.7  # -log of the share of a sum's distribution that the nodes may miss
-BLOCK = 500_000  # numbers in one temporary array: 4 MB stay in the cache
 
 
 class Decoder(Frozen):
@@ -55,7 +34,9 @@ def decode(probs: np.ndarray, decoder: Decoder) -> np.ndarray:
         ConfigError: if a decoder that needs thresholds comes without them.
     """
     if decoder.name == "expected-f2":
-        return at_least_one(probs, decode_expected_f2(with_temperature(probs, decoder.temperature)))
+        return at_least_one(
+            probs, METRICS["f2"].decode_expected(with_temperature(probs, decoder.temperature))
+        )
     if decoder.name == "group-thresholds":
         if decoder.label_thresholds is None or len(decoder.label_thresholds) != probs.shape[1]:
             raise ConfigError(
@@ -91,115 +72,3 @@ def at_least_one(probs: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     empty = np.flatnonzero(~decoded.any(axis=1))
     decoded[empty, probs[empty].argmax(axis=1)] = True
     return decoded
-
-
-def decode_expected_f2(probs: np.ndarray) -> np.ndarray:
-    """For each picture the set with the largest expected F2 under independent labels.
-
-    Args:
-        probs: (N, C) float in [0, 1].
-
-    Returns:
-        (N, C) bool; a set is empty only where all probabilities are 0.
-    """
-    n, c = probs.shape
-    decoded = np.zeros((n, c), dtype=bool)
-    # pictures with like numbers of labels that matter share their arrays
-    shapes = np.stack([_width(probs > TAIL), _width(probs > CANDIDATE)], axis=1)
-    for head, k_max in np.unique(shapes, axis=0).tolist():
-        rows = np.flatnonzero((shapes == (head, k_max)).all(axis=1))
-        worth = _choose(probs, rows, decoded, head=head, k_max=k_max)
-        if k_max < c:
-            _choose(probs, rows[worth < (1 + BETA2) * CANDIDATE], decoded, head=head, k_max=c)
-    return decoded
-
-
-def expected_f2(probs: np.ndarray, *, head: int, k_max: int) -> np.ndarray:
-    """E[F2 | k] of choosing the k most probable labels, for k = 1..k_max.
-
-    Args:
-        probs: (B, C) float in [0, 1]; the first k_max fall along each row, none of the rest is above them.
-        head: labels taken one by one; those after it, up to `TAIL`, count through power sums.
-        k_max: at least `head`.
-
-    Returns:
-        (B, k_max) float64.
-    """
-    first, tail = probs[:, :head].astype(np.float64), probs[:, head:].astype(np.float64)
-    z, node_weights = _nodes(_node_count(k_max, probs))
-    absent = 1 - z**BETA2  # 1 - u: (Q,)
-    factors = (1 - first)[:, None, :] + first[:, None, :] * (z**BETA2)[:, None]  # (B, Q, head)
-    product = factors.prod(axis=2) * node_weights  # (B, Q)
-    power = np.ones_like(tail)
-    logarithm = np.zeros_like(
-        product
-    )  # of the product over the tail: log(1 - p a) = -p a - (p a)^2 / 2 - ...
-    for r in range(1, POWERS + 1):
-        power *= tail
-        logarithm -= power.sum(axis=1)[:, None] / r * absent**r
-    product *= np.exp(logarithm)
-    reach = z[:, None] ** (np.arange(1, k_max + 1) + BETA2 - 1)  # (Q, k_max)
-    shares = np.cumsum(first[:, None, :] / factors, axis=2) * product[:, :, None]
-    expected = np.empty((len(probs), k_max))
-    expected[:, :head] = np.einsum("bqk,qk->bk", shares, reach[:, :head])
-    if k_max > head:
-        beyond = shares[:, :, -1] @ reach[:, head:]
-        power = np.ones((len(probs), k_max - head))
-        for r in range(1, POWERS + 1):  # p / (1 - p a) = p + p^2 a + ...
-            power *= tail[:, : k_max - head]
-            beyond += np.cumsum(power, axis=1) * ((product * absent ** (r - 1)) @ reach[:, head:])
-        expected[:, head:] = beyond
-    return (1 + BETA2) * expected
-
-
-def _choose(probs: np.ndarray, rows: np.ndarray, decoded: np.ndarray, *, head: int, k_max: int) -> np.ndarray:
-    """Decide for `rows` among their k_max most probable labels; the F2 that each expects: (len(rows),)."""
-    worth = np.zeros(len(rows))
-    size = max(1, BLOCK // max(32 * head, probs.shape[1]))
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        p = np.minimum(probs[block].astype(np.float32), 1)  # rounded weights may sum to a little more
-        order = _order(p, k_max)
-        ranked = np.take_along_axis(p, order, axis=1)
-        expected = expected_f2(ranked, head=head, k_max=k_max)
-        best = expected.argmax(axis=1)
-        take = (np.arange(k_max) <= best[:, None]) & (ranked[:, :k_max] > 0)
-        chosen_rows, places = np.nonzero(take)
-        decoded[block] = False
-        decoded[block[chosen_rows], order[chosen_rows, places]] = True
-        worth[start : start + size] = expected[np.arange(len(block)), best]
-    return worth
-
-
-def _width(matter: np.ndarray) -> np.ndarray:
-    """The counts of a (N, C) mask, each rounded up to a power of two, 8..C: (N,) int."""
-    counts = np.count_nonzero(matter, axis=1)
-    powers = 2 ** np.ceil(np.log2(np.maximum(counts, 8))).astype(int)
-    return np.asarray(np.minimum(powers, matter.shape[1]))
-
-
-def _order(p: np.ndarray, k: int) -> np.ndarray:
-    """Columns with the k most probable first, falling; the rest as it comes: (B, C)."""
-    if k == p.shape[1]:
-        return np.argsort(-p, axis=1, kind="stable")
-    parted = np.argpartition(-p, k - 1, axis=1)
-    inner = np.argsort(-np.take_along_axis(p, parted[:, :k], axis=1), axis=1, kind="stable")
-    parted[:, :k] = np.take_along_axis(parted[:, :k], inner, axis=1)
-    return parted
-
-
-def _node_count(k_max: int, probs: np.ndarray) -> int:
-    """Nodes that integrate all powers of z that matter with a relative error of 1e-9."""
-    mean = float(probs.sum(axis=1, dtype=np.float64).max())
-    most = min(probs.shape[1], mean + LOG_1E9 / 3 + np.sqrt(LOG_1E9**2 / 9 + 2 * LOG_1E9 * mean))  # Bernstein
-    degree = k_max + BETA2 * most
-    # Q nodes are exact up to degree 2 Q - 1, and 1e-9 up to 0.17 Q^2 (measured for Q = 12..128)
-    enough = min(degree // 2 + 1, np.sqrt(degree / 0.17))
-    return int(8 * np.ceil(enough / 8))
-
-
-@lru_cache(maxsize=64)
-def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (nodes + 1) / 2, weights / 2

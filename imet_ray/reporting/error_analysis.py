@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import Decoder, decode
-from imet_ray.prediction.metrics import f2_of_counts
+from imet_ray.prediction.metrics import METRICS
 
 ROWS = 2048  # pictures a block
 PER_LABEL = 2  # so that one label does not fill the page
@@ -31,7 +31,7 @@ class LabelCounts:
     def f2(self, labels: np.ndarray) -> float:
         """F2 of some labels, (C,) bool, pooled over all their cells."""
         hits, true, chosen = (counts[labels].sum() for counts in (self.hits, self.true, self.chosen))
-        return float(f2_of_counts(hits, true, chosen))
+        return float(METRICS["f2"].of_counts(hits, true, chosen))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 from imet_ray.data.packed_images import Pack
 from imet_ray.errors import TrialError
 from imet_ray.models.models import Tagger
-from imet_ray.prediction.decode import decode_expected_f2
-from imet_ray.prediction.metrics import best_threshold, f2_score, log_loss
+from imet_ray.prediction.metrics import METRICS, log_loss
 from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.specs import Variant
 from imet_ray.training.distributed import Team
@@ -55,11 +54,11 @@ def evaluate_fold(
     probs = team.gathered(probs, len(rows))
     if not np.isfinite(probs).all():
         raise TrialError(f"predictions became NaN in epoch {epoch}")
-    threshold, score = best_threshold(probs, labels)
+    threshold, score = METRICS["f2"].best_threshold(probs, labels)
     return {
         "valid_loss": log_loss(probs, labels),
         "score": score,
         "threshold": threshold,
-        "expected_score": f2_score(decode_expected_f2(probs), labels),
+        "expected_score": METRICS["f2"].score(METRICS["f2"].decode_expected(probs), labels),
         "evaluate_s": round(time.monotonic() - started, 3),
     }
