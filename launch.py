@@ -23,14 +23,16 @@ import yaml
 
 from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.errors import ConfigError
+from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports
 from imet_ray.units import duration
 
 STAGES = (
     *("sweep", "train", "oof", "predict"),
-    *("status", "tensorboard", "mlflow", "optuna_dashboard", "check_data"),
+    *("status", "optuna_dashboard", "check_data"),
 )
-PORTS = {"status": 8266, "tensorboard": 6006, "optuna_dashboard": 8080}  # if --serve names none
+PORTS = {"status": 8266, "optuna_dashboard": 8080}  # if --serve names none
+TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 OPTIONS = {  # which options each stage reads; any other is refused
@@ -53,8 +55,6 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "oof": {"name", "address", "concurrency"},
     "predict": {"name", "address", "concurrency", "out", "member"},
     "status": {"name", "serve"},
-    "tensorboard": {"name", "serve"},
-    "mlflow": {"name"},
     "optuna_dashboard": {"name", "serve", "studies"},
     "check_data": set(),
 }
@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    stage = next(name for name in STAGES if getattr(args, name) not in (None, False))
+    stage = next(name for name in (*STAGES, *EXPORTERS) if getattr(args, name) not in (None, False))
     _refuse_strangers(args, stage)
     settings = _settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
-    if stage in ("status", "tensorboard", "mlflow", "optuna_dashboard"):
+    if stage in ("status", "optuna_dashboard", *EXPORTERS):
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray.commands import setup as stages
@@ -121,13 +121,11 @@ def _look(stage: str, args: argparse.Namespace) -> int:
 
     runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
     store = newest_run(runs) if args.name is None else open_run(runs, args.name)
-    port = PORTS[stage] if args.serve == OWN_PORT else args.serve
+    port = PORTS.get(stage, TOOL_PORT) if args.serve == OWN_PORT else args.serve
     if stage == "status":
         return looking.status(store, port)
-    if stage == "tensorboard":
-        return looking.tensorboard(store, port)
-    if stage == "mlflow":
-        return looking.mlflow(store)
+    if stage in EXPORTERS:
+        return looking.export(store, stage, port)
     from imet_ray.cluster.studies_page import serve_studies
 
     return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port, args.studies))
@@ -146,8 +144,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stage.add_argument("--oof", action="store_true", help="out-of-fold predictions of a run")
     stage.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
     stage.add_argument("--status", action="store_true", help="how far a run is, from its directory alone")
-    stage.add_argument("--tensorboard", action="store_true", help="a run's trials as TensorBoard files")
-    stage.add_argument("--mlflow", action="store_true", help="log a run's trials to MLflow")
+    for tool, exporter in EXPORTERS.items():
+        stage.add_argument(f"--{tool}", action="store_true", help=exporter.help)
     stage.add_argument("--optuna-dashboard", action="store_true", help="look at a run's studies")
     stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
     parser.add_argument(
@@ -207,10 +205,12 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     given = {
         {"source": "from"}.get(key, key)
         for key, value in vars(args).items()
-        if value is not None and value is not False and key not in STAGES
+        if value is not None and value is not False and key not in (*STAGES, *EXPORTERS)
     }
-    for option in sorted(given - ALWAYS - OPTIONS[stage]):
-        readers = " or ".join(f"--{s.replace('_', '-')}" for s in STAGES if option in OPTIONS[s])
+    exporters = {name: {"name", "serve"} if tool.serve else {"name"} for name, tool in EXPORTERS.items()}
+    options = OPTIONS | exporters
+    for option in sorted(given - ALWAYS - options[stage]):
+        readers = " or ".join(f"--{s.replace('_', '-')}" for s in options if option in options[s])
         raise ConfigError(
             f"--{option.replace('_', '-')} has no meaning for --{stage.replace('_', '-')}: "
             f"it is for {readers}"

@@ -39,8 +39,7 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
-from imet_ray.reporting.run_status import TrialStatus
-from imet_ray.reporting.trial_curves import ended_trials
+from imet_ray.reporting.run_status import TrialStatus, ended_trials
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.storage.run_directory import Cache
 from imet_ray.training.recipe import check_recipe

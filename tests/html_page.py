@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements, what they load, the text of the classes."""
+    """A page taken apart: elements, what they load, their texts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -14,6 +14,7 @@ class Page(HTMLParser):
         self.headings: list[str] = []
         self.rows: list[list[str]] = []  # of tables, the text of their cells
         self.captions: list[str] = []
+        self.explanations: list[str] = []  # the first paragraph after each heading
         self._open: list[str] = []
         self.spans: list[tuple[str | None, str]] = []  # class and text
         self._class: str | None = None
@@ -25,6 +26,7 @@ class Page(HTMLParser):
         self._open = [*self._open, tag]
         if tag in ("h2", "h3"):
             self.headings.append("")
+            self.explanations.append("")
         elif tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
@@ -50,5 +52,7 @@ class Page(HTMLParser):
         ):
             if set(tags) & set(self._open):
                 texts[-1] += data
+        if self.explanations and self._open[-1:] == ["p"]:
+            self.explanations[-1] += data
         if self._class is not None:
             self.spans[-1] = (self._class, self.spans[-1][1] + data)

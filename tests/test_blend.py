@@ -160,7 +160,7 @@ def test_a_method_and_a_decoder_that_are_asked_for_are_used_and_all_of_it_is_jso
     labels = trained.run.data.labels
     assert [row["true"] for row in found["labels"]] == labels.sum(axis=0).tolist()
     assert all(0 <= row["hits"] <= min(row["true"], row["predicted"]) for row in found["labels"])
-    assert found["f2_by_group"].keys() == {"culture", "tag"}
+    assert found["score_by_group"].keys() == {"culture", "tag"}
     for kind, has in (("probable_labels_that_are_missing", 0), ("improbable_labels_that_are_there", 1)):
         for mistake in found[kind]:
             row = trained.run.data.split.ids.index(mistake["id"])

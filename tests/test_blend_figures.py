@@ -1,17 +1,30 @@
 """The blend's figures: what is drawn is what the findings say."""
 
+import base64
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.prediction.pooling import SCALES
-from imet_ray.reporting import blend_figures as figures
-from imet_ray.reporting.html import drawing, shortened
+from imet_ray.reporting.pages import Section, draw_sections, shorten
+from imet_ray.reporting.report_figures import FIGURES, ReportData
 
-DRAWN = (*(draw for _, drawings in figures.SECTIONS for _, draw in drawings), figures.budget)
+DRAWN = list(FIGURES)[:8]  # those of the blend
+
+
+def section(name, report) -> Section | None:
+    """What stands under that name."""
+    return FIGURES[name](ReportData("F2", report))
+
+
+def drawn(name, report) -> Figure:
+    """The figure of that name."""
+    return section(name, report).figure
 
 
 def found(m=3, *, groups=True, decoders=None, scale=None) -> dict:
@@ -57,7 +70,7 @@ def dots(axes, *, hollow=False) -> list[tuple[float, float]]:
 
 
 def test_each_method_and_decoder_has_its_nested_and_its_own_score(report):
-    axes = figures.scores(report).axes[0]
+    axes = drawn("methods", report).axes[0]
     blends = [row for row in report["rows"] if not row["is_single"]]
     assert ticks(axes) == ["uniform", "greedy", "nelder-mead"]
     assert sorted(x for x, _ in dots(axes)) == pytest.approx(sorted(row["nested"] for row in blends))
@@ -68,43 +81,72 @@ def test_each_method_and_decoder_has_its_nested_and_its_own_score(report):
 
 
 def test_an_interval_drawn_from_the_best_members_score_holds_the_nested_score(report):
-    axes = figures.scores(report).axes[0]
+    axes = drawn("methods", report).axes[0]
     intervals = [collection.get_segments()[0] for collection in axes.collections]
     for (low, y), (high, _) in intervals:
         (nested,) = [x for x, place in dots(axes) if place == pytest.approx(y)]
         assert low - 1e-9 <= nested <= high + 1e-9
 
 
+def test_the_first_figure_has_the_blend_and_each_member_under_its_better_decoder(report):
+    axes = drawn("blend", report).axes[0]
+    singles = [row for row in report["rows"] if row["is_single"]]
+    best = {
+        row["method"]: max(r["nested"] for r in singles if r["method"] == row["method"]) for row in singles
+    }
+    names = sorted(best, key=lambda name: -best[name])
+    assert ticks(axes) == ["the blend", *names]
+    assert dots(axes) == [(pytest.approx(report["nested"]), 0)]
+    (members,) = [
+        line for line in axes.lines if len(line.get_xdata()) == len(names) and line.get_marker() == "o"
+    ]
+    assert members.get_xdata() == pytest.approx([best[name] for name in names])
+
+
+def test_the_table_of_methods_says_what_the_terminals_does(report):
+    table = section("methods", report).table
+    assert [row[:4] for row in table.rows] == [
+        (
+            row["method"] + " (weights of the threshold)" * row["transferred"],
+            row["decoder"],
+            row["own"],
+            row["nested"],
+        )
+        for row in report["rows"]
+    ]
+
+
 def test_the_gain_over_uniform_weights_leaves_uniform_out(report):
-    axes = figures.gains(report).axes[0]
+    axes = drawn("gains", report).axes[0]
     rows = [row for row in report["rows"] if not row["is_single"] and row["method"] != "uniform"]
     assert ticks(axes) == ["greedy", "nelder-mead"]
     assert sorted(x for x, _ in dots(axes)) == pytest.approx(sorted(r["over_uniform"]["mean"] for r in rows))
 
 
 def test_level_2_stands_beside_the_methods(report):
-    level2 = {"kind": "logistic", "decoder": "threshold", "own": 0.7, "nested": 0.5}
-    axes = figures.scores(report | {"level2": [level2]}).axes[0]
+    gain = {"mean": 0.01, "low": 0.0, "high": 0.02}
+    level2 = {"kind": "logistic", "decoder": "threshold", "own": 0.7, "nested": 0.5, "over_best": gain}
+    axes = drawn("methods", report | {"level2": [level2]}).axes[0]
     assert ticks(axes)[-1] == "level 2: logistic"
     assert 0.5 in [x for x, _ in dots(axes)]
 
 
-def test_weights_have_a_bar_a_member_and_dots_a_fold_and_the_score_without_each(report):
-    left, right = figures.weights(report).axes
+def test_weights_have_a_bar_per_member_and_dots_per_fold_and_the_score_without_each(report):
+    left, right = drawn("weights", report).axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx(report["chosen"]["weights"])
-    drawn = [list(line.get_xdata()) for line in left.lines]
-    assert drawn == [list(by_fold) for by_fold in report["chosen"]["weights_by_fold"]]
+    by_fold = [list(line.get_xdata()) for line in left.lines]
+    assert by_fold == [list(fitted) for fitted in report["chosen"]["weights_by_fold"]]
     without = [worth["without"] for worth in report["worth"]]
     assert [x for x, _ in dots(right)] == pytest.approx(without)
 
 
 def test_small_matrices_have_numbers_and_large_ones_a_scale(report):
-    texts = [text.get_text() for text in figures.correlation(report).axes[0].texts]
+    texts = [text.get_text() for text in drawn("correlation", report).axes[0].texts]
     assert texts[0] == "1.00"
     assert texts[1] == f"{report['correlation'][0][1]:.2f}".replace("0.", ".")
     assert len(texts) == 9
     many = {"names": [f"m{i}" for i in range(20)], "correlation": np.eye(20).tolist()}
-    figure = figures.correlation(many)
+    figure = drawn("correlation", many)
     assert not figure.axes[0].texts
     assert len(figure.axes) == 2
 
@@ -118,27 +160,27 @@ def upright(axes) -> list[float]:
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_threshold_that_decides_is_marked(scale):
     report = found(decoders=["threshold"], scale=scale)
-    axes = figures.threshold_curve(report).axes[0]
+    axes = drawn("threshold", report).axes[0]
     assert upright(axes) == pytest.approx([report["decoder"]["threshold"]], abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_threshold_of_each_group_is_marked(scale):
     report = found(decoders=["group-thresholds"], scale=scale)
-    axes = figures.threshold_curve(report).axes[0]
+    axes = drawn("threshold", report).axes[0]
     assert upright(axes) == pytest.approx(report["decoder"]["label_thresholds"][:2], abs=1e-6)
     assert [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()] == ["a", "b"]
 
 
 def test_expected_f2_has_no_threshold_to_mark():
-    axes = figures.threshold_curve(found(decoders=["expected-f2"])).axes[0]
+    axes = drawn("threshold", found(decoders=["expected-f2"])).axes[0]
     assert upright(axes) == []
     assert len(axes.lines) == 2
 
 
 def test_greedys_curve_is_drawn_once_where_decoders_share_it(report):
     curves = {tuple(row["curve"]) for row in report["rows"] if row["curve"]}
-    lines = [line for line in figures.greedy(report).axes[0].lines if len(line.get_xdata()) > 1]
+    lines = [line for line in drawn("greedy", report).axes[0].lines if len(line.get_xdata()) > 1]
     assert {tuple(line.get_ydata()) for line in lines} == curves
     assert len(lines) == len(curves)
 
@@ -148,40 +190,44 @@ def test_a_budget_is_steps_up_to_its_limit():
         {"seconds": 30.0, "score": 0.6, "members": ["a", "b"]},
         {"seconds": 10.0, "score": 0.5, "members": ["a"]},
     ]
-    axes = figures.budget({"budget": {"curve": curve, "limit_s": 40.0}}).axes[0]
+    axes = drawn("budget", {"budget": {"curve": curve, "limit_s": 40.0}}).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [10, 30, 40]
     assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6, 0.6]
     assert upright(axes) == [40]
-    assert figures.budget({"budget": {"curve": curve, "limit_s": None}}).axes[0].get_legend() is None
+    assert drawn("budget", {"budget": {"curve": curve, "limit_s": None}}).axes[0].get_legend() is None
 
 
-@pytest.mark.parametrize("draw", DRAWN)
-def test_what_lacks_its_numbers_is_not_drawn(draw):
-    assert draw({}) is None
-    assert draw({"text": "of an earlier version", "nested": 0.5, "budget": None}) is None
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_lacks_its_numbers_is_not_drawn(name):
+    assert section(name, {}) is None
+    assert section(name, {"text": "of an earlier version", "nested": 0.5, "budget": None}) is None
 
 
 def test_one_member_has_scores_and_a_threshold_but_nothing_to_compare():
     report = found(1, groups=False)
-    drawn = [draw for draw in DRAWN if draw(report) is not None]
-    assert drawn == [figures.scores, figures.threshold_curve]
+    assert [name for name in DRAWN if section(name, report) is not None] == ["methods", "threshold"]
 
 
 def test_the_weights_of_an_earlier_version_are_drawn():
     earlier = {"names": ["a", "b"], "weights": [0.4, 0.6], "weights_by_fold": [[0.5, 0.5]]}
-    assert len(figures.weights(earlier).axes) == 1
+    assert len(drawn("weights", earlier).axes) == 1
 
 
-@pytest.mark.parametrize("name", ["$x_1$ ^ $", "日本語", "<b>&", "a" * 300])
+@pytest.mark.parametrize("name", ["$x_1$ ^ $", "日本語", "<script>&", "a" * 300])
 def test_any_name_can_be_drawn(report, name):
     known = report["names"][0]
     renamed = json.loads(json.dumps(report).replace(json.dumps(known), json.dumps(name)))
     (row,) = [r for r in report["rows"] if (r["method"], r["decoder"]) == ("uniform", "group-thresholds")]
     renamed |= {"groups": [name, "b"], "chosen": row}
-    for draw in DRAWN[:-1]:
-        assert drawing(draw(renamed), name).startswith("<img ")
+    shown = draw_sections(FIGURES, ReportData("F2", renamed))
+    assert [one["name"] for one in shown] == DRAWN[:-1]
+    for one in shown:
+        tree = ElementTree.fromstring(base64.b64decode(one["picture"].partition(",")[2]))
+        texts = [text for element in tree.iter() if (text := element.text)]
+        assert "script" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
+        assert not any("mathdefault" in text for text in texts)
 
 
 def test_a_long_name_loses_its_middle():
-    assert shortened("efficientnet-light-288", 11) == "effic…t-288"
-    assert shortened("eleven char", 11) == "eleven char"
+    assert shorten("efficientnet-light-288", 11) == "effic…t-288"
+    assert shorten("eleven char", 11) == "eleven char"

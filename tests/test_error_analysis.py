@@ -71,10 +71,10 @@ def test_labels_are_counted_in_blocks_as_they_would_be_at_once(decoder, monkeypa
     assert counts.true.tolist() == labels.sum(axis=0).tolist()
 
 
-def test_f2_of_labels_is_pooled_over_their_cells():
+def test_the_score_of_labels_is_pooled_over_their_cells():
     rng = np.random.default_rng(1)
     probs, labels = rng.random((30, 4), dtype=np.float32), rng.integers(0, 2, (30, 4), dtype=np.uint8)
     decoder = Decoder(name="threshold", threshold=0.4)
     some = np.array([True, False, True, False])
     flat = decode(probs, decoder)[:, some].reshape(1, -1), labels[:, some].reshape(1, -1)
-    assert count_labels(probs, labels, decoder).f2(some) == pytest.approx(F2.score(*flat))
+    assert count_labels(probs, labels, decoder).score(some) == pytest.approx(F2.score(*flat))

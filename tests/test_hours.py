@@ -4,8 +4,7 @@ import pytest
 from bare_spec import bare_spec
 
 from benchmarks.hours import Swept, refuse_others
-from imet_ray.reporting.run_status import TrialStatus
-from imet_ray.reporting.trial_curves import ended_trials
+from imet_ray.reporting.run_status import TrialStatus, ended_trials
 from imet_ray.specs import Variant
 from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result

@@ -15,10 +15,11 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
 from imet_ray.prediction.metrics import METRICS
-from imet_ray.reporting import html as page_module
 from imet_ray.reporting import report_page as report
 from imet_ray.reporting.error_analysis import confident_mistakes
+from imet_ray.reporting.pages import INK
 from imet_ray.reporting.report_page import (
+    MISTAKES,
     SHOWN_LABELS,
     SHOWN_MISTAKES,
     SHOWN_PICTURES,
@@ -29,14 +30,6 @@ from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
 
 F2 = METRICS["f2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def coarse():
-    """Figures of a 16th of the pixels: half of the time goes into them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "DPI", 40)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -83,61 +76,88 @@ def full_page(store, full, catalog, probs) -> Page:
     return page_of(store, full, catalog, probs)
 
 
-def pictures(page, kind) -> list[Image.Image]:
+def images(page, kind) -> list[bytes]:
     prefix = f"data:image/{kind};base64,"
     found = [src.removeprefix(prefix) for src in page.loaded if src.startswith(prefix)]
-    return [Image.open(io.BytesIO(base64.b64decode(data, validate=True))) for data in found]
+    return [base64.b64decode(data, validate=True) for data in found]
 
 
-OLD = [
-    "What the blend is worth",
-    "F2 by label frequency",
-    "F2 by label group",
-    "The most confident mistakes",
-    "Probable labels that the picture lacks: likely missing from train.csv",
-    "Improbable labels that it has",
-    "Leaderboard: F2 of each fold, at its best threshold",
-    "Learning curves: F2 of the held-out fold",
-    "Labels: out-of-fold recall by frequency",
-    "Test pictures",
-]
-FOUND = [
+def photographs_of(page) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(data)) for data in images(page, "jpeg")]
+
+
+def figures_of(page) -> list[str]:
+    return [data.decode() for data in images(page, "svg+xml")]
+
+
+BLEND = [
+    "The blend and its members",
     "Methods and decoders",
+    "Fitted weights against uniform ones",
     "Weights, and what each member is worth",
     "Correlation of the members' errors",
     "Threshold curve",
-    "Greedy's curve",
+    "Greedy selection",
     "Score against seconds",
 ]
-SHOWN_WRONG = 2 * 8  # two a label and kind
+TRIALS = ["Leaderboard", "Learning curves"]
+LABELS = ["F2 by label frequency", "F2 by label group"]
+WRONG = [*MISTAKES]
+TEST = ["Test pictures"]
+SHOWN_WRONG = 2 * 8  # two per label and kind
 
 
 def test_the_page_loads_nothing_but_the_pictures_that_it_carries(full_page):
-    drawn = len(pictures(full_page, "png"))
-    photographs = [picture.size for picture in pictures(full_page, "jpeg")]
-    assert drawn == 3 + len(FOUND) + 1  # methods and decoders have two
+    figures = figures_of(full_page)
+    photographs = [picture.size for picture in photographs_of(full_page)]
+    assert len(figures) == len(BLEND) + len(TRIALS) + 1  # label groups have a table alone
     assert photographs == [(12, 9)] * (SHOWN_WRONG + SHOWN_PICTURES)
-    assert len(full_page.loaded) == drawn + len(photographs)
-    assert not {"script", "link", "iframe", "object"} & set(full_page.elements)
+    assert len(full_page.loaded) == len(figures) + len(photographs)
+    assert not {"link", "iframe", "object"} & set(full_page.elements)
+
+
+def test_the_page_opens_with_the_score_the_gain_and_a_picture(full_page, full):
+    report = full.report
+    gain = report["chosen"]["over_single"]
+    opening = full_page.text.partition("Methods and decoders")[0]
+    for figure in (f"{report['nested']:.4f}", *(f"{gain[key]:+.4f}" for key in ("mean", "low", "high"))):
+        assert figure in opening
+    assert opening.index(f"{report['nested']:.4f}") < opening.index(BLEND[0])
+
+
+def test_each_figure_takes_the_colour_of_the_text(full_page):
+    for figure in figures_of(full_page):
+        assert "currentColor" in figure
+        assert INK not in figure
+        assert "prefers-color-scheme" in figure
+
+
+def test_each_section_has_its_line_of_explanation(full_page):
+    assert full_page.elements.count("h2") == len(full_page.headings)
+    for heading, text in zip(full_page.headings, full_page.explanations, strict=True):
+        assert text, heading
 
 
 def test_the_sections_stand_in_order(full_page):
-    assert full_page.headings == [*OLD[:1], *FOUND, *OLD[1:]]
+    assert full_page.headings == [*BLEND, *TRIALS, *LABELS, *WRONG, *TEST]
 
 
 def test_an_ensemble_of_an_earlier_version_has_a_page_too(page):
-    assert page.headings == OLD
-    assert len(pictures(page, "png")) == 3
+    assert page.headings == [*TRIALS, *LABELS, *WRONG, *TEST]
+    assert len(figures_of(page)) == 3
+    assert f"nested F2 0.4321 {HOSTILE}" in page.text
 
 
 def test_an_ensemble_that_says_nothing_of_its_worth_has_a_page_too(store, ensemble, catalog):
     page = page_of(store, ensemble.model_copy(update={"report": {}}), catalog, None)
-    assert page.headings == OLD[:-1]
+    assert page.headings == [*TRIALS, *LABELS, *WRONG]
 
 
 def test_the_verdict_stands_before_the_table(full_page):
     verdict = full_page.text.index(f"it is worth it {HOSTILE}")
-    assert verdict < full_page.text.index(f"optimistic {HOSTILE}") < full_page.text.index("member alone")
+    assert (
+        verdict < full_page.text.index(f"optimistic {HOSTILE}") < full_page.text.index("Methods and decoders")
+    )
 
 
 def test_the_members_of_each_budget_are_listed(full_page):
@@ -208,8 +228,8 @@ def test_without_another_tools_predictions_the_rest_is_there(store, full, catalo
     outside = full.members[1].model_copy(update={"trials": [], "checkpoints": []})
     mixed = full.model_copy(update={"members": [full.members[0], outside]})
     page = page_of(store, mixed, catalog, None)
-    assert page.headings == [*OLD[:1], *FOUND, *OLD[6:8]]
-    assert "another tool" in page.text
+    assert page.headings == [*BLEND, *TRIALS]
+    assert "a member is external" in page.text
 
 
 def test_a_blend_without_a_run_has_its_findings(store, full):
@@ -217,19 +237,18 @@ def test_a_blend_without_a_run_has_its_findings(store, full):
     place.root.mkdir(parents=True)
     write_findings(place, full.name, full.report)
     page = Page(place.report.read_text(encoding="utf-8"))
-    assert page.headings == [OLD[0], *FOUND]
+    assert page.headings == BLEND
     assert full.name in page.text
 
 
 def test_a_blend_without_a_leaderboard_has_no_empty_figures(store, full, catalog):
     page = page_of(store, full, catalog, None, variants=())
-    assert page.headings == [*OLD[:1], *FOUND, *OLD[1:6], OLD[8]]
+    assert page.headings == [*BLEND, *LABELS, *WRONG]
 
 
 def test_names_are_shown_as_they_are_and_never_read_as_markup(page, catalog):
-    assert "script" not in page.elements
+    assert page.elements.count("script") == 1  # the page's own, which sorts tables
     assert f"r & d: blend {HOSTILE}" in page.text
-    assert f"nested F2 0.4321 {HOSTILE}" in page.text
     for name in catalog.label_names:
         assert any(text.startswith(f"{name} 0.") for _, text in page.spans)
     assert re.search(rf"not found: \w+ {re.escape(HOSTILE)}", page.text)
@@ -261,15 +280,14 @@ def test_without_test_labels_nothing_is_called_right_or_wrong(store, ensemble, c
 def test_without_test_predictions_and_with_an_unused_label_the_rest_is_there(store, ensemble, catalog):
     labels = catalog.labels * np.array([0, 1, 1, 1], np.uint8)
     page = page_of(store, ensemble, replace(catalog, labels=labels), None)
-    assert len(pictures(page, "png")) == 3
-    assert page.headings == OLD[:-1]
-    assert "nested F2 0.4321" in page.text
+    assert len(figures_of(page)) == 3
+    assert page.headings == [*TRIALS, *LABELS, *WRONG]
 
 
 def test_dollar_signs_in_a_name_are_no_formula(store, ensemble, catalog):
     names = tuple(f"coin of $1_$ {name[:9]}" for name in catalog.label_names)
     page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
-    assert len(pictures(page, "png")) == 3
+    assert any(names[0][:16] in figure for figure in figures_of(page))
     assert {row[0] for row in page.rows} >= set(names)
 
 
@@ -277,3 +295,4 @@ def test_names_in_another_script_are_shown(store, ensemble, catalog):
     names = ("日本語", "عربي", "ελληνικά", "🎨")
     page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
     assert {row[0] for row in page.rows} >= set(names)
+    assert any(names[0] in figure for figure in figures_of(page))

@@ -131,7 +131,7 @@ def test_the_page_is_served_on_loopback_and_nothing_else_is(store):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
             page = answer.read().decode()
         assert "<h1>r: 6 of 6 trials</h1>" in page
-        assert page.count("class='plot'") == 2
+        assert page.count('class="plot"') == 2
         for path in ("experiment.json", "../r/experiment.json"):
             with pytest.raises(urllib.error.HTTPError, match="404") as refused:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30)

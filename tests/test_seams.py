@@ -90,3 +90,44 @@ def test_what_a_recipe_names_is_one_entry_in_one_registry(kind, monkeypatch, tmp
         assert rates == [0.003, 0.0015]
     elif kind != "loss":
         assert calls
+
+
+def test_a_report_figure_is_one_function_and_one_line(tmp_path, monkeypatch):
+    from imet_ray.reporting.pages import Section, canvas
+    from imet_ray.reporting.report_figures import FIGURES
+    from imet_ray.reporting.report_page import write_findings
+    from imet_ray.storage.run_directory import RunDirectory
+
+    def one_dot(data):
+        figure = canvas(1)
+        figure.subplots().plot([1], [1], "o")
+        return Section(f"A dot for {data.score}", "It says nothing.", figure)
+
+    monkeypatch.setitem(FIGURES, "dot", one_dot)
+    place = RunDirectory(tmp_path / "run").ensemble("blend")
+    place.root.mkdir(parents=True)
+    write_findings(place, "blend", {})
+    page = place.report.read_text()
+    assert "<h2>A dot for F2</h2>\n<p>It says nothing.</p>" in page
+    assert 'alt="A dot for F2" src="data:image/svg+xml;base64,' in page
+
+
+def test_a_status_exporter_is_one_entry_and_has_its_flag(tmp_path, monkeypatch, capsys):
+    import launch
+    from imet_ray.reporting.exports import EXPORTERS, Exporter
+
+    told = []
+
+    def write(store):
+        told.append(store.root.name)
+        return 2, 3
+
+    exporter = Exporter("a list of trials", write, place=lambda store: "here", hint=lambda store: "look")
+    monkeypatch.setitem(EXPORTERS, "listing", exporter)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "experiment.json").write_text("{}")
+    assert launch.main(["--listing", "--runs", str(tmp_path)]) == 0
+    assert told == ["r"]
+    assert capsys.readouterr().out == "2 trials written, 1 were there: here\nlook\n"
+    assert launch.main(["--listing", "--serve", "--runs", str(tmp_path)]) == 1
+    assert "--serve has no meaning for --listing" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from imet_ray.cluster.study_storage import FAULTS, PAUSES, open_storage
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.reporting.trial_curves import missing
+from imet_ray.reporting.exports import missing
 from imet_ray.storage.files import shown
 from imet_ray.storage.run_directory import RunDirectory
 

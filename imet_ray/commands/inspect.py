@@ -4,16 +4,15 @@ Each prints what a person wants to read and returns the exit code. Servers liste
 """
 
 import contextlib
-import os
 import time
-from importlib import metadata
 from socketserver import BaseServer
 
 from imet_ray.errors import ConfigError
+from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.reporting.run_status import Watcher
 from imet_ray.storage.run_directory import RunDirectory
 
-AGAIN_S = 10.0  # a served TensorBoard is given the trials that ended meanwhile
+AGAIN_S = 10.0  # a served tool is given the trials that ended meanwhile
 
 
 def status(store: RunDirectory, port: int | None) -> int:
@@ -43,34 +42,17 @@ def serve_on(server: BaseServer) -> int:
     return 0
 
 
-def tensorboard(store: RunDirectory, port: int | None) -> int:
-    """Write TensorBoard's files, and serve them, if there is a port."""
-    from imet_ray.reporting.tensorboard_export import start_server, write_events
-
-    new, total = write_events(store)
-    print(f"{new} trials written, {total - new} were there: {store.tensorboard}")
-    if port is None:
-        print("look: the same command with --serve")
+def export(store: RunDirectory, tool: str, port: int | None) -> int:
+    """Write the ended trials for a tool of EXPORTERS; with a port, serve them, and write more until Ctrl-C."""
+    exporter = EXPORTERS[tool]
+    new, total = exporter.write(store)
+    print(f"{new} trials written, {total - new} were there: {exporter.place(store)}")
+    if port is None or exporter.serve is None:
+        print(exporter.hint(store))
         return 0
-    print(f"{start_server(store, port)}  (Ctrl-C ends it)")
+    print(f"{exporter.serve(store, port)}  (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(AGAIN_S)
-            write_events(store)
-    return 0
-
-
-def mlflow(store: RunDirectory) -> int:
-    """Log to MLflow."""
-    from imet_ray.reporting.mlflow_export import URI, local_uri, log_runs
-
-    new, total = log_runs(store)
-    there = f"{total - new} were there"
-    if os.environ.get(URI):  # which may hold a password
-        print(f"{new} trials logged to ${URI}, {there}")
-    else:
-        print(f"{new} trials logged to {store.mlflow}, {there}")
-        print(
-            f"look: uvx mlflow@{metadata.version('mlflow-skinny')} ui --backend-store-uri {local_uri(store)}"
-        )
+            exporter.write(store)
     return 0

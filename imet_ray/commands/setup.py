@@ -29,7 +29,7 @@ from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
-SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
+SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
 
 @dataclass(frozen=True)

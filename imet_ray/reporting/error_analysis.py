@@ -1,7 +1,7 @@
 """What out-of-fold predictions get wrong, as data: counts of each label, and the most confident mistakes.
 
-Of the latter often it is the label that is wrong; `imet_ray.reporting.report_page` shows them with their pictures.
-Everything goes in blocks of rows: iMet's predictions are 482 MB.
+Often it is the label that is wrong; `report_page` shows such mistakes with their pictures. All is done in blocks
+of rows: iMet's predictions are 482 MB.
 """
 
 import os
@@ -16,7 +16,7 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import Decoder, decode
 from imet_ray.prediction.metrics import METRICS
 
-ROWS = 2048  # pictures a block
+ROWS = 2048  # pictures per block
 PER_LABEL = 2  # so that one label does not fill the page
 
 
@@ -28,8 +28,8 @@ class LabelCounts:
     chosen: np.ndarray
     true: np.ndarray
 
-    def f2(self, labels: np.ndarray) -> float:
-        """F2 of some labels, (C,) bool, pooled over all their cells."""
+    def score(self, labels: np.ndarray) -> float:
+        """The score of some labels, (C,) bool, pooled over all their cells."""
         hits, true, chosen = (counts[labels].sum() for counts in (self.hits, self.true, self.chosen))
         return float(METRICS["f2"].of_counts(hits, true, chosen))
 
@@ -65,7 +65,7 @@ def count_labels(probs: np.ndarray, labels: np.ndarray, decoder: Decoder) -> Lab
 
 
 def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int) -> dict[str, Any]:
-    """F2 of each label and label group, and the most confident mistakes, for a program.
+    """The score of each label and label group, and the most confident mistakes, for a program.
 
     Args:
         probs: (N, C) float, out of fold.
@@ -90,14 +90,16 @@ def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int
         "labels": [
             {
                 "label": label,
-                "f2": counts.f2(own),
+                "score": counts.score(own),
                 "true": int(counts.true[i]),
                 "predicted": int(counts.chosen[i]),
                 "hits": int(counts.hits[i]),
             }
             for i, (label, own) in enumerate(zip(catalog.label_ids, each, strict=True))
         ],
-        "f2_by_group": {group: counts.f2(groups == group) for group in sorted(set(catalog.label_groups))},
+        "score_by_group": {
+            group: counts.score(groups == group) for group in sorted(set(catalog.label_groups))
+        },
         "probable_labels_that_are_missing": listed(missing),
         "improbable_labels_that_are_there": listed(unseen),
     }
@@ -109,7 +111,7 @@ def confident_mistakes(probs: np.ndarray, labels: np.ndarray, k: int) -> tuple[l
     Args:
         probs: (N, C) float16 or float32.
         labels: (N, C) uint8 or bool.
-        k: of each kind at most, and `PER_LABEL` of them a label; of equal ones the first row, then label, wins.
+        k: of each kind at most, and `PER_LABEL` of them per label; of equal ones the first row, then label, wins.
 
     Returns:
         Absent labels, the most probable first; present labels, the least probable first.

@@ -19,6 +19,7 @@ from imet_ray.units import clock
 
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")
+ENDED = ("complete", "stopped", "failed")
 SILENT_S = 120.0  # without an epoch
 SILENT_EPOCHS = 4.0  # times its own seconds an epoch, where these are long
 
@@ -60,6 +61,16 @@ class Status:
 
     def count(self, state: State) -> int:
         return sum(trial.state == state for trial in self.trials)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have a result."""
+        return sum(trial.state in ENDED for trial in self.trials)
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the search space's variants."""
+        return [variant.name for variant in self.experiment.space.variants]
 
     @property
     def wanted(self) -> int:
@@ -116,7 +127,7 @@ class Status:
         for standing in self.leaderboard:
             lines.append(
                 f"{standing.variant:<{width}}  {len(standing.score):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
-                + " ".join(f"{key}={short(value)}" for key, value in standing.hparams.items())
+                + hparams_text(standing)
             )
         for trial in self.running():
             lines.append(f"{trial.state:<8} {self.told(trial)}")
@@ -185,7 +196,7 @@ class Watcher:
             except (StoreError, ValueError, KeyError, TypeError, OSError) as error:
                 unreadable.append(f"{trial.root}: {error}")
                 continue
-            if found[-1].state in ("complete", "failed", "stopped"):
+            if found[-1].state in ENDED:
                 self.ended[trial.trial_id] = found[-1]
         return found, unreadable
 
@@ -197,9 +208,17 @@ def status_of(trial: TrialDirectory, now: float) -> TrialStatus:
         StoreError: if one of its files is damaged.
     """
     spec, result, rows = read_spec(trial), read_result(trial), read_json_lines(trial.metrics)
+    rows = [{"score": row.get("f2"), **row} for row in rows]  # earlier versions wrote `f2`
     newest = trial.metrics if rows else trial.spec
     heard = newest.stat().st_mtime
     return TrialStatus(spec, _state(result, rows, now - heard), rows, result.reason if result else "", heard)
+
+
+def ended_trials(store: RunDirectory) -> list[TrialStatus]:
+    """Those that have a result, by id; a stopped one that was promoted has none until it is complete."""
+    store.fetch()
+    found, _ = Watcher(store).trials(time.time())
+    return [trial for trial in found if trial.state in ENDED]
 
 
 def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: float) -> State:
@@ -230,5 +249,10 @@ def _driver(store: RunDirectory) -> str:
     return ""
 
 
-def short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def hparams_text(standing: Standing) -> str:
+    """The hparams in a line, as key=value."""
+    texts = {
+        key: f"{value:.3g}" if isinstance(value, float) else str(value)
+        for key, value in standing.hparams.items()
+    }
+    return " ".join(f"{key}={text}" for key, text in texts.items())
