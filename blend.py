@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 from imet_ray.command_line import Parser, exit_code
 from imet_ray.errors import ConfigError
-from imet_ray.sizes import byte_size
 from imet_ray.startup import heavy_imports
-from imet_ray.units import duration
+from imet_ray.units import byte_size, duration
 
 if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
     from imet_ray.blending.fit_jobs import Runner

@@ -20,7 +20,7 @@ import timm
 import torch
 
 from imet_ray.data.augmentation import apply_view
-from imet_ray.data.catalog import read_catalog
+from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import prepare
 from imet_ray.models.depthwise_cpu import train_small_maps_fast

@@ -1,10 +1,12 @@
-"""Spans of time as people write them."""
+"""Spans of time and numbers of bytes as people write them."""
 
 import re
 
 from imet_ray.errors import ConfigError
 
-LONGEST = 3653 * 86400  # ten years
+LONGEST = 3653 * 86400  # seconds: ten years
+LARGEST = 10**18  # bytes
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def duration(text: str, option: str) -> float:
@@ -31,3 +33,23 @@ def clock(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def byte_size(text: str, option: str) -> int:
+    """Bytes in `20GB`, `500MB`, or a plain number.
+
+    Not pydantic's ByteSize: it reads `20GB/day` as 20 GB, and cannot tell a size that is too large from no size.
+
+    Args:
+        option: that the text was given to, for the error.
+
+    Raises:
+        ConfigError: if it is no such text, or nothing, or beyond LARGEST.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2].upper() not in BYTES or float(found[1]) <= 0:
+        raise ConfigError(f"{option} takes a size such as 20GB or 500MB, got {text!r}")
+    size = float(found[1]) * BYTES[found[2].upper()]
+    if size > LARGEST:
+        raise ConfigError(f"{option} takes at most {LARGEST:.0e} bytes, got {text[:40]!r}: check its unit")
+    return int(size)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.errors import ConfigError
-from imet_ray.sizes import byte_size
 from imet_ray.storage.encryption import Secret, decrypt_file, encrypt_file
-from imet_ray.units import duration
+from imet_ray.units import byte_size, duration
 from kernel_builder.runtime.locate_weights import KEY_VARIABLE, PASSPHRASE_VARIABLE
 
 ENDING = ".encrypted"

@@ -70,7 +70,7 @@ def tiny_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_catalog(tiny_root) -> Catalog:
-    from imet_ray.data.catalog import read_catalog
+    from imet_ray.data.formats import read_catalog
 
     return read_catalog(tiny_root)
 

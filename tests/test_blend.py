@@ -10,7 +10,6 @@ import pytest
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
-from imet_ray.sizes import byte_size
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory
 
@@ -89,13 +88,6 @@ def test_a_mistake_is_one_line_that_says_what_to_do(call_blend, argv, code, expe
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert out == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("20GB", 20 * 10**9), ("500mb", 5 * 10**8), ("1.5 KB", 1500), ("7", 7), ("7B", 7)]
-)
-def test_sizes(text, size):
-    assert byte_size(text, "--bytes") == size
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray.data.catalog import read_catalog
+from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
@@ -21,7 +21,7 @@ from imet_ray.storage.runs import runs_at
 FETCH = """
 import sys
 from pathlib import Path
-from imet_ray.data.catalog import read_catalog
+from imet_ray.data.formats import read_catalog
 from imet_ray.data.training_data import training_split
 from imet_ray.data.sources import resolve_data
 from imet_ray.storage.runs import runs_at

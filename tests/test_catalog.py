@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import launch
-from imet_ray.data.catalog import read_catalog
 from imet_ray.data.check import check_data
+from imet_ray.data.formats import read_catalog
 from imet_ray.errors import DataError
 
 NAMES = b"attribute_id,attribute_name\n0,culture::a\n1,tag::b\n2,tag::c\n"
@@ -273,7 +273,7 @@ def test_the_digest_stays_when_the_directory_moves(tmp_path):
 def test_the_digest_is_the_same_in_every_process(tmp_path):
     train = HEAD + b"a,1 01\nb,001 0001\nc,00001 000001\n"  # equal numbers, unequal labels
     root = make(tmp_path, **{"train.csv": train, "labels.csv": None})
-    code = f"from imet_ray.data.catalog import *; print(read_catalog(Path({str(root)!r})).digest)"
+    code = f"from imet_ray.data.formats import *; print(read_catalog(Path({str(root)!r})).digest)"
     command, cwd = [sys.executable, "-c", code], Path(launch.__file__).parent
     digests = [subprocess.check_output(command, cwd=cwd, env={"PYTHONHASHSEED": seed}) for seed in "123"]
     assert len(set(digests)) == 1

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from imet_ray.data.catalog import read_catalog, read_directory
+from imet_ray.data.formats import read_catalog, read_directory
 from imet_ray.data.images import read_rgb
 from imet_ray.data.sources import demo, resolve_data
 from imet_ray.errors import ConfigError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
+from imet_ray.data.folds import count_folds, folds_digest, make_folds, read_folds, write_folds
 from imet_ray.errors import ConfigError, DataError
 
 IDS = tuple(f"image{i}" for i in range(7))
@@ -109,14 +109,14 @@ def test_a_given_file_may_have_another_order_a_bom_crlf_and_more_columns(tmp_pat
     ("change", "message"),
     [
         (("image3,0\n", ""), "id 'image3' is missing"),
-        (("image3,0\n", "image3,0\nother,1\n"), "line 6: id 'other' is not in the data"),
-        (("image3,0", "image3,0\nimage3,1"), "line 6: id 'image3' is on line 5 already"),
-        (("image3,0", "image3,0.5"), "line 5: fold of 'image3' must be .* got '0.5'"),
-        (("image3,0", "image3,-1"), "line 5: fold of 'image3' must be .* got '-1'"),
-        (("image3,0", "image3,"), "line 5: fold of 'image3' must be .* got ''"),
-        (("image3,0", "image3"), "line 5: 1 columns instead of 2"),
+        (("image3,0\n", "image3,0\nother,1\n"), "row 6: id 'other' is not in the data"),
+        (("image3,0", "image3,0\nimage3,1"), "row 6: id 'image3' is in row 5 already"),
+        (("image3,0", "image3,0.5"), "row 5: fold of 'image3' must be .* got '0.5'"),
+        (("image3,0", "image3,-1"), "row 5: fold of 'image3' must be .* got '-1'"),
+        (("image3,0", "image3,"), "row 5: fold of 'image3' must be .* got ''"),
+        (("image3,0", "image3"), "row 5: truncated row: 1 of 2 fields"),
         ((",2", ",7"), "no image in fold 2: number the folds 0..2"),
-        (("id,fold", "id,part"), "first line must name the columns id and fold, got id,part"),
+        (("id,fold", "id,part"), "row 1: missing column: fold; found id, part"),
     ],
 )
 def test_a_folds_file_that_does_not_fit_is_refused(
@@ -141,9 +141,19 @@ def test_all_problems_of_a_folds_file_are_in_one_short_report(tmp_path: Path) ->
     path.write_text("id,fold\n" + "".join(f"stranger{i},0\n" for i in range(1000)))
     with pytest.raises(DataError) as caught:
         read_folds(path, IDS)
-    assert "line 2: id 'stranger0'" in str(caught.value)
+    assert "row 2: id 'stranger0'" in str(caught.value)
     assert "and 987 more" in str(caught.value)
     assert str(caught.value).count("\n") == 21
+
+
+@pytest.mark.parametrize(
+    "text", ["fold,id\n{f},{i}\n", "id,fold,weight\n{i},{f},9\n", '"id","fold"\n"{i}","{f}"\n']
+)
+def test_folds_are_counted_whatever_the_columns(tmp_path: Path, text: str) -> None:
+    header, row = text.splitlines()
+    lines = [header, *(row.format(i=f"p{i}", f=i % 4) for i in range(8))]
+    (tmp_path / "folds.csv").write_text("\n".join(lines) + "\n")
+    assert count_folds(tmp_path / "folds.csv") == 4
 
 
 def test_the_digest_tells_other_folds_and_other_ids() -> None:

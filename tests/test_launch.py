@@ -6,7 +6,6 @@ import pytest
 
 import blend
 import launch
-from imet_ray.commands import setup as stages
 
 
 def run(capsys, *argv, program=launch):
@@ -146,16 +145,6 @@ def test_a_run_whose_folds_were_lost_is_not_blended(capsys, trained, tmp_path, t
     code, _, err = run(capsys, *where, program=blend)
     assert code == 1
     assert "is not the file that the run was begun with" in err
-
-
-@pytest.mark.parametrize(
-    "text", ["fold,id\n{f},{i}\n", "id,fold,weight\n{i},{f},9\n", '"id","fold"\n"{i}","{f}"\n']
-)
-def test_folds_are_counted_whatever_the_columns(tmp_path, text):
-    header, row = text.splitlines()
-    lines = [header, *(row.format(i=f"p{i}", f=i % 4) for i in range(8))]
-    (tmp_path / "folds.csv").write_text("\n".join(lines) + "\n")
-    assert stages._count_folds(tmp_path / "folds.csv") == 4
 
 
 def test_the_name_of_an_ensemble_is_no_path(capsys, trained, tmp_path):

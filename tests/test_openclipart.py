@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from imet_ray.data.catalog import read_catalog, read_directory
+from imet_ray.data.formats import read_catalog, read_directory
 from imet_ray.data.images import read_rgb
 from imet_ray.data.sources import openclipart, resolve_data
 from imet_ray.errors import ImetError
@@ -134,7 +134,7 @@ def test_a_whole_openclipart_is_not_made_again(tmp_path, source):
     assert contents(root) == before
 
 
-@pytest.mark.parametrize(("what", "after"), [("read_rgb", 11), *(("_table", n) for n in range(4))])
+@pytest.mark.parametrize(("what", "after"), [("read_rgb", 11), *(("write_table", n) for n in range(4))])
 def test_an_interrupted_conversion_goes_on_to_the_same_result(tmp_path, source, monkeypatch, what, after):
     fetched(tmp_path / "whole", source)
     do, calls = getattr(openclipart, what), []
@@ -151,7 +151,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_result(tmp_path, source, 
     assert not (tmp_path / "clip" / "sample_submission.csv").exists()
     fetched(tmp_path / "clip", source)
     assert contents(tmp_path / "clip") == contents(tmp_path / "whole")
-    assert len(calls) <= {"read_rgb": len(PICTURES) + 1, "_table": after + 5}[what]
+    assert len(calls) <= {"read_rgb": len(PICTURES) + 1, "write_table": after + 5}[what]
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""Spans of time as people write them."""
+"""Spans of time and numbers of bytes as people write them."""
 
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.units import clock, duration
+from imet_ray.units import byte_size, clock, duration
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,16 @@ def test_anything_else_is_refused_with_the_name_of_its_option(text):
 )
 def test_a_clock_shows_minutes_and_only_then_hours(seconds, text):
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("20GB", 20 * 10**9), ("500mb", 5 * 10**8), ("1.5 KB", 1500), ("7", 7), ("7B", 7)]
+)
+def test_a_size_is_a_number_and_a_unit(text, size):
+    assert byte_size(text, "--bytes") == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "20GB/day", "20 G", "1e9", "20 zebras"])
+def test_what_is_no_size_is_refused_with_the_name_of_its_option(text):
+    with pytest.raises(ConfigError, match="--bytes takes a size such as 20GB or 500MB, got "):
+        byte_size(text, "--bytes")

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 from tqdm import tqdm
 
 from imet_ray.blending.members import Member
-from imet_ray.data.csv_tables import Problem, Row, read_table
-from imet_ray.data.labels import multi_hot
+from imet_ray.data.csv_tables import Problem, numbered, read_table
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.storage.files import write_text
 
@@ -64,7 +64,7 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
     parts = [[_open(file) for file in own] for own in found]
     n_labels = _check_shapes(found, parts, of_picture)
     hot = _multi_hot(rows, n_labels, labels)
-    ids = tuple(row.values[0] for row in rows)
+    ids = tuple(rows["id"])
     models = tqdm(
         list(zip(named, parts, strict=True)), "reading", unit="model", disable=not sys.stderr.isatty()
     )
@@ -228,37 +228,36 @@ def _assembled(parts: Sequence[np.ndarray], folds: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _rows(labels: Path) -> list[Row]:
-    """The rows of train.csv, each with an id of its own."""
+def _rows(labels: Path) -> pd.DataFrame:
+    """The rows of train.csv by their numbers, each with an id of its own."""
     problems: list[Problem] = []
-    rows = read_table(labels, ("id", "attribute_ids"), problems) or []
+    rows = read_table(labels, ("id", "attribute_ids"), problems)
     for problem in problems:
         if problem.forbids:
             place = f"{labels} row {problem.row}" if problem.row is not None else str(labels)
             raise DataError(f"{place}: {problem.kind}, {problem.text}: use Kaggle's train.csv")
-    if not rows:
+    if rows is None or rows.empty:
         raise DataError(f"{labels} has no rows: use Kaggle's train.csv")
     seen: dict[str, int] = {}
-    for row in rows:
-        picture = row.values[0]
-        if not picture or seen.setdefault(picture, row.number) != row.number:
+    for row, picture in numbered(rows, "id"):
+        if not picture or seen.setdefault(picture, row) != row:
             what = f"{picture!r} was in row {seen[picture]} already" if picture else "the id is empty"
-            raise DataError(f"{labels} row {row.number}: {what}: use Kaggle's train.csv")
+            raise DataError(f"{labels} row {row}: {what}: use Kaggle's train.csv")
     return rows
 
 
-def _multi_hot(rows: Sequence[Row], n_labels: int, labels: Path) -> np.ndarray:
+def _multi_hot(rows: pd.DataFrame, n_labels: int, labels: Path) -> np.ndarray:
     """(N, C) uint8."""
-    found = [row.values[1].split() for row in rows]
-    for row, own in zip(rows, found, strict=True):
+    hot = np.zeros((len(rows), n_labels), np.uint8)
+    for i, (row, picture, text) in enumerate(rows.itertuples(name=None)):
+        own = text.split()
         if not own:
-            raise DataError(
-                f"{labels} row {row.number}: {row.values[0]!r} has no labels: use Kaggle's train.csv"
-            )
+            raise DataError(f"{labels} row {row}: {picture!r} has no labels: use Kaggle's train.csv")
         for label in own:
             if not COLUMN.fullmatch(label) or int(label) >= n_labels:
                 raise DataError(
-                    f"{labels} row {row.number}: attribute {label[:40]!r} is no column of the level-1 files, which "
+                    f"{labels} row {row}: attribute {label[:40]!r} is no column of the level-1 files, which "
                     f"have 0..{n_labels - 1}: use the train.csv they were made with"
                 )
-    return multi_hot([[int(label) for label in own] for own in found], n_labels)
+            hot[i, int(label)] = 1
+    return hot

@@ -3,7 +3,6 @@
 Each prints what a person wants to read and returns the exit code.
 """
 
-import csv
 import re
 import sys
 import time
@@ -13,8 +12,10 @@ from typing import Any
 
 import torch
 
-from imet_ray.data.catalog import Catalog, read_catalog
+from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory
+from imet_ray.data.folds import count_folds
+from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
 from imet_ray.errors import ConfigError, SettingError, StoreError, unknown_name
@@ -96,7 +97,7 @@ def plan(
             overrides = overrides | {"n_folds": int(folds)}
         elif Path(folds).is_file():
             given_folds = Path(folds)
-            overrides = overrides | {"n_folds": _count_folds(given_folds)}
+            overrides = overrides | {"n_folds": count_folds(given_folds)}
         else:
             raise ConfigError(f"--folds takes a number or a folds.csv, and {folds} is neither")
     found = read_space(space, overrides, check=check_recipe)
@@ -299,16 +300,6 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
         image_sizes = wanted.corners() if wanted is not None else (variant.image_size,)
         sizes |= {default_pack_short_side(int(size)) for size in image_sizes if size is not None}
     return sorted(sizes)
-
-
-def _count_folds(path: Path) -> int:
-    """How many folds a folds.csv has; the file is checked in full later, by id."""
-    try:
-        rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True)
-        folds = [str(row.get("fold")).strip() for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"cannot read the folds file {path}: {error}") from None
-    return 1 + max((int(fold) for fold in folds if fold.isascii() and fold.isdigit()), default=0)
 
 
 def _describe(space: SearchSpace) -> str:

@@ -1,24 +1,18 @@
-"""A data directory in Kaggle's layout: read, checked, and refused with all its problems at once.
+"""A data directory that was read and checked: its pictures, their labels, and all that is wrong with it.
 
-    train.csv                id, attribute_ids (separated by spaces)
-    labels.csv               attribute_id, attribute_name; without it the labels are those of train.csv
-    train/                   one picture an id: png, jpg, jpeg, webp
-    test/                    likewise; may be missing
-    sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
-
-Reading compares names only; `imet_ray.data.check` decodes every picture as well.
+Which files hold the tables and the pictures is a matter of the data format (`imet_ray.data.formats`). Names are
+compared here; `imet_ray.data.check` decodes every picture as well.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from imet_ray.data.csv_tables import Problem, Row, listed, read_table
-from imet_ray.data.labels import multi_hot
-from imet_ray.errors import DataError
+from imet_ray.data.csv_tables import Problem, numbered
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -27,7 +21,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 class Split:
     """The pictures of the training or the test split."""
 
-    ids: tuple[str, ...]  # as the CSV spells them
+    ids: tuple[str, ...]  # as the table spells them
     files: tuple[Path, ...]
 
 
@@ -41,8 +35,8 @@ class Catalog:
     train: Split
     labels: np.ndarray  # (N, C) uint8
     test: Split
-    test_labels: np.ndarray | None  # (n, C) uint8, where test.csv has them
-    label_groups: tuple[str, ...]  # (C,), of labels.csv or of names such as culture::french; "" without
+    test_labels: np.ndarray | None  # (n, C) uint8, where the test pictures have them
+    label_groups: tuple[str, ...]  # (C,), given or from names such as culture::french; "" without
     digest: str  # of the training split: ids, labels, names and sizes of files, not their bytes
     test_digest: str
 
@@ -51,8 +45,28 @@ class Catalog:
         mean = self.labels.sum() / len(self.labels)
         return (
             f"{len(self.train.ids):,} training and {len(self.test.ids):,} test pictures, "
-            f"{len(self.label_ids):,} labels, {mean:.1f} a picture"
+            f"{len(self.label_ids):,} labels, {mean:.1f} per picture"
         )
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one table. The index is the row's number in the file, each cell a string."""
+
+    name: str  # of the file, for problems
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a data format finds in a directory."""
+
+    train: Table  # id, attribute_ids (separated by spaces)
+    labels: Table | None  # attribute_id, attribute_name, group; None: the labels are those of `train`
+    test: Table  # id, in the submission's order
+    test_labels: Table | None  # id, attribute_ids; None without
+    train_pictures: dict[str, Path]  # by file name
+    test_pictures: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -61,64 +75,40 @@ class Reading:
 
     catalog: Catalog | None  # None where a problem forbids training
     problems: tuple[Problem, ...]
-    rows: dict[Path, tuple[str, int]]  # picture file -> table and row that name it
+    pictures: tuple[Path, ...] = ()  # all of them, used or not
+    rows: dict[Path, tuple[str, int]] = field(default_factory=dict)  # picture -> table and row that name it
 
 
-def read_catalog(root: Path) -> Catalog:
-    """Read and check a data directory, without decoding pictures.
-
-    Raises:
-        DataError: with all problems that forbid training.
-    """
-    reading = read_directory(root)
-    if reading.catalog is None:
-        forbidding = [problem for problem in reading.problems if problem.forbids]
-        raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
-    return reading.catalog
-
-
-def read_directory(root: Path) -> Reading:
-    """Read a data directory and collect all that is wrong with it, without decoding pictures."""
-    problems: list[Problem] = []
-    if not root.is_dir():
-        text = "expected train.csv and train/ in it"
-        return Reading(None, (Problem("no such directory", str(root), None, text),), {})
-    rows = read_table(root / "train.csv", ("id", "attribute_ids"), problems)
-    names, groups = _label_names(root, problems)
-    if rows is None:
-        rows = []  # its problem forbids training; the others are still to be found
-    elif not rows:
-        problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
-    known = names if names is not None else _labels_in_use(rows)
-    known_from = "labels.csv" if names is not None else "train.csv"
-    index = {label: i for i, label in enumerate(known)}
-    train, kept = _split(root, "train", "train.csv", rows, problems)
-    labels = _label_rows("train.csv", kept, index, known_from, problems, may_be_empty=False)
-    test_rows, test_table = _test_rows(root, problems)
-    test, test_kept = _split(root, "test", test_table, test_rows, problems)
-    test_labels = _test_labels(root, test_table, test_kept, index, known_from, problems)
-    places = {
-        file: (table, row.number)
-        for split, table, found in ((train, "train.csv", kept), (test, test_table, test_kept))
-        for file, row in zip(split.files, found, strict=True)
+def assemble(root: Path, tables: Tables, problems: list[Problem]) -> Reading:
+    """Match ids with pictures and label sets with labels; what is wrong is added to `problems`."""
+    names, groups = _label_names(tables, problems)
+    labels = _Labels({label: i for i, label in enumerate(names)}, (tables.labels or tables.train).name)
+    train, kept = _split("train", tables.train, tables.train_pictures, problems)
+    hot = labels.of(Table(tables.train.name, kept), problems, may_be_empty=False)
+    test, test_kept = _split("test", tables.test, tables.test_pictures, problems)
+    test_labels = _test_labels(tables.test_labels, test.ids, labels, problems)
+    rows = {
+        file: (table.name, int(row))
+        for split, table, found in ((train, tables.train, kept), (test, tables.test, test_kept))
+        for file, row in zip(split.files, found.index, strict=True)
     }
+    pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
     if any(problem.forbids for problem in problems):
-        return Reading(None, tuple(problems), places)
-    label_ids = tuple(known)
-    hot = multi_hot(labels, len(label_ids))
+        return Reading(None, tuple(problems), pictures, rows)
+    label_ids, label_names = tuple(names), tuple(names.values())
     catalog = Catalog(
         root=root.resolve(),
         label_ids=label_ids,
-        label_names=tuple(known.values()),
+        label_names=label_names,
         train=train,
         labels=hot,
         test=test,
         test_labels=test_labels,
-        label_groups=label_groups(tuple(known.values()), [groups.get(label, "") for label in known]),
+        label_groups=label_groups(label_names, groups),
         digest=_digest(train, label_ids, hot),
         test_digest=_digest(test, (), None),
     )
-    return Reading(catalog, tuple(problems), places)
+    return Reading(catalog, tuple(problems), pictures, rows)
 
 
 def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
@@ -128,153 +118,138 @@ def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _label_names(root: Path, problems: list[Problem]) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """Label id to name, in the order of labels.csv, None without that file; and label id to group."""
-    if not (root / "labels.csv").exists():
-        return None, {}
-    rows = read_table(root / "labels.csv", ("attribute_id", "attribute_name"), problems, optional=("group",))
-    if rows is None:
-        return None, {}
-    groups = {row.values[0]: row.values[2] for row in rows}
-    names: dict[str, str] = {}
-    for row in rows:
-        if not row.values[0]:
-            problems.append(Problem("empty label id", "labels.csv", row.number, ""))
-        elif row.values[0] in names:
-            problems.append(Problem("repeated label", "labels.csv", row.number, repr(row.values[0])))
-        names[row.values[0]] = row.values[1]
-    return names, groups
-
-
-def _labels_in_use(rows: list[Row]) -> dict[str, str]:
-    """The labels of train.csv as their own names: in the order of numbers if all are numbers."""
-    used = {label for row in rows for label in row.values[1].split()}
-    if all(label.isdecimal() for label in used):  # no int(): it refuses more than 4,300 digits
-        ordered = sorted(used, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label))
-    else:
-        ordered = sorted(used)
-    return {label: label for label in ordered}
-
-
-def _split(
-    root: Path, folder: str, table: str, rows: list[Row], problems: list[Problem]
-) -> tuple[Split, list[Row]]:
-    """Find the file of each id; the split and the rows that have one."""
-    listing = picture_files(root / folder)
-    by_stem: dict[str, list[Path]] = {}
-    for file in listing.values():
-        by_stem.setdefault(file.stem, []).append(file)
-    if rows and not (root / folder).is_dir():
-        problems.append(Problem("no such directory", folder, None, f"{table} has {len(rows):,} ids"))
-        return Split((), ()), []
-    seen: dict[str, int] = {}
-    taken: dict[Path, int] = {}  # a and a.png are one picture
-    ids, files, kept = [], [], []
-    for row in rows:
-        picture = row.values[0]
-        if not picture:
-            problems.append(Problem("empty id", table, row.number, ""))
-            continue
-        if "/" in picture or "\\" in picture or picture in (".", ".."):
-            problems.append(Problem("id is a path", table, row.number, repr(picture)))
-            continue
-        if picture in seen:
-            problems.append(
-                Problem("duplicate id", table, row.number, f"{picture!r}, first in row {seen[picture]}")
-            )
-            continue
-        seen[picture] = row.number
-        exact = listing.get(picture)
-        found = [exact] if exact is not None else by_stem.get(picture, [])
-        if len(found) != 1:
-            kind = "several files for an id" if found else "id without a file"
-            text = repr(picture) + (f": {', '.join(sorted(f.name for f in found))}" if found else "")
-            problems.append(Problem(kind, table, row.number, f"{text} in {folder}/"))
-            continue
-        if found[0] in taken:
-            text = f"{picture!r} is the picture of row {taken[found[0]]}"
-            problems.append(Problem("duplicate id", table, row.number, text))
-            continue
-        if not found[0].is_file():  # a directory, or a link to nowhere
-            problems.append(Problem("not a file", table, row.number, f"{folder}/{found[0].name}"))
-            continue
-        taken[found[0]] = row.number
-        ids.append(picture)
-        files.append(found[0])
-        kept.append(row)
-    extra = len(listing) - len(set(files))
-    if rows and extra > 0 and len(files) == len(rows):
-        problems.append(
-            Problem("files without an id", folder, None, f"{extra:,} are not used", forbids=False)
-        )
-    return Split(tuple(ids), tuple(files)), kept
-
-
-def _label_rows(
-    table: str,
-    rows: list[Row],
-    index: dict[str, int],
-    known_from: str,
-    problems: list[Problem],
-    *,
-    may_be_empty: bool,
-) -> list[list[int]]:
-    """Label indices of each row."""
-    found = []
-    for row in rows:
-        labels: list[int] = []
-        for label in row.values[1].split():
-            position = index.get(label)
-            if position is None:
-                problems.append(Problem(f"label that {known_from} lacks", table, row.number, repr(label)))
-            elif position in labels:
-                problems.append(Problem("repeated label", table, row.number, repr(label)))
-            else:
-                labels.append(position)
-        if not row.values[1].split() and not may_be_empty:
-            problems.append(Problem("row without labels", table, row.number, repr(row.values[0])))
-        found.append(labels)
-    return found
-
-
-def _test_rows(root: Path, problems: list[Problem]) -> tuple[list[Row], str]:
-    """The test ids in order, and where they stand."""
-    for table in ("sample_submission.csv", "test.csv"):
-        if (root / table).exists():
-            rows = read_table(root / table, ("id",), problems, optional=("attribute_ids",))
-            return rows or [], table
-    files = sorted(picture_files(root / "test"))
-    return [Row(i + 1, (Path(name).stem, "")) for i, name in enumerate(files)], "test"
-
-
-def _test_labels(
-    root: Path, table: str, kept: list[Row], index: dict[str, int], known_from: str, problems: list[Problem]
-) -> np.ndarray | None:
-    """Labels of the test pictures, where test.csv has them: (n, C) uint8."""
-    if not kept or not (root / "test.csv").exists():
-        return None
-    rows = read_table(
-        root / "test.csv", ("id",), problems, optional=("attribute_ids",), quiet=table == "test.csv"
-    )
-    by_id = {row.values[0]: row for row in rows or [] if row.values[1]}
-    if not by_id:
-        return None
-    missing = [row for row in kept if row.values[0] not in by_id]
-    if missing:
-        text = f"{len(missing):,} of {len(kept):,} test pictures have none: test labels are not used"
-        problems.append(Problem("test labels are incomplete", "test.csv", None, text, forbids=False))
-        return None
-    ordered = [by_id[row.values[0]] for row in kept]
-    return multi_hot(
-        _label_rows("test.csv", ordered, index, known_from, problems, may_be_empty=True), len(index)
-    )
-
-
 def picture_files(folder: Path) -> dict[str, Path]:
-    """The picture files of a folder by name: one directory listing, not a look-up an id."""
+    """The picture files of a folder by name: one directory listing, not a look-up per id."""
     if not folder.is_dir():
         return {}
     return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
+
+
+def _label_names(tables: Tables, problems: list[Problem]) -> tuple[dict[str, str], list[str]]:
+    """Label id to name, in order; and the group of each label."""
+    if tables.labels is None:
+        used = {label for text in tables.train.rows["attribute_ids"] for label in text.split()}
+        return {label: label for label in _ordered(used)}, [""] * len(used)
+    names: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    for row, label, name, group in tables.labels.rows.itertuples(name=None):
+        if not label:
+            problems.append(Problem("empty label id", tables.labels.name, row, ""))
+        elif label in names:
+            problems.append(Problem("repeated label", tables.labels.name, row, repr(label)))
+        names[label], groups[label] = name, group
+    return names, list(groups.values())
+
+
+def _ordered(labels: set[str]) -> list[str]:
+    """In the order of numbers if all are numbers."""
+    if all(label.isdecimal() for label in labels):  # no int(): it refuses more than 4,300 digits
+        return sorted(labels, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label))
+    return sorted(labels)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The known labels, and the table that they are from."""
+
+    index: dict[str, int]
+    known_from: str
+
+    def of(self, table: Table, problems: list[Problem], *, may_be_empty: bool) -> np.ndarray:
+        """The label sets of a table's rows: (n, C) uint8."""
+        hot = np.zeros((len(table.rows), len(self.index)), np.uint8)
+        for i, (row, text) in enumerate(numbered(table.rows, "attribute_ids")):
+            labels = text.split()
+            for label in labels:
+                position = self.index.get(label)
+                if position is None:
+                    kind, what = f"label that {self.known_from} lacks", repr(label)
+                    problems.append(Problem(kind, table.name, row, what))
+                elif hot[i, position]:
+                    problems.append(Problem("repeated label", table.name, row, repr(label)))
+                else:
+                    hot[i, position] = 1
+            if not labels and not may_be_empty:
+                text = repr(table.rows["id"].iloc[i])
+                problems.append(Problem("row without labels", table.name, row, text))
+        return hot
+
+
+def _split(
+    folder: str, table: Table, pictures: dict[str, Path], problems: list[Problem]
+) -> tuple[Split, pd.DataFrame]:
+    """The pictures that a table's rows name, and those rows that name one."""
+    by_stem: dict[str, list[Path]] = {}
+    for file in pictures.values():
+        by_stem.setdefault(file.stem, []).append(file)
+    seen: dict[str, int] = {}
+    taken: dict[Path, int] = {}  # a and a.png are one picture
+    found: dict[str, Path] = {}
+    for row, picture in numbered(table.rows, "id"):
+        wrong = _wrong_id(picture, seen)
+        if wrong is None:
+            seen[picture] = row
+            exact = pictures.get(picture)
+            files = [exact] if exact is not None else by_stem.get(picture, [])
+            wrong = _wrong_file(picture, files, folder, taken)
+        if wrong is not None:
+            problems.append(Problem(wrong[0], table.name, row, wrong[1]))
+            continue
+        taken[files[0]] = row
+        found[picture] = files[0]
+    extra = len(pictures) - len(found)
+    if len(table.rows) and extra > 0 and len(found) == len(table.rows):
+        text = f"{extra:,} are not used"
+        problems.append(Problem("files without an id", folder, None, text, forbids=False))
+    return Split(tuple(found), tuple(found.values())), table.rows.loc[list(taken.values())]
+
+
+def _wrong_id(picture: str, seen: dict[str, int]) -> tuple[str, str] | None:
+    """Why it cannot be a picture's id: the kind of problem and its text."""
+    if not picture:
+        return "empty id", ""
+    if "/" in picture or "\\" in picture or picture in (".", ".."):
+        return "id is a path", repr(picture)
+    if picture in seen:
+        return "duplicate id", f"{picture!r}, first in row {seen[picture]}"
+    return None
+
+
+def _wrong_file(
+    picture: str, files: Sequence[Path], folder: str, taken: dict[Path, int]
+) -> tuple[str, str] | None:
+    """Why the files that may be an id's picture cannot be: the kind of problem and its text."""
+    if not files:
+        return "id without a file", f"{picture!r} in {folder}/"
+    if len(files) > 1:
+        return (
+            "several files for an id",
+            f"{picture!r}: {', '.join(sorted(f.name for f in files))} in {folder}/",
+        )
+    if files[0] in taken:
+        return "duplicate id", f"{picture!r} is the picture of row {taken[files[0]]}"
+    if not files[0].is_file():  # a directory, or a link to nowhere
+        return "not a file", f"{folder}/{files[0].name}"
+    return None
+
+
+def _test_labels(
+    table: Table | None, ids: Sequence[str], labels: _Labels, problems: list[Problem]
+) -> np.ndarray | None:
+    """Labels of the test pictures, if all have them: (n, C) uint8."""
+    if table is None or not ids:
+        return None
+    rows = table.rows[table.rows["attribute_ids"] != ""].reset_index(names="row")
+    rows = rows.drop_duplicates("id", keep="last").set_index("id", drop=False)
+    if rows.empty:
+        return None
+    missing = len(ids) - int(rows["id"].isin(ids).sum())
+    if missing:
+        text = f"{missing:,} of {len(ids):,} test pictures have none: test labels are not used"
+        problems.append(Problem("test labels are incomplete", table.name, None, text, forbids=False))
+        return None
+    ordered = rows.loc[list(ids)].set_index("row")
+    return labels.of(Table(table.name, ordered), problems, may_be_empty=True)
 
 
 def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None) -> str:

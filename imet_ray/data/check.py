@@ -1,8 +1,9 @@
 """Everything that can be said of a data directory before a night is spent on it: counts, sizes, labels, problems.
 
-Decodes every picture. Reading the tables and comparing names is `imet_ray.data.catalog`.
+Decodes every picture. Reading the tables is `imet_ray.data.formats`, comparing names `imet_ray.data.catalog`.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,48 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imet_ray.data.catalog import Catalog, picture_files, read_directory
+from imet_ray.data.catalog import Catalog
 from imet_ray.data.csv_tables import Problem, listed
+from imet_ray.data.formats import read_directory
 from imet_ray.data.images import read_rgb
-from imet_ray.data.labels import LabelStatistics
 from imet_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """How labels are spread."""
+
+    mean: float  # per picture
+    most: int  # on one picture
+    counts: np.ndarray  # (C,) int64
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> "LabelStatistics":
+        """From (N, C) uint8."""
+        per_picture = labels.sum(axis=1, dtype=np.int64)
+        return cls(
+            mean=float(per_picture.mean()) if len(labels) else 0.0,
+            most=int(per_picture.max(initial=0)),
+            counts=labels.sum(axis=0, dtype=np.int64),
+        )
+
+    def text(self, names: Sequence[str], shown: int = 5) -> str:
+        """Mean, head and tail, for people."""
+        order = np.argsort(-self.counts, kind="stable")
+        used = int(np.count_nonzero(self.counts))
+
+        def listed(part: np.ndarray) -> str:
+            return ", ".join(f"{names[c]} {self.counts[c]:,}" for c in part)
+
+        spread = f"{self.mean:.2f} per picture, at most {self.most}"
+        lines = [
+            f"labels        {len(names):,}, of which {used:,} are used; {spread}",
+            f"  head        {listed(order[:shown])}",
+            f"  tail        {listed(order[-shown:])}",
+        ]
+        for bound in (10, 100):
+            lines.append(f"  under {bound:<6}{int(np.count_nonzero(self.counts < bound)):,} labels")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -61,7 +99,6 @@ def check_data(root: Path, *, workers: int, progress: bool) -> DataReport:
     """
     reading = read_directory(root)
     problems = list(reading.problems)
-    files = [file for folder in ("train", "test") for file in picture_files(root / folder).values()]
     sizes: list[tuple[int, int]] = []
 
     def decode(file: Path) -> tuple[int, int] | str:
@@ -72,10 +109,10 @@ def check_data(root: Path, *, workers: int, progress: bool) -> DataReport:
         return height, width
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(decode, files)
+        found = pool.map(decode, reading.pictures)
         disable = None if progress else True
-        bar = tqdm(found, total=len(files), desc="decoding", unit="img", disable=disable)
-        for file, outcome in zip(files, bar, strict=True):
+        bar = tqdm(found, total=len(reading.pictures), desc="decoding", unit="img", disable=disable)
+        for file, outcome in zip(reading.pictures, bar, strict=True):
             if not isinstance(outcome, str):
                 sizes.append(outcome)
                 continue

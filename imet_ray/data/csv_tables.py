@@ -1,12 +1,20 @@
-"""CSV files as people and Kaggle write them: a BOM, CRLF and stray columns are read, damage is named by row."""
+"""CSV tables by pandas: each cell is a string, and each problem names its row.
+
+A byte-order mark, CRLF line ends and stray columns, as people and Kaggle write them, are read.
+"""
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
+from imet_ray.storage.files import write_text
+
 SHOWN = 50  # problems of one kind in a report; the rest is counted
+MOST_EXTRA = 64  # fields that a row may have beyond the first line's and be reported beside other problems
 
 
 @dataclass(frozen=True)
@@ -20,16 +28,8 @@ class Problem:
     forbids: bool = True  # training
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: the wanted columns in the order asked for, "" where an optional one is missing."""
-
-    number: int
-    values: tuple[str, ...]
-
-
 def listed(problems: Sequence[Problem]) -> Iterator[str]:
-    """Lines that name problems by kind; many of one kind are counted at the end."""
+    """Lines that name problems by kind. Those of one kind beyond `SHOWN` are counted."""
     kinds: dict[tuple[bool, str], list[Problem]] = {}
     for problem in problems:
         kinds.setdefault((not problem.forbids, problem.kind), []).append(problem)
@@ -37,52 +37,79 @@ def listed(problems: Sequence[Problem]) -> Iterator[str]:
         yield f"{'warning' if mild else 'problem'}       {kind}: {len(found):,}"
         for problem in found[:SHOWN]:
             row = f" row {problem.row}" if problem.row is not None else ""
-            yield (
-                f"    {problem.where}{row}: {problem.text}".rstrip(": ")
-                .encode(errors="backslashreplace")
-                .decode()
-            )
+            line = f"    {problem.where}{row}: {problem.text}".rstrip(": ")
+            yield line.encode(errors="backslashreplace").decode()
         if len(found) > SHOWN:
             yield f"    and {len(found) - SHOWN:,} more"
 
 
 def read_table(
-    path: Path,
-    columns: tuple[str, ...],
-    problems: list[Problem],
-    *,
-    optional: tuple[str, ...] = (),
-    quiet: bool = False,
-) -> list[Row] | None:
+    path: Path, columns: tuple[str, ...], problems: list[Problem], *, optional: tuple[str, ...] = ()
+) -> pd.DataFrame | None:
     """Read the wanted columns of a CSV file.
 
     Args:
         columns: that must be there.
         problems: what is wrong is added to it, with the row's number.
-        optional: columns that may be missing.
-        quiet: add nothing; for a second reading.
+        optional: columns that may be missing; they are then empty.
 
     Returns:
-        The rows that can be used, or None where nothing can.
+        The rows that can be used: `columns` and `optional` as stripped strings, the index is the row's number in
+        the file. None where nothing can be used.
     """
-    found: list[Problem] = []
-    rows = _read(path, columns, optional, found)
-    if not quiet:
-        problems += found
-    return rows
-
-
-def _read(
-    path: Path, columns: tuple[str, ...], optional: tuple[str, ...], problems: list[Problem]
-) -> list[Row] | None:
     name = path.name
+    text = _read_text(path, columns, problems)
+    if text is None:
+        return None
+    try:
+        cells = _cells(text)
+    except pd.errors.ParserError as error:
+        problems.append(Problem("damaged CSV", name, _damaged_row(text), str(error)))
+        return None
+    header = cells.iloc[0].dropna().str.strip().tolist()
+    missing = [column for column in columns if column not in header]
+    if missing:
+        text = f"{', '.join(missing)}; found {', '.join(header)[:100]}"
+        problems.append(Problem("missing column", name, 1, text))
+        return None
+    wanted = columns + optional
+    stray = [column for i, column in enumerate(header) if column not in wanted or column in header[:i]]
+    if stray:
+        problems.append(Problem("stray column", name, 1, f"{', '.join(stray)}: ignored", forbids=False))
+    cells = cells.iloc[1:]
+    fields = cells.notna().sum(axis=1)
+    wrong = fields[(fields != len(header)) & (fields > 0)]
+    for number, n in zip(wrong.index.tolist(), wrong.tolist(), strict=True):
+        kind = "truncated row" if n < len(header) else "row with too many fields"
+        problems.append(Problem(kind, name, number, f"{n} of {len(header)} fields"))
+    cells = cells[fields == len(header)]
+    return pd.DataFrame(
+        {column: cells[header.index(column)].str.strip() if column in header else "" for column in wanted},
+        index=cells.index,
+        dtype=object,
+    )
+
+
+def numbered(rows: pd.DataFrame, column: str) -> Iterator[tuple[int, str]]:
+    """Each row's number and what stands in the column."""
+    return zip(rows.index.tolist(), rows[column].tolist(), strict=True)
+
+
+def write_table(path: Path, columns: Mapping[str, Iterable[object]]) -> None:
+    """Write a CSV file with these columns, atomically."""
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+
+
+def _read_text(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> str | None:
+    name = path.name
+    expected = f"expected columns {', '.join(columns)}"
     try:
         if path.exists() and not path.is_file():  # a pipe would be read for ever
             problems.append(Problem("no file", name, None, "a folder, a pipe or a device"))
             return None
         data = path.read_bytes()
     except FileNotFoundError:
-        problems.append(Problem("no such file", name, None, f"expected columns {', '.join(columns)}"))
+        problems.append(Problem("no such file", name, None, expected))
         return None
     except OSError as error:
         problems.append(Problem("file cannot be read", name, None, str(error.strerror)))
@@ -100,37 +127,43 @@ def _read(
         problems.append(Problem("not UTF-8", name, row, f"byte {data[error.start]:#04x}"))
         return None
     if not text.strip():
-        problems.append(Problem("empty file", name, None, f"expected columns {', '.join(columns)}"))
+        problems.append(Problem("empty file", name, None, expected))
         return None
-    number = 1  # where the row begins; a field may have line ends
+    return text
+
+
+def _cells(text: str) -> pd.DataFrame:
+    """All cells, the header's and those of empty lines included; NaN beyond a row's last field.
+
+    The index is the number of the line in which the row begins: a quoted field may have line ends.
+    """
+    commas = [line.count(",") for line in text.splitlines()]
+    width = 1 + min(max(commas), commas[0] + MOST_EXTRA)
+    regular = '"' not in text and min(commas) == max(commas) > 0
+    cells = pd.read_csv(
+        io.StringIO(text, newline=""),
+        header=None,
+        names=range(width),
+        dtype=object,  # of str: pandas' own strings take no file name that is not UTF-8, and are slower one by one
+        keep_default_na=False,
+        skip_blank_lines=False,
+        # pandas' fast parser takes a truncated row for one with empty fields, and an empty line for an empty field.
+        engine="c" if regular else "python",
+    )
+    cells.index = pd.RangeIndex(1, 1 + len(cells))
+    if '"' in text:
+        breaks = cells.apply(lambda column: column.str.count(r"\r\n|\r|\n")).sum(axis=1)
+        cells.index = pd.Index(1 + (1 + breaks).cumsum().shift(fill_value=0).astype(int))
+    return cells
+
+
+def _damaged_row(text: str) -> int | None:
+    """Where the row begins that no CSV file may have: pandas does not say it."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    row = 1
     try:
-        header = [column.strip() for column in next(reader)]
-        missing = [column for column in columns if column not in header]
-        if missing:
-            problems.append(
-                Problem("missing column", name, 1, f"{', '.join(missing)}; found {', '.join(header)[:100]}")
-            )
-            return None
-        stray = [
-            column
-            for i, column in enumerate(header)
-            if column not in columns + optional or column in header[:i]
-        ]
-        if stray:
-            problems.append(Problem("stray column", name, 1, f"{', '.join(stray)}: ignored", forbids=False))
-        places = [header.index(column) if column in header else None for column in columns + optional]
-        rows: list[Row] = []
-        number = reader.line_num + 1
-        for fields in reader:
-            if len(fields) == len(header):
-                values = (fields[place].strip() if place is not None else "" for place in places)
-                rows.append(Row(number, tuple(values)))
-            elif fields:
-                kind = "truncated row" if len(fields) < len(header) else "row with too many fields"
-                problems.append(Problem(kind, name, number, f"{len(fields)} of {len(header)} fields"))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        problems.append(Problem("damaged CSV", name, number, str(error)))
-        return None
-    return rows
+        for _ in reader:
+            row = reader.line_num + 1
+    except csv.Error:
+        return row
+    return None

@@ -4,23 +4,23 @@ Each label's pictures are spread over the folds as evenly as they can be, rarest
 (all pictures of one object together) are left to a given folds.csv.
 """
 
-import csv
 import hashlib
-import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from imet_ray.data.csv_tables import Problem, read_table, write_table
 from imet_ray.errors import ConfigError, DataError
-from imet_ray.storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
 SLOW = 30_000_000  # entries of the label table from which stratifying takes longer than some 15 s
 MAX_PROBLEMS = 20  # named in one report; the rest is counted
+NUMBER = re.compile(r"[0-9]{1,9}")  # int() takes other digits and refuses more than 4,300
 
 
 def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
@@ -63,11 +63,7 @@ def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
 
 def write_folds(path: Path, ids: Sequence[str], folds: np.ndarray) -> None:
     """Write a CSV file with the columns id and fold, atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "fold"))
-    writer.writerows(zip(ids, folds.tolist(), strict=True))
-    write_text(path, text.getvalue())
+    write_table(path, {"id": ids, "fold": folds})
 
 
 def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
@@ -81,54 +77,62 @@ def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
         (N,) int64, from 0 without gaps.
 
     Raises:
-        DataError: naming all that is wrong with the file, by line.
+        DataError: naming all that is wrong with the file, by row.
     """
-    if path.exists() and not path.is_file():  # a pipe would be read for ever
-        raise DataError(f"cannot read the folds file {path}: it is no file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"cannot read the folds file {path}: {error}") from None
-    if not {"id", "fold"} <= set(header):
-        got = ",".join(header) or "nothing"
-        raise DataError(f"{path}: the first line must name the columns id and fold, got {got}")
-    id_column, fold_column = header.index("id"), header.index("fold")
-    row_of = {name: row for row, name in enumerate(ids)}
-    line_of: dict[str, int] = {}
+    found: list[Problem] = []
+    rows = read_table(path, ("id", "fold"), found)
+    problems = [
+        (f"row {problem.row}: " if problem.row else "") + f"{problem.kind}: {problem.text}"
+        for problem in found
+        if problem.forbids
+    ]
+    if rows is None:
+        raise DataError(f"cannot read the folds file {path}: {problems[-1]}")
+    place = {name: i for i, name in enumerate(ids)}
+    first: dict[str, int] = {}
     folds = np.full(len(ids), -1, np.int64)
-    problems: list[str] = []
-    for line, row in rows:
-        if len(row) != len(header):
-            problems.append(f"line {line}: {len(row)} columns instead of {len(header)}")
+    for row, name, fold in rows.itertuples(name=None):
+        if name in first:
+            problems.append(f"row {row}: id {name!r} is in row {first[name]} already")
             continue
-        name, fold = row[id_column], row[fold_column].strip()
-        if name in line_of:
-            problems.append(f"line {line}: id {name!r} is on line {line_of[name]} already")
-            continue
-        line_of[name] = line
-        if name not in row_of:
-            problems.append(f"line {line}: id {name!r} is not in the data")
-        elif not (fold.isascii() and fold.isdigit() and len(fold) < 10):
-            problems.append(f"line {line}: fold of {name!r} must be 0, 1, 2, ..., got {fold!r}")
+        first[name] = row
+        if name not in place:
+            problems.append(f"row {row}: id {name!r} is not in the data")
+        elif not NUMBER.fullmatch(fold):
+            problems.append(f"row {row}: fold of {name!r} must be 0, 1, 2, ..., got {fold!r}")
         else:
-            folds[row_of[name]] = int(fold)
-    problems += [f"id {name!r} is missing" for name in ids if name not in line_of]
+            folds[place[name]] = int(fold)
+    problems += [f"id {name!r} is missing" for name in ids if name not in first]
     if not problems:
-        found = set(folds.tolist())
-        gap = next((fold for fold in range(len(found)) if fold not in found), None)
-        if gap is not None:
-            problems.append(f"no image in fold {gap}: number the folds 0..{len(found) - 1}")
-        if len(found) < 2:
-            problems.append(f"there must be at least 2 folds, got {len(found)}")
+        problems = _wrong_numbering(folds)
     if problems:
-        shown = [*problems[:MAX_PROBLEMS]]
+        shown = problems[:MAX_PROBLEMS]
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
         raise DataError(f"{path} does not fit the data:\n  " + "\n  ".join(shown))
     return folds
+
+
+def count_folds(path: Path) -> int:
+    """How many folds a folds file has, from its largest number; `read_folds` checks it in full, by id.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    problems: list[Problem] = []
+    rows = read_table(path, ("fold",), problems)
+    if rows is None:
+        raise DataError(f"cannot read the folds file {path}: {problems[-1].kind}: {problems[-1].text}")
+    return 1 + max((int(fold) for fold in rows["fold"] if NUMBER.fullmatch(fold)), default=0)
+
+
+def _wrong_numbering(folds: np.ndarray) -> list[str]:
+    """What is wrong with the numbers of the folds, if anything is."""
+    found = set(folds.tolist())
+    gap = next((fold for fold in range(len(found)) if fold not in found), None)
+    if gap is not None:
+        return [f"no image in fold {gap}: number the folds 0..{len(found) - 1}"]
+    return [f"there must be at least 2 folds, got {len(found)}"] if len(found) < 2 else []
 
 
 def folds_digest(ids: Sequence[str], folds: np.ndarray) -> str:

@@ -56,14 +56,14 @@ def find_test(files: Sequence[Path]) -> TestPictures:
     problems: list[Problem] = []
     rows = read_table(samples[0], ("id",), problems, optional=("attribute_ids",))
     fatal = [problem for problem in problems if problem.forbids]
-    if fatal or not rows:
+    if fatal or rows is None or rows.empty:
         first = fatal[0] if fatal else None
         reason = f"{first.kind}, row {first.row} {first.text}".rstrip() if first else "it has no rows"
         raise DataError(f"{samples[0]} cannot be read: {reason}: a submission must have all of its rows")
     folder = samples[0].parent / "test"
     listing = picture_files(folder)
     by_stem = {file.stem: file for file in listing.values()}
-    ids = tuple(row.values[0] for row in rows)
+    ids = tuple(rows["id"])
     known = [listing.get(i) or by_stem.get(i) for i in ids]
     if not any(known):
         raise DataError(

@@ -5,8 +5,6 @@ then *dropped* at a known rate, as one hurried annotator would, and the complete
 (`complete.csv`; test.csv is complete), so that what missing labels do can be measured.
 """
 
-import csv
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from imet_ray.data.csv_tables import write_table
 from imet_ray.errors import ConfigError
 from imet_ray.storage.files import disk_error
 
@@ -215,24 +214,18 @@ def _write(root: Path, n_images: int, n_test: int, seed: int, missing: float, wo
             tables[split] = list(pool.map(paint, [split] * n, range(n)))
     dropping = np.random.default_rng((seed, 2))
     kept = [(name, _drop(labels, missing, dropping)) for name, labels in tables["train"]]
-    _table(root / "labels.csv", ("attribute_id", "attribute_name"), list(enumerate(LABELS)))
-    header = ("id", "attribute_ids")
+    write_table(root / "labels.csv", {"attribute_id": range(len(LABELS)), "attribute_name": LABELS})
     for file, rows in (("train", kept), ("complete", tables["train"]), ("test", tables["test"])):
-        _table(root / f"{file}.csv", header, [(name, " ".join(map(str, labels))) for name, labels in rows])
-    sample = [(name, "0 1") for name, _ in tables["test"]]
-    _table(root / "sample_submission.csv", header, sample)  # last: the data set is whole
+        label_sets = [" ".join(map(str, labels)) for _, labels in rows]
+        write_table(root / f"{file}.csv", {"id": [name for name, _ in rows], "attribute_ids": label_sets})
+    sample = {"id": [name for name, _ in tables["test"]], "attribute_ids": "0 1"}
+    write_table(root / "sample_submission.csv", sample)  # last: the data set is whole
 
 
 def _drop(labels: list[int], missing: float, rng: np.random.Generator) -> list[int]:
     """What a hurried annotator leaves: each label with probability 1 - missing, at least one."""
     kept = [label for label in labels if rng.random() >= missing]
     return kept or [int(rng.choice(labels))]
-
-
-def _table(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _falling(n: int, exponent: float) -> np.ndarray:

@@ -4,9 +4,7 @@ openclipart-svg carries the contributors' keywords, openclipart-png the pictures
 least ten pictures have; a seeded tenth of the pictures is the test split, whose labels stand in test.csv.
 """
 
-import csv
 import html
-import io
 import logging
 import re
 import shutil
@@ -20,16 +18,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from imet_ray.data.csv_tables import write_table
 from imet_ray.data.images import read_rgb
 from imet_ray.errors import DataError
-from imet_ray.storage.files import disk_error, write_text, writing
+from imet_ray.storage.files import disk_error, writing
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 SHORT_SIDE = 160  # pixels
 NO_LABELS = {"hash", "magick", "unsorted", ""}  # left by tools, not by contributors
-AT_LEAST = 10  # pictures a label
+AT_LEAST = 10  # pictures per label
 TEST_SHARE = 0.1
 SEED = 2019
 
@@ -129,12 +128,12 @@ def _convert(root: Path, unpacked: Path, workers: int, progress: bool) -> None:
         for picture, _ in part:
             if (pictures / f"{picture}.jpg").exists():  # else moved before an interruption
                 (pictures / f"{picture}.jpg").replace(root / name / f"{picture}.jpg")
-        table = [(picture, " ".join(map(str, found))) for picture, found in part]
-        _table(root / f"{name}.csv", ("id", "attribute_ids"), table)
-    _table(root / "labels.csv", ("attribute_id", "attribute_name"), list(enumerate(labels)))
+        label_sets = [" ".join(map(str, found)) for _, found in part]
+        write_table(root / f"{name}.csv", {"id": [name for name, _ in part], "attribute_ids": label_sets})
+    write_table(root / "labels.csv", {"attribute_id": range(len(labels)), "attribute_name": labels})
     shutil.rmtree(pictures)
-    sample = [(picture, "0") for picture, _ in split["test"]]
-    _table(root / "sample_submission.csv", ("id", "attribute_ids"), sample)  # last: the data set is whole
+    sample = {"id": [name for name, _ in split["test"]], "attribute_ids": "0"}
+    write_table(root / "sample_submission.csv", sample)  # last: the data set is whole
 
 
 def _pairs(unpacked: Path) -> list[tuple[str, Path, list[str]]]:
@@ -181,9 +180,3 @@ def _shrink(png: Path, target: Path) -> bool:
     with writing(target) as temporary:
         temporary.write_bytes(data.tobytes())
     return True
-
-
-def _table(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())

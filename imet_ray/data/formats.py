@@ -1,0 +1,113 @@
+"""Data formats: how the tables of a data directory are recognised and read.
+
+Today there is one, Kaggle's layout. A format gives `Tables`; all checks are the same for every format
+(`imet_ray.data.catalog`). Where a directory comes from is `imet_ray.data.sources`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble, picture_files
+from imet_ray.data.csv_tables import Problem, listed, read_table
+from imet_ray.errors import DataError
+
+
+class DataFormat(Protocol):
+    """How a directory's tables are found."""
+
+    def recognises(self, root: Path) -> bool:
+        """True if this directory is of the format."""
+        ...
+
+    def read(self, root: Path, problems: list[Problem]) -> Tables:
+        """The directory's tables; what is wrong with them is added to `problems`."""
+        ...
+
+
+class Kaggle:
+    """Kaggle's layout.
+
+    train.csv                id, attribute_ids (separated by spaces)
+    labels.csv               attribute_id, attribute_name, group; without it the labels are those of train.csv
+    train/                   one picture per id: png, jpg, jpeg, webp
+    test/                    likewise; may be missing
+    sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
+    """
+
+    def recognises(self, root: Path) -> bool:
+        return (root / "train.csv").exists()
+
+    def read(self, root: Path, problems: list[Problem]) -> Tables:
+        train = _rows(root / "train.csv", ("id", "attribute_ids"), (), problems)
+        if train.empty and not any(problem.where == "train.csv" and problem.forbids for problem in problems):
+            problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
+        labels = None
+        if (root / "labels.csv").exists():
+            columns = ("attribute_id", "attribute_name")
+            labels = read_table(root / "labels.csv", columns, problems, optional=("group",))
+        tests = {
+            name: Table(name, _rows(root / name, ("id",), ("attribute_ids",), problems))
+            for name in ("sample_submission.csv", "test.csv")
+            if (root / name).exists()
+        }
+        pictures = {folder: picture_files(root / folder) for folder in ("train", "test")}
+        files = pd.DataFrame({"id": [Path(name).stem for name in sorted(pictures["test"])]}, dtype=object)
+        files.index += 1  # of a listing, which has no header
+        test = next(iter(tests.values()), Table("test", files))
+        return Tables(
+            train=_with_folder(root / "train", Table("train.csv", train), problems),
+            labels=Table("labels.csv", labels) if labels is not None else None,
+            test=_with_folder(root / "test", test, problems),
+            test_labels=tests.get("test.csv"),
+            train_pictures=pictures["train"],
+            test_pictures=pictures["test"],
+        )
+
+
+def _rows(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...], problems: list[Problem]
+) -> pd.DataFrame:
+    """A table's rows; none if it cannot be read, for the problems of other tables are still to be found."""
+    rows = read_table(path, columns, problems, optional=optional)
+    return pd.DataFrame(columns=[*columns, *optional], dtype=object) if rows is None else rows
+
+
+def _with_folder(folder: Path, table: Table, problems: list[Problem]) -> Table:
+    """The table; without its rows, and with one problem, if the folder of their pictures is missing."""
+    if table.rows.empty or folder.is_dir():
+        return table
+    text = f"{table.name} has {len(table.rows):,} ids"
+    problems.append(Problem("no such directory", folder.name, None, text))
+    return Table(table.name, table.rows.iloc[:0])
+
+
+def read_catalog(root: Path) -> Catalog:
+    """Read and check a data directory, without decoding pictures.
+
+    Raises:
+        DataError: with all problems that forbid training.
+    """
+    reading = read_directory(root)
+    if reading.catalog is None:
+        forbidding = [problem for problem in reading.problems if problem.forbids]
+        raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
+    return reading.catalog
+
+
+def read_directory(root: Path) -> Reading:
+    """Read a data directory and collect all that is wrong with it, without decoding pictures.
+
+    The first format that recognises the directory reads it; if none does, Kaggle's says what is missing.
+    """
+    if not root.is_dir():
+        text = "expected train.csv and train/ in it"
+        return Reading(None, (Problem("no such directory", str(root), None, text),))
+    problems: list[Problem] = []
+    form = next((form for form in FORMATS.values() if form.recognises(root)), FORMATS["kaggle"])
+    tables = form.read(root, problems)
+    return assemble(root, tables, problems)
+
+
+FORMATS: dict[str, DataFormat] = {"kaggle": Kaggle()}
