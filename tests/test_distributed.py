@@ -22,7 +22,7 @@ from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.training.distributed import SplitError, Team
 from imet_ray.training.train_trial import train_trial
-from imet_ray.training.trainer import EpochMetrics, Sitting
+from imet_ray.training.trainer import EpochMetrics, Trainer
 
 CPU = torch.device("cpu")
 # Without batch norm and dropout two workers compute what one computes with the doubled batch, but for rounding.
@@ -62,14 +62,14 @@ def member(
             raise Killed
 
     if rank == small:
-        really = Sitting._train_epoch
+        really = Trainer._train_epoch
 
-        def too_small(sitting: Sitting) -> EpochMetrics:
-            if sitting.splits == 1:
+        def too_small(trainer: Trainer) -> EpochMetrics:
+            if trainer.splits == 1:
                 raise torch.cuda.OutOfMemoryError
-            return really(sitting)
+            return really(trainer)
 
-        Sitting._train_epoch = too_small
+        Trainer._train_epoch = too_small
     if late is not None:
         take_over = TrialDirectory.acquire
 

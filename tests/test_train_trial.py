@@ -12,10 +12,10 @@ from imet_ray.models.checkpoint import load_state, load_tagger, read_info
 from imet_ray.prediction.metrics import METRICS, Metric
 from imet_ray.prediction.predict import predict_checkpoint, read_predictions
 from imet_ray.storage.checked_read import read_json_lines
-from imet_ray.storage.files import SupersededError
+from imet_ray.storage.files import SupersededError, write_json
 from imet_ray.storage.results import own_result, read_result
 from imet_ray.storage.run_directory import RunDirectory
-from imet_ray.training import trainer as sitting
+from imet_ray.training import trainer
 from imet_ray.training.distributed import ALONE
 from imet_ray.training.train_trial import train_trial
 
@@ -118,13 +118,13 @@ def test_interrupted_between_the_last_epoch_and_the_result_it_loses_one_epoch(ru
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(sitting.Sitting, "_finish", cut)
+        patch.setattr(trainer.Trainer, "_finish", cut)
         with pytest.raises(Interrupted):
             run(spec)
     began = []
-    really = sitting.Sitting._train_epoch
+    really = trainer.Trainer._train_epoch
     monkeypatch.setattr(
-        sitting.Sitting, "_train_epoch", lambda self: began.append(self.epoch) or really(self)
+        trainer.Trainer, "_train_epoch", lambda self: began.append(self.epoch) or really(self)
     )
     result, trial = run(spec)
     assert began == [2]
@@ -169,7 +169,7 @@ def test_a_nan_loss_fails_the_trial_with_its_reason(run, make_spec):
 
 
 def test_a_batch_too_large_for_the_gpu_is_halved_at_most_twice(run, make_spec, monkeypatch):
-    really = sitting.Sitting._train_epoch
+    really = trainer.Trainer._train_epoch
     needed = 2
 
     def out_of_memory(self):
@@ -177,7 +177,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_at_most_twice(run, make_spec, m
             raise torch.cuda.OutOfMemoryError
         return really(self)
 
-    monkeypatch.setattr(sitting.Sitting, "_train_epoch", out_of_memory)
+    monkeypatch.setattr(trainer.Trainer, "_train_epoch", out_of_memory)
     result, _ = run(make_spec(), "fits")
     assert (result.status, result.batch_splits) == ("complete", 2)
     needed = 8
@@ -203,7 +203,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
     gradients = []
     for splits in (1, 4):
         trial = RunDirectory(tmp_path / str(splits)).trial(spec.trial_id)
-        training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, splits, ALONE)
+        write_json(trial.splits, splits)
+        training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), CPU, 0, ALONE)
         torch.manual_seed(0)
         images = torch.randint(0, 255, (8, 3, 160, 160), dtype=torch.uint8)
         targets = torch.randint(0, 2, (8, len(tiny_data.label_ids))).float()
@@ -215,7 +216,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
         torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-6)
 
 
-def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
+def test_an_older_writer_stops_writing(tiny_data, make_spec, tmp_path):
     spec = make_spec()
     trial = RunDirectory(tmp_path).trial(spec.trial_id)
     with pytest.raises(SupersededError):
@@ -226,7 +227,7 @@ def test_an_older_twin_stops_writing(tiny_data, make_spec, tmp_path):
 def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
     spec = make_spec(head_only_epochs=1)
     trial = RunDirectory(tmp_path).trial(spec.trial_id)
-    training = sitting.Sitting(spec, tiny_data, trial, trial.acquire(), CPU, 0, 1, ALONE)
+    training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), CPU, 0, ALONE)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     training._train_epoch()
     after = training.model.state_dict()

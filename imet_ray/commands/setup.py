@@ -20,6 +20,7 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
 from imet_ray.errors import ConfigError, SettingError, StoreError, unknown_name
 from imet_ray.models.models import check_architecture
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space, unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
@@ -101,6 +102,7 @@ def plan(
         else:
             raise ConfigError(f"--folds takes a number or a folds.csv, and {folds} is neither")
     found = read_space(space, overrides, check=check_recipe)
+    metric_named(found.metric)
     for variant in found.variants:
         check_architecture(variant.architecture)
     wanted = data or found.data

@@ -1,6 +1,6 @@
 """The resolved experiment of a run directory: written once, compared each time the run continues.
 
-So a run never mixes results of different data, folds or recipes. What may change between two sittings is the
+So a run never mixes results of different data, folds or recipes. What may change from one command to the next is the
 budget and the list of variants.
 """
 

@@ -34,7 +34,7 @@ class TrialResult(Frozen):
     expected_score: ExpectedScore = None  # the same epoch decoded without a threshold
     epoch: int | None = None
     epochs: int = 0  # how many were trained
-    seconds: float = 0.0  # in training and evaluation, over all sittings
+    seconds: float = 0.0  # in training and evaluation, over all attempts
     images_per_s: float = 0.0
     batch_splits: int = 1  # parts each batch was cut into to fit the GPU
     checkpoint_digest: str = ""  # sha256 of best.safetensors

@@ -13,14 +13,12 @@ import torch
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.checked_read import read_json, read_json_lines
+from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, another_trial, read_result, read_spec, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import ALONE, Team
-from imet_ray.training.trainer import EpochMetrics, Sitting
-
-MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
+from imet_ray.training.trainer import MAX_SPLITS, EpochMetrics, Trainer, batch_splits
 
 
 def train_trial(
@@ -46,7 +44,7 @@ def train_trial(
     Raises:
         ImetError: a fault of the set-up: data, disk, settings.
         SupersededError: another process has taken over this trial.
-        SplitError: an older twin's last write came between the processes of a team, which must begin again together.
+        SplitError: an older writer's last write came between the processes of a team, which must begin again together.
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
     result, token = None, ""
@@ -58,7 +56,7 @@ def train_trial(
             token = trial.acquire()
             write_json(trial.spec, spec.model_dump(mode="json"))
             if team.size > 1:
-                result = _finished(trial)  # what an older twin wrote until now
+                result = _finished(trial)  # what an older writer wrote until now
     over = team.told(result is not None)
     if not team.leads:
         result = _finished(trial)  # after the leader: all of a team go on from one state
@@ -66,9 +64,9 @@ def train_trial(
         assert result is not None
         return result
     while True:
-        splits = _splits(trial)
+        splits = batch_splits(trial)
         try:
-            return Sitting(spec, data, trial, token, device, loader_workers, splits, team).run(report)
+            return Trainer(spec, data, trial, token, device, loader_workers, team).run(report)
         except TrialError as error:
             reason = str(error)  # all of a team meet it at once
         except torch.cuda.OutOfMemoryError:
@@ -96,12 +94,6 @@ def _finished(trial: TrialDirectory) -> TrialResult | None:
     trial.fetch_all()
     result = read_result(trial)
     return result if result is not None and result.status != "stopped" else None
-
-
-def _splits(trial: TrialDirectory) -> int:
-    """Parts that a batch is computed in; known from before, where the trial was interrupted."""
-    found = read_json(trial.splits) if trial.splits.exists() else 1
-    return int(found) if found in (2, MAX_SPLITS) else 1
 
 
 def _failed(spec: TrialSpec, trial: TrialDirectory, reason: str) -> TrialResult:

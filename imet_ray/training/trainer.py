@@ -1,8 +1,8 @@
-"""One sitting of a trial: from its last state on disk, or from nothing, epoch by epoch to its result.
+"""The trainer of one trial: from its last state on disk, or from nothing, epoch by epoch to its result.
 
-All randomness of an epoch derives from (seed, epoch), and the state is written after each epoch, so a trial that is
-killed and started again ends with the same weights as one that ran through. Several processes may sit together, as a
-`Team`: all hold the same weights, and the first writes. What happens when a sitting fails is
+All randomness of an epoch derives from (seed, epoch), and the state is written after each epoch. So a trial that is
+killed and started again ends with the same weights as one that ran through. Several processes may train together, as a
+`Team`: all hold the same weights, and the first one writes. What happens when training fails is
 `imet_ray.training.train_trial`.
 """
 
@@ -24,7 +24,7 @@ from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
 from imet_ray.models.models import Tagger, build_model, train_mode
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.checked_read import file_digest
+from imet_ray.storage.checked_read import file_digest, read_json
 from imet_ray.storage.files import remove, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
@@ -33,6 +33,7 @@ from imet_ray.training.losses import build_loss
 from imet_ray.training.optim import build_optimizer, build_schedule
 from imet_ray.training.validation import evaluate_fold
 
+MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
 NAN_CHECK_UPDATES = 20  # each check waits for the GPU
 # Pictures, all epochs: from here on cuDNN may try which of its kernels are fastest. Where eight trials of 48 px shared
 # an H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. Search alone and its gain were not measured.
@@ -48,11 +49,11 @@ class _Best:
     epoch: int
     score: float
     threshold: float
-    expected_score: float
+    expected_score: float | None
 
 
-class Sitting:
-    """The state of one sitting."""
+class Trainer:
+    """Trains one trial, as long as this process lives."""
 
     def __init__(
         self,
@@ -62,16 +63,21 @@ class Sitting:
         token: str,
         device: torch.device,
         loader_workers: int,
-        splits: int,
         team: Team,
     ) -> None:
+        """
+        Args:
+            token: of this writer of the trial's directory.
+            loader_workers: processes that load pictures; 0: this one.
+        """
         self.spec, self.recipe = spec, spec.recipe
         self.data, self.trial, self.token = data, trial, token
         self.device, self.loader_workers, self.team = device, loader_workers, team
         recipe = self.recipe
         # A team that lost workers trains on with the same batches, in as many parts as before.
         self.batch_size = recipe.batch_size * spec.workers
-        self.splits, self.parts = splits, splits * -(-spec.workers // team.size)
+        self.splits = batch_splits(trial)
+        self.parts = self.splits * -(-spec.workers // team.size)
         self.pack = data.split.pack(spec.pack_short_side)
         self.held_out = data.rows(spec.fold, held_out=True)
         self.dataset = TrainDataset(
@@ -113,12 +119,20 @@ class Sitting:
             raise SplitError(f"{trial.root}: epoch {self.epoch}, of which the leader knows nothing")
 
     def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
+        """Train to the end.
+
+        Args:
+            report: called after each epoch, when everything of it is on disk.
+
+        Raises:
+            TrialError: if the loss or a prediction becomes NaN.
+        """
         while True:
             metrics = self._train_epoch() | self._evaluate()
             metrics |= {
                 "host": socket.gethostname(),
                 "at": round(time.time(), 3),
-            }  # who looks on wants to know
+            }  # for whoever looks on
             self._save(metrics)
             if self.epoch == self.recipe.epochs:
                 result = self._finish()
@@ -219,7 +233,7 @@ class Sitting:
             self.pack,
             self.held_out,
             self.data.labels[self.held_out],
-            self.recipe,
+            self.spec,
             epoch=self.epoch + 1,
             device=self.device,
             loader_workers=self.loader_workers,
@@ -255,7 +269,7 @@ class Sitting:
         self.history.append(metrics)
         if not self.team.leads:
             return
-        # the result follows the last epoch at once: 0.3 s saved a trial, for an epoch lost if it is killed just then
+        # the result follows the last epoch at once: saves 0.3 s per trial, and loses an epoch if it is killed just then
         if not last:
             state = {
                 "epoch": self.epoch,
@@ -313,6 +327,12 @@ class Sitting:
                 "lower lr, or set clip_norm"
             )
         return loss_sum
+
+
+def batch_splits(trial: TrialDirectory) -> int:
+    """Parts that a batch is computed in; known from before, where the GPU's memory was too small."""
+    found = read_json(trial.splits) if trial.splits.exists() else 1
+    return int(found) if found in (2, MAX_SPLITS) else 1
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -13,7 +13,7 @@ from imet_ray.errors import TrialError
 from imet_ray.models.models import Tagger
 from imet_ray.prediction.metrics import METRICS, log_loss
 from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
-from imet_ray.specs import Variant
+from imet_ray.specs import TrialSpec
 from imet_ray.training.distributed import Team
 
 
@@ -22,13 +22,13 @@ def evaluate_fold(
     pack: Pack,
     rows: np.ndarray,
     labels: np.ndarray,
-    recipe: Variant,
+    spec: TrialSpec,
     *,
     epoch: int,
     device: torch.device,
     loader_workers: int,
     team: Team,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Score the pictures of a held-out fold, one view; each of the team predicts a part, and has all scores.
 
     Args:
@@ -36,10 +36,14 @@ def evaluate_fold(
         labels: (n, C) uint8, of these rows.
         epoch: for the message.
 
+    Returns:
+        What stands in `metrics.jsonl`; `expected_score` is None where the metric cannot maximise its expectation.
+
     Raises:
         TrialError: if a probability is no number.
     """
     started = time.monotonic()
+    recipe, metric = spec.recipe, METRICS[spec.metric]
     probs = predict_rows(
         model,
         pack,
@@ -54,11 +58,11 @@ def evaluate_fold(
     probs = team.gathered(probs, len(rows))
     if not np.isfinite(probs).all():
         raise TrialError(f"predictions became NaN in epoch {epoch}")
-    threshold, score = METRICS["f2"].best_threshold(probs, labels)
+    threshold, score = metric.best_threshold(probs, labels)
     return {
         "valid_loss": log_loss(probs, labels),
         "score": score,
         "threshold": threshold,
-        "expected_score": METRICS["f2"].score(METRICS["f2"].decode_expected(probs), labels),
+        "expected_score": metric.score(metric.decode_expected(probs), labels) if metric.expects else None,
         "evaluate_s": round(time.monotonic() - started, 3),
     }
