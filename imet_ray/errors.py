@@ -54,3 +54,8 @@ def unknown_name(
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
     return ConfigError(f"{where}unknown {kind} {name!r}: {hint}{listed_as}: {listed}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,8 +21,7 @@ from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
 from imet_ray.cluster.worker import train_in_team, train_in_worker
 from imet_ray.cluster.worker_failures import WORKER_DEATHS, Deaths, teach_tune, told_by_trial
 from imet_ray.data.training_data import TrainingData
-from imet_ray.errors import ImetError
-from imet_ray.models.pretrained import first_line
+from imet_ray.errors import ImetError, first_line
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import RunDirectory

@@ -11,11 +11,10 @@ import numpy as np
 import timm
 import torch
 
-from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.errors import ConfigError, first_line, unknown_name
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
 from imet_ray.models.pretrained import (
     classifier_parameters,
-    first_line,
     hub_options,
     load_file,
     load_package,

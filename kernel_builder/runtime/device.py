@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from imet_ray.models.pretrained import first_line
+from imet_ray.errors import first_line
 from imet_ray.prediction.predict import half_of
 
 logger = logging.getLogger(__name__)
