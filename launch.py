@@ -75,14 +75,14 @@ def _run(args: argparse.Namespace) -> int:
     if stage in ("status", "optuna_dashboard", *EXPORTERS):
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
-        from imet_ray.commands import setup as stages
+        from imet_ray.commands import setup
         from imet_ray.storage.runs import runs_at
 
     if stage == "check_data":
-        return stages.check_data(args.check_data)
-    cache = stages.cache_at(args.cache)
+        return setup.check_data(args.check_data)
+    cache = setup.cache_at(args.cache)
     if stage in ("sweep", "train"):
-        plan = stages.plan(
+        request = setup.Request(
             space=args.space,
             data=args.data,
             source=args.source,
@@ -97,8 +97,11 @@ def _run(args: argparse.Namespace) -> int:
             },
             fresh=args.fresh,
         )
+        plan = setup.plan(request)
     if stage == "train":
-        return stages.train(plan, args.variant, args.fold, settings)
+        from imet_ray.commands.train import train
+
+        return train(plan, args.variant, args.fold, settings)
     ray = {"address": args.address, "concurrency": args.concurrency}
     from imet_ray.cluster.session import prepare_environment
 
@@ -107,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if stage == "sweep":
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
-    run = stages.reopen(runs_at(args.runs, cache), args.name, cache)
+    run = setup.reopen(runs_at(args.runs, cache), args.name, cache)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
     return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
