@@ -106,8 +106,8 @@ def test_a_report_figure_is_one_function_and_one_line(tmp_path, monkeypatch):
     from imet_ray.storage.run_directory import RunDirectory
 
     def one_dot(data):
-        figure = canvas(1)
-        figure.subplots().plot([1], [1], "o")
+        figure, axes = canvas(1)
+        axes.plot([1], [1], "o")
         return Section(f"A dot for {data.score}", "It says nothing.", figure)
 
     monkeypatch.setitem(FIGURES, "dot", one_dot)

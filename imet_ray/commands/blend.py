@@ -15,6 +15,7 @@ from imet_ray.blending.imet2019_files import read_2019, write_2019
 from imet_ray.commands.setup import cache_at, elsewhere, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
@@ -83,7 +84,10 @@ def blend(
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
-        findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
+        metric = metric_named(run.experiment.space.metric)
+        findings = (
+            label_findings(oof, run.catalog, ensemble.decoder, metric, SHOWN_MISTAKES) if in_full else {}
+        )
         show("")
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
