@@ -160,7 +160,7 @@ def _runner(address: str | None) -> "Iterator[Runner]":
     from imet_ray.search_space import Resources
 
     with ray_session(Resources(), address=None if address == "local" else address):
-        from imet_ray.cluster.blend import solve_on_ray
+        from imet_ray.cluster.tasks import solve_on_ray
 
         yield solve_on_ray
 

@@ -7,7 +7,7 @@ python launch.py --predict ENSEMBLE              test predictions and the submis
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
-python launch.py --optuna-dashboard              look at the studies
+python launch.py --optuna-dashboard              print the command that shows the studies in a browser
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
@@ -129,9 +129,7 @@ def _look(stage: str, args: argparse.Namespace) -> int:
         return looking.status(store, port)
     if stage in EXPORTERS:
         return looking.export(store, stage, port)
-    from imet_ray.cluster.studies_page import serve_studies
-
-    return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port, args.studies))
+    return looking.optuna_dashboard(store, args.studies, port)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -149,7 +147,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stage.add_argument("--status", action="store_true", help="how far a run is, from its directory alone")
     for tool, exporter in EXPORTERS.items():
         stage.add_argument(f"--{tool}", action="store_true", help=exporter.help)
-    stage.add_argument("--optuna-dashboard", action="store_true", help="look at a run's studies")
+    stage.add_argument("--optuna-dashboard", action="store_true", help="how to look at a run's studies")
     stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
     parser.add_argument(
         "--space",

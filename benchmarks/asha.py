@@ -31,7 +31,7 @@ from ray.tune.schedulers import TrialScheduler
 from benchmarks.hours import launched, on_shared_gpus
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.variant_study import distributions, stable_seed
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import SPACES
 from imet_ray.data.sources import resolve_data
@@ -127,7 +127,7 @@ def _f2(trial: TrialStatus) -> list[float]:
 
 def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     """A search over these sets, in this order, on SLOTS slots."""
-    asha = SearchOnlyAsha(space, Deaths())
+    asha = SearchOnlyAsha(space, WorkerFailures())
     # one spec for all: they are of one variant, whose rungs are shared
     config = {"phase": "search", "spec": order[0].spec.model_dump_json()}
     trials = [SimpleNamespace(trial_id=str(place), config=config) for place in range(len(order))]

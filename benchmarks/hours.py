@@ -4,8 +4,8 @@
 
 One space with one seed, swept three times by `launch.py --sweep`, each in a process of its own: as users run it (all
 sets on the search fold under ASHA, the best one promoted to the other folds); without ASHA; and, the peer, with all
-sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `tpe.Tpe`), later
-ones learn from scores: there is no ratio for sweeps that did not try the same sets.
+sets trained to the end on all folds, the best mean taken. The first 4 sets of a study are random
+(`study_storage.tpe`), later ones learn from scores: there is no ratio for sweeps that did not try the same sets.
 
 Slot time: the seconds of all epochs with their evaluation, from the store; of a CPU, or of a GPU where there is one.
 Other work on the machine moves it and the wall time, which is the whole command's; it does not move the epochs.

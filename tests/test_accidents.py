@@ -51,7 +51,7 @@ def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missin
 
 
 @pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
-def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_path, written, monkeypatch):
+def test_a_set_that_was_half_drawn_at_a_kill_is_failed_and_another_asked_for(tmp_path, written, monkeypatch):
     space = space_of(tmp_path, ("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
     undisturbed = run_out(Policy(space, RunDirectory(tmp_path / "undisturbed"), "data", "folds"))
     left = iter(range(written))
@@ -66,8 +66,10 @@ def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_pa
         with pytest.raises(StopIteration):
             run_out(Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
     run_out(again := Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
-    found = [trial.params for trial in again.studies["a"].study.trials]
-    assert found == [spec.hparams for spec in undisturbed[:7]]
+    sets = again.studies["a"].study.trials
+    assert [trial.number for trial in sets if trial.state.name == "FAIL"] == [written // 2]
+    whole = [trial.params for trial in sets if trial.state.name != "FAIL"]
+    assert whole == [spec.hparams for spec in undisturbed[:7]]
 
 
 def test_hparams_that_do_not_go_together_fail_alone(tmp_path, store):

@@ -11,7 +11,7 @@ from imet_ray.cluster import sweep
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import write_json, write_json_lines
@@ -41,14 +41,16 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def searcher(policy, changes) -> SweepSearcher:
-    return SweepSearcher(policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100, Deaths())
+    return SweepSearcher(
+        policy, lambda: changes.append("changed"), StopOnFault(), lambda: 100, WorkerFailures()
+    )
 
 
 def wear_out(searcher) -> None:
-    """All chances of the trial are gone."""
-    deaths = searcher.deaths
-    deaths.causes["tune"], deaths.counts["tune"] = "out of memory", 4
-    deaths.worn_out.add("tune")
+    """The trial has lost its worker too often."""
+    trial = SimpleNamespace(trial_id="tune", error_file=None, max_failures=3, last_result=None)
+    for trial.num_failures in range(1, 5):
+        searcher.worker_failures.note(trial)
 
 
 def train(store, trial_id, *scores) -> None:
@@ -147,7 +149,7 @@ def test_a_trial_whose_worker_died_too_often_has_failed(searcher, store, policy)
     wear_out(searcher)
     searcher.on_trial_complete("tune", error=True)
     assert [(found.trial_id, why) for found, why in failures(store)] == [
-        (spec.trial_id, "4 times without an epoch in between: out of memory")
+        (spec.trial_id, "4 times without an epoch in between: its worker died")
     ]
     assert states(policy) == ["FAIL"]
 
@@ -217,7 +219,7 @@ def test_trials_that_are_stopped_by_a_fault_are_only_interrupted(searcher, store
 
 def test_no_more_trials_are_handed_out_than_fit_and_more_when_the_cluster_grows(policy):
     fit = 1
-    searcher = SweepSearcher(policy, lambda: None, StopOnFault(), lambda: fit, Deaths())
+    searcher = SweepSearcher(policy, lambda: None, StopOnFault(), lambda: fit, WorkerFailures())
     first = searcher.suggest("t0")
     assert isinstance(first, dict)
     assert searcher.suggest("t1") is None
@@ -237,7 +239,5 @@ def test_when_tune_itself_breaks_off_one_line_says_what_to_do(space, store, monk
     monkeypatch.setattr(sweep.tune, "Tuner", Broken)
     monkeypatch.setattr(sweep, "_trainable", lambda *given: None)  # puts data into Ray's object store
     data = SimpleNamespace(split=SimpleNamespace(digest="data"), folds_digest="folds")
-    with pytest.raises(
-        sweep.BrokenOffError, match=r"\(Caught unexpected exception: gone\): the same command"
-    ):
+    with pytest.raises(sweep.TuneError, match=r"\(Caught unexpected exception: gone\): the same command"):
         sweep.run_sweep(space, store, data, Session(None, 1, 0, 0, 1, lambda: 1))

@@ -16,12 +16,11 @@ from rich.table import Table
 from imet_ray.blending.blend_run import BlendOptions, blend_run
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
-from imet_ray.cluster.blend import solve_on_ray
 from imet_ray.cluster.node_environment import code_bytes
-from imet_ray.cluster.predict_tasks import predict_held_out, predict_test
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import run_sweep
+from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
