@@ -8,7 +8,6 @@ from optuna.storages import JournalStorage
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.files import write_json
 from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -28,8 +27,7 @@ def run_out(policy) -> list[TrialSpec]:
     done = []
     while (given := policy.next()) != "finished":
         assert given is not None, "nothing runs that it could wait for"
-        write_json(policy.store.trial(given.spec.trial_id).spec, given.spec.model_dump(mode="json"))
-        write(policy.store, given.spec.trial_id)
+        write(policy.store, given.spec)
         policy.done(given.spec.trial_id)
         done.append(given.spec)
     return done
@@ -103,7 +101,7 @@ def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, sto
 
 def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):
     first = policy.next()
-    write(store, first.spec.trial_id)
+    write(store, first.spec)
     policy.done(first.spec.trial_id)
     policy.next()  # interrupted
     less = policy.space.model_copy(update={"trials_per_variant": 1})

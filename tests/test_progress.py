@@ -72,6 +72,7 @@ class Sweep:
     def end(self, trial, after, **result) -> None:
         self.now += after
         ours = trial.spec.trial_id
+        write_json(self.policy.store.trial(ours).spec, trial.spec.model_dump(mode="json"))
         settings = {"status": "complete", "score": 0.5, "epochs": 4} | result
         write_result(self.policy.store.trial(ours), TrialResult(trial_id=ours, **settings))
         self.policy.done(ours)

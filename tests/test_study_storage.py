@@ -17,6 +17,7 @@ from imet_ray.cluster.study_storage import Studies, open_storage, open_studies, 
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage import object_store as buckets
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.storage.runs import set_aside
@@ -46,6 +47,7 @@ def work(space: SearchSpace, store: RunDirectory, url: str | None, *, trials: in
             assert found is not None
             trial_id = found.spec.trial_id
             score = found.spec.hparams["dropout"]
+            write_json(store.trial(trial_id).spec, found.spec.model_dump(mode="json"))
             write_result(
                 store.trial(trial_id), TrialResult(trial_id=trial_id, status="complete", score=score)
             )

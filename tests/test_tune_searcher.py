@@ -86,7 +86,7 @@ def test_a_whole_sweep_is_suggested_trial_by_trial_and_then_finished(searcher, s
     phases = []
     while (config := searcher.suggest(f"t{len(phases)}")) != Searcher.FINISHED:
         spec = TrialSpec.model_validate_json(config["spec"])
-        write(store, spec.trial_id)
+        write(store, spec)
         searcher.on_trial_complete(f"t{len(phases)}", {"score": 0.5})
         phases.append((config["phase"], spec.fold))
     assert phases == [("search", 0), ("search", 0), ("promote", 1), ("promote", 2)]
@@ -96,7 +96,7 @@ def test_while_all_depends_on_trials_that_run_tune_is_to_ask_again(searcher, sto
     first, second = suggested(searcher, "t0"), suggested(searcher, "t1")
     assert searcher.suggest("t2") is None
     for name, spec in (("t0", first), ("t1", second)):
-        write(store, spec.trial_id)
+        write(store, spec)
         searcher.on_trial_complete(name)
     assert searcher.suggest("t2")["phase"] == "promote"
 
@@ -110,7 +110,7 @@ def test_an_epochs_score_reaches_optuna(searcher, policy):
 
 def test_a_trial_that_is_told_to_have_ended_twice_counts_once(searcher, store, policy, changes):
     spec = suggested(searcher)
-    write(store, spec.trial_id, score=0.75)
+    write(store, spec, score=0.75)
     searcher.on_trial_complete("tune", {"score": 0.75})
     written = store.trial(spec.trial_id).result.read_bytes()
     searcher.on_trial_complete("tune", error=True)
@@ -135,7 +135,7 @@ def test_a_stopped_trial_that_went_on_and_was_cut_short_counts_its_new_epochs(se
     train(store, spec.trial_id, 0.3, 0.5)
     searcher.on_trial_complete("tune", {"score": 0.5})
     other = suggested(searcher)
-    write(store, other.trial_id, "failed", None)
+    write(store, other, "failed", None)
     searcher.on_trial_complete("tune", {"failed": "NaN"})
     assert suggested(searcher, "again") == spec  # promoted
     train(store, spec.trial_id, 0.3, 0.5, 0.6)
@@ -174,7 +174,7 @@ def test_a_trial_whose_worker_died_before_it_wrote_anything_is_listed_as_failed(
 
 def test_a_result_that_is_complete_outlives_its_workers_death(searcher, store, policy):
     spec = suggested(searcher)
-    write(store, spec.trial_id, score=0.75)
+    write(store, spec, score=0.75)
     searcher.on_trial_complete("tune", error=True)
     assert read_result(store.trial(spec.trial_id)).status == "complete"
     assert states(policy) == ["COMPLETE"]
@@ -190,7 +190,7 @@ def test_a_trial_that_met_a_fault_of_the_set_up_is_issued_again_in_the_next_sitt
 
 def test_a_full_disk_in_the_driver_stops_the_sweep_with_one_line(searcher, store, policy, monkeypatch):
     spec = suggested(searcher)
-    write(store, spec.trial_id, score=0.75)
+    write(store, spec, score=0.75)
 
     def full(trial_id):
         raise OSError(errno.ENOSPC, "No space left on device")
