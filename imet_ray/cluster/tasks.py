@@ -11,8 +11,7 @@ from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker import predict_in_worker
 from imet_ray.data.training_data import SplitData, TrainingData
-from imet_ray.errors import StoreError
-from imet_ray.models.pretrained import first_line
+from imet_ray.errors import StoreError, first_line
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
