@@ -141,11 +141,11 @@ import launch
 from imet_ray.cluster import sweep
 
 def train(config, data, slot):
-    from imet_ray.cluster import ddp_trial as ddp
+    from imet_ray.cluster import ddp_trial as team
     team.RESIZE_S = 3.0  # it is 300
-    ddp.run_ddp_trial(config, data, slot)
+    team.run_team(config, data, slot)
 
-sweep.train_in_group = train
+sweep.train_in_team = train
 raise SystemExit(launch.main(sys.argv[1:]))
 """
 
