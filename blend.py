@@ -86,9 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
     )
     parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument(
-        "--runs", metavar="DIR", default="runs", help="a directory, s3://..., gs://... or az://..."
-    )
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, s3://... or gs://...")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
     parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
@@ -162,7 +160,7 @@ def _runner(address: str | None) -> "Iterator[Runner]":
     from imet_ray.search_space import Resources
 
     with ray_session(Resources(), address=None if address == "local" else address):
-        from imet_ray.cluster.blend import solve_on_ray
+        from imet_ray.cluster.tasks import solve_on_ray
 
         yield solve_on_ray
 

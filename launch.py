@@ -7,7 +7,7 @@ python launch.py --predict ENSEMBLE              test predictions and the submis
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
-python launch.py --optuna-dashboard              look at the studies
+python launch.py --optuna-dashboard              print the command that shows the studies in a browser
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
@@ -75,14 +75,14 @@ def _run(args: argparse.Namespace) -> int:
     if stage in ("status", "optuna_dashboard", *EXPORTERS):
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
-        from imet_ray.commands import setup as stages
+        from imet_ray.commands import setup
         from imet_ray.storage.runs import runs_at
 
     if stage == "check_data":
-        return stages.check_data(args.check_data)
-    cache = stages.cache_at(args.cache)
+        return setup.check_data(args.check_data)
+    cache = setup.cache_at(args.cache)
     if stage in ("sweep", "train"):
-        plan = stages.plan(
+        request = setup.Request(
             space=args.space,
             data=args.data,
             source=args.source,
@@ -97,8 +97,11 @@ def _run(args: argparse.Namespace) -> int:
             },
             fresh=args.fresh,
         )
+        plan = setup.plan(request)
     if stage == "train":
-        return stages.train(plan, args.variant, args.fold, settings)
+        from imet_ray.commands.train import train
+
+        return train(plan, args.variant, args.fold, settings)
     ray = {"address": args.address, "concurrency": args.concurrency}
     from imet_ray.cluster.session import prepare_environment
 
@@ -107,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if stage == "sweep":
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
-    run = stages.reopen(runs_at(args.runs, cache), args.name, cache)
+    run = setup.reopen(runs_at(args.runs, cache), args.name, cache)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
     return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
@@ -117,18 +120,16 @@ def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect as looking
     from imet_ray.storage.run_directory import Cache
-    from imet_ray.storage.runs import runs_at
+    from imet_ray.storage.runs import newest_run, open_run, runs_at
 
     runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
-    store = runs.open(args.name)
+    store = newest_run(runs) if args.name is None else open_run(runs, args.name)
     port = PORTS.get(stage, TOOL_PORT) if args.serve == OWN_PORT else args.serve
     if stage == "status":
         return looking.status(store, port)
     if stage in EXPORTERS:
         return looking.export(store, stage, port)
-    from imet_ray.cluster.studies_page import serve_studies
-
-    return looking.serve_on(serve_studies(store, PORTS[stage] if port is None else port, args.studies))
+    return looking.optuna_dashboard(store, args.studies, port)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -146,7 +147,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stage.add_argument("--status", action="store_true", help="how far a run is, from its directory alone")
     for tool, exporter in EXPORTERS.items():
         stage.add_argument(f"--{tool}", action="store_true", help=exporter.help)
-    stage.add_argument("--optuna-dashboard", action="store_true", help="look at a run's studies")
+    stage.add_argument("--optuna-dashboard", action="store_true", help="how to look at a run's studies")
     stage.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
     parser.add_argument(
         "--space",
@@ -157,17 +158,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's",
+        help="demo, openclipart, a directory, s3://... or gs://...; default: the space's",
     )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
     )
     parser.add_argument("--name", help="run directory; default: the space's name, or the newest run")
     parser.add_argument(
-        "--runs",
-        metavar="DIR",
-        default="runs",
-        help="where runs lie: a directory, s3://..., gs://... or az://...",
+        "--runs", metavar="DIR", default="runs", help="where runs lie: a directory, s3://... or gs://..."
     )
     parser.add_argument(
         "--cache",

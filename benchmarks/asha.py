@@ -31,7 +31,7 @@ from ray.tune.schedulers import TrialScheduler
 from benchmarks.hours import launched, on_shared_gpus
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.variant_study import distributions, stable_seed
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import SPACES
 from imet_ray.data.sources import resolve_data
@@ -54,9 +54,9 @@ class Trained:
     """One set of hparams of a variant, trained to the end."""
 
     spec: TrialSpec  # on the search fold
-    f2: list[float]  # of each epoch, there
+    score: list[float]  # of each epoch, there
     seconds: list[float]  # of each epoch, there
-    elsewhere: float  # F2 at the end, the mean over the other folds
+    elsewhere: float  # score at the end, the mean over the other folds
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def by_variant(trials: Sequence[TrialStatus], names: Collection[str]) -> dict[st
     found: dict[str, list[Trained]] = defaultdict(list)
     for (name, _), of in sorted(folds.items()):
         rows = of[SEARCH_FOLD].rows
-        elsewhere = [kept(trial.spec, _f2(trial)) for fold, trial in of.items() if fold != SEARCH_FOLD]
+        elsewhere = [kept(trial.spec, _scores(trial)) for fold, trial in of.items() if fold != SEARCH_FOLD]
         found[name].append(
             Trained(
                 spec=of[SEARCH_FOLD].spec,
-                score=_f2(of[SEARCH_FOLD]),
+                score=_scores(of[SEARCH_FOLD]),
                 seconds=[row["seconds"] + row["evaluate_s"] for row in rows],
                 elsewhere=float(np.mean(elsewhere)),
             )
@@ -116,18 +116,18 @@ def by_variant(trials: Sequence[TrialStatus], names: Collection[str]) -> dict[st
     return found
 
 
-def kept(spec: TrialSpec, f2: Sequence[float]) -> float:
+def kept(spec: TrialSpec, scores: Sequence[float]) -> float:
     """What a trial scores that was trained to the end: that of the epoch whose weights it keeps."""
-    return f2[-1] if spec.recipe.keep == "last" else max(f2)
+    return scores[-1] if spec.recipe.keep == "last" else max(scores)
 
 
-def _f2(trial: TrialStatus) -> list[float]:
+def _scores(trial: TrialStatus) -> list[float]:
     return [row["score"] for row in trial.rows]
 
 
 def replay(order: Sequence[Trained], space: SearchSpace) -> Pick:
     """A search over these sets, in this order, on SLOTS slots."""
-    asha = SearchOnlyAsha(space, Deaths())
+    asha = SearchOnlyAsha(space, WorkerFailures())
     # one spec for all: they are of one variant, whose rungs are shared
     config = {"phase": "search", "spec": order[0].spec.model_dump_json()}
     trials = [SimpleNamespace(trial_id=str(place), config=config) for place in range(len(order))]

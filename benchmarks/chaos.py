@@ -3,8 +3,8 @@
     uv run python -m benchmarks.chaos [--minutes 20] [--seed 0]
 
 Real Ray processes on this machine: a head, and nodes of one CPU each. Every few seconds something drawn at random
-happens: kill -9 of a trial's worker, of a loader, of a raylet, of a whole node, of the head, of the driver, or a spot
-notice (`benchmarks.faults`). A lost node is replaced; after a lost head or driver the same command is given again.
+happens: kill -9 of a trial's worker, of a loader, of a raylet, of a whole node, of the head, or of the driver
+(`benchmarks.faults`). A lost node is replaced; after a lost head or driver the same command is given again.
 When a sweep ends another begins, with other seeds, until the time is over. Then each is run once more, undisturbed.
 
 Printed, of each kind: how often, the trials that it hit, the trials of which an epoch that was written before was

@@ -3,25 +3,17 @@
 A lost node is replaced, as an autoscaler would.
 """
 
-import contextlib
-import http.server
-import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from benchmarks.nodes import Cluster, Node, below
 
 PATIENCE_S = 120.0  # for a victim
-LEFT_S = 6.0  # of a machine whose end was announced; AWS gives two minutes
 
 
 @dataclass(frozen=True)
@@ -74,30 +66,11 @@ def kill_node(cluster: Cluster, rng: np.random.Generator) -> Harm:
     return Harm(f"power off of {node.name}", hit, at)
 
 
-def announce_end(cluster: Cluster, rng: np.random.Generator) -> Harm:
-    """A spot machine is announced to go, and goes; what watches for it runs as on AWS."""
-    node, _, _ = _pick(cluster, rng, _trainers)
-    with _metadata() as service:
-        subprocess.run(
-            [sys.executable, "-m", "imet_ray.cluster.spot", cluster.address, "--node", node.node_id()],
-            env=cluster.environment | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": service},
-            timeout=PATIENCE_S,
-            check=True,
-            capture_output=True,
-        )
-    time.sleep(LEFT_S)
-    hit, at = _ids(node.workers().values()), time.time()
-    cluster.lose(node)
-    cluster.add()
-    return Harm(f"spot notice for {node.name}, which went {LEFT_S:g} s later", hit, at)
-
-
 FAULTS: dict[str, Fault] = {
     "trial": kill_trial,
     "loader": kill_loader,
     "raylet": kill_raylet,
     "node": kill_node,
-    "spot": announce_end,
 }
 
 
@@ -126,34 +99,3 @@ def _pick(
             return found[int(rng.integers(len(found)))]
         time.sleep(0.1)
     raise TimeoutError(f"nothing to harm within {PATIENCE_S:.0f} s: is the sweep over?")
-
-
-@contextlib.contextmanager
-def _metadata() -> Iterator[str]:
-    """The metadata service of a machine that will be taken back."""
-    end = (datetime.now(UTC) + timedelta(seconds=LEFT_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    class Service(http.server.BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self._say("a-token")
-
-        def do_GET(self) -> None:
-            assert self.headers["X-aws-ec2-metadata-token"] == "a-token"
-            self._say(json.dumps({"action": "terminate", "time": end}))
-
-        def _say(self, text: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()

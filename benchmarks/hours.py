@@ -4,8 +4,8 @@
 
 One space with one seed, swept three times by `launch.py --sweep`, each in a process of its own: as users run it (all
 sets on the search fold under ASHA, the best one promoted to the other folds); without ASHA; and, the peer, with all
-sets trained to the end on all folds, the best mean taken. The first sets of a study are random (4: `tpe.Tpe`), later
-ones learn from scores: there is no ratio for sweeps that did not try the same sets.
+sets trained to the end on all folds, the best mean taken. The first 4 sets of a study are random
+(`study_storage.tpe`), later ones learn from scores: there is no ratio for sweeps that did not try the same sets.
 
 Slot time: the seconds of all epochs with their evaluation, from the store; of a CPU, or of a GPU where there is one.
 Other work on the machine moves it and the wall time, which is the whole command's; it does not move the epochs.
@@ -42,7 +42,6 @@ from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.storage.run_directory import Cache
-from imet_ray.storage.runs import Runs
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import clock
 
@@ -112,7 +111,7 @@ def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
         log.seek(0)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
-    run = reopen(Runs(runs), space.name, Cache.default())
+    run = reopen(runs, space.name, Cache.default())
     if failed := [trial.reason for trial in ended_trials(run.store) if trial.state == "failed"]:
         raise SystemExit(f"no ratio: {len(failed)} trials failed, the first one: {failed[0]}")
     return run, wall_s

@@ -57,10 +57,6 @@ class Node:
         """The process that makes it a node."""
         return next(pid for pid, title in self.family().items() if "/raylet/raylet" in title.split(" ")[0])
 
-    def node_id(self) -> str:
-        """Ray's name of it."""
-        return self.family()[self.raylet()].partition("--node_id=")[2].partition(" ")[0]
-
     def kill(self) -> None:
         """All of its processes at once, as when the power goes."""
         for pid in [self.process.pid, *self.family()]:

@@ -19,6 +19,7 @@ import resource
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from benchmarks.simulation import WITHIN, InFileOrder, simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session, Slot, prepare_environment
+from imet_ray.cluster.study_storage import journal_studies
 from imet_ray.cluster.variant_study import Assignment
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.search_space import Range, Resources, SearchSpace
@@ -87,9 +89,9 @@ def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
     seconds = float(os.environ["SCALE_SECONDS"]) * math.exp(rng.normal(0, WITHIN))
     began = time.time()
     time.sleep(seconds)
-    (slot.run.root / "slept").mkdir(exist_ok=True)
-    (slot.run.root / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
-    result = finish(slot.run, spec, seconds)
+    (slot.run / "slept").mkdir(exist_ok=True)
+    (slot.run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
+    result = finish(RunDirectory(slot.run), spec, seconds)
     tune.report(
         {"epoch": 1, "score": result.score, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
     )
@@ -152,9 +154,8 @@ def journal(trials: int) -> None:
         space = space_of(variants, sets)
         with tempfile.TemporaryDirectory() as name:
             store = RunDirectory(Path(name) / "run")
-            policy = Policy(
-                space, store, "data", "folds", sampler=lambda seed, _: optuna.samplers.RandomSampler(seed)
-            )
+            studies = replace(journal_studies(store), sampler=optuna.samplers.RandomSampler)
+            policy = Policy(space, store, "data", "folds", studies=studies)
             while isinstance(given := policy.next(), Assignment):
                 finish(store, given.spec, 1.0)
                 policy.done(given.spec.trial_id)

@@ -17,6 +17,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from imet_ray.cluster.policy import Policy
+from imet_ray.cluster.study_storage import Studies
 from imet_ray.cluster.variant_study import Assignment, VariantStudy
 from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Variant
@@ -115,9 +116,9 @@ def simulate(
             RunDirectory(Path(folder)),
             "data",
             "folds",
-            storage=InMemoryStorage(),
+            # TPE's time is measured apart
+            studies=Studies(InMemoryStorage(), sampler=optuna.samplers.RandomSampler),
             read=results.get,
-            sampler=lambda seed, _: optuna.samplers.RandomSampler(seed),  # TPE's time is measured apart
         )
         now = 0.0
         while True:

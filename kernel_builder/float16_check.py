@@ -63,7 +63,7 @@ def half_loss_of(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
     if known is not None and known.device == _device().type:
         return known
     loss = measure_half(run, ensemble, members)
-    write_json(place.half, asdict(loss) | {"text": f"Weights stored in half the bits: {loss}."}, place.files)
+    write_json(place.half, asdict(loss) | {"text": f"Weights stored in half the bits: {loss}."})
     if place.report.exists():
         found = standings(run.store, [variant.name for variant in run.experiment.space.variants])
         probs = read_arrays(place.test)["probs"].astype(np.float32) if place.test.exists() else None

@@ -70,15 +70,6 @@ class Network:
         command = f"{submit}python launch.py --sweep --address auto {what} {where}"
         return self.ray("exec", str(self.config), command)
 
-    def own_node(self, worker: hosts.Host) -> Done:
-        """What `imet_ray.cluster.spot` takes for its own node there."""
-        head = f"{self.hosts[0].address}:6379"
-        return worker.run(
-            f"""python -c 'import ray; from imet_ray.cluster.spot import _this_node; node = _this_node("{head}")
-ray.init("{head}", log_to_driver=False)
-print([there["NodeManagerAddress"] for there in ray.nodes() if there["NodeID"] == node])'"""
-        )
-
     def strangers(self) -> dict[str, Callable[[], Done]]:
         """Who tries to come in, each on a worker: without a token, with another one, with a job."""
         head, worker = self.hosts[0], self.hosts[1]

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.specs import TrialSpec
+from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
@@ -28,12 +30,14 @@ def space_of(folder: Path, *changes: tuple[str, str]) -> SearchSpace:
 
 def write(
     store: RunDirectory,
-    trial_id: str,
+    spec: TrialSpec,
     status: Literal["complete", "stopped", "failed"] = "complete",
     score: float | None = 0.5,
 ) -> None:
-    """The trial's result."""
+    """The trial's spec and result."""
+    trial = store.trial(spec.trial_id)
+    write_json(trial.spec, spec.model_dump(mode="json"))
     write_result(
-        store.trial(trial_id),
-        TrialResult(trial_id=trial_id, status=status, score=score, expected_score=score, epochs=4),
+        trial,
+        TrialResult(trial_id=spec.trial_id, status=status, score=score, expected_score=score, epochs=4),
     )

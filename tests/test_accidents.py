@@ -8,7 +8,6 @@ from optuna.storages import JournalStorage
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.specs import TrialSpec
-from imet_ray.storage.files import write_json
 from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -28,8 +27,7 @@ def run_out(policy) -> list[TrialSpec]:
     done = []
     while (given := policy.next()) != "finished":
         assert given is not None, "nothing runs that it could wait for"
-        write_json(policy.store.trial(given.spec.trial_id).spec, given.spec.model_dump(mode="json"))
-        write(policy.store, given.spec.trial_id)
+        write(policy.store, given.spec)
         policy.done(given.spec.trial_id)
         done.append(given.spec)
     return done
@@ -51,7 +49,7 @@ def test_a_set_that_was_being_drawn_at_a_kill_is_not_trained_with_hparams_missin
 
 
 @pytest.mark.parametrize("written", range(13))  # hparams, in the journal at the kill; a set has two
-def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_path, written, monkeypatch):
+def test_a_set_that_was_half_drawn_at_a_kill_is_failed_and_another_asked_for(tmp_path, written, monkeypatch):
     space = space_of(tmp_path, ("trials_per_variant: 2", "trials_per_variant: 7"))  # the first 4 are random
     undisturbed = run_out(Policy(space, RunDirectory(tmp_path / "undisturbed"), "data", "folds"))
     left = iter(range(written))
@@ -66,8 +64,10 @@ def test_a_set_that_was_being_drawn_at_a_kill_gets_what_it_would_have_had(tmp_pa
         with pytest.raises(StopIteration):
             run_out(Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
     run_out(again := Policy(space, RunDirectory(tmp_path / "killed"), "data", "folds"))
-    found = [trial.params for trial in again.studies["a"].study.trials]
-    assert found == [spec.hparams for spec in undisturbed[:7]]
+    sets = again.studies["a"].study.trials
+    assert [trial.number for trial in sets if trial.state.name == "FAIL"] == [written // 2]
+    whole = [trial.params for trial in sets if trial.state.name != "FAIL"]
+    assert whole == [spec.hparams for spec in undisturbed[:7]]
 
 
 def test_hparams_that_do_not_go_together_fail_alone(tmp_path, store):
@@ -101,7 +101,7 @@ def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, sto
 
 def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):
     first = policy.next()
-    write(store, first.spec.trial_id)
+    write(store, first.spec)
     policy.done(first.spec.trial_id)
     policy.next()  # interrupted
     less = policy.space.model_copy(update={"trials_per_variant": 1})

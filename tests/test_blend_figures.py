@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
+from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES
 from imet_ray.reporting.pages import Section, draw_sections, shorten
 from imet_ray.reporting.report_figures import FIGURES, ReportData
@@ -19,7 +20,7 @@ DRAWN = list(FIGURES)[:8]  # those of the blend
 
 def section(name, report) -> Section | None:
     """What stands under that name."""
-    return FIGURES[name](ReportData("F2", report))
+    return FIGURES[name](ReportData(METRICS["f2"], report))
 
 
 def drawn(name, report) -> Figure:
@@ -219,7 +220,7 @@ def test_any_name_can_be_drawn(report, name):
     renamed = json.loads(json.dumps(report).replace(json.dumps(known), json.dumps(name)))
     (row,) = [r for r in report["rows"] if (r["method"], r["decoder"]) == ("uniform", "group-thresholds")]
     renamed |= {"groups": [name, "b"], "chosen": row}
-    shown = draw_sections(FIGURES, ReportData("F2", renamed))
+    shown = draw_sections(FIGURES, ReportData(METRICS["f2"], renamed))
     assert [one["name"] for one in shown] == DRAWN[:-1]
     for one in shown:
         tree = ElementTree.fromstring(base64.b64decode(one["picture"].partition(",")[2]))

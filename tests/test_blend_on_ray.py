@@ -8,8 +8,8 @@ from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.fit_jobs import Job, Problem, Task, solve_here
 from imet_ray.blending.methods import METHODS
-from imet_ray.cluster.blend import solve_on_ray
 from imet_ray.cluster.session import ray_session
+from imet_ray.cluster.tasks import solve_on_ray
 from imet_ray.search_space import Resources
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,9 @@ from imet_ray.cluster import session
 from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.tune_searcher import StopOnFault
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import Resources, SearchSpace, read_space
-from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 
 SPACE = """
@@ -110,7 +109,7 @@ def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, s
 
 
 def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(monkeypatch):
-    monkeypatch.setattr(session, "LOOK_S", -1.0)
+    monkeypatch.setattr(session, "SIZE_S", -1.0)
     total = {"CPU": 2.0}
     how = {"dashboard": None, "concurrency": None}
     joined = session._fit(Resources(), lambda: total, **how, joined=True)
@@ -121,7 +120,7 @@ def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(
     assert joined.capacity() == 1
 
 
-@pytest.mark.parametrize("slow", [session.TRIES - 1, session.TRIES])
+@pytest.mark.parametrize("slow", [session.STARTS - 1, session.STARTS])
 def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line(monkeypatch, caplog, slow):
     tried = []
 
@@ -132,14 +131,14 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line
         raise ConnectionError("no room")
 
     monkeypatch.setattr(ray, "init", start)
-    why = "no room" if slow < session.TRIES else "The current node timed out"
+    why = "no room" if slow < session.STARTS else "The current node timed out"
     with (
         pytest.raises(ConfigError, match=f"^Ray does not start on this machine: {why}"),
         session.ray_session(Resources()),
     ):
         pass
-    assert tried == ["local"] * session.TRIES
-    assert len(caplog.records) == session.TRIES - 1
+    assert tried == ["local"] * session.STARTS
+    assert len(caplog.records) == session.STARTS - 1
 
 
 def test_a_fault_of_our_own_at_the_start_of_ray_is_not_called_rays(monkeypatch):
@@ -163,7 +162,7 @@ def test_a_fault_of_our_own_at_the_start_of_ray_is_not_called_rays(monkeypatch):
 )
 def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given, threads, workers):
     found = fit(cpus, gpus, given, total=(8, 1))
-    slot = found.slot(RunDirectory(Path()))
+    slot = found.slot(Path())
     assert (slot.threads, slot.loader_workers) == (threads, workers)
 
 
@@ -181,7 +180,7 @@ def judge(asha, trial, epoch, f2) -> str:
 
 def after_a_good_one(space) -> SearchOnlyAsha:
     """ASHA that has seen a searching trial of variant a on fold 0 go well to its end."""
-    asha = SearchOnlyAsha(space, Deaths())
+    asha = SearchOnlyAsha(space, WorkerFailures())
     good = tune_trial("good", space.variants[0])
     asha.on_trial_add(None, good)
     assert [judge(asha, good, epoch, 0.9) for epoch in (1, 2, 3, 4)] == [CONTINUE] * 4
@@ -224,7 +223,7 @@ def test_the_last_epoch_is_never_stopped(space):
 
 
 def test_the_last_epoch_is_that_of_the_trials_own_hparams(space):
-    asha, long = SearchOnlyAsha(space, Deaths()), tune_trial("long", space.variants[0], epochs=8)
+    asha, long = SearchOnlyAsha(space, WorkerFailures()), tune_trial("long", space.variants[0], epochs=8)
     asha.on_trial_add(None, long)
     assert [judge(asha, long, epoch, 0.9) for epoch in range(1, 9)] == [CONTINUE] * 8  # it leads
 

@@ -141,11 +141,11 @@ import launch
 from imet_ray.cluster import sweep
 
 def train(config, data, slot):
-    from imet_ray.cluster import ddp_trial as team
+    from imet_ray.cluster import ddp_trial as ddp
     team.RESIZE_S = 3.0  # it is 300
-    team.run_team(config, data, slot)
+    ddp.run_ddp_trial(config, data, slot)
 
-sweep.train_in_team = train
+sweep.train_in_group = train
 raise SystemExit(launch.main(sys.argv[1:]))
 """
 

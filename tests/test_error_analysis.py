@@ -77,4 +77,4 @@ def test_the_score_of_labels_is_pooled_over_their_cells():
     decoder = Decoder(name="threshold", threshold=0.4)
     some = np.array([True, False, True, False])
     flat = decode(probs, decoder)[:, some].reshape(1, -1), labels[:, some].reshape(1, -1)
-    assert count_labels(probs, labels, decoder).score(some) == pytest.approx(F2.score(*flat))
+    assert count_labels(probs, labels, decoder).score(some, F2) == pytest.approx(F2.score(*flat))

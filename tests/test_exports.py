@@ -1,25 +1,18 @@
-"""What TensorBoard, MLflow and optuna-dashboard are given of a run, read back with their own libraries."""
+"""What TensorBoard and MLflow are given of a run, read back with their own libraries."""
 
-import contextlib
 import json
-import sqlite3
+import socket
 import sys
-import threading
 import time
-import urllib.error
 import urllib.request
 
-import optuna
 import pytest
 from mlflow.tracking import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_launch import run
 from test_run_status import ROW, unfinished
 
-from imet_ray.cluster.studies_page import ReadOnlyJournal, serve_studies
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError
 from imet_ray.reporting.exports import local_uri, log_runs, serve_tensorboard, write_events
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
@@ -162,120 +155,12 @@ def test_mlflow_goes_where_the_environment_says_and_a_password_in_it_is_not_prin
     assert "secret" not in out + err
 
 
-@pytest.fixture
-def studies(store):
-    """A server over two studies of one trial each."""
-    storage = JournalStorage(JournalFileBackend(str(store.journal)))
-    for name in ("a", "b"):
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-        study.enqueue_trial({"dropout": 0.25})
-        study.optimize(lambda trial: trial.suggest_float("dropout", 0, 0.5), n_trials=1)
-    server = serve_studies(store, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_studies_are_served_on_loopback(studies):
-    assert studies.server_address[0] == "127.0.0.1"
-    with urllib.request.urlopen(f"http://127.0.0.1:{studies.server_port}/api/studies", timeout=30) as answer:
-        found = json.load(answer)
-    assert [one["study_name"] for one in found["study_summaries"]] == ["a", "b"]
-
-
-def test_studies_of_a_data_base_are_served_too(store, tmp_path):
-    url = f"sqlite:///{tmp_path}/studies.db"
-    optuna.create_study(study_name="of-a-base", storage=url)
-    server = serve_studies(store, 0, url)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{server.server_port}/api/studies", timeout=30
-        ) as answer:
-            found = json.load(answer)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert [one["study_name"] for one in found["study_summaries"]] == ["of-a-base"]
-
-
-def test_a_data_base_that_is_not_there_is_not_made(store, tmp_path):
-    with pytest.raises(ConfigError, match=r"--studies: cannot open sqlite:.*: is it there"):
-        serve_studies(store, 0, f"sqlite:///{tmp_path}/typo.db")
-    assert not (tmp_path / "typo.db").exists()
-    (tmp_path / "other.db").touch()
-    with pytest.raises(ConfigError, match="is it there"):
-        serve_studies(store, 0, f"sqlite:///{tmp_path}/other.db")
-    assert not (tmp_path / "other.db").read_bytes()
-
-
-def test_a_data_base_that_goes_away_is_one_line_and_one_that_is_back_is_read(store, tmp_path, capfd, caplog):
-    url = f"sqlite:///{tmp_path}/studies.db"
-    optuna.create_study(study_name="of-a-base", storage=url)
-    server = serve_studies(store, 0, url)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    root = f"http://127.0.0.1:{server.server_port}"
-
-    def execute(query: str) -> None:
-        with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as link:
-            link.execute(query)
-
-    try:
-        execute("alter table studies rename to away")
-        for path, code in (("api/studies", 500), ("csv/1", 503), ("api/studies", 500)):
-            with pytest.raises(urllib.error.HTTPError, match=str(code)) as refused:
-                urllib.request.urlopen(f"{root}/{path}", timeout=30)
-            refused.value.close()
-            urllib.request.urlopen(f"{root}/dashboard", timeout=30).close()
-        execute("alter table away rename to studies")
-        with urllib.request.urlopen(f"{root}/api/studies", timeout=30) as answer:
-            assert "of-a-base" in answer.read().decode()
-    finally:
-        server.shutdown()
-        server.server_close()
-    (record,) = caplog.records
-    assert record.getMessage() == "--studies: the data base does not answer (OperationalError): is it away?"
-    assert "Traceback" not in "".join(capfd.readouterr())
-
-
-def test_a_fault_that_is_not_the_data_bases_is_told_as_it_is(store, tmp_path, caplog):
-    url = f"sqlite:///{tmp_path}/studies.db"
-    optuna.create_study(study_name="of-a-base", storage=url)
-    server = serve_studies(store, 0, url)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(urllib.error.HTTPError, match="500") as refused:
-            urllib.request.urlopen(
-                f"http://127.0.0.1:{server.server_port}/api/studies/1?after=zz", timeout=30
-            )
-        refused.value.close()
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert "zz" in caplog.text
-    assert "data base" not in caplog.text
-
-
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "api/studies/0"), ("POST", "api/studies")])
-def test_who_looks_at_the_studies_cannot_change_them(studies, store, method, path):
-    before = store.journal.read_bytes()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{studies.server_port}/{path}", method=method, data=b"{}"
-    )
-    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
-        urllib.request.urlopen(request, timeout=30)
-    refused.value.close()
-    with pytest.raises(StoreError, match="read only"):
-        optuna.delete_study(study_name="a", storage=JournalStorage(ReadOnlyJournal(store)))
-    assert store.journal.read_bytes() == before
-
-
-def test_a_port_that_is_taken_is_one_line(studies, store):
-    with pytest.raises(ConfigError, match=f"--serve {studies.server_port}: .*give another port"):
-        serve_studies(store, studies.server_port)
-    with pytest.raises(ConfigError, match="give another port"):
-        serve_tensorboard(store, studies.server_port)
+def test_a_port_that_is_taken_is_one_line(store):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="give another port"),
+    ):
+        serve_tensorboard(store, taken.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +168,6 @@ def test_a_port_that_is_taken_is_one_line(studies, store):
     [
         ("--tensorboard", ["tensorboard"]),
         ("--mlflow", ["mlflow", "mlflow.exceptions", "mlflow.tracking"]),
-        ("--optuna-dashboard", ["optuna_dashboard"]),
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_way_out(store, monkeypatch, capsys, flag, packages):
@@ -293,9 +177,3 @@ def test_a_missing_extra_is_one_line_with_the_way_out(store, monkeypatch, capsys
     assert code == 1
     expected = f"uv run --extra {flag[2:]} launch.py {flag}"
     assert err == f"error: {flag} needs packages that are not installed: {expected}\n"
-
-
-def test_a_run_without_studies_is_one_line(store, capsys):
-    code, _, err = run(capsys, "--optuna-dashboard", "--runs", store.root.parent)
-    assert code == 1
-    assert "has no journal: sweep first" in err

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from imet_ray.cluster import head_watch as head
+from imet_ray.cluster import session as head
 from imet_ray.errors import ConfigError
 
 WATCH = """
 import sys, time
-from imet_ray.cluster import head_watch as head
-head.LOOK_S, head.GONE_S, head.ANSWER_S = 0.05, 0.3, 0.2
-with head.watched(sys.argv[1]):
+from imet_ray.cluster import session as head
+head.KNOCK_S, head.LOST_S, head.ANSWER_S = 0.05, 0.3, 0.2
+with head.head_watched(sys.argv[1]):
     print("begun", flush=True)
     time.sleep(float(sys.argv[2]))
 print("ended")
@@ -56,12 +56,12 @@ def test_a_head_that_goes_away_ends_the_driver_with_one_line(listener):
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999", "127.0.0.1:"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ConfigError, match="takes auto or HOST:PORT"):
-        head.refuse_nobody(address)
+        head.refuse_unanswered(address)
 
 
 def test_an_address_where_nobody_listens_is_refused(listener):
     address = f"127.0.0.1:{listener.getsockname()[1]}"
-    head.refuse_nobody(address)
+    head.refuse_unanswered(address)
     listener.close()
     with pytest.raises(ConfigError, match=f"nobody answers at {address}"):
-        head.refuse_nobody(address)
+        head.refuse_unanswered(address)

@@ -7,6 +7,12 @@ import pytest
 import blend
 import launch
 
+SWEEP_FEW = (
+    "--sweep",
+    "--data",
+    "demo:n_images=10,n_test=0",
+)  # for what is found out when the data are there
+
 
 def run(capsys, *argv, program=launch):
     try:
@@ -38,7 +44,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
     ("argv", "expected"),
     [
         (["--sweep", "--fold", "0"], "--fold has no meaning for --sweep: it is for --train"),
-        (["--sweep", "--address", "ray://127.0.0.1:10001"], "--address takes auto or HOST:PORT"),
+        ([*SWEEP_FEW, "--address", "ray://127.0.0.1:10001"], "--address takes auto or HOST:PORT"),
         (["--sweep", "--fold", "1"], "--fold has no meaning for --sweep: it is for --train"),
         (["--oof", "--epochs", "2"], "--epochs has no meaning for --oof: it is for --sweep or --train"),
         (["--sweep", "--time-budget", "soon"], "--time-budget takes 2h"),

@@ -108,7 +108,7 @@ def test_a_process_is_called_by_its_variant_fold_phase_and_trial(story):
 
 
 def test_the_actors_are_called_by_the_run(story):
-    assert {"trials of names", "gauges of names"} <= set(story.actors)
+    assert {"trials of names", "metrics of names"} <= set(story.actors)
 
 
 def test_the_workers_logs_tell_each_trial(story):

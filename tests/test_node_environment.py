@@ -10,10 +10,10 @@ import ray
 from ray.train.v2._internal import constants
 from ray.train.v2.api.callback import RayTrainCallback
 
-from imet_ray.cluster import ddp_trial as team
+from imet_ray.cluster import ddp_trial as ddp
 from imet_ray.cluster import node_environment as nodes
-from imet_ray.cluster.predict_tasks import predict_held_out
 from imet_ray.cluster.session import ray_session
+from imet_ray.cluster.tasks import predict_held_out
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import Resources
 from imet_ray.storage.files import write_json
@@ -82,19 +82,19 @@ def test_a_fault_in_a_team_is_told_with_the_node_of_its_worker(on_ray, make_spec
         raise StoreError("disk full")
 
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
-    monkeypatch.setattr(team.ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(team, "train_trial", full)
-    slot = replace(on_ray, joined=True).slot(RunDirectory(tmp_path))
+    monkeypatch.setattr(ddp.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ddp, "train_trial", full)
+    slot = replace(on_ray, joined=True).slot(tmp_path)
     with pytest.raises(StoreError, match=rf"^disk full \(on {socket.gethostname()}, [\d.]+\)$"):
-        team._train({"member": team.Member(make_spec(), "search", None, slot)})
+        ddp._train({"job": ddp.Job(make_spec(), "search", None, slot)})
 
 
-@pytest.mark.parametrize(("gpus", "told"), [(0.0, str(team.START_S)), (0.5, None)])
+@pytest.mark.parametrize(("gpus", "told"), [(0.0, str(ddp.START_S)), (0.5, None)])
 def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
     on_ray, make_spec, tmp_path, monkeypatch, gpus, told
 ):
     spec = make_spec()
-    slot = replace(on_ray, gpus_per_trial=gpus).slot(RunDirectory(tmp_path))
+    slot = replace(on_ray, gpus_per_trial=gpus).slot(tmp_path)
     end = TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=1)
     found = {}
 
@@ -105,10 +105,10 @@ def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
             found.update(constants.get_env_vars_to_propagate())
             write_result(RunDirectory(tmp_path).trial(spec.trial_id), end)
 
-    monkeypatch.setattr(team, "TorchTrainer", Trainer)
-    monkeypatch.setattr(team, "TuneReportCallback", RayTrainCallback)
-    monkeypatch.setenv(team.START, "")  # so that it is taken back
-    monkeypatch.delenv(team.START)
-    team.run_team({"spec": spec.model_dump_json(), "phase": "search"}, None, slot)
+    monkeypatch.setattr(ddp, "TorchTrainer", Trainer)
+    monkeypatch.setattr(ddp, "TuneReportCallback", RayTrainCallback)
+    monkeypatch.setenv(ddp.START, "")  # so that it is taken back
+    monkeypatch.delenv(ddp.START)
+    ddp.run_ddp_trial({"spec": spec.model_dump_json(), "phase": "search"}, None, slot)
     assert read_result(RunDirectory(tmp_path).trial(spec.trial_id)) == end
     assert found.get(constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR) == told

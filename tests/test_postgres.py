@@ -17,7 +17,7 @@ from test_sweep import PATIENCE, wait_for
 
 from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.study_storage import data_base_faults, open_studies
+from imet_ray.cluster.study_storage import database_errors, open_studies
 from imet_ray.errors import StoreError
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage import object_store as buckets
@@ -104,7 +104,7 @@ def policy(tmp_path, space, postgres):
     """A policy whose studies lie there, after its first decision."""
     store = RunDirectory(tmp_path / "r")
     with open_studies(store, postgres.url) as opened:
-        found = Policy(space, store, "d", "f", storage=opened.storage, prefix=opened.prefix)
+        found = Policy(space, store, "d", "f", studies=opened)
         assert found.next() is not None
         yield found
 
@@ -175,7 +175,7 @@ def test_a_decision_that_is_cut_off_on_the_way_is_made_again(tmp_path, space, po
 def test_a_data_base_that_is_gone_is_one_line(policy, postgres, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE_S", 1.0)
     postgres.stop()
-    with pytest.raises(StoreError, match="the same command continues") as found, data_base_faults():
+    with pytest.raises(StoreError, match="the same command continues") as found, database_errors():
         policy.next()
     assert "\n" not in str(found.value)
     assert "hunter2" not in str(found.value)
@@ -185,7 +185,7 @@ def test_what_a_data_base_refuses_is_one_line(policy, postgres):
     postgres.execute("drop table trial_params")
     with (
         pytest.raises(StoreError, match=r"the data base failed \(\w+\): .*the same command") as found,
-        data_base_faults(),
+        database_errors(),
     ):
         policy.next()
     assert "\n" not in str(found.value)

@@ -1,6 +1,7 @@
 """The live table of a sweep: its arithmetic and what a person reads of it; no Ray is started."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.commands.sweep import _leaderboard
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.files import write_json
@@ -50,7 +51,7 @@ class Sweep:
         monkeypatch.setattr("imet_ray.cluster.progress.time", SimpleNamespace(time=lambda: self.now))
         self.policy = Policy(space, store, "data", "folds")
         self.progress = SweepProgress(
-            self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots, lambda: slots), Deaths()
+            self.policy, Session("http://127.0.0.1:8265", 1.0, 0.0, 0, slots, lambda: slots), WorkerFailures()
         )
         self.progress.__enter__()
 
@@ -71,14 +72,21 @@ class Sweep:
     def end(self, trial, after, **result) -> None:
         self.now += after
         ours = trial.spec.trial_id
+        write_json(self.policy.store.trial(ours).spec, trial.spec.model_dump(mode="json"))
         settings = {"status": "complete", "score": 0.5, "epochs": 4} | result
         write_result(self.policy.store.trial(ours), TrialResult(trial_id=ours, **settings))
         self.policy.done(ours)
         self.progress.on_trial_complete(1, [], trial)
 
+    def lose(self, trial, error: Path) -> None:
+        failed = {"error_file": str(error), "num_failures": 1, "max_failures": 3, "last_result": {"epoch": 1}}
+        lost = SimpleNamespace(trial_id=trial.trial_id, **failed)
+        self.progress.worker_failures.note(lost)
+        self.progress.on_trial_recover(1, [], lost)
+
     def text(self) -> str:
         console = Console(file=io.StringIO(), width=120)
-        console.print(self.progress._picture())
+        console.print(self.progress._view())
         return console.file.getvalue()
 
 
@@ -172,12 +180,12 @@ def test_below_the_leaderboard_a_failures_reason_is_read_word_for_word(
     assert reason in " ".join(capsys.readouterr().out.split())  # lines are wrapped
 
 
-def test_a_lost_worker_is_one_line_that_says_what_befell_the_trial(make_space, store, monkeypatch, capsys):
+def test_a_lost_worker_is_one_line_with_its_cause(make_space, store, monkeypatch, capsys, tmp_path):
     sweep = Sweep(make_space(), store, monkeypatch)
     trial = sweep.start(after=1)
     sweep.epoch(trial, 1, after=10)
-    sweep.progress.deaths.causes[trial.trial_id] = "its node 10.0.0.7 is lost"
-    sweep.progress.on_trial_recover(1, [], trial)
+    (tmp_path / "error.txt").write_text("The actor died because its node has died.\n\tip: 10.0.0.7")
+    sweep.lose(trial, tmp_path / "error.txt")
     lines = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
     assert len(lines) == 1
     assert "interrupted after epoch 1: its node 10.0.0.7 is lost; another goes on" in lines[0]

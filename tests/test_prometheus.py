@@ -123,7 +123,7 @@ def test_prometheus_finds_the_figures_at_rays_endpoint_also_after_the_actor_was_
             assert time.monotonic() - began < 1.0  # nobody waits for it
             wait_for(lambda: scraped() == expected, "figures at the endpoint")
             actor = wait_for(exporter, "actor")
-            assert actor.repr_name == "gauges of seen"
+            assert actor.repr_name == "metrics of seen"
             assert not actor.required_resources
             assert actor.node_id == ray.get_runtime_context().get_node_id()
             os.kill(actor.pid, signal.SIGKILL)

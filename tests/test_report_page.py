@@ -110,7 +110,7 @@ SHOWN_WRONG = 2 * 8  # two per label and kind
 def test_the_page_loads_nothing_but_the_pictures_that_it_carries(full_page):
     figures = figures_of(full_page)
     photographs = [picture.size for picture in photographs_of(full_page)]
-    assert len(figures) == len(BLEND) + len(TRIALS) + 1  # label groups have a table alone
+    assert len(figures) == len(BLEND) + 2  # learning curves and label frequency; the rest are tables
     assert photographs == [(12, 9)] * (SHOWN_WRONG + SHOWN_PICTURES)
     assert len(full_page.loaded) == len(figures) + len(photographs)
     assert not {"link", "iframe", "object"} & set(full_page.elements)
@@ -144,7 +144,7 @@ def test_the_sections_stand_in_order(full_page):
 
 def test_an_ensemble_of_an_earlier_version_has_a_page_too(page):
     assert page.headings == [*TRIALS, *LABELS, *WRONG, *TEST]
-    assert len(figures_of(page)) == 3
+    assert len(figures_of(page)) == 2
     assert f"nested F2 0.4321 {HOSTILE}" in page.text
 
 
@@ -280,7 +280,7 @@ def test_without_test_labels_nothing_is_called_right_or_wrong(store, ensemble, c
 def test_without_test_predictions_and_with_an_unused_label_the_rest_is_there(store, ensemble, catalog):
     labels = catalog.labels * np.array([0, 1, 1, 1], np.uint8)
     page = page_of(store, ensemble, replace(catalog, labels=labels), None)
-    assert len(figures_of(page)) == 3
+    assert len(figures_of(page)) == 2
     assert page.headings == [*TRIALS, *LABELS, *WRONG]
 
 

@@ -1,11 +1,18 @@
 """Each kind of thing that people add has one registry: one of each is added here from outside, and run."""
 
+import json
+
 import albumentations as A
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from imet_ray.data import augmentation
+import launch
+from imet_ray.data import augmentation, formats
+from imet_ray.data.catalog import Table, Tables, picture_files
+from imet_ray.data.csv_tables import Problem
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
 from imet_ray.storage.run_directory import RunDirectory
@@ -99,8 +106,8 @@ def test_a_report_figure_is_one_function_and_one_line(tmp_path, monkeypatch):
     from imet_ray.storage.run_directory import RunDirectory
 
     def one_dot(data):
-        figure = canvas(1)
-        figure.subplots().plot([1], [1], "o")
+        figure, axes = canvas(1)
+        axes.plot([1], [1], "o")
         return Section(f"A dot for {data.score}", "It says nothing.", figure)
 
     monkeypatch.setitem(FIGURES, "dot", one_dot)
@@ -131,3 +138,45 @@ def test_a_status_exporter_is_one_entry_and_has_its_flag(tmp_path, monkeypatch, 
     assert capsys.readouterr().out == "2 trials written, 1 were there: here\nlook\n"
     assert launch.main(["--listing", "--serve", "--runs", str(tmp_path)]) == 1
     assert "--serve has no meaning for --listing" in capsys.readouterr().err
+
+
+class OneJson:
+    """A format of one file: `labelled.json` has the labels of each picture, and `pictures/` the pictures."""
+
+    def recognises(self, root):
+        return (root / "labelled.json").exists()
+
+    def read(self, root, problems):
+        labels = json.loads((root / "labelled.json").read_text())
+        rows = pd.DataFrame(
+            {"id": labels.keys(), "attribute_ids": map(" ".join, labels.values())}, dtype=object
+        )
+        if rows["id"].eq("").any():
+            problems.append(Problem("a picture without a name", "labelled.json", None, ""))
+        return Tables(
+            train=Table("labelled.json", rows[rows["id"] != ""]),
+            labels=None,
+            test=Table("labelled.json", rows.iloc[:0]),
+            test_labels=None,
+            train_pictures=picture_files(root / "pictures"),
+            test_pictures={},
+        )
+
+
+def test_a_data_format_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(formats.FORMATS, "json", OneJson())
+    (tmp_path / "pictures").mkdir()
+    for name in "ab":
+        Image.new("RGB", (5, 4)).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "labelled.json").write_text('{"b": ["sea", "tree"], "a.png": ["sea"]}')
+    catalog = formats.read_catalog(tmp_path)
+    assert catalog.train.ids == ("b", "a.png")
+    assert catalog.label_names == ("sea", "tree")
+    assert catalog.labels.tolist() == [[1, 1], [1, 0]]
+    assert launch.main(["--check-data", str(tmp_path)]) == 0
+    assert "2 pictures" in capsys.readouterr().out
+    (tmp_path / "labelled.json").write_text('{"": ["sea"], "c": ["sea"]}')
+    assert launch.main(["--check-data", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "a picture without a name" in said
+    assert "no picture is called 'c'" in said

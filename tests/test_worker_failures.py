@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from imet_ray.cluster import worker_failures as deaths
-from imet_ray.cluster.worker_failures import NODE_LOSSES, WORKER_DEATHS, Deaths, cause_of
+from imet_ray.cluster.worker_failures import NODE_FAILURES, WORKER_FAILURES, WorkerFailures, cause_of
 
 HEAD = """The actor died unexpectedly before finishing this task.
 	class_name: ImplicitFunc
@@ -25,7 +25,7 @@ def trial(tmp_path):
     """As Tune keeps it; `die` is what Tune does before it tells."""
     file = tmp_path / "error.txt"
     found = SimpleNamespace(
-        trial_id="t", error_file=str(file), num_failures=0, max_failures=WORKER_DEATHS, last_result={}
+        trial_id="t", error_file=str(file), num_failures=0, max_failures=WORKER_FAILURES, last_result={}
     )
 
     def die(text, epoch=0) -> bool:
@@ -47,7 +47,7 @@ def trial(tmp_path):
         (TAKEN, "its worker died"),  # all that is told
         (
             "The actor 758e is unavailable: The actor is temporarily unavailable",
-            "nothing is heard of its worker",
+            "no answer from its worker",
         ),
         (MEMORY, "out of memory: Ray ended its worker on 10.0.0.3 before the machine ran out"),
         ("Traceback\n  File\nValueError: strange", "ValueError: strange"),
@@ -59,28 +59,28 @@ def test_the_cause_of_a_death_is_one_line(error, cause):
 
 
 def test_the_newest_death_is_told(trial):
-    found = Deaths()
+    found = WorkerFailures()
     for error in (KILLED, MEMORY):
         trial.die(error)
         found.note(trial)
-    assert found.causes["t"].startswith("out of memory")
+    assert found.cause("t").startswith("out of memory")
 
 
 def test_a_trial_that_does_not_come_on_is_given_up(trial):
-    found, went_on = Deaths(), []
-    for _ in range(WORKER_DEATHS + 1):
+    found, went_on = WorkerFailures(), []
+    for _ in range(WORKER_FAILURES + 1):
         went_on.append(trial.die(MEMORY))
         found.note(trial)
         assert (found.reason("t") is None) == went_on[-1]
-    assert went_on == [True] * WORKER_DEATHS + [False]
+    assert went_on == [True] * WORKER_FAILURES + [False]
     assert found.reason("t").startswith(
-        f"{WORKER_DEATHS + 1} times without an epoch in between: out of memory"
+        f"{WORKER_FAILURES + 1} times without an epoch in between: out of memory"
     )
 
 
 def test_a_trial_that_came_on_since_its_last_chance_is_not_given_up(trial):
-    found = Deaths()
-    for _ in range(WORKER_DEATHS):
+    found = WorkerFailures()
+    for _ in range(WORKER_FAILURES):
         trial.die(KILLED)
         found.note(trial)
     assert not trial.die(KILLED, epoch=1)  # Tune's view
@@ -89,28 +89,28 @@ def test_a_trial_that_came_on_since_its_last_chance_is_not_given_up(trial):
 
 
 def test_a_trial_that_comes_on_between_deaths_is_not_given_up(trial):
-    found = Deaths()
-    for epoch in range(3 * WORKER_DEATHS):
+    found = WorkerFailures()
+    for epoch in range(3 * WORKER_FAILURES):
         assert trial.die(KILLED, epoch)
         found.note(trial)
-    assert found.counts["t"] == 1
+        assert found.reason("t") is None
 
 
 def test_lost_nodes_do_not_count_against_a_trial(trial):
-    found = Deaths()
-    for error in (LOST, TAKEN) * WORKER_DEATHS:
+    found = WorkerFailures()
+    for error in (LOST, TAKEN) * WORKER_FAILURES:
         assert trial.die(error)
         found.note(trial)
-    assert found.causes["t"] == "its node was taken back"
+    assert found.cause("t") == "its node was taken back"
 
 
 def test_a_trial_that_takes_its_nodes_down_is_given_up_in_the_end(trial):
-    found, deaths = Deaths(), 0
+    found, deaths = WorkerFailures(), 0
     while trial.die(LOST):
         found.note(trial)
         deaths += 1
         assert deaths < 100
-    assert deaths >= NODE_LOSSES
+    assert deaths >= NODE_FAILURES
 
 
 def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys, monkeypatch):
@@ -122,7 +122,7 @@ def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys, monkeypat
     )
     worker = deaths.ray._private.worker
     monkeypatch.setattr(worker, "print_to_stdstream", None)
-    deaths.keep_quiet()
+    deaths.quiet_ray()
     published = {"lines": [lost, wait], "pid": "raylet", "is_err": False}
     worker.print_to_stdstream(published, ignore_prefix=False)  # of a pass without trials
     assert capsys.readouterr().err.splitlines() == [

@@ -1,6 +1,6 @@
-"""What the nodes of a cluster that we join must have in common: our code, and the versions of what it runs on.
+"""What the nodes of a cluster that we join must have in common: our code, and the versions of its libraries.
 
-The code is sent: the package as it lies here, and nothing else of the checkout. Versions are compared.
+The code is sent: this package, and nothing else of the checkout. Versions are compared.
 """
 
 import os
@@ -14,8 +14,8 @@ from imet_ray.errors import ConfigError
 
 PACKAGE = Path(imet_ray.__file__).resolve().parent
 COMPARED = ("ray", "torch", "torchvision", "timm", "albumentations", "numpy", "scipy")
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in what `ray job submit` runs, which has its code already
-PATIENCE_S = 60.0  # for a node to answer
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs us: the code is there already
+ANSWER_S = 60.0  # that a node has to answer
 
 
 def runtime_env() -> dict[str, Any] | None:
@@ -26,12 +26,12 @@ def runtime_env() -> dict[str, Any] | None:
 
 
 def code_bytes() -> int:
-    """Of the files that are sent to each node, before they are compressed."""
+    """Size of the files that are sent to each node, before compression."""
     return sum(file.stat().st_size for file in PACKAGE.rglob("*.py"))
 
 
 def versions() -> dict[str, str]:
-    """Of this process."""
+    """Versions of what this process runs on, by name."""
     found = {"python": platform.python_version(), "imet_ray": imet_ray.__version__}
     for name in COMPARED:
         try:
@@ -42,39 +42,41 @@ def versions() -> dict[str, str]:
 
 
 def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
-    """In words, what another node has otherwise; a patch of Python does not matter."""
+    """The versions of another node that differ, in words; a patch release of Python does not matter."""
 
-    def known(name: str, version: str) -> str:
+    def compared(name: str, version: str) -> str:
         return ".".join(version.split(".")[:2]) if name == "python" else version
 
-    told = [
+    found = [
         f"{name} {theirs.get(name, 'none')}, here {version}"
         for name, version in ours.items()
-        if known(name, theirs.get(name, "none")) != known(name, version)
+        if compared(name, theirs.get(name, "none")) != compared(name, version)
     ]
-    return "; ".join(told) or None
+    return "; ".join(found) or None
 
 
 def refuse_other_versions() -> int:
-    """Ask each node that is there now; how many there are. Nodes that come later are asked by their workers.
+    """Ask each node for its versions; how many nodes there are. Nodes that come later are not asked.
 
     Raises:
-        ConfigError: naming the nodes that have others, or that do not answer.
+        ConfigError: naming the nodes that have other versions, or that do not answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def there() -> dict[str, str]:
+    def alive() -> dict[str, str]:
         return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
     ask = ray.remote(num_cpus=0, max_retries=3)(versions)
     answers = {
         node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node in there()
+        for node in alive()
     }
-    _, late = ray.wait(list(answers.values()), num_returns=len(answers), timeout=PATIENCE_S)
+    _, late = ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_S)
     ours, wrong = versions(), []
-    nodes = {node: address for node, address in there().items() if node in answers}  # not what was lost since
+    nodes = {
+        node: address for node, address in alive().items() if node in answers
+    }  # some were lost meanwhile
     for node, address in nodes.items():
         if answers[node] in late:
             wrong.append(f"{address} does not answer")
@@ -89,6 +91,6 @@ def refuse_other_versions() -> int:
         raise ConfigError(
             "the nodes of this cluster differ:\n  "
             + "\n  ".join(wrong)
-            + "\nset them up anew: ray up cluster.yaml"
+            + "\nset them up again: ray up cluster.yaml"
         )
     return len(nodes)

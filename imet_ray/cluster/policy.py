@@ -1,27 +1,21 @@
-"""What to train next: one Optuna study a variant, then the best set of hparams on the remaining folds.
+"""What to train next: one Optuna study per variant, then its best set of hparams on the remaining folds.
 
-`Policy` decides, without Ray; all of its state is derived from the Optuna journal and the store, so a new one picks
-up where a killed one stopped. What is left of one variant is `imet_ray.cluster.variant_study`; handing the decisions
-to Ray Tune is `imet_ray.cluster.tune_searcher`.
+`Policy` decides, without Ray. All of its state is derived from the Optuna studies and the run directory, so a new
+policy continues where a killed one stopped. `imet_ray.cluster.variant_study` knows what is left of one variant;
+`imet_ray.cluster.tune_searcher` hands the decisions to Ray Tune.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.cluster.tpe import Tpe
-from imet_ray.cluster.variant_study import Assignment, Progress, Sampler, VariantStudy
-from imet_ray.errors import ImetError
+from imet_ray.cluster.study_storage import Studies, journal_errors, journal_studies
+from imet_ray.cluster.variant_study import Assignment, VariantProgress, VariantStudy
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Variant
-from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.results import TrialResult, own_result
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -29,11 +23,11 @@ from imet_ray.storage.run_directory import RunDirectory
 class Policy:
     """Chooses assignments until every variant is trained on all folds.
 
-    What was interrupted goes first. Else the variant that would take longest gets the free slot: in measured seconds,
-    what is left of it over all slots, and the chain of a searching trial and a promotion that it still has before it.
-    So long trials begin early, studies advance together, and the last wave is spread over what is left (against the
-    order of the file: `python -m benchmarks.scale simulated`). Of one variant searching goes first. Under a deadline
-    promotions go before all else: they complete a variant.
+    Interrupted trials go first. Otherwise the variant that would take longest gets the free slot. Counted are measured
+    seconds: what is left of it, over all slots, and the chain of a searching trial and a promotion that it still has
+    to run. So long trials begin early, studies advance together, and the last trials end together (compared with the
+    order of the file: `python -m benchmarks.scale simulated`). Within one variant, search goes before promotion. Under
+    a deadline promotions go first of all, because they complete a variant.
     """
 
     def __init__(
@@ -44,33 +38,27 @@ class Policy:
         folds_digest: str,
         deadline: float | None = None,
         *,
-        storage: BaseStorage | None = None,
-        prefix: str = "",
+        studies: Studies | None = None,
         read: Callable[[str], TrialResult | None] | None = None,
-        sampler: Sampler = Tpe,
     ) -> None:
         """
         Args:
-            deadline: of time.time(): no new trial after it.
-            storage: Optuna's; the store's journal, if it is None.
-            prefix: of the studies' names, where a storage has those of other runs, too.
-            read: the result of a trial's id; from the store, if it is None.
+            deadline: in `time.time()`'s seconds; no new trial after it.
+            studies: None: those of the run's journal.
+            read: the result of a trial's id; None: from the store.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.store, self.deadline = space, store, deadline
         self.in_flight: dict[str, Assignment] = {}  # by trial_id
-        self._running: Counter[str] = Counter()  # of these, by variant
         self._read = read or (lambda trial_id: own_result(store.trial(trial_id)))
-        self._known: dict[str, TrialResult] = {}  # results read so far, by trial_id
-        try:
-            opened = storage or _journal(store.journal)
-            self.studies = self._open(opened, prefix, (data_digest, folds_digest), sampler)
-        except (ImetError, OSError):
-            raise
-        except Exception as error:  # Optuna raises whatever the first bad line of a journal causes
-            if storage is not None:  # not the journal's fault
-                raise
-            raise damaged(store.journal, error) from error
+        self._results: dict[str, TrialResult] = {}  # that were read so far, by trial_id
+        self.studies: dict[str, VariantStudy] = {}  # by variant
+        studies, digests = studies or journal_studies(store), (data_digest, folds_digest)
+        with journal_errors(studies.journal_of):
+            for variant in space.variants:
+                study = VariantStudy(variant, space, digests, studies.study(variant.name), studies.sampler)
+                self._refresh(study)
+                self.studies[variant.name] = study
         self._interrupted = {
             trial_id
             for study in self.studies.values()
@@ -78,38 +66,19 @@ class Policy:
             if waiting.phase == "search"
         }
 
-    def _open(
-        self,
-        storage: BaseStorage,
-        prefix: str,
-        digests: tuple[str, str],
-        sampler: Sampler,
-    ) -> dict[str, VariantStudy]:
-        studies = {}
-        for variant in self.space.variants:
-            study = optuna.create_study(
-                study_name=prefix + variant.name, storage=storage, direction="maximize", load_if_exists=True
-            )
-            studies[variant.name] = VariantStudy(variant, self.space, digests, study, sampler)
-            self._refresh(studies[variant.name])
-        return studies
-
     def next(self) -> Assignment | Literal["finished"] | None:
-        """The next trial, None if it depends on one that still runs, "finished" if none will come any more."""
+        """The next trial, None if it depends on one that still runs, "finished" if no more will come."""
         if self.deadline is not None and time.time() > self.deadline:
             return "finished"
         while (study := self._chosen()) is not None:
             if study.waiting:
-                trial_id = next(
-                    (i for i in study.waiting if i in self._interrupted), next(iter(study.waiting))
-                )
-                assignment = study.waiting.pop(trial_id)
+                interrupted = (trial_id for trial_id in study.waiting if trial_id in self._interrupted)
+                trial_id = next(interrupted, next(iter(study.waiting)))
                 self._interrupted.discard(trial_id)
-                self.in_flight[trial_id] = assignment
-                self._running[study.variant.name] += 1
-                return assignment
+                self.in_flight[trial_id] = study.waiting.pop(trial_id)
+                return self.in_flight[trial_id]
             study.ask()
-            self._refresh(study)  # tried before, or impossible together: nothing to train
+            self._refresh(study)  # nothing waits after it if the set was tried before, or is impossible
         return None if self.in_flight else "finished"
 
     def next_is_last(self) -> bool:
@@ -126,69 +95,55 @@ class Policy:
         """A trial has ended; its result is in the store."""
         assignment = self.in_flight.pop(trial_id, None)
         if assignment is not None:
-            self._known.pop(trial_id, None)
-            self._running[assignment.spec.variant.name] -= 1
+            self._results.pop(trial_id, None)
             self._refresh(self.studies[assignment.spec.variant.name])
 
-    def progress(self, variant: Variant) -> Progress:
+    def progress(self, variant: Variant) -> VariantProgress:
         """Counts for the live table."""
         return self.studies[variant.name].progress
 
     def _chosen(self) -> VariantStudy | None:
-        """Whose turn it is, of those that have something to train or to ask for."""
-        unit, slots = self._unit(), len(self.in_flight) + 1
+        """The study that gets the free slot, of those that have something to train or to ask for."""
+        scale, slots = self._scale(), len(self.in_flight) + 1
+        running = Counter(assignment.spec.variant.name for assignment in self.in_flight.values())
 
         def need(study: VariantStudy) -> tuple[bool, bool, float, int]:
-            completes = self.deadline is not None and study.champion is not None
+            completes = self.deadline is not None and study.best is not None
             interrupted = bool(self._interrupted) and not self._interrupted.isdisjoint(study.waiting)
-            chain = 1 if study.champion else 2
-            running = self._running[study.variant.name]
-            seconds = (study.left + running + slots * chain) * _seconds(study, unit)
-            return completes, interrupted, seconds, -running
+            own = running[study.variant.name]
+            chain = 1 if study.best else 2
+            seconds = (study.left + own + slots * chain) * _seconds(study, scale)
+            return completes, interrupted, seconds, -own
 
         ready = [study for study in self.studies.values() if study.waiting or study.can_ask]
         return max(ready, key=need, default=None)
 
-    def _unit(self) -> float:
-        """Measured seconds over estimated ones, of all variants that have a complete trial."""
+    def _scale(self) -> float:
+        """Measured seconds per estimated work, of all variants that have a complete trial."""
         known = [study for study in self.studies.values() if study.seconds is not None]
         if len(known) == len(self.studies):
             return 1.0
-        estimated = sum(_estimate(study.variant) for study in known)
-        return sum(_seconds(study, 1.0) for study in known) / estimated if estimated else 1.0
+        work = sum(_work(study.variant) for study in known)
+        return sum(_seconds(study, 1.0) for study in known) / work if work else 1.0
 
     def _refresh(self, study: VariantStudy) -> None:
         study.refresh(self._result, self.in_flight)
 
     def _result(self, trial_id: str) -> TrialResult | None:
-        if trial_id not in self._known:
+        if trial_id not in self._results:
             if trial_id in self.in_flight:
-                return None  # whatever it left before: a promoted trial that was stopped earlier is being trained on
+                return None  # whatever is stored: a promoted trial that was stopped earlier is being trained further
             if (result := self._read(trial_id)) is None:
                 return None
-            self._known[trial_id] = result
-        return self._known[trial_id]
+            self._results[trial_id] = result
+        return self._results[trial_id]
 
 
-def _seconds(study: VariantStudy, unit: float) -> float:
-    """Of one trial: as measured, or by the work of other variants' trials."""
-    return unit * _estimate(study.variant) if study.seconds is None else study.seconds
+def _seconds(study: VariantStudy, scale: float) -> float:
+    """Of one trial: as measured, or estimated from other variants' trials."""
+    return scale * _work(study.variant) if study.seconds is None else study.seconds
 
 
-def _estimate(variant: Variant) -> float:
+def _work(variant: Variant) -> float:
     """A trial's work, by its epochs and pixels."""
     return float(variant.epochs * variant.image_size**2)
-
-
-def _journal(path: Path) -> BaseStorage:
-    """Optuna's journal, mended of what a killed driver or a full disk left: a lock, a last line without an end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or path.exists():
-        regular(path)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    if path.exists():
-        whole = path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            os.truncate(path, end)
-    return JournalStorage(JournalFileBackend(str(path)))

@@ -1,6 +1,6 @@
 """The live table of a sweep: what runs, how far it is, how long it will take.
 
-On a terminal a table that is redrawn; elsewhere one line for each trial that ends. It watches, and decides nothing.
+On a terminal it is a table that is redrawn; elsewhere one line for each trial that ends. It decides nothing.
 """
 
 import sys
@@ -17,8 +17,8 @@ from rich.text import Text
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.worker_failures import Deaths
-from imet_ray.specs import TrialSpec
+from imet_ray.cluster.worker_failures import WorkerFailures
+from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.units import clock
 
@@ -30,29 +30,39 @@ class _Running:
     spec: TrialSpec
     phase: str
     started: float
-    first: bool  # of its slot: its worker starts
+    first: bool  # of its slot: its worker process starts
     epoch: int = 0
     score: float | None = None
     images_per_s: float | None = None
     epoch_s: float | None = None
-    training_s: float = 0.0  # in this sitting
+    training_s: float = 0.0  # since this sweep was started or continued
+
+    @property
+    def hparams(self) -> str:
+        return " ".join(
+            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.spec.hparams.items()
+        )
+
+    @property
+    def interrupted(self) -> str:
+        return f"interrupted after epoch {self.epoch}" if self.epoch else "interrupted in its first epoch"
 
 
 class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for mypy
     """Draws the sweep from Tune's events; a context manager around `Tuner.fit`."""
 
-    def __init__(self, policy: Policy, session: Session, deaths: Deaths) -> None:
-        self.policy, self.session, self.deaths = policy, session, deaths
+    def __init__(self, policy: Policy, session: Session, worker_failures: WorkerFailures) -> None:
+        self.policy, self.session, self.worker_failures = policy, session, worker_failures
         self.running: dict[str, _Running] = {}  # by Tune's trial id
-        self.epoch_s: dict[str, list[float]] = {}  # variant -> measured
+        self.epoch_s: dict[str, list[float]] = {}  # measured, by variant
         self.ended = 0
         self.drawn = 0.0
         self.training_s = 0.0
         self.held_s = 0.0
         self.started = time.time()
         self.free_since = [self.started] * session.slots  # when slots became free
-        self.unused = session.slots  # slots that no trial has had yet
-        self.starting_s = 0.0  # of workers, until they train
+        self.unused = session.slots  # slots that have had no trial yet
+        self.starting_s = 0.0  # sum over workers, until they train
         self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -71,27 +81,27 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             self.live.stop()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks; this one keeps nothing that must survive
+        return {}  # Tune pickles its callbacks; nothing here must survive
 
     @property
     def overhead_s(self) -> float:
-        """Seconds a trial between a slot becoming free and the trial's end, less its training.
+        """Seconds per trial from its slot becoming free to its end, less its training.
 
-        The start of the workers is in it: their slots are free from the beginning.
+        Includes the start of the workers, because their slots are free from the beginning.
         """
         return (self.held_s - self.training_s) / max(1, self.ended)
 
     @property
     def start_s(self) -> float:
-        """Seconds from the beginning until a worker trains: a process starts, and imports torch."""
+        """Seconds until a worker trains: a process starts, and imports torch."""
         return self.starting_s / max(1, self.session.slots - self.unused)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
-        if trial.trial_id not in self.running:  # else its worker died, and it goes on with another
+        if trial.trial_id not in self.running:  # else its worker was lost, and it has another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
             free = self.free_since.pop(0) if self.free_since else time.time()
-            free = max(free, min(trial.config["asked"], time.time()))  # before, there was nothing to do
+            free = max(free, min(trial.config["asked"], time.time()))  # before that there was nothing to do
             self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free, self.unused > 0)
             self.unused = max(0, self.unused - 1)
         self.refresh()
@@ -113,26 +123,25 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.refresh()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's clock: long epochs are seen to go on."""
+        """Redraw now and then, so that long epochs are seen to go on."""
         if time.time() - self.drawn > REDRAW_S:
             self.refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's worker died, and it waits for another."""
+        """A trial lost its worker, and waits for another."""
         running = self.running.get(trial.trial_id)
         if running is not None:
-            self._say(
-                running, f"{_interrupted(running)}: {self.deaths.causes[trial.trial_id]}; another goes on"
-            )
+            cause = self.worker_failures.cause(trial.trial_id)
+            self._print(running, f"{running.interrupted}: {cause}; another goes on")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by early stopping."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's worker died too often, or Tune thinks so."""
+        """A trial lost its worker too often, or Tune thinks so."""
         running = self.running.get(trial.trial_id)
-        if running is not None and self.deaths.reason(trial.trial_id) is None:
+        if running is not None and self.worker_failures.reason(trial.trial_id) is None:
             self.on_trial_recover(iteration, trials, trial)  # the searcher gives it to another
             del self.running[trial.trial_id]
             self.free_since.append(time.time())
@@ -140,10 +149,10 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self._end(trial)
 
     def refresh(self) -> None:
-        """Draw the table anew."""
+        """Redraw the table."""
         self.drawn = time.time()
         if self.live.is_started:
-            self.live.update(self._picture(), refresh=True)
+            self.live.update(self._view(), refresh=True)
 
     def _end(self, trial: Any) -> None:
         running = self.running.pop(trial.trial_id, None)
@@ -155,24 +164,21 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s += running.training_s
         self.held_s += now - running.started
         result = read_result(self.policy.store.trial(running.spec.trial_id))
-        self._say(running, _interrupted(running) if result is None else _outcome(result))
+        self._print(running, running.interrupted if result is None else _outcome(result))
         self.refresh()
 
-    def _say(self, running: _Running, what: str) -> None:
-        """One line that stays."""
-        spec = running.spec
-        hparams = " ".join(f"{k}={_short(v)}" for k, v in spec.hparams.items())
-        when = clock(time.time() - self.started)
-        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {hparams}"
+    def _print(self, running: _Running, what: str) -> None:
+        """One line that stays above the table."""
+        spec, when = running.spec, clock(time.time() - self.started)
+        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {running.hparams}"
         self.console.print(Text(line), soft_wrap=True, highlight=False)
 
-    def _picture(self) -> Group:
+    def _view(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("variant", "phase", "fold", "epoch", "F2", "images/s", "left"):
             table.add_column(column, justify="left" if column in ("variant", "phase") else "right")
-        rows = [self.policy.progress(variant) for variant in self.policy.space.variants]
-        for variant, row in zip(self.policy.space.variants, rows, strict=True):
-            running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
+        for variant in self.policy.space.variants:
+            row, running = self.policy.progress(variant), self._running_of(variant)
             state = (
                 "failed"
                 if row.failed
@@ -183,7 +189,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
                 epochs = trial.spec.recipe.epochs
                 left = (epochs - trial.epoch) * trial.epoch_s if trial.epoch_s else None
                 table.add_row(
-                    "  " + " ".join(f"{k}={_short(v)}" for k, v in trial.spec.hparams.items()),
+                    f"  {trial.hparams}",
                     trial.phase,
                     str(trial.spec.fold),
                     f"{trial.epoch}/{epochs}",
@@ -200,32 +206,25 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         return Group(table, Text(foot, style="dim"))
 
     def _time_left(self) -> float | None:
-        """Epochs that are left, at the measured seconds an epoch, over the slots."""
+        """Epochs that are left, times the measured seconds per epoch, over the slots."""
         measured = [s for seconds in self.epoch_s.values() for s in seconds]
         if not measured:
             return None
-        mean = sum(measured) / len(measured)
         seconds = 0.0
         for variant in self.policy.space.variants:
             row = self.policy.progress(variant)
             if row.failed:
                 continue
-            own = self.epoch_s.get(variant.name, [])
-            a_epoch = sum(own) / len(own) if own else mean
+            own = self.epoch_s.get(variant.name, measured)
             promotions = row.to_promote - max(row.promoted, len(self.policy.space.search_folds))
             sets = max(0, row.to_search - row.searched)
             trials = sets * len(self.policy.space.search_folds) + max(0, promotions)
-            running = [r for r in self.running.values() if r.spec.variant.name == variant.name]
-            seconds += a_epoch * (trials * variant.epochs - sum(r.epoch for r in running))
+            epochs = trials * variant.epochs - sum(one.epoch for one in self._running_of(variant))
+            seconds += epochs * sum(own) / len(own)
         return max(0.0, seconds) / self.session.slots
 
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _interrupted(running: _Running) -> str:
-    return f"interrupted after epoch {running.epoch}" if running.epoch else "interrupted in its first epoch"
+    def _running_of(self, variant: Variant) -> list[_Running]:
+        return [one for one in self.running.values() if one.spec.variant.name == variant.name]
 
 
 def _outcome(result: TrialResult) -> str:

@@ -1,7 +1,7 @@
-"""A run's figures as Ray metrics, for Prometheus and Grafana: one actor reads the store now and then.
+"""A run's figures as Ray metrics, for Prometheus and Grafana: one actor reads the run directory now and then.
 
-The driver starts it and hears nothing of it: nobody waits for it, and without it a sweep goes on. `grafana.json`
-beside this file shows what it exports; Ray puts `ray_` before each name.
+The driver starts the actor and never waits for it: without it a sweep goes on. The dashboard `grafana.json` beside
+this file shows what it exports; Ray puts `ray_` before each name.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -18,12 +19,14 @@ from imet_ray.reporting.run_status import STATES, TrialStatus, Watcher
 from imet_ray.storage.run_directory import RunDirectory
 
 EVERY_S = 5.0  # Ray itself exports every 10 s
-REST = 20.0  # times what a look takes: with very many trials a twentieth of a core is enough
+REST = (
+    20.0  # times as long as an export takes, at least: with very many trials it takes a twentieth of a core
+)
 RESTARTS = 3  # of the actor
 GAUGES = {  # name -> what it is, and its tags beside `run`
     "imet_best_score": ("Best F2 on a held-out fold so far", "variant"),
     "imet_trials": ("Trials by state", "state"),
-    "imet_images_per_s": ("Pictures a second, of all trials that run", "variant"),
+    "imet_images_per_s": ("Pictures per second, of all trials that run", "variant"),
     "imet_gpu_bytes": ("GPU memory that the largest of the trials that run has allocated", "variant"),
 }
 COUNTERS = {"imet_wait_seconds_total": ("Seconds in which trials waited for data", "variant")}
@@ -39,7 +42,7 @@ class Figure:
 
 
 def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
-    """All metrics of a run, counters as totals; nothing that has passed is left standing."""
+    """All metrics of a run, counters as totals, gauges as of now."""
     found = [Figure("imet_trials", state, sum(trial.state == state for trial in trials)) for state in STATES]
     for variant in sorted({trial.spec.variant.name for trial in trials}):
         own = [trial for trial in trials if trial.spec.variant.name == variant]
@@ -57,25 +60,27 @@ def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
 
 
 class Exporter:
-    """The actor. What it knows comes from the store, so that a new one goes on where a dead one stopped."""
+    """The actor. All that it knows comes from the run directory, so a new one continues where a dead one stopped."""
 
-    def __init__(self, store: RunDirectory) -> None:
-        self.watcher = Watcher(store)
-        self.run = store.root.name
+    def __init__(self, run: Path) -> None:
+        self.watcher = Watcher(RunDirectory(run))
+        self.run = run.name
         self.gauges = {name: Gauge(name, text, ("run", tag)) for name, (text, tag) in GAUGES.items()}
         self.counters = {name: Counter(name, text, ("run", tag)) for name, (text, tag) in COUNTERS.items()}
         self.counted: dict[tuple[str, str], float] = {}
-        threading.Thread(target=self._go_on, daemon=True).start()
+        threading.Thread(target=self._loop, daemon=True).start()
 
     def __repr__(self) -> str:
-        return f"gauges of {self.run}"
+        return f"metrics of {self.run}"
 
-    def _go_on(self) -> None:
+    def _loop(self) -> None:
         while True:
             began = time.monotonic()
             try:
                 self._export()
-            except Exception as error:  # such as a disk that is away for a while; the actor's log has it
+            except (
+                Exception
+            ) as error:  # such as a disk that is away for a while; this goes to the actor's log
                 print(f"{type(error).__name__}: {error}", flush=True)
             time.sleep(max(EVERY_S, REST * (time.monotonic() - began)))
 
@@ -97,10 +102,10 @@ class Exporter:
 
 @contextlib.contextmanager
 def exported(store: RunDirectory) -> Iterator[None]:
-    """Export the run's figures meanwhile, from the driver's node: so no other node lives on for them."""
+    """Export the run's figures meanwhile, on the driver's node: it must keep no other node from going idle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=RESTARTS)(Exporter).options(scheduling_strategy=here)
-    handle = actor.remote(store)
+    handle = actor.remote(store.root.resolve())
     try:
         yield
     finally:

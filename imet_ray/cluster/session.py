@@ -1,10 +1,12 @@
-"""Starting or joining Ray, and how many trials fit on it."""
+"""A Ray that we start on this machine or join: what it offers, how many trials fit on it, and whether it is lost."""
 
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,31 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imet_ray.cluster.head_watch import refuse_nobody, watched
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.search_space import Resources
-from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3  # to start a Ray of our own
-SLOW = "timed out during startup"  # what Ray says then
-LOOK_S = 5.0  # a cluster's size is looked at again
+STARTS = 3  # attempts to start a Ray of our own
+SLOW_START = "timed out during startup"  # in Ray's error
+SIZE_S = 5.0  # between two looks at the size of a cluster
+KNOCK_S = 5.0  # between two questions to the head
+ANSWER_S = 5.0  # that the head has to answer
+LOST_S = 40.0  # without an answer; after 60 s Ray itself ends the process, in its own words
+SHOW_CURSOR = "\x1b[?25h"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a worker works with, and for which run."""
+    """What a worker has to work with, and for which run."""
 
-    run: RunDirectory
+    run: Path
     cpus: float
     gpus: float
     threads: int
     loader_workers: int
-    joined: bool  # one of several nodes, perhaps
+    joined: bool  # perhaps one of several nodes
 
-    def tell(self, error: ImetError) -> str:
-        """What the user is told of an error here; with the node that has it, where there may be others."""
+    def describe(self, error: ImetError) -> str:
+        """An error for the user; it names the node where there may be several."""
         if not self.joined:
             return str(error)
         import ray
@@ -53,43 +57,43 @@ class Session:
     gpus_per_trial: float
     loader_workers: int
     slots: int  # trials at once, as the cluster is now
-    capacity: Callable[[], int]  # trials at once, as it is at any time or may become
+    capacity: Callable[[], int]  # trials at once, as the cluster is when called, or may become
     nodes: int = 1
-    joined: bool = False  # else it is ours, on this machine
+    joined: bool = False  # else we started it, on this machine
     workers_per_trial: int = 1  # each with the CPUs and GPUs of a trial
 
-    def slot(self, run: RunDirectory) -> Slot:
+    def slot(self, run: Path) -> Slot:
         """What each worker of a run has."""
         threads = max(1, int(self.cpus_per_trial))
         return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers, self.joined)
 
 
 def prepare_environment() -> None:
-    """Set what Ray reads from the environment; before it is imported."""
-    # under `uv run` Ray would zip the working directory and build an environment a worker: +7 s, for nothing
+    """Set what Ray reads from the environment; call it before Ray is imported."""
+    # under `uv run` Ray would zip the working directory and build an environment per worker: +7 s for nothing
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning each worker
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its CSV and JSON; we have our own
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault(
-        "TUNE_PRINT_ALL_TRIAL_ERRORS", "0"
-    )  # its traceback of each death; `deaths` says it in a line
-    # of other people's searchers Tune keeps one trial waiting, too few for a cluster to grow by; ours holds back itself
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
-    # Tune gives a reused actor 2 s to leave its last trial; on a busy machine that is too short
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    for name, value in {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each worker warns
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV and JSON; we have our own
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback per failure; `worker_failures` prints one line
+        # Tune lets a custom searcher have one waiting trial, too few for a cluster to grow; ours limits itself
+        "TUNE_MAX_PENDING_TRIALS_PG": "100000",
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # to leave the last trial; Tune's 2 s are too short on a busy machine
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
 def ray_session(
     resources: Resources, *, address: str | None = None, concurrency: int | None = None, run: str = ""
 ) -> Iterator[Session]:
-    """Start a Ray of our own, or join the one at `address`; shut down our side at the end.
+    """Start a Ray of our own, or join the one at `address`; leave or stop it at the end.
 
-    Without an address another Ray that happens to run on this machine is never joined.
+    Without an address another Ray that runs on this machine is never joined.
 
     Args:
-        run: what it is for: the name of the job on Ray's pages.
+        run: its name, which Ray's pages show as the job's.
 
     Raises:
         ConfigError: if there is no Ray at `address`, or no trial fits on it.
@@ -97,22 +101,22 @@ def ray_session(
     if address is not None and address.startswith("ray://"):
         raise ConfigError("--address takes auto or HOST:PORT, not ray://: run this on a node of the cluster")
     if address not in (None, "auto"):
-        refuse_nobody(address)
+        refuse_unanswered(address)
     prepare_environment()
     import ray
 
-    from imet_ray.cluster import node_environment as nodes
-    from imet_ray.cluster import worker_failures as deaths
+    from imet_ray.cluster.node_environment import refuse_other_versions
+    from imet_ray.cluster.worker_failures import quiet_ray
 
     joined = address is not None
-    deaths.keep_quiet()
+    quiet_ray()
     context = _start_or_join(address, run)
-    _close_token()
+    _protect_token()
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
-        stack.enter_context(_ended_by_sigterm())
+        stack.enter_context(_interrupted_by_sigterm())
         if joined:
-            stack.enter_context(watched(ray.get_runtime_context().gcs_address))
+            stack.enter_context(head_watched(ray.get_runtime_context().gcs_address))
         url = context.dashboard_url
         yield _fit(
             resources,
@@ -120,21 +124,78 @@ def ray_session(
             dashboard=f"http://{url}" if url else None,
             concurrency=concurrency,
             joined=joined,
-            nodes=nodes.refuse_other_versions() if joined else 1,
+            nodes=refuse_other_versions() if joined else 1,
         )
 
 
+def refuse_unanswered(address: str) -> None:
+    """Ask whether anyone listens: Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: if nobody answers, or the address is malformed.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ConfigError(f"--address takes auto or HOST:PORT, got {address[:60]!r}")
+    try:
+        _knock(address)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"nobody answers at {address} ({error}): start a Ray with `ray start --head`, or leave out --address"
+        ) from None
+
+
+@contextlib.contextmanager
+def head_watched(address: str) -> Iterator[None]:
+    """End this process with one line when the head of the cluster is lost.
+
+    Ray answers nothing then, not even a shutdown. What was trained is in the store.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not over.wait(KNOCK_S):
+            with contextlib.suppress(OSError):
+                _knock(address)
+                answered = time.monotonic()
+            silent = time.monotonic() - answered
+            if silent >= LOST_S and not over.is_set():
+                sys.stdout.flush()
+                shown = SHOW_CURSOR if sys.stderr.isatty() else ""  # the live table hides it
+                print(
+                    f"{shown}error: the head of the cluster ({address}) has not answered for {silent:.0f} s: start the "
+                    "cluster again, then the same command continues",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True, name="head")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+
+
 def _start_or_join(address: str | None, run: str) -> Any:
-    """Ray's context; a start of our own that a busy machine makes too slow for Ray is tried again."""
+    """Ray's context. A start of our own that is too slow for Ray, on a busy machine, is tried again."""
     import ray
 
-    from imet_ray.cluster import node_environment as nodes
+    from imet_ray.cluster.node_environment import runtime_env
 
-    for left in reversed(range(TRIES)):
+    for left in reversed(range(STARTS)):
         try:
             return ray.init(
                 address=address or "local",
-                runtime_env=nodes.runtime_env() if address else None,
+                runtime_env=runtime_env() if address else None,
                 job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -142,12 +203,12 @@ def _start_or_join(address: str | None, run: str) -> Any:
                 configure_logging=True,
             )
         except Exception as error:
-            slow = address is None and SLOW in str(error)  # a plain Exception
+            slow = address is None and SLOW_START in str(error)  # a plain Exception
             if not slow and not isinstance(
                 error, (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
             ):
                 raise
-            if slow and left:  # what was started then (350 MB) ends with this process
+            if slow and left:  # what was started (350 MB) ends with this process
                 logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
                 continue
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -156,12 +217,12 @@ def _start_or_join(address: str | None, run: str) -> Any:
             raise ConfigError(
                 f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
             ) from error
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """As by Ctrl-C, where Ray would print its stack: schedulers of clusters and init systems send it."""
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers and init systems send, acts like Ctrl-C; Ray would print its stack."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,14 +237,14 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _close_token() -> None:
-    """Ray writes the key to its clusters so that all users of the machine can read it."""
+def _protect_token() -> None:
+    """Let only its owner read the key to Ray's clusters; Ray writes it readable by all users of the machine."""
     with contextlib.suppress(OSError):
         Path("~/.ray/auth_token").expanduser().chmod(0o600)
 
 
 def _largest() -> dict[str, float]:
-    """Resources of the cluster that we joined, or those that its autoscaler may add to it, whichever are more."""
+    """Resources of the cluster that we joined, or those that its autoscaler may add, whichever are more."""
     import ray
     from ray._private.state import state
 
@@ -202,22 +263,20 @@ def _fit(
     joined: bool,
     nodes: int = 1,
 ) -> Session:
+    """What a trial gets, and how many fit.
+
+    Raises:
+        ConfigError: if none fits, and the cluster cannot grow.
+    """
     now = total()
     cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
-    wanted = resources.gpus_per_trial
+    wanted, workers = resources.gpus_per_trial, resources.workers_per_trial
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
-
-    workers_per_trial = resources.workers_per_trial
     if resources.batch_norm == "sync" and not gpus_per_trial:
         raise ConfigError("batch_norm is sync, and there are no GPUs: leave it out of the space")
 
     def fitting(found: dict[str, float]) -> int:
-        slots = int(found.get("CPU", 0.0) / resources.cpus_per_trial + 1e-9)
-        if gpus_per_trial:
-            on_one = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
-            on_all = found.get("GPU", 0.0)
-            slots = min(slots, int(on_all) * on_one)
-        slots //= workers_per_trial
+        slots = _slots(resources, gpus_per_trial, found)
         if concurrency is not None:
             slots = min(slots, concurrency) if not joined else concurrency
         return max(1, slots) if joined else slots  # it may grow
@@ -225,34 +284,41 @@ def _fit(
     slots = fitting(now)
     if slots < 1:
         raise ConfigError(
-            f"no trial fits: it needs {workers_per_trial * resources.cpus_per_trial:g} CPUs and "
-            f"{workers_per_trial * gpus_per_trial:g} GPUs, there are {cpus:g} and {gpus:g}: lower cpus_per_trial, "
+            f"no trial fits: it needs {workers * resources.cpus_per_trial:g} CPUs and "
+            f"{workers * gpus_per_trial:g} GPUs, there are {cpus:g} and {gpus:g}: lower cpus_per_trial, "
             "gpus_per_trial or workers_per_trial"
         )
-    on_a_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
     # on a CPU the model needs the cores itself
-    workers = on_a_gpu if resources.loader_workers == "auto" else resources.loader_workers
-    capacity = _now_and_then(lambda: fitting(total())) if joined else lambda: slots
+    beside_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
     return Session(
-        dashboard,
-        resources.cpus_per_trial,
-        gpus_per_trial,
-        workers,
-        slots,
-        capacity,
-        nodes,
-        joined,
-        workers_per_trial,
+        dashboard=dashboard,
+        cpus_per_trial=resources.cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        loader_workers=beside_gpu if resources.loader_workers == "auto" else resources.loader_workers,
+        slots=slots,
+        capacity=_at_most_every(SIZE_S, lambda: fitting(total())) if joined else lambda: slots,
+        nodes=nodes,
+        joined=joined,
+        workers_per_trial=workers,
     )
 
 
-def _now_and_then(look: Callable[[], int]) -> Callable[[], int]:
-    """`look`, at most once in LOOK_S."""
-    seen, at = 0, -LOOK_S
+def _slots(resources: Resources, gpus_per_trial: float, found: dict[str, float]) -> int:
+    """How many trials fit on these resources at once."""
+    slots = int(found.get("CPU", 0.0) / resources.cpus_per_trial + 1e-9)
+    if gpus_per_trial:
+        per_gpu = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
+        slots = min(slots, int(found.get("GPU", 0.0)) * per_gpu)
+    return slots // resources.workers_per_trial
+
+
+def _at_most_every(seconds: float, look: Callable[[], int]) -> Callable[[], int]:
+    """`look`, with its last answer where it was called less than `seconds` before."""
+    seen, at = 0, -seconds
 
     def now() -> int:
         nonlocal seen, at
-        if time.monotonic() - at > LOOK_S:
+        if time.monotonic() - at > seconds:
             seen, at = look(), time.monotonic()
         return seen
 

@@ -1,65 +1,119 @@
-"""Where Optuna's studies lie: the run's journal, which the driver alone writes, or any data base that Optuna opens.
+"""Where the Optuna studies of a run are stored: the run's journal, or any database that Optuna opens.
 
-A data base that goes away during a sweep is waited for as a bucket is. A journal of a run in a bucket is written here
-and sent after changes, never taking more than a tenth of the time: a lost machine costs the last seconds of it. Results
-are no part of it, so no trained epoch is.
+The driver alone writes the journal. If the run lies in a bucket, the journal is written here and sent after changes,
+for at most a tenth of the time: a lost machine costs its last seconds, and no trained epoch, as results are not in it.
+A database that goes away during a sweep is waited for, as a bucket is.
 """
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError, ImetError, StoreError
+from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import PassingError, patiently
 from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-PAUSE_S = 2.0  # between two times that the journal is sent, at least
-PAUSES = 9.0  # times the seconds that sending it took, or fetching it
-SLOW_S = 90.0  # of one attempt; a dead link is found before, and Optuna connects five times
+JOURNAL_PAUSE_S = 2.0  # at least, between two uploads of the journal
+JOURNAL_PAUSES = 9.0  # the pause is at least so many times as long as the upload
+SLOW_S = 90.0  # of one attempt; a dead connection is found earlier, and Optuna connects five times
 LIBPQ = {
     "connect_timeout": 10,
     "tcp_user_timeout": 30_000,
-}  # s, ms: else a dead link is waited for without an end
-PASSING = (  # what a data base that is away raises; the last one after Optuna has passed over another
+}  # s, ms; without them a dead connection is never noticed
+PASSING = (  # what a database that is away raises; the last one after Optuna has ignored another
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.PendingRollbackError,
 )
+FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that a database may raise
 
-FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that one may raise
+
+def tpe(seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator (Bergstra et al. 2011); sets that still run count as bad ones."""
+    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=4)
 
 
 @dataclass
 class Studies:
     """The studies of one run."""
 
-    store: RunDirectory
-    storage: BaseStorage | None  # None: the run's journal
-    prefix: str  # of their names; a data base may have other runs' studies
-    due: float = 0.0  # of time.monotonic(): not sent again before
+    storage: BaseStorage
+    prefix: str = ""  # of the studies' names; a database may have other runs' studies
+    sampler: Callable[[int], BaseSampler] = tpe  # of a seed
+    journal_of: RunDirectory | None = None  # the run whose journal this is; None: a database
+    _upload_at: float = 0.0  # of time.monotonic()
+
+    def study(self, variant: str) -> optuna.Study:
+        """The study of a variant, new or as it was left."""
+        return optuna.create_study(
+            study_name=self.prefix + variant, storage=self.storage, direction="maximize", load_if_exists=True
+        )
 
     def save(self, *, last: bool = False) -> None:
-        """Send the journal, if it is time."""
-        if self.storage is None and (last or time.monotonic() >= self.due):
+        """Upload the journal, if it is time."""
+        if self.journal_of is not None and (last or time.monotonic() >= self._upload_at):
             began = time.monotonic()
-            self.store.publish_journal()
+            self.journal_of.publish_journal()
             now = time.monotonic()
-            self.due = now + max(PAUSE_S, PAUSES * (now - began))
+            self._upload_at = now + max(JOURNAL_PAUSE_S, JOURNAL_PAUSES * (now - began))
+
+
+@contextlib.contextmanager
+def journal_errors(store: RunDirectory | None) -> Iterator[None]:
+    """Around the first reading of a run's journal: Optuna raises whatever the first bad line of it causes.
+
+    Args:
+        store: None if the studies are in a database.
+
+    Raises:
+        StoreError: if the journal is damaged.
+    """
+    try:
+        yield
+    except (ImetError, OSError):
+        raise
+    except Exception as error:
+        if store is None:
+            raise
+        raise damaged(store.journal, error) from error
+
+
+def journal_studies(store: RunDirectory) -> Studies:
+    """The studies in a run's journal, repaired after a killed driver or a full disk (a lock, an unfinished last line).
+
+    Raises:
+        StoreError: if the journal is damaged.
+    """
+    path = store.journal
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or path.exists():
+        regular(path)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists():
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(path, end)
+    with journal_errors(store):
+        return Studies(JournalStorage(JournalFileBackend(str(path))), journal_of=store)
 
 
 @contextlib.contextmanager
@@ -70,40 +124,34 @@ def open_studies(store: RunDirectory, url: str | None) -> Iterator[Studies]:
         url: of an Optuna storage (sqlite:///FILE, postgresql://...); None: the run's journal.
 
     Raises:
-        ConfigError: if the storage cannot be opened. A password in its URL is in no message.
+        ConfigError: if the storage cannot be opened. No message contains the password in its URL.
+        StoreError: if the journal is damaged.
     """
     if url is None:
-        studies = Studies(store, None, "")
+        studies = journal_studies(store)
         yield studies
         studies.save(last=True)
         return
-    if not store.studies_id.exists():  # so that a run that takes this one's name later has studies of its own
-        write_text(store.studies_id, secrets.token_hex(4), store.files)
+    if not store.studies_id.exists():  # a later run of the same name gets studies of its own
+        write_text(store.studies_id, secrets.token_hex(4))
     prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
     storage = open_storage(url)
-    patient = _patient(optuna.storages.get_storage(storage), hidden(url))
-    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # its queries, when one fails
+    patient = _patient(optuna.storages.get_storage(storage), without_password(url))
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it logs failed queries
     try:
-        yield Studies(store, patient, prefix)
+        yield Studies(patient, prefix)
     finally:
         storage.engine.dispose()
 
 
-def open_storage(url: str, *, there: bool = False) -> RDBStorage:
-    """A data base of Optuna's, by its URL.
-
-    Args:
-        there: nothing is made where nothing is.
-    """
+def open_storage(url: str) -> RDBStorage:
+    """A database that Optuna opens, by its URL."""
     if not re.match(r"[a-z][a-z0-9+]*://", url):
         raise ConfigError("--studies takes a URL such as sqlite:///studies.db or postgresql://HOST/DATABASE")
     try:
-        file = sqlalchemy.make_url(url).database
-        if there and url.startswith("sqlite") and not Path(file or "").is_file():
-            raise FileNotFoundError(file)
-        # a connection is tried before it is used, for a data base that was started again cuts all
-        how = {"pool_pre_ping": True, "connect_args": LIBPQ if url.startswith("postgresql://") else {}}
-        found = RDBStorage(url, engine_kwargs=how, skip_table_creation=there)
+        # each connection is tried before it is used, because a database that restarts cuts all of them
+        options = {"pool_pre_ping": True, "connect_args": LIBPQ if url.startswith("postgresql://") else {}}
+        found = RDBStorage(url, engine_kwargs=options)
         found.get_all_studies()
     except ImportError:
         scheme = url.partition(":")[0]
@@ -113,26 +161,27 @@ def open_storage(url: str, *, there: bool = False) -> RDBStorage:
             else "install the one that SQLAlchemy names for it"
         )
         raise ConfigError(f"--studies: no driver for {scheme}:// is installed: {way}") from None
-    except Exception as error:  # of a data base's driver, whose texts may hold the URL, and so the password
+    except Exception as error:  # its text may contain the URL, and so the password
         raise ConfigError(
-            f"--studies: cannot open {hidden(url)}: {type(error).__name__}: is it there, and may we enter?"
+            f"--studies: cannot open {without_password(url)}: {type(error).__name__}: "
+            "does it exist, and is access allowed?"
         ) from None
     return found
 
 
 def _patient(storage: BaseStorage, where: str) -> BaseStorage:
-    """That storage; each of its operations, which are transactions, is tried again while its data base is away."""
+    """That storage; each of its operations, which are transactions, is tried again while the database is away."""
 
     def patient(name: str) -> Callable[..., Any]:
         operation = getattr(storage, name)
 
         def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:
-            cut = False  # off, and perhaps carried out nevertheless
+            cut = False  # the connection was cut, and the operation perhaps carried out all the same
 
             def attempt() -> Any:
                 nonlocal cut
                 try:
-                    with _told_if_slow(where):
+                    with _warned_if_slow(where):
                         return operation(*args, **kwargs)
                 except UpdateFinishedTrialError:
                     if name != "set_trial_state_values" or not cut:
@@ -155,8 +204,8 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
 
 
 @contextlib.contextmanager
-def _told_if_slow(where: str) -> Iterator[None]:
-    """A server that hangs with its link up is waited for as long as it does: its user hears of it."""
+def _warned_if_slow(where: str) -> Iterator[None]:
+    """Tell the user of a server that hangs: it is waited for without a limit."""
     timer = threading.Timer(
         SLOW_S, logger.warning, ("%s has not answered for %.0f s: still waiting", where, SLOW_S)
     )
@@ -169,23 +218,23 @@ def _told_if_slow(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def data_base_faults() -> Iterator[None]:
-    """What a data base of studies raises, as one line.
+def database_errors() -> Iterator[None]:
+    """Turn what a database of studies raises into one line.
 
     Raises:
-        StoreError: it broke off in the middle of something, or refused it.
+        StoreError: if it failed during an operation, or refused it.
     """
     try:
         yield
     except FAULTS as error:
         raise StoreError(
-            f"--studies: the data base failed ({type(error.__cause__ or error).__name__}): its log may say why; then "
+            f"--studies: the database failed ({type(error.__cause__ or error).__name__}): its log may say why; then "
             "the same command continues"
         ) from None
 
 
-def hidden(url: str) -> str:
-    """A URL without its user, password and query: where it leads."""
+def without_password(url: str) -> str:
+    """A URL without its user, password and query."""
     try:
         found = sqlalchemy.make_url(url)
     except (ValueError, sqlalchemy.exc.ArgumentError):

@@ -1,7 +1,7 @@
-"""The sweep: Ray Tune over `Policy`'s trials, with early stopping for those that only search.
+"""The sweep: Ray Tune over `Policy`'s trials, with early stopping for those that search.
 
-Hands out trials, watches them, and returns when every variant is trained on all folds. Tune's own state is a
-convenience; continuing never needs it.
+Hands out trials, watches them, and returns when every variant is trained on all folds. Continuing a sweep never needs
+Tune's own state.
 """
 
 import logging
@@ -16,36 +16,38 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.study_storage import Studies, data_base_faults, open_studies
+from imet_ray.cluster.study_storage import Studies, database_errors, open_studies
 from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
-from imet_ray.cluster.worker import train_in_team, train_in_worker
-from imet_ray.cluster.worker_failures import WORKER_DEATHS, Deaths, teach_tune, told_by_trial
+from imet_ray.cluster.worker import train_in_group, train_in_worker
+from imet_ray.cluster.worker_failures import WORKER_FAILURES, WorkerFailures, teach_tune, told_by_trial
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ImetError, first_line
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import RunDirectory
 
-# Holds the Tune function of a team, which only waits, on the head: a CPU for it could be the one its workers lack.
+# Holds on the head the Tune function that waits for several workers: a CPU for it could be the one that they lack.
 ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 class SetupFaultError(ImetError):
-    """A trial met a fault of the set-up: all others would meet it too."""
+    """A trial met a fault of the setup: all others would meet it too."""
 
 
-class BrokenOffError(ImetError):
-    """Ray Tune met a fault of its own."""
+class TuneError(ImetError):
+    """Ray Tune failed itself."""
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What a sweep did in this sitting."""
+    """What a sweep did since it was started or continued."""
 
     trials: int  # that ended
     wall_s: float
-    overhead_s: float  # a trial: time that a slot was held, less training; the start of the workers included
-    start_s: float  # of a worker
+    overhead_s: (
+        float  # per trial: time that a slot was held, less training; includes the start of the workers
+    )
+    start_s: float  # per worker
     workers: int
     out_of_time: bool
 
@@ -67,52 +69,40 @@ def run_sweep(
 
     Raises:
         SetupFaultError: a trial met a fault that all would meet; one line says which.
-        BrokenOffError: Ray Tune met a fault of its own.
+        TuneError: Ray Tune failed itself.
         KeyboardInterrupt: the user stopped it; the same command continues.
     """
-    with data_base_faults(), open_studies(store, studies_url) as studies:
-        return _run(space, store, data, session, deadline, studies)
+    with database_errors(), open_studies(store, studies_url) as studies:
+        policy = Policy(space, store, data.split.digest, data.folds_digest, deadline, studies=studies)
+        if policy.next_is_last():
+            return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
+        return _run(policy, studies, _trainable(session, data, store), session)
 
 
-def _run(
-    space: SearchSpace,
-    store: RunDirectory,
-    data: TrainingData,
-    session: Session,
-    deadline: float | None,
-    studies: Studies,
-) -> SweepSummary:
-    policy = Policy(
-        *(space, store, data.split.digest, data.folds_digest, deadline),
-        storage=studies.storage,
-        prefix=studies.prefix,
-    )
-    if policy.next_is_last():
-        return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
+def _run(policy: Policy, studies: Studies, trainable: Any, session: Session) -> SweepSummary:
     started = time.time()
-    # Tune's own state is of no use to us: that it cannot be saved, on a full disk, is said in one line elsewhere
+    # Tune's own state is of no use to us; a full disk, on which it cannot be saved, is reported elsewhere in one line
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     teach_tune()
-    deaths = Deaths()
-    with told_by_trial(), SweepProgress(policy, session, deaths) as progress:
-        stopper = StopOnFault()
+    failures, stopper = WorkerFailures(), StopOnFault()
+    with told_by_trial(), SweepProgress(policy, session, failures) as progress:
         tuner = tune.Tuner(
-            _trainable(session, data, store),
+            trainable,
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearcher(
-                    policy, progress.refresh, stopper, session.capacity, deaths, studies.save
+                    policy, progress.refresh, stopper, session.capacity, failures, studies.save
                 ),
-                scheduler=SearchOnlyAsha(space, deaths),
-                num_samples=-1,  # as many as the searcher has; it holds back what does not fit
-                reuse_actors=session.workers_per_trial == 1,  # a team ends with the actor that began it
+                scheduler=SearchOnlyAsha(policy.space, failures),
+                num_samples=-1,  # as many as the searcher has; it limits itself to what fits
+                reuse_actors=session.workers_per_trial == 1,  # the workers of a group end with its actor
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name=time.strftime("%Y%m%d-%H%M%S"),
-                storage_path=str(store.tune),
+                storage_path=str(policy.store.tune),
                 stop=stopper,
-                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),
                 callbacks=[progress],
                 verbose=0,
             ),
@@ -120,14 +110,13 @@ def _run(
         try:
             tuner.fit()
         except (RuntimeError, tune.TuneError) as error:
-            text = f"Ray Tune broke off ({first_line(error)}): the same command continues"
-            raise BrokenOffError(text) from error
+            raise TuneError(f"Ray Tune failed ({first_line(error)}): the same command continues") from error
     if stopper.fault is not None:
         raise SetupFaultError(stopper.fault)
-    out_of_time = deadline is not None and time.time() > deadline
+    out_of_time = policy.deadline is not None and time.time() > policy.deadline
     if policy.in_flight or (not out_of_time and not policy.next_is_last()):
         raise KeyboardInterrupt
-    shutil.rmtree(store.tune, ignore_errors=True)  # of no use any more: all is in the store
+    shutil.rmtree(policy.store.tune, ignore_errors=True)  # of no use any more: the run directory has all
     return SweepSummary(
         trials=progress.ended,
         wall_s=time.time() - started,
@@ -139,23 +128,22 @@ def _run(
 
 
 def _trainable(session: Session, data: TrainingData, store: RunDirectory) -> Any:
-    """What Tune runs for a trial, with what it holds meanwhile."""
-    slot, teams = session.slot(store), session.workers_per_trial > 1
-    work = tune.with_parameters(train_in_team if teams else train_in_worker, data=data, slot=slot)
-    # what Ray's pages call the actors and their calls
-    work.__name__ = f"{'teams' if teams else 'trials'} of {store.root.name}"
-    return tune.with_resources(work, ON_HEAD if teams else {"cpu": slot.cpus, "gpu": slot.gpus})
+    """The function that Tune runs for a trial, with the resources that it holds."""
+    slot, several = session.slot(store.root), session.workers_per_trial > 1
+    work = tune.with_parameters(train_in_group if several else train_in_worker, data=data, slot=slot)
+    work.__name__ = f"trials of {store.root.name}"  # what Ray's pages call the actors and their calls
+    return tune.with_resources(work, ON_HEAD if several else {"cpu": slot.cpus, "gpu": slot.gpus})
 
 
 class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types for mypy
-    """ASHA (Li et al. 2020) on searching trials, rungs of their own for each variant and fold.
+    """ASHA (Li et al. 2020) on searching trials, with separate rungs for each variant and fold.
 
     Promoted trials are never stopped. Rungs are not saved: after a restart they start empty.
     """
 
-    def __init__(self, space: SearchSpace, deaths: Deaths) -> None:
+    def __init__(self, space: SearchSpace, worker_failures: WorkerFailures) -> None:
         super().__init__()
-        self.asha, self.deaths = space.asha, deaths
+        self.asha, self.worker_failures = space.asha, worker_failures
         self.brackets: dict[tuple[str, int], AsyncHyperBandScheduler] = {}
         self.judged: dict[str, AsyncHyperBandScheduler] = {}  # by Tune's trial id
 
@@ -195,9 +183,9 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
         self.judged.pop(trial.trial_id, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Forget the trial, and keep what its worker died of: the first to hear of it."""
+        """Forget the trial, and note why it lost its worker: Tune tells its scheduler first."""
         self.judged.pop(trial.trial_id, None)
-        self.deaths.note(trial)
+        self.worker_failures.note(trial)
 
 
 def _trial_name(trial: Any) -> str:

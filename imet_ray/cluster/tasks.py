@@ -1,27 +1,80 @@
-"""Waiting for Ray tasks: one by one as they end, with a bar, and one line where a worker was lost too often."""
+"""What a run does as Ray tasks: the predictions, one task per checkpoint, and the fits of a blend."""
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from tqdm import tqdm
 
-from imet_ray.errors import StoreError
+from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve
+from imet_ray.cluster.session import Session
+from imet_ray.cluster.worker import predict_in_worker
+from imet_ray.data.training_data import SplitData, TrainingData
+from imet_ray.errors import StoreError, first_line
+from imet_ray.storage.results import read_spec
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
-TASK_RETRIES = 3  # of a task whose worker or node was lost
+RETRIES = 3  # of a task whose worker or node was lost
 
 
-def as_they_end(refs: Sequence[Any], what: str, unit: str) -> Iterator[tuple[int, Any]]:
-    """Place and outcome of each task, in the order in which they end.
+def predict_held_out(
+    trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
+) -> int:
+    """Predict the held-out fold of each checkpoint; how many were not there yet."""
+    return _predict("oof", trials, store, session, (data.split, data.label_ids, data))
 
-    Args:
-        refs: of tasks with `max_retries=TASK_RETRIES`.
-        what: they do together, for the bar and the error.
+
+def predict_test(
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
+    split: SplitData,
+    label_ids: tuple[str, ...],
+    session: Session,
+) -> int:
+    """Predict the test split with each checkpoint; how many were not there yet."""
+    return _predict("test", trials, store, session, (split, label_ids, None))
+
+
+def _predict(
+    kind: Literal["oof", "test"],
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
+    session: Session,
+    data: tuple[SplitData, tuple[str, ...], TrainingData | None],
+) -> int:
+    slot = session.slot(store.root)
+    task = ray.remote(  # GPUs not by .options(): Ray would not end a worker that held a GPU
+        num_cpus=slot.cpus, num_gpus=slot.gpus, max_retries=RETRIES
+    )(predict_in_worker)
+    shared = ray.put(data)
+    what = {"oof": "out-of-fold", "test": "test"}[kind]
+    refs = [
+        task.options(name=f"{what} {read_spec(trial).title}").remote(kind, trial.trial_id, shared, slot)
+        for trial in trials
+    ]
+    predicted = 0
+    for _, outcome in _as_they_end(refs, what, "checkpoint"):
+        if isinstance(outcome, str):
+            raise StoreError(outcome)
+        predicted += outcome
+    return predicted
+
+
+def solve_on_ray(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
+    """Solve all fits on the Ray that this process has joined; the results are those of one process."""
+    fit = ray.remote(num_cpus=1, max_retries=RETRIES)(solve)
+    shared = ray.put(problem)
+    found = dict(_as_they_end([fit.remote(shared, task) for task in tasks], "blend", "fit"))
+    return [found[i] for i in range(len(tasks))]
+
+
+def _as_they_end(refs: Sequence[Any], what: str, unit: str) -> Iterator[tuple[int, Any]]:
+    """Place and outcome of each task, in the order in which they end, with a progress bar.
 
     Raises:
         StoreError: if a task's worker was lost again and again.
-        RayTaskError: a fault in our own code, whose traceback is what helps.
+        RayTaskError: if our own code raised; its traceback is what helps.
     """
     place = {ref: i for i, ref in enumerate(refs)}
     waiting = list(refs)
@@ -33,9 +86,8 @@ def as_they_end(refs: Sequence[Any], what: str, unit: str) -> Iterator[tuple[int
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
-                first = str(error).strip().splitlines()[0]
                 raise StoreError(
-                    f"a worker of the {what} pass was lost {TASK_RETRIES + 1} times ({first}): "
+                    f"a worker of the {what} pass was lost {RETRIES + 1} times ({first_line(error)}): "
                     "run the same command again"
                 ) from error
             yield place[ready[0]], outcome

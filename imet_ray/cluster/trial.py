@@ -1,6 +1,6 @@
-"""One trial inside a Ray worker: the adapter between Tune's function interface and `imet_ray.training.train_trial`.
+"""One trial inside a Ray worker: training as Tune's function, and the predictions of its checkpoint.
 
-A trial's own failure becomes a result. A fault of the set-up is reported as `fatal`, which stops the sweep.
+A trial's own failure becomes a result. A fault of the setup is reported as `fatal`, which stops the sweep.
 """
 
 import gc
@@ -9,17 +9,20 @@ import traceback
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from ray import tune
+from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from imet_ray.cluster.session import Slot
-from imet_ray.cluster.title import announce, entitle
 from imet_ray.data.loader import loader_died
-from imet_ray.data.training_data import TrainingData
+from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.errors import ConfigError, ImetError
+from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import SupersededError, write_text
-from imet_ray.storage.results import TrialResult, write_result
+from imet_ray.storage.results import TrialResult, read_spec, write_result
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
@@ -27,16 +30,16 @@ from imet_ray.training.trainer import EpochMetrics
 def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial = slot.run.trial(spec.trial_id)
+    trial = RunDirectory(slot.run).trial(spec.trial_id)
 
     def report(metrics: EpochMetrics) -> None:
-        tune.report(end_of(metrics))
-        entitle(spec, config["phase"])
+        tune.report(epoch_report(metrics))
+        set_title(spec, config["phase"])
 
-    announce(spec, config["phase"])
-    entitle(spec, config["phase"])
+    log_start(spec, config["phase"])
+    set_title(spec, config["phase"])
     try:
-        device = worker_device(slot)
+        device = prepare_device(slot)
         result = train_trial(
             spec,
             data,
@@ -45,18 +48,20 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             loader_workers=slot.loader_workers,
             report=report,
         )
-    except SupersededError:  # by a twin that outlives its driver by a moment, or by this one's next worker
+    except (
+        SupersededError
+    ):  # by a worker that outlives its driver by a moment, or by this trial's next worker
         tune.report({"superseded": True})
         return
     except ImetError as error:
-        tune.report({"fatal": slot.tell(error)})
+        tune.report({"fatal": slot.describe(error)})
         return
-    except Exception as error:  # a fault in our own code fails this trial, with its traceback kept
+    except Exception as error:  # an error in our own code fails this trial; its traceback is kept
         if isinstance(error, torch.AcceleratorError) or (slot.loader_workers and loader_died(error)):
             # nothing can be trained in this process any more: Ray counts the death and starts another
             os._exit(1)
         kept = trial.root / "error.txt"
-        write_text(kept, traceback.format_exc(), trial.files)
+        write_text(kept, traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
         result = TrialResult(
             trial_id=spec.trial_id,
@@ -64,25 +69,59 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             reason=f"{type(error).__name__}: {first} (traceback in {kept})",
         )
         write_result(trial, result)
-    tell_tune(result)
+    report_end(result)
 
 
-def end_of(metrics: EpochMetrics) -> dict[str, Any]:
-    """What Tune is told of an epoch."""
+def predict_one(
+    kind: str,
+    trial_id: str,
+    shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
+    slot: Slot,
+) -> bool | str:
+    """Predict with one checkpoint; the text of an error that the user has to mend.
+
+    Args:
+        kind: "oof" or "test".
+        shared: the split, its labels, and the training data if the held-out fold is predicted.
+    """
+    split, label_ids, data = shared
+    trial = RunDirectory(slot.run).trial(trial_id)
+    path = trial.oof if kind == "oof" else trial.test
+    try:
+        trial.fetch(trial.spec, trial.best, path)
+        if data is not None:
+            rows = data.rows(read_spec(trial).fold, held_out=True)
+        else:
+            rows = np.arange(len(split.ids))
+        return predict_checkpoint(
+            trial,
+            split,
+            rows,
+            path=path,
+            label_ids=label_ids,
+            device=prepare_device(slot),
+            workers=slot.loader_workers,
+        )
+    except ImetError as error:
+        return slot.describe(error)
+
+
+def epoch_report(metrics: EpochMetrics) -> dict[str, Any]:
+    """What Tune is told after an epoch."""
     return metrics | {"trial_seconds": metrics["seconds"] + metrics["evaluate_s"]}
 
 
-def tell_tune(result: TrialResult) -> None:
-    """What no epoch has told."""
+def report_end(result: TrialResult) -> None:
+    """Tell Tune of an end that no epoch has told."""
     if result.status == "failed" or result.epochs == 0:
         tune.report({"failed": result.reason})
 
 
-def worker_device(slot: Slot) -> torch.device:
+def prepare_device(slot: Slot) -> torch.device:
     """Prepare a worker that may have trained another trial before: threads, memory, device.
 
     Raises:
-        ConfigError: if it was given GPUs that torch cannot see.
+        ConfigError: if torch cannot see the GPUs that the trial was given.
     """
     torch.set_num_threads(slot.threads)
     cv2.setNumThreads(slot.threads)
@@ -96,3 +135,21 @@ def worker_device(slot: Slot) -> torch.device:
         torch.cuda.empty_cache()
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def log_start(spec: TrialSpec, phase: str, worker: str = "") -> None:
+    """Name the trial in the worker's log: Ray names an actor once, and Tune gives it many trials.
+
+    Args:
+        worker: which of the trial's workers, if there are several.
+    """
+    print(f"{_title(spec, phase)}{worker}: {spec.hparams}", flush=True)
+
+
+def set_title(spec: TrialSpec, phase: str) -> None:
+    """Show the trial in `ps`, `top` and `nvidia-smi`; Ray resets the title at each of Tune's calls, once per epoch."""
+    setproctitle(f"ray::{_title(spec, phase)}")
+
+
+def _title(spec: TrialSpec, phase: str) -> str:
+    return f"{spec.variant.name} fold {spec.fold} {phase} {spec.trial_id}"

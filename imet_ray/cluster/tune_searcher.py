@@ -1,6 +1,6 @@
-"""Ray Tune's view of the sweep's policy: it is asked for trials, and told how they ended.
+"""Ray Tune's view of the sweep's policy: Tune asks it for trials, and tells it how they ended.
 
-Runs in the driver. Lives in a module that can be imported, for Tune pickles its searcher.
+Runs in the driver. Lives in an importable module, because Tune pickles its searcher.
 """
 
 import contextlib
@@ -13,18 +13,17 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.study_storage import data_base_faults
+from imet_ray.cluster.study_storage import database_errors
 from imet_ray.cluster.variant_study import Assignment
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.errors import ImetError
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
-from imet_ray.storage.run_directory import RunDirectory
 
 
 class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for mypy
-    """Ends the whole sweep at a fault of the set-up, which all trials would meet."""
+    """Ends the whole sweep at a fault of the setup, which all trials would meet."""
 
     def __init__(self) -> None:
         self.fault: str | None = None
@@ -39,7 +38,7 @@ class StopOnFault(tune.Stopper):  # type: ignore[misc]  # Ray has no types for m
 
 
 class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for mypy
-    """Ray Tune's view of `Policy`. What it meets itself, such as a full disk, becomes the stopper's fault."""
+    """Hands `Policy`'s trials to Tune. Its own errors, such as a full disk, become the stopper's fault."""
 
     def __init__(
         self,
@@ -47,29 +46,29 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         on_change: Callable[[], None],
         stopper: StopOnFault,
         capacity: Callable[[], int],
-        deaths: Deaths,
+        worker_failures: WorkerFailures,
         save: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
-            capacity: how many trials may be in flight; more than fit would search blindly.
-            deaths: why a trial's workers died.
             on_change: called when a trial has ended.
             stopper: once it has a fault, trials that Tune stops are only interrupted.
+            capacity: how many trials may be in flight; more than fit would be asked for without any scores.
             save: called when the studies may have changed.
         """
-        super().__init__()  # no metric: Tune would refuse the results of failed trials
+        super().__init__()  # no metric: with one, Tune refuses the reports of failed trials
         self.policy = policy
         self.on_change = on_change
         self.stopper = stopper
-        self.capacity, self.deaths = capacity, deaths
+        self.capacity = capacity
+        self.worker_failures = worker_failures
         self.save_studies = save
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, None to be asked again, FINISHED at the end."""
         assignment: Assignment | str | None = "finished"
-        with self._faults():
+        with self._errors_stop_the_sweep():
             full = len(self.policy.in_flight) >= self.capacity()
             assignment = None if full else self.policy.next()
             if isinstance(assignment, Assignment):
@@ -82,13 +81,13 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         return {
             "phase": assignment.phase,
             "spec": assignment.spec.model_dump_json(),
-            "asked": time.time(),  # a slot that waited for it until now is no overhead
+            "asked": time.time(),  # a slot that had nothing to do before is no overhead
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's score on to Optuna."""
         if "score" in result and "epoch" in result and trial_id in self.trial_ids:
-            with self._faults():
+            with self._errors_stop_the_sweep():
                 self.policy.report(self.trial_ids[trial_id], result["epoch"], result["score"])
 
     def on_trial_complete(
@@ -98,58 +97,60 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         ours = self.trial_ids.pop(trial_id, None)
         if ours is None or self.stopper.fault is not None or (result or {}).get("fatal"):
             return
-        with self._faults():
-            worn_out = self.deaths.reason(trial_id)
-            again = error or (result or {}).get("superseded")  # another worker goes on with it
-            if worn_out is not None or not again:
-                self._record(ours, worn_out)
+        with self._errors_stop_the_sweep():
+            failed = self.worker_failures.reason(trial_id)
+            interrupted = error or (result or {}).get("superseded")  # another worker goes on with it
+            if failed is not None or not interrupted:
+                self._record(ours, failed)
             self.policy.done(ours)
             self.save_studies()
         self.on_change()
 
     @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _errors_stop_the_sweep(self) -> Iterator[None]:
         try:
-            with data_base_faults():
+            with database_errors():
                 yield
         except ImetError as error:
             self.stopper.fault = str(error)
         except OSError as error:
             self.stopper.fault = str(disk_error(self.policy.store.journal, error))
 
-    def _record(self, ours: str, died: str | None) -> None:
+    def _record(self, ours: str, failed: str | None) -> None:
+        """Write the result of a trial that ended without writing one itself.
+
+        Args:
+            failed: why its workers failed for good; None: it was stopped early.
+        """
         trial = self.policy.store.trial(ours)
         trial.fetch(trial.spec, trial.result, trial.metrics)  # from its node
-        have = read_result(trial)
-        if died is not None and (have is None or have.status == "stopped"):
-            if not trial.spec.exists():  # died before it wrote it
-                spec = self.policy.in_flight[ours].spec
-                write_json(trial.spec, spec.model_dump(mode="json"), trial.files)
-            write_result(trial, TrialResult(trial_id=ours, status="failed", reason=died))
-        elif have is None or (have.status == "stopped" and self._trained_on(ours)):
-            write_result(trial, stopped_result(self.policy.store, ours))
-
-    def _trained_on(self, trial_id: str) -> bool:
-        result = read_result(self.policy.store.trial(trial_id))
-        rows = read_json_lines(self.policy.store.trial(trial_id).metrics)
-        return result is not None and len(rows) > result.epochs
+        known = read_result(trial)
+        if known is not None and known.status != "stopped":
+            return
+        if failed is not None:
+            if not trial.spec.exists():  # the worker was lost before it wrote it
+                write_json(trial.spec, self.policy.in_flight[ours].spec.model_dump(mode="json"))
+            write_result(trial, TrialResult(trial_id=ours, status="failed", reason=failed))
+            return
+        rows = read_json_lines(trial.metrics)
+        if known is None or len(rows) > known.epochs:  # promoted, and then stopped again
+            write_result(trial, stopped_result(ours, rows))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its parts; the journal and the store are the state
+        return {}  # Tune pickles its parts; the studies and the store are the state
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal and the store are the state."""
+        """Do nothing: the studies and the store are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal and the store are the state."""
+        """Do nothing: the studies and the store are the state."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the journal and the store are the state."""
+        """Do nothing: the studies and the store are the state."""
 
 
-def stopped_result(store: RunDirectory, trial_id: str) -> TrialResult:
-    """The result of a trial that the scheduler stopped early, from its metrics."""
-    rows = read_json_lines(store.trial(trial_id).metrics)
+def stopped_result(trial_id: str, rows: list[dict[str, Any]]) -> TrialResult:
+    """The result of a trial that the scheduler stopped early, from its epochs' metrics."""
     best = max(rows, key=lambda row: row["score"], default=None)
     return TrialResult(
         trial_id=trial_id,

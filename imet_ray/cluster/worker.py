@@ -1,6 +1,6 @@
-"""What Ray runs in its workers. Light to import, so that torch comes in with the collector at rest.
+"""What Ray runs in its workers.
 
-The work itself is in `trial` and `oof`.
+Light to import, so that torch is imported with the garbage collector at rest. The work is in `trial` and `ddp_trial`.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ def train_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
     run_trial(config, data, slot)
 
 
-def train_in_team(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
-    """Tune's trainable where several workers train a trial: `team.run_team`."""
+def train_in_group(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
+    """Tune's trainable if several workers train a trial: `ddp_trial.run_ddp_trial`."""
     with heavy_imports():
-        from imet_ray.cluster.ddp_trial import run_team
-    run_team(config, data, slot)
+        from imet_ray.cluster.ddp_trial import run_ddp_trial
+    run_ddp_trial(config, data, slot)
 
 
 def predict_in_worker(
@@ -30,7 +30,7 @@ def predict_in_worker(
     shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
     slot: Slot,
 ) -> bool | str:
-    """A Ray task: `oof.predict_one`."""
+    """A Ray task: `trial.predict_one`."""
     with heavy_imports():
-        from imet_ray.cluster.predict_tasks import predict_one
+        from imet_ray.cluster.trial import predict_one
     return predict_one(kind, trial_id, shared, slot)

@@ -1,6 +1,6 @@
-"""Deaths of workers and nodes: what befell a trial, in one line, and whether it is worth another worker.
+"""Lost workers and nodes: the cause of each loss in one line, and whether the trial gets another worker.
 
-Ray and Tune tell of each in several paragraphs, which stay in Ray's logs.
+Ray and Tune report each loss in several paragraphs, which stay in Ray's logs.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import ray._private.worker
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-WORKER_DEATHS = 3  # of one trial without an epoch in between, before it counts as failed
-NODE_LOSSES = 20  # likewise: no fault of the trial, unless it is what takes its nodes down
-LOST = ("its node", "nothing is heard")  # beginnings of causes that are the node's
-TOLD_BY_TRIAL = (  # beginnings of what Ray's nodes publish, and `Deaths` tells of each trial
+WORKER_FAILURES = 3  # of one trial without an epoch in between, before the trial counts as failed
+NODE_FAILURES = 20  # likewise: not the trial's fault, unless the trial is what takes its nodes down
+NODE_CAUSES = ("its node", "no answer from")  # beginnings of causes that are the node's
+TOLD_BY_TRIAL = (  # beginnings of what Ray's nodes publish, and `WorkerFailures` reports per trial
     "A worker died or was killed",
     "Raylet is terminated",
     "The node with node id",
@@ -26,76 +27,88 @@ TOLD_BY_TRIAL = (  # beginnings of what Ray's nodes publish, and `Deaths` tells 
 )
 
 
-class Deaths:
-    """What the workers of the trials died of."""
+@dataclass
+class _Failures:
+    """Of one trial."""
+
+    cause: str = ""  # of the last one
+    count: int = 0  # without an epoch in between
+    epoch: int = 0  # at the last one
+    counted_by_tune: int = 0
+    given_up: bool = False
+
+
+class WorkerFailures:
+    """The failures of the workers of each trial."""
 
     def __init__(self) -> None:
-        self.causes: dict[str, str] = {}  # of the last death, by Tune's trial id
-        self.counts: dict[str, int] = {}  # of deaths without an epoch in between
-        self.worn_out: set[str] = set()  # Tune's ids of trials that have had their chances
-        self._epochs: dict[str, int] = {}  # at the last death
-        self._failures: dict[str, int] = {}  # as Tune counts, at the last death
+        self._trials: dict[str, _Failures] = {}  # by Tune's trial id
 
     def note(self, trial: Any) -> None:
-        """A worker died, or its node; Tune has written its error, and counts all of them.
+        """A worker or its node was lost; Tune has written its error, and counts all losses.
 
-        A trial that came on since is not worn out, nor one whose node was lost: it gets all its chances again.
+        A trial that has trained an epoch since, or that lost its node, gets all its chances again.
         """
-        # Tune counts all but machines that were announced to go; of those Ray's error says nothing
-        counted = trial.num_failures > self._failures.get(trial.trial_id, 0)
-        cause = cause_of(_error(trial)) if counted else "its node was taken back"
-        self._failures[trial.trial_id] = trial.num_failures
+        known = self._trials.setdefault(trial.trial_id, _Failures())
+        # Tune counts all losses but those of machines that were announced, which Ray's error does not mention
+        announced = trial.num_failures <= known.counted_by_tune
+        known.counted_by_tune = trial.num_failures
+        known.cause = "its node was taken back" if announced else cause_of(_last_error(trial))
         epoch = (trial.last_result or {}).get("epoch", 0)
-        came_on = epoch > self._epochs.get(trial.trial_id, 0)
-        count = 1 if came_on else self.counts.get(trial.trial_id, 0) + 1
-        self.counts[trial.trial_id], self.causes[trial.trial_id] = count, cause
-        self._epochs[trial.trial_id] = epoch
-        if came_on or (cause.startswith(LOST) and count < NODE_LOSSES):
-            trial.max_failures = trial.num_failures + WORKER_DEATHS
+        advanced = epoch > known.epoch
+        known.epoch, known.count = epoch, 1 if advanced else known.count + 1
+        if advanced or (known.cause.startswith(NODE_CAUSES) and known.count < NODE_FAILURES):
+            trial.max_failures = trial.num_failures + WORKER_FAILURES
         elif trial.num_failures > trial.max_failures:
-            self.worn_out.add(trial.trial_id)
+            known.given_up = True
+
+    def cause(self, trial_id: str) -> str:
+        """Of a trial's last failure."""
+        return self._trials[trial_id].cause
 
     def reason(self, trial_id: str) -> str | None:
-        """Why a trial that Tune has given up is given up; None if it is not.
+        """Why a trial has failed for good; None if another worker should go on with it.
 
-        Tune also gives up a trial of whose death it hears again while it waits for its next worker, or one that came on
-        since its third death.
+        Tune gives up more: a trial of whose loss it hears again while the trial waits for its next worker, and one
+        that has trained an epoch since.
         """
-        if trial_id not in self.worn_out:
+        known = self._trials.get(trial_id)
+        if known is None or not known.given_up:
             return None
-        return f"{self.counts[trial_id]} times without an epoch in between: {self.causes[trial_id]}"
+        return f"{known.count} times without an epoch in between: {known.cause}"
 
 
 def cause_of(error: str) -> str:
-    """What a worker died of, by the text of Ray's error."""
+    """The cause of a loss, from the text of Ray's error."""
     found = re.search(r"\b(?:ip|IP): ([0-9A-Fa-f.:]+[0-9A-Fa-f])", error)
     where = f" {found[1]}" if found else ""
+    on = f" on{where}" if found else ""
     if "low on memory" in error:
-        return f"out of memory: Ray ended its worker{' on' * bool(where)}{where} before the machine ran out"
+        return f"out of memory: Ray ended its worker{on} before the machine ran out"
     if "node has died" in error or "node it was running on is dead" in error:
         return f"its node{where} is lost"
     if "worker process has died" in error:
-        return f"its worker{' on' * bool(where)}{where} died"
+        return f"its worker{on} died"
     if "is unavailable" in error:
-        return "nothing is heard of its worker"
+        return "no answer from its worker"
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    told = lines and not lines[-1].startswith("actor_id:")  # Ray does not always know more
-    return lines[-1][:200] if told else "its worker died"
+    known = lines and not lines[-1].startswith("actor_id:")  # Ray does not always know more
+    return lines[-1][:200] if known else "its worker died"
 
 
-def keep_quiet() -> None:
-    """Let what Ray's nodes publish be one line on stderr, not a page.
+def quiet_ray() -> None:
+    """Print one line, not a page, of each message that Ray's nodes publish.
 
-    There is no public way: `log_to_driver=False` leaves it on.
+    There is no public way: `log_to_driver=False` does not stop them.
     """
-    ray._private.worker.print_to_stdstream = functools.partial(_tell, ())
+    ray._private.worker.print_to_stdstream = functools.partial(_print_first_line, ())
 
 
 @contextlib.contextmanager
 def told_by_trial() -> Iterator[None]:
-    """Leave out what a line of each trial tells."""
+    """Leave out the messages that the progress reports per trial."""
     before = ray._private.worker.print_to_stdstream
-    ray._private.worker.print_to_stdstream = functools.partial(_tell, TOLD_BY_TRIAL)
+    ray._private.worker.print_to_stdstream = functools.partial(_print_first_line, TOLD_BY_TRIAL)
     try:
         yield
     finally:
@@ -103,9 +116,9 @@ def told_by_trial() -> Iterator[None]:
 
 
 def teach_tune() -> None:
-    """Let Tune take whatever Ray raises for a worker's death.
+    """Let Tune accept whatever Ray raises for a lost worker.
 
-    It knows of two kinds of errors and breaks off the whole sweep at others, such as the memory monitor's.
+    Tune knows two kinds of errors, and stops the whole sweep at others, such as the memory monitor's.
     """
     known = RayActorManager._actor_task_failed
     if known.__name__ == "failed":
@@ -119,14 +132,14 @@ def teach_tune() -> None:
     RayActorManager._actor_task_failed = failed
 
 
-def _tell(left_out: tuple[str, ...], data: dict[str, Any], ignore_prefix: bool) -> None:
+def _print_first_line(left_out: tuple[str, ...], data: dict[str, Any], ignore_prefix: bool) -> None:
     for message in data["lines"]:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
         if plain and not plain.startswith(left_out):
             print(f"ray: {plain.splitlines()[0][:300]}", file=sys.stderr)
 
 
-def _error(trial: Any) -> str:
+def _last_error(trial: Any) -> str:
     """The newest of the failures that Tune keeps one after another."""
     try:
         return re.split(r"^Failure # \d+.*$", Path(trial.error_file).read_text(), flags=re.M)[-1]

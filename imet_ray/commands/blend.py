@@ -15,11 +15,12 @@ from imet_ray.blending.imet2019_files import read_2019, write_2019
 from imet_ray.commands.setup import cache_at, elsewhere, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import standings
-from imet_ray.storage.runs import Runs
+from imet_ray.storage.run_directory import RunDirectory
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -27,7 +28,7 @@ RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 def blend(
     name: str | None,
     *,
-    runs: Runs,
+    runs: Path,
     cache: Path | None,
     members: Sequence[str] | None,
     outside: Sequence[str],
@@ -83,7 +84,10 @@ def blend(
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
-        findings = label_findings(oof, run.catalog, ensemble.decoder, SHOWN_MISTAKES) if in_full else {}
+        metric = metric_named(run.experiment.space.metric)
+        findings = (
+            label_findings(oof, run.catalog, ensemble.decoder, metric, SHOWN_MISTAKES) if in_full else {}
+        )
         show("")
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
@@ -101,7 +105,7 @@ def blend_2019(
     *,
     folds: Path,
     labels: Path,
-    runs: Runs,
+    runs: Path,
     options: BlendOptions,
     runner: Runner,
 ) -> dict[str, Any]:
@@ -121,12 +125,12 @@ def blend_2019(
         runner=runner,
         progress=show,
     )
-    store = runs.run(RUN_2019)
+    store = RunDirectory((runs / RUN_2019).resolve())
     place = store.ensemble(name)
     with only_driver(store):
         replaced = place.ensemble.exists()
         write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights, place.files)
+        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
         write_findings(place, name, report.to_dict())
     show("")
     _say_replaced(name, replaced)

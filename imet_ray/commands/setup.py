@@ -1,11 +1,6 @@
-"""The stages of the command line that need no cluster: setting a run up, checking data, one trial.
-
-Each prints what a person wants to read and returns the exit code.
-"""
+"""What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
 import re
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +13,32 @@ from imet_ray.data.folds import count_folds
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
-from imet_ray.errors import ConfigError, SettingError, StoreError, unknown_name
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
-from imet_ray.prediction.metrics import metric_named
-from imet_ray.search_space import SearchSpace, read_space, unknown_key
-from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
+from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.specs import default_pack_short_side
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.files import is_twin, shown
 from imet_ray.storage.run_directory import Cache, RunDirectory
-from imet_ray.storage.runs import Runs, set_aside
+from imet_ray.storage.runs import newest_run, open_run, set_aside
 from imet_ray.training.recipe import check_recipe
-from imet_ray.training.train_trial import train_trial
-from imet_ray.training.trainer import EpochMetrics
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line says of a run, as it was typed."""
+
+    space: Path | None
+    data: str | None
+    source: Path | None  # openclipart's unpacked packages
+    name: str | None
+    runs: Path
+    cache: Cache
+    folds: str | None
+    overrides: dict[str, Any]  # of the space's settings
+    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,6 @@ class Plan:
     catalog: Catalog
     store: RunDirectory
     cache: Cache
-    n_folds: int
     given_folds: Path | None
     fresh: bool
 
@@ -71,78 +78,75 @@ def check_data(root: Path) -> int:
     return 1 if report.forbids else 0
 
 
-def plan(
-    *,
-    space: Path | None,
-    data: str | None,
-    source: Path | None,
-    name: str | None,
-    runs: Runs,
-    cache: Cache,
-    folds: str | None,
-    overrides: dict[str, Any],
-    fresh: bool,
-) -> Plan:
+def plan(request: Request) -> Plan:
     """Read the space and the data directory, and refuse what cannot work.
 
     Raises:
         ImetError: one line for each of the user's mistakes.
     """
-    if space is None:
-        own = SPACES / f"{(data or 'demo').partition(':')[0]}.yml"
-        space = near(own if own.is_file() else SPACES / "demo.yml")
-    given_folds = None
-    if folds is not None:
-        if folds.isdigit():
-            overrides = overrides | {"n_folds": int(folds)}
-        elif Path(folds).is_file():
-            given_folds = Path(folds)
-            overrides = overrides | {"n_folds": count_folds(given_folds)}
-        else:
-            raise ConfigError(f"--folds takes a number or a folds.csv, and {folds} is neither")
-    found = read_space(space, overrides, check=check_recipe)
-    metric_named(found.metric)
-    for variant in found.variants:
+    path = request.space
+    if path is None:
+        own = SPACES / f"{(request.data or 'demo').partition(':')[0]}.yml"
+        path = near(own if own.is_file() else SPACES / "demo.yml")
+    given_folds, n_folds = _folds(request.folds)
+    space = read_space(path, request.overrides | n_folds, check=check_recipe)
+    for variant in space.variants:
         check_architecture(variant.architecture)
-    wanted = data or found.data
-    if source is not None and wanted != "openclipart":
+    data = request.data or space.data
+    if request.source is not None and data != "openclipart":
         raise ConfigError("--from is for --data openclipart")
-    root = resolve_data(wanted, cache=cache.root, source=source)
+    root = resolve_data(data, cache=request.cache.root, source=request.source)
     catalog = read_catalog(root)
-    if name is None:
-        slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", wanted).strip("-.") or "data"
-        name = found.name if wanted == found.data else f"{found.name}-{slug[-40:]}"
-    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        raise ConfigError(f"--name takes letters, digits, '.', '_', '+' and '-', got {name!r}")
-    print(f"space   {space}: {_describe(found)}")
+    place = request.runs / _run_name(request.name, space, data)
+    print(f"space   {path}: {_describe(space)}")
     print(f"data    {root}: {catalog.summary()}")
-    print(f"run     {runs.address(name)}")
+    print(f"run     {shown(place)}")
     return Plan(
-        space=found,
-        data=wanted,
+        space=space,
+        data=data,
         root=root,
         catalog=catalog,
-        store=runs.run(name),
-        cache=cache,
-        n_folds=found.n_folds,
+        store=RunDirectory(place.resolve()),
+        cache=request.cache,
         given_folds=given_folds,
-        fresh=fresh,
+        fresh=request.fresh,
     )
 
 
+def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
+    """The folds file that `--folds` names, and what it changes in the space."""
+    if given is None:
+        return None, {}
+    if given.isdigit():
+        return None, {"n_folds": int(given)}
+    if not Path(given).is_file():
+        raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")
+    return Path(given), {"n_folds": count_folds(Path(given))}
+
+
+def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
+    """The given name, or the space's; with the data's, where they are not those of the space."""
+    if given is None:
+        slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", data).strip("-.") or "data"
+        return space.name if data == space.data else f"{space.name}-{slug[-40:]}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", given):
+        raise ConfigError(f"--name takes letters, digits, '.', '_', '+' and '-', got {given!r}")
+    return given
+
+
 def start(plan: Plan) -> Run:
-    """Write the run's folds and experiment, and pack the pictures; the caller holds the driver's lock."""
+    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock."""
     data = prepare(
         plan.catalog,
         plan.store,
         plan.cache,
-        n_folds=plan.n_folds,
+        n_folds=plan.space.n_folds,
         seed=plan.space.seed,
         given_folds=plan.given_folds,
     )
-    if data.n_folds != plan.n_folds:
+    if data.n_folds != plan.space.n_folds:
         raise StoreError(
-            f"{plan.store.root} was begun with {data.n_folds} folds, not {plan.n_folds}: "
+            f"{plan.store.root} was begun with {data.n_folds} folds, not {plan.space.n_folds}: "
             "choose another --name, or --fresh to set the old run aside"
         )
     experiment = resolve(
@@ -161,21 +165,22 @@ def start(plan: Plan) -> Run:
 
 def set_old_run_aside(plan: Plan) -> None:
     """What `--fresh` means: the old run keeps its files under another name."""
-    if plan.fresh:
-        plan.store.files.check_set_aside()
+    if plan.fresh and is_twin(plan.store.root):
+        raise ConfigError("--fresh renames a directory, and a bucket has none: choose another --name")
     if plan.fresh and (plan.store.experiment.exists() or plan.store.folds.exists()):
         with only_driver(plan.store):  # not while another process drives it
             kept = set_aside(plan.store.root)
         print(f"fresh   the old run is kept as {kept}")
 
 
-def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
+def reopen(runs: Path, name: str | None, cache: Cache) -> Run:
     """The run of that name, or the newest one, with its data as they were.
 
     Raises:
         ImetError: if there is no such run, or its data have changed.
     """
-    store = runs.open(name)
+    found = open_run(runs, name) if name else newest_run(runs)
+    store = RunDirectory(found.root.resolve())
     experiment = read_experiment(store)
     root = Path(experiment.data_root)
     if not root.exists():  # a cache that was emptied: generate or fetch again
@@ -192,91 +197,6 @@ def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
     return Run(experiment, store, cache, catalog, data)
 
 
-def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam]) -> int:
-    """Train one trial in this process; 1 if it failed."""
-    known = {variant.name: variant for variant in plan.space.variants}
-    if variant_name not in known:
-        raise unknown_name("variant", variant_name, known)
-    if not 0 <= fold < plan.n_folds:
-        raise ConfigError(
-            f"fold must be below n_folds={plan.n_folds}, got {fold}: choose 0..{plan.n_folds - 1}"
-        )
-    if plan.space.resources.workers_per_trial > 1:
-        raise ConfigError(
-            "--train trains in this process alone, and workers_per_trial is "
-            f"{plan.space.resources.workers_per_trial}: sweep, or leave it out of the space"
-        )
-    variant = known[variant_name]
-    recipe = _with_settings(variant, settings)
-    set_old_run_aside(plan)
-    with only_driver(plan.store):
-        run = start(plan)
-        spec = TrialSpec(
-            variant=variant,
-            hparams=settings,
-            fold=fold,
-            n_folds=plan.n_folds,
-            seed=plan.space.seed,
-            data_digest=run.data.split.digest,
-            folds_digest=run.data.folds_digest,
-            pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
-            metric=plan.space.metric,
-        )
-        trial = plan.store.trial(spec.trial_id)
-        wanted = plan.space.resources.gpus_per_trial
-        if wanted not in ("auto", 0) and not torch.cuda.is_available():
-            raise ConfigError(
-                f"gpus_per_trial is {wanted:g} and torch sees none: install a CUDA build of torch, or set "
-                "gpus_per_trial: auto"
-            )
-        device = torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
-        print(f"trial   {trial.root} on {device}")
-        began = time.monotonic()
-
-        def report(metrics: EpochMetrics) -> None:
-            print(
-                f"epoch {metrics['epoch']:>3}/{recipe.epochs}  loss {metrics['train_loss']:.4f}  "
-                f"valid {metrics['valid_loss']:.4f}  F2 {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
-                f"expected-F2 {metrics['expected_score']:.4f}  lr {metrics['lr']:.2g}  "
-                f"{metrics['images_per_s']:.0f} images/s  waited {metrics['wait_s']:.1f} s",
-                flush=True,
-            )
-
-        workers = plan.space.resources.loader_workers
-        result = train_trial(
-            spec,
-            run.data,
-            trial,
-            device=device,
-            loader_workers=(torch.get_num_threads() - 1 if device.type == "cuda" else 0)
-            if workers == "auto"
-            else workers,
-            report=report,
-        )
-    if result.status == "failed":
-        print(f"failed: {result.reason}", file=sys.stderr)
-        return 1
-    print(f"done: F2 {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
-    return 0
-
-
-def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
-    for key in settings:
-        if key not in Variant.model_fields or key == "name":
-            raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
-        if not isinstance(settings[key], Hparam):
-            raise ConfigError(f"--set takes single values, and {key} is a list: write it into a search space")
-    try:
-        recipe = variant.with_hparams(settings)
-        check_recipe(recipe)
-        return recipe
-    except SettingError as error:
-        raise ConfigError(f"--set: {error}") from None
-    except ValueError as error:  # pydantic's: one line of it is enough
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise ConfigError(f"--set: {' '.join(lines)}") from None
-
-
 def near(path: Path) -> Path:
     """The path as the user would type it."""
     here = Path.cwd()
@@ -285,7 +205,8 @@ def near(path: Path) -> Path:
 
 def elsewhere(store: RunDirectory) -> str:
     """The option that leads to a run, where it does not lie in the default place."""
-    where = store.files.address(store.root.parent)
+    runs = store.root.parent
+    where = shown(runs) if is_twin(runs) else str(near(runs))
     return "" if where == "runs" else f" --runs {where}"
 
 

@@ -16,12 +16,11 @@ from rich.table import Table
 from imet_ray.blending.blend_run import BlendOptions, blend_run
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
-from imet_ray.cluster.blend import solve_on_ray
 from imet_ray.cluster.node_environment import code_bytes
-from imet_ray.cluster.predict_tasks import predict_held_out, predict_test
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import run_sweep
+from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
@@ -195,11 +194,10 @@ def _predict(
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids, outside)
-    write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
+    write_arrays(place.test, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = decode(probs, ensemble.decoder)
-    write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files)
-    if out:
-        write_submission(out, split.ids, run.data.label_ids, decoded)
+    for path in [place.submission, *([out] if out else [])]:
+        write_submission(path, split.ids, run.data.label_ids, decoded)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"

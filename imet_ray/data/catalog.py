@@ -191,7 +191,7 @@ def _split(
             seen[picture] = row
             exact = pictures.get(picture)
             files = [exact] if exact is not None else by_stem.get(picture, [])
-            wrong = _wrong_file(picture, files, folder, taken)
+            wrong = _wrong_file(picture, files, taken)
         if wrong is not None:
             problems.append(Problem(wrong[0], table.name, row, wrong[1]))
             continue
@@ -215,21 +215,16 @@ def _wrong_id(picture: str, seen: dict[str, int]) -> tuple[str, str] | None:
     return None
 
 
-def _wrong_file(
-    picture: str, files: Sequence[Path], folder: str, taken: dict[Path, int]
-) -> tuple[str, str] | None:
+def _wrong_file(picture: str, files: Sequence[Path], taken: dict[Path, int]) -> tuple[str, str] | None:
     """Why the files that may be an id's picture cannot be: the kind of problem and its text."""
     if not files:
-        return "id without a file", f"{picture!r} in {folder}/"
+        return "id without a file", f"no picture is called {picture!r}"
     if len(files) > 1:
-        return (
-            "several files for an id",
-            f"{picture!r}: {', '.join(sorted(f.name for f in files))} in {folder}/",
-        )
+        return "several files for an id", f"{picture!r}: {', '.join(sorted(f.name for f in files))}"
     if files[0] in taken:
         return "duplicate id", f"{picture!r} is the picture of row {taken[files[0]]}"
     if not files[0].is_file():  # a directory, or a link to nowhere
-        return "not a file", f"{folder}/{files[0].name}"
+        return "not a file", f"{files[0].parent.name}/{files[0].name}"
     return None
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import Decoder, decode
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import Metric
 
 ROWS = 2048  # pictures per block
 PER_LABEL = 2  # so that one label does not fill the page
@@ -28,10 +28,10 @@ class LabelCounts:
     chosen: np.ndarray
     true: np.ndarray
 
-    def score(self, labels: np.ndarray) -> float:
+    def score(self, labels: np.ndarray, metric: Metric) -> float:
         """The score of some labels, (C,) bool, pooled over all their cells."""
         hits, true, chosen = (counts[labels].sum() for counts in (self.hits, self.true, self.chosen))
-        return float(METRICS["f2"].of_counts(hits, true, chosen))
+        return float(metric.of_counts(hits, true, chosen))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def count_labels(probs: np.ndarray, labels: np.ndarray, decoder: Decoder) -> Lab
     return LabelCounts(*total)
 
 
-def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int) -> dict[str, Any]:
+def label_findings(
+    probs: np.ndarray, catalog: Catalog, decoder: Decoder, metric: Metric, k: int
+) -> dict[str, Any]:
     """The score of each label and label group, and the most confident mistakes, for a program.
 
     Args:
@@ -90,7 +92,7 @@ def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int
         "labels": [
             {
                 "label": label,
-                "score": counts.score(own),
+                "score": counts.score(own, metric),
                 "true": int(counts.true[i]),
                 "predicted": int(counts.chosen[i]),
                 "hits": int(counts.hits[i]),
@@ -98,7 +100,7 @@ def label_findings(probs: np.ndarray, catalog: Catalog, decoder: Decoder, k: int
             for i, (label, own) in enumerate(zip(catalog.label_ids, each, strict=True))
         ],
         "score_by_group": {
-            group: counts.score(groups == group) for group in sorted(set(catalog.label_groups))
+            group: counts.score(groups == group, metric) for group in sorted(set(catalog.label_groups))
         },
         "probable_labels_that_are_missing": listed(missing),
         "improbable_labels_that_are_there": listed(unseen),

@@ -17,13 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # draws without pyplot: it needs no display
 from PIL import Image
 
-WIDTH = (
-    5.8  # inches of every figure: 10 pt are 8.6 px on a phone of 390 px, and 17 px where it is shown in full
-)
-LONGEST = 28  # characters of a name beside an axis: 2 of the 5.8 inches
+WIDTH = 5.0  # inches of every figure: 11 pt are 11 px on a phone of 390 px, 17 px on a large screen
+LONGEST = 28  # characters of a name beside an axis: 2 of the 5 inches
 INK = "#010203"  # in figures: replaced by the colour of the page's text
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#888888", INK)
 THEME = "<style>svg{color:#1d2129}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
@@ -33,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": "none",
+    "font.size": 11,
     "legend.frameon": False,
     "savefig.dpi": 160,  # of what is drawn in pixels inside an SVG
     "savefig.facecolor": "none",
@@ -100,9 +100,10 @@ def draw_sections(functions: Mapping[str, Callable[[T], Section | None]], data: 
     return found
 
 
-def canvas(height: float) -> Figure:
-    """An empty figure of the page's width, `height` in inches."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def canvas(height: float) -> tuple[Figure, Axes]:
+    """An empty figure of the page's width, `height` in inches, and its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def svg(figure: Figure) -> str:

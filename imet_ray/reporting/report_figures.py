@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from imet_ray.prediction.metrics import Metric
 from imet_ray.prediction.pooling import as_probability, on_scale
 from imet_ray.reporting.error_analysis import LabelCounts
 from imet_ray.reporting.pages import COLOURS, INK, Cell, Section, Table, canvas, shorten
@@ -32,13 +33,19 @@ POOLED = "Counted over all cells of these labels, out of fold, decoded as the en
 class ReportData:
     """What a figure may draw. What is not known is empty, or None."""
 
-    score: str  # the metric's title
+    metric: Metric
     blend: Mapping[str, Any]  # `BlendReport.to_dict()`
+    variants: Sequence[str] = ()  # names; their order decides their colours
     leaderboard: Sequence[Standing] = ()
     trials: Sequence[TrialStatus] = ()
     counts: LabelCounts | None = None  # out of fold
     label_names: Sequence[str] = ()
     label_groups: Sequence[str] = ()
+
+    @property
+    def score(self) -> str:
+        """The score's name for people."""
+        return self.metric.title
 
 
 def blend_and_members(data: ReportData) -> Section | None:
@@ -51,8 +58,7 @@ def blend_and_members(data: ReportData) -> Section | None:
     if not single or len(best) < 2:
         return None
     names = sorted(best, key=lambda name: -best[name])[:MOST_MEMBERS]
-    figure = canvas(0.3 * len(names) + 1.1)
-    axes = figure.subplots()
+    figure, axes = canvas(0.3 * len(names) + 1.1)
     _name_rows(axes, ["the blend", *names])
     gain = chosen["over_single"]
     axes.hlines(0, single["nested"] + gain["low"], single["nested"] + gain["high"], color=COLOURS[0])
@@ -90,7 +96,14 @@ def methods(data: ReportData) -> Section | None:
         axes.set_title(f"dashed: {shorten(single['method'], 40)} alone", fontsize="medium")
     axes.set_xlabel(f"{data.score}, nested (full) and own (hollow); ringed: chosen")
     table = Table(
-        ("method or member", "decoder", f"own {data.score}", "nested", "gain over the best member"),
+        (
+            "method or member",
+            "decoder",
+            f"own {data.score}",
+            "nested",
+            "over uniform",
+            "over the best member",
+        ),
         [_method_cells(row) for row in data.blend["rows"]]
         + [_level2_cells(row) for _, _, row in rows[len(blends) :]],
     )
@@ -129,14 +142,15 @@ def weights(data: ReportData) -> Section | None:
     if len(names) < 2 or "weights" not in chosen:
         return None
     worth = {found["name"]: found for found in data.blend.get("worth", ())}
-    figure = canvas(0.32 * len(names) + 1.2)
+    figure, _ = canvas(0.32 * len(names) + 1.2)
+    figure.clear()
     panels = figure.subplots(1, 2 if worth else 1, sharey=True, squeeze=False)[0]
     places = range(len(names))
     panels[0].barh(places, chosen["weights"], color=COLOURS[0], alpha=0.35)
     for by_fold in chosen.get("weights_by_fold", ()):
         panels[0].plot(by_fold, places, ".", color=COLOURS[0])
-    panels[0].set_xlabel("weight (dots: folds)")
-    panels[0].xaxis.set_major_locator(MaxNLocator(4))
+    panels[0].set_xlabel("weight")
+    panels[0].xaxis.set_major_locator(MaxNLocator(3))
     _name_rows(panels[0], names)
     if worth:
         _draw_worth(panels[1], names, worth, data)
@@ -148,8 +162,8 @@ def weights(data: ReportData) -> Section | None:
         rows.append((name, float(chosen["weights"][i]), spread, adds))
     return Section(
         "Weights, and what each member is worth",
-        "Right: the score where a member's weight goes to the others, with the 95 % interval of the loss; dashed: "
-        "the whole blend. A full dot is beyond noise.",
+        "Left: the dots are weights fitted without one fold. Right: the nested score where a member's weight goes to "
+        "the others, with the 95 % interval of the loss; a full dot is beyond noise; dashed: the whole blend.",
         figure,
         Table(("member", "weight", "over the folds", "adds"), rows),
     )
@@ -162,8 +176,7 @@ def correlation(data: ReportData) -> Section | None:
     if m < 2:
         return None
     lowest = min(0.9, float(matrix[~np.eye(m, dtype=bool)].min()))
-    figure = canvas(min(0.36 * m + 0.5, 5.0) if m <= NUMBERED else min(0.16 * m + 1, 9.0))
-    axes = figure.subplots()
+    figure, axes = canvas(min(0.36 * m + 0.5, 5.0) if m <= NUMBERED else min(0.16 * m + 1, 9.0))
     image = axes.imshow(matrix, cmap="Blues", vmin=lowest, vmax=1, aspect="auto")
     size = min(10.0, max(4.0, 360 / m))
     axes.set_yticks(range(m), [f"{shorten(name)}  {i + 1}" for i, name in enumerate(names)], fontsize=size)
@@ -187,8 +200,7 @@ def threshold_curve(data: ReportData) -> Section | None:
     curve = data.blend.get("threshold_curve", ())
     if not curve:
         return None
-    figure = canvas(3.2)
-    axes = figure.subplots()
+    figure, axes = canvas(3.2)
     axes.plot([x for x, _ in curve], [y for _, y in curve], color=COLOURS[0])
     axes.set_xlabel("threshold of the blended probability")
     axes.set_ylabel(f"{data.score} of all pictures")
@@ -223,8 +235,7 @@ def greedy(data: ReportData) -> Section | None:
             curves.setdefault(tuple(row["curve"]), []).append(row["decoder"])
     if not curves:
         return None
-    figure = canvas(3)
-    axes = figure.subplots()
+    figure, axes = canvas(3)
     for i, (curve, decoders) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(range(1, len(curve) + 1), curve, ".-", color=colour, label=", ".join(decoders))
@@ -243,8 +254,7 @@ def budget(data: ReportData) -> Section | None:
     curve = sorted(found.get("curve", ()), key=lambda step: float(step["seconds"]))
     if not curve:
         return None
-    figure = canvas(3)
-    axes = figure.subplots()
+    figure, axes = canvas(3)
     seconds = [step["seconds"] for step in curve]
     limit = found.get("limit_s")
     end = max(seconds[-1], limit or 0.0)
@@ -267,76 +277,48 @@ def budget(data: ReportData) -> Section | None:
 
 
 def leaderboard(data: ReportData) -> Section | None:
-    """The score of each fold of each variant."""
-    found = data.leaderboard
-    if not found:
+    """Each variant's best hparams and the score of each fold."""
+    if not data.leaderboard:
         return None
-    figure = canvas(0.36 * len(found) + 1.3)
-    axes = figure.subplots()
-    for row, standing in enumerate(found):
-        colour = COLOURS[row % len(COLOURS)]
-        axes.barh(row, standing.mean, color=colour, alpha=0.35)
-        axes.plot(list(standing.score.values()), [row] * len(standing.score), "o", color=colour, markersize=5)
-    shown = [score for standing in found for score in standing.score.values()]
-    nested = data.blend.get("nested")
-    if nested is not None:
-        shown.append(nested)
-        axes.axvline(nested, color=INK, linestyle="--", label=f"blend, nested: {nested:.4f}")
-        figure.legend(loc="outside lower center", fontsize="small")
-    margin = 0.15 * (max(shown) - min(shown)) + 0.005
-    axes.set_xlim(max(0.0, min(shown) - margin), max(shown) + margin)
-    _name_rows(axes, [standing.variant for standing in found])
-    axes.set_xlabel(f"{data.score} (bar: mean over the folds; not from 0)")
-    return Section(
-        "Leaderboard",
-        "Each variant's best hparams. A dot is one fold, scored by a model that never saw it, at its best threshold.",
-        figure,
-        leaderboard_table(found, data.score),
-    )
-
-
-def leaderboard_table(found: Sequence[Standing], score: str) -> Table:
-    """Each variant's mean score, folds and hparams, best first."""
     rows = [
         (
             standing.variant,
             standing.mean,
-            f"{len(standing.score)} of {standing.n_folds}",
+            " ".join(f"{value:.4f}" for _, value in sorted(standing.score.items()))
+            + ("" if standing.whole else f" ({len(standing.score)} of {standing.n_folds})"),
             hparams_text(standing),
         )
-        for standing in found
+        for standing in data.leaderboard
     ]
-    return Table(("variant", score, "folds", "hparams"), rows, bar=1)
+    return Section(
+        "Leaderboard",
+        "Each variant's best hparams, the mean over its folds: each fold is scored by a model that never saw it.",
+        table=Table(("variant", data.score, "by fold", "hparams"), rows, bar=1),
+    )
 
 
 def learning_curves(data: ReportData) -> Section | None:
-    """The leaderboard's variants: the score of the held-out fold after each epoch."""
-    return curves_of(data.trials, [standing.variant for standing in data.leaderboard], data.score)
-
-
-def curves_of(trials: Sequence[TrialStatus], variants: Sequence[str], score: str) -> Section | None:
-    """A curve for each trial of these variants, in the variant's colour."""
-    shown = [trial for trial in trials if trial.rows and trial.spec.variant.name in variants]
+    """A curve for each trial, in its variant's colour: the score of the held-out fold after each epoch."""
+    shown = [trial for trial in data.trials if trial.rows and trial.spec.variant.name in data.variants]
     if not shown:
         return None
-    figure = canvas(3.4)
-    axes = figure.subplots()
+    figure, axes = canvas(3.4)
     many = sum(len(trial.rows) for trial in shown) > MOST_POINTS
     for trial in shown:
         axes.plot(
             [row["epoch"] for row in trial.rows],
             [row["score"] for row in trial.rows],
             marker=".",
-            color=variant_colour(trial, variants),
+            color=variant_colour(trial, data.variants),
             alpha=0.7,
             rasterized=many,
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel(score)
+    axes.set_ylabel(data.score)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    variant_legend(figure, variants)
+    variant_legend(figure, data.variants)
     return Section(
-        "Learning curves", f"A line per trial: {score} of the held-out fold after each epoch.", figure
+        "Learning curves", f"A line per trial: {data.score} of the held-out fold after each epoch.", figure
     )
 
 
@@ -363,8 +345,7 @@ def label_frequency(data: ReportData) -> Section | None:
     if counts is None:
         return None
     recall = counts.hits / np.maximum(counts.true, 1)
-    figure = canvas(3.6)
-    axes = figure.subplots()
+    figure, axes = canvas(3.6)
     axes.plot(counts.true, recall, "o", alpha=0.6, color=COLOURS[0], rasterized=len(recall) > MOST_POINTS)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -414,7 +395,7 @@ def _label_table(title: str, rows: Sequence[tuple[str, np.ndarray]], data: Repor
     cells = [
         (
             name,
-            counts.score(inside),
+            counts.score(inside, data.metric),
             int(np.count_nonzero(inside)),
             int(counts.true[inside].sum()),
             int(counts.chosen[inside].sum()),
@@ -427,12 +408,20 @@ def _label_table(title: str, rows: Sequence[tuple[str, np.ndarray]], data: Repor
 
 def _method_cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     name = row["method"] + (" (weights of the threshold)" if row["transferred"] else "")
-    return name, row["decoder"], float(row["own"]), float(row["nested"]), gain_text(row["over_single"])
+    over_uniform = "" if row["is_single"] or row["method"] == "uniform" else gain_text(row["over_uniform"])
+    return (
+        name,
+        row["decoder"],
+        float(row["own"]),
+        float(row["nested"]),
+        over_uniform,
+        gain_text(row["over_single"]),
+    )
 
 
 def _level2_cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    over_best = f"{gain_text(row['over_best'])} over the best blend"
-    return f"level 2: {row['kind']}", row["decoder"], float(row["own"]), float(row["nested"]), over_best
+    over_best = f"{gain_text(row['over_best'])} (over the best blend)"
+    return f"level 2: {row['kind']}", row["decoder"], float(row["own"]), float(row["nested"]), "", over_best
 
 
 def _draw_worth(axes: Axes, names: Sequence[str], worth: Mapping[str, Any], data: ReportData) -> None:
@@ -445,7 +434,7 @@ def _draw_worth(axes: Axes, names: Sequence[str], worth: Mapping[str, Any], data
         axes.hlines(y, blend - gain["high"], blend - gain["low"], color=COLOURS[1])
         axes.plot(without, y, "o", color=COLOURS[1], fillstyle="full" if beyond_noise else "none")
     axes.axvline(blend, color=INK, linestyle="--", linewidth=1)
-    axes.set_xlabel(f"nested {data.score} without it")
+    axes.set_xlabel(f"{data.score} without it")
     axes.xaxis.set_major_locator(MaxNLocator(3))
 
 
@@ -455,7 +444,7 @@ def _method_rows(
     """Axes with a row per method, the height of each (method, decoder), and the colour of each decoder."""
     names = tuple(dict.fromkeys(method for method, _ in keys))
     decoders = tuple(dict.fromkeys(decoder for _, decoder in keys))
-    axes = canvas(0.18 * len(names) * (len(decoders) + 1) + 1.3).subplots()
+    _, axes = canvas(0.18 * len(names) * (len(decoders) + 1) + 1.3)
     _name_rows(axes, names)
     for row in range(0, len(names), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#888888", alpha=0.12, linewidth=0)

@@ -14,6 +14,7 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.data.images import read_rgb
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
+from imet_ray.prediction.metrics import Metric, metric_named
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
 from imet_ray.reporting.pages import draw_sections, jpeg, render
 from imet_ray.reporting.report_figures import FIGURES, ReportData
@@ -58,8 +59,9 @@ def write_report(
     if oof is None:
         notes.append("What needs out-of-fold predictions is left out: a member is external.")
     data = ReportData(
-        score="F2",
+        metric=_metric(ensemble.report),
         blend=ensemble.report,
+        variants=[standing.variant for standing in found],
         leaderboard=found,
         trials=Watcher(store).trials(time.time())[0],
         counts=count_labels(oof, catalog.labels, ensemble.decoder) if oof is not None else None,
@@ -74,7 +76,7 @@ def write_report(
         pictures=_pictures(ensemble, catalog, test_probs) if test_probs is not None else [],
         judged=catalog.test_labels is not None,
     )
-    write_text(place.report, page, place.files)
+    write_text(place.report, page)
 
 
 def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any]) -> None:
@@ -84,7 +86,12 @@ def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any
         name: of the ensemble.
         report: `BlendReport.to_dict()`.
     """
-    write_text(place.report, _page(name, ReportData(score="F2", blend=report)), place.files)
+    write_text(place.report, _page(name, ReportData(_metric(report), report)))
+
+
+def _metric(report: Mapping[str, Any]) -> Metric:
+    """What the blend was judged by."""
+    return metric_named(report.get("metric", "f2"))
 
 
 def _page(

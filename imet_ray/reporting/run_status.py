@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from imet_ray.errors import StoreError
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.experiment import Experiment, read_experiment
@@ -26,7 +27,7 @@ SILENT_EPOCHS = 4.0  # times its own seconds an epoch, where these are long
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """One trial."""
+    """One trial. Rows of metrics.jsonl: one per epoch."""
 
     spec: TrialSpec
     state: State
@@ -41,7 +42,7 @@ class TrialStatus:
 
     @property
     def best(self) -> float | None:
-        """F2, of its best epoch so far."""
+        """The score of its best epoch so far."""
         return max((row["score"] for row in self.rows), default=None)
 
 
@@ -66,6 +67,11 @@ class Status:
     def ended(self) -> int:
         """Trials that have a result."""
         return sum(trial.state in ENDED for trial in self.trials)
+
+    @property
+    def score(self) -> str:
+        """The score's name for people."""
+        return metric_named(self.experiment.space.metric).title
 
     @property
     def variants(self) -> list[str]:
@@ -112,18 +118,22 @@ class Status:
         """Who drives it, and what to do if nobody does."""
         return self.driver or f"none is seen from here{'' if self.over else ': the same command continues'}"
 
+    def counts_text(self) -> str:
+        """How many trials are in which state."""
+        counts = [f"{self.count(state):,} {state}" for state in STATES if self.count(state)]
+        return ", ".join(counts) or "none yet"
+
     def text(self) -> str:
         """For a terminal."""
-        counts = ", ".join(f"{self.count(state)} {state}" for state in STATES if self.count(state))
         left = f"; training takes about {clock(self.left_s)} more" if self.left_s is not None else ""
         lines = [
             f"{self.name}: {self.phase}",
             f"driver   {self.driven_by}",
-            f"trials   {counts or 'none yet'}; {self.wanted} in all{left}",
+            f"trials   {self.counts_text()}; {self.wanted} in all{left}",
         ]
         if self.leaderboard:
             width = max(len(standing.variant) for standing in self.leaderboard)
-            lines.append(f"{'variant':<{width}}  folds      F2  hparams")
+            lines.append(f"{'variant':<{width}}  folds  {self.score:>6}  hparams")
         for standing in self.leaderboard:
             lines.append(
                 f"{standing.variant:<{width}}  {len(standing.score):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
@@ -144,7 +154,7 @@ class Status:
     def told(self, trial: TrialStatus) -> str:
         """One trial that is not done, in a line."""
         last = trial.rows[-1] if trial.rows else {}
-        best = f", F2 {trial.best:.4f}" if trial.best is not None else ""
+        best = f", {self.score} {trial.best:.4f}" if trial.best is not None else ""
         host = f" on {last['host']}" if "host" in last else ""
         rate = f", {last['images_per_s']:.0f} images/s" if last else ""
         ago = f", heard of {clock(self.now - trial.heard)} ago"

@@ -10,9 +10,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from imet_ray.errors import ImetError
-from imet_ray.reporting.pages import Section, Table, canvas, draw_sections, render, shorten
-from imet_ray.reporting.report_figures import curves_of, leaderboard_table, variant_colour, variant_legend
-from imet_ray.reporting.run_status import STATES, Status, TrialStatus
+from imet_ray.prediction.metrics import metric_named
+from imet_ray.reporting.pages import Section, canvas, draw_sections, render, shorten
+from imet_ray.reporting.report_figures import FIGURES, ReportData, variant_colour, variant_legend
+from imet_ray.reporting.run_status import Status, TrialStatus
 from imet_ray.units import clock
 
 REFRESH_S = 5
@@ -22,14 +23,21 @@ ALPHA = {"complete": 0.9, "runs": 0.9, "stopped": 0.4, "failed": 0.4, "silent": 
 
 def status_page(status: Status) -> str:
     """The whole page."""
-    left = f"; training takes about {clock(status.left_s)} more" if status.left_s is not None else ""
+    data = ReportData(
+        metric=metric_named(status.experiment.space.metric),
+        blend={},
+        variants=status.variants,
+        leaderboard=status.leaderboard,
+        trials=status.trials,
+    )
+    shared = {name: FIGURES[name] for name in ("curves", "leaderboard")}
     return render(
         "status.html.j2",
         title=f"{status.name}: {status.ended:,} of {status.wanted:,} trials",
         refresh_s=REFRESH_S,
         status=status,
-        left=left,
-        sections=draw_sections(SECTIONS, status),
+        left=clock(status.left_s) if status.left_s is not None else "",
+        sections=draw_sections({"bars": _bars}, status) + draw_sections(shared, data),
     )
 
 
@@ -61,20 +69,6 @@ def serve(look: Callable[[], Status], port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
-def _states(status: Status) -> Section:
-    rows = [(state, status.count(state)) for state in STATES if status.count(state)]
-    return Section("Trials", "How many are in which state.", table=Table(("state", "trials"), rows))
-
-
-def _running(status: Status) -> Section | None:
-    rows = [(trial.state, status.told(trial)) for trial in status.running()]
-    if not rows:
-        return None
-    return Section(
-        "Not done", "Silent: no epoch came for longer than usual.", table=Table(("state", "trial"), rows)
-    )
-
-
 def _bars(status: Status) -> Section | None:
     """Each trial from the start of its first epoch to the end of its last, in a lane of its host: the slots."""
     trials = [trial for trial in status.trials if trial.rows][-MOST_BARS:]
@@ -90,8 +84,7 @@ def _bars(status: Status) -> Section | None:
         lanes[lane : lane + 1] = [(host, end)]
         placed.append((lane, start, end, trial))
     order = sorted(range(len(lanes)), key=lambda lane: (lanes[lane][0], lane))
-    figure = canvas(0.22 * len(lanes) + 1.4)
-    axes = figure.subplots()
+    figure, axes = canvas(0.22 * len(lanes) + 1.4)
     origin = min(start for _, start, _, _ in placed)
     for lane, start, end, trial in placed:
         axes.barh(
@@ -119,39 +112,3 @@ def _began(trial: TrialStatus) -> float:
     """When the trial last started, as far as its epochs tell."""
     first = trial.rows[0]
     return float(first.get("at", trial.heard) - first["seconds"] - first.get("evaluate_s", 0.0))
-
-
-def _curves(status: Status) -> Section | None:
-    return curves_of(status.trials, status.variants, "F2")
-
-
-def _leaderboard(status: Status) -> Section | None:
-    if not status.leaderboard:
-        return None
-    return Section(
-        "Leaderboard",
-        "Each variant's best hparams so far.",
-        table=leaderboard_table(status.leaderboard, "F2"),
-    )
-
-
-def _failed(status: Status) -> Section | None:
-    rows = [
-        (f"{trial.spec.variant.name} fold {trial.spec.fold}", trial.reason)
-        for trial in status.trials
-        if trial.state == "failed"
-    ] + [("damaged", what) for what in status.unreadable]
-    if not rows:
-        return None
-    return Section("Failed", "A failed trial does not end the sweep.", table=Table(("trial", "reason"), rows))
-
-
-# In the order of the page.
-SECTIONS: dict[str, Callable[[Status], Section | None]] = {
-    "states": _states,
-    "running": _running,
-    "bars": _bars,
-    "curves": _curves,
-    "leaderboard": _leaderboard,
-    "failed": _failed,
-}

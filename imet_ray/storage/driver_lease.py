@@ -1,4 +1,4 @@
-"""One driver per run, over a bucket: an object that its holder keeps changing.
+"""One driver a run, over a bucket: an object that its holder keeps changing.
 
 No clocks are compared: whoever would take it watches whether it changes. On one machine a file lock does that job.
 """
@@ -13,9 +13,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage.object_store import Bucket, ChangedError
+from imet_ray.storage import bucket_mirror as remote
+from imet_ray.storage.object_store import ChangedError
 from imet_ray.units import clock
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ LOOK_S = 1.0
 
 
 @contextlib.contextmanager
-def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
-    """Hold the run whose lease has that key; the caller holds the lock of this machine.
+def held(path: Path, who: str) -> Iterator[None]:
+    """Hold the run whose lease `path` is the twin of; the caller holds the lock of this machine.
 
     If another machine takes it meanwhile, for this one was cut off, the main thread is interrupted.
 
@@ -36,17 +38,16 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
     """
     beats = itertools.count()
 
-    def text() -> bytes:
-        beat = f"{next(beats)} {time.time_ns()}"
-        return json.dumps({"driver": who, "host": platform.node(), "beat": beat}).encode()
+    def text() -> str:
+        return json.dumps({"driver": who, "host": platform.node(), "beat": f"{next(beats)} {time.time_ns()}"})
 
     first = text()
     try:
-        version = bucket.put(first, key, _free(bucket, key))
+        version = remote.put_text(path, first, version=_free(path))
     except ChangedError:
-        if bucket.read(key) != first:
+        if remote.read_text(path) != first:
             raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
-        found = bucket.head(key)  # ours, and the answer was lost
+        found = remote.head(path)  # ours, and the answer was lost
         version = found.version if found else ""
     stop = threading.Event()
 
@@ -54,11 +55,11 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
         nonlocal version
         while not stop.wait(BEAT_S):
             try:
-                version = bucket.put(text(), key, version)
+                version = remote.put_text(path, text(), version=version)
             except ChangedError:
-                now = _read(bucket, key)
+                now = _read(path)
                 if now.get("driver") == who and now.get("host") == platform.node():
-                    found = bucket.head(key)  # an attempt of ours whose answer was lost
+                    found = remote.head(path)  # an attempt of ours whose answer was lost
                     version = found.version if found else ""
                     continue
                 logger.error(
@@ -78,13 +79,13 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
         stop.set()
         thread.join()
         with contextlib.suppress(StoreError):
-            if _read(bucket, key).get("driver") == who:
-                bucket.delete(key)
+            if _read(path).get("driver") == who:
+                remote.delete(path)
 
 
-def holder(bucket: Bucket, key: str) -> str:
+def holder(path: Path) -> str:
     """Who holds the run on another machine, as it says, and since when nothing was heard of it; empty: nobody does."""
-    found, said = bucket.head(key), _read(bucket, key)
+    found, said = remote.head(path), _read(path)
     ours = said.get("host") == platform.node()  # it would have this machine's lock, if it lived
     if found is None or not said or ours:
         return ""
@@ -106,19 +107,19 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _free(bucket: Bucket, key: str) -> str:
+def _free(path: Path) -> str:
     """The version of the lease that may be replaced; empty: there is none."""
-    found = bucket.head(key)
+    found = remote.head(path)
     if found is None:
         return ""
-    holder = _read(bucket, key)
+    holder = _read(path)
     if holder.get("host") == platform.node():
         return found.version  # we have this machine's lock, so it is dead
     logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(holder), DEAD_S)
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
         time.sleep(LOOK_S)
-        now = bucket.head(key)
+        now = remote.head(path)
         if now is None:
             return ""
         if now.version != found.version:
@@ -128,9 +129,9 @@ def _free(bucket: Bucket, key: str) -> str:
     return found.version
 
 
-def _read(bucket: Bucket, key: str) -> dict[str, str]:
+def _read(path: Path) -> dict[str, str]:
     with contextlib.suppress(ValueError):
-        found = json.loads(bucket.read(key) or b"{}")
+        found = json.loads(remote.read_text(path) or "{}")
         if isinstance(found, dict):
             return {str(key): str(value) for key, value in found.items()}
     return {}

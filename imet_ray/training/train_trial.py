@@ -54,7 +54,7 @@ def train_trial(
             raise another_trial(trial)
         if result is None:
             token = trial.acquire()
-            write_json(trial.spec, spec.model_dump(mode="json"), trial.files)
+            write_json(trial.spec, spec.model_dump(mode="json"))
             if team.size > 1:
                 result = _finished(trial)  # what an older writer wrote until now
     over = team.told(result is not None)
@@ -74,7 +74,7 @@ def train_trial(
                 f"out of GPU memory, even with each batch in {splits} parts" if splits == MAX_SPLITS else ""
             )
             if not reason:
-                write_json(trial.splits, 2 * splits, trial.files)
+                write_json(trial.splits, 2 * splits)
             if team.size > 1:
                 if reason:  # whichever of the team met it
                     write_result(trial, _failed(spec, trial, reason))

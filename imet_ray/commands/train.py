@@ -1,0 +1,117 @@
+"""One trial in this process, without a sweep."""
+
+import sys
+import time
+from typing import Literal
+
+import torch
+
+from imet_ray.commands.setup import Plan, set_old_run_aside, start
+from imet_ray.errors import ConfigError, SettingError, unknown_name
+from imet_ray.search_space import SearchSpace, unknown_key
+from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
+from imet_ray.storage.experiment import only_driver
+from imet_ray.training.recipe import check_recipe
+from imet_ray.training.train_trial import train_trial
+from imet_ray.training.trainer import EpochMetrics
+
+
+def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam]) -> int:
+    """Train one trial; 1 if it failed.
+
+    Args:
+        settings: hparams, in place of the variant's own.
+
+    Raises:
+        ImetError: one line for each of the user's mistakes.
+    """
+    variant = _variant(plan.space, variant_name, fold)
+    recipe = _with_settings(variant, settings)
+    set_old_run_aside(plan)
+    with only_driver(plan.store):
+        run = start(plan)
+        spec = TrialSpec(
+            variant=variant,
+            hparams=settings,
+            fold=fold,
+            n_folds=plan.space.n_folds,
+            seed=plan.space.seed,
+            data_digest=run.data.split.digest,
+            folds_digest=run.data.folds_digest,
+            pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
+            metric=plan.space.metric,
+        )
+        trial = plan.store.trial(spec.trial_id)
+        device = _device(plan.space.resources.gpus_per_trial)
+        print(f"trial   {trial.root} on {device}")
+        began = time.monotonic()
+        workers = plan.space.resources.loader_workers
+        if workers == "auto":
+            workers = torch.get_num_threads() - 1 if device.type == "cuda" else 0
+        result = train_trial(
+            spec,
+            run.data,
+            trial,
+            device=device,
+            loader_workers=workers,
+            report=lambda metrics: print(_epoch_line(metrics, recipe.epochs), flush=True),
+        )
+    if result.status == "failed":
+        print(f"failed: {result.reason}", file=sys.stderr)
+        return 1
+    print(f"done: F2 {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
+    return 0
+
+
+def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
+    """The space's variant of that name, if this process can train it on that fold."""
+    known = {variant.name: variant for variant in space.variants}
+    if name not in known:
+        raise unknown_name("variant", name, known)
+    if not 0 <= fold < space.n_folds:
+        raise ConfigError(
+            f"fold must be below n_folds={space.n_folds}, got {fold}: choose 0..{space.n_folds - 1}"
+        )
+    if space.resources.workers_per_trial > 1:
+        raise ConfigError(
+            "--train trains in this process alone, and workers_per_trial is "
+            f"{space.resources.workers_per_trial}: sweep, or leave it out of the space"
+        )
+    return known[name]
+
+
+def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
+    """The variant with what `--set` says."""
+    for key in settings:
+        if key not in Variant.model_fields or key == "name":
+            raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
+        if not isinstance(settings[key], Hparam):
+            raise ConfigError(f"--set takes single values, and {key} is a list: write it into a search space")
+    try:
+        recipe = variant.with_hparams(settings)
+        check_recipe(recipe)
+        return recipe
+    except SettingError as error:
+        raise ConfigError(f"--set: {error}") from None
+    except ValueError as error:  # pydantic's: one line of it is enough
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise ConfigError(f"--set: {' '.join(lines)}") from None
+
+
+def _device(gpus: float | Literal["auto"]) -> torch.device:
+    """A GPU if the space wants one, or has nothing against it and there is one."""
+    if gpus not in ("auto", 0) and not torch.cuda.is_available():
+        raise ConfigError(
+            f"gpus_per_trial is {gpus:g} and torch sees none: install a CUDA build of torch, or set "
+            "gpus_per_trial: auto"
+        )
+    return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+
+
+def _epoch_line(metrics: EpochMetrics, epochs: int) -> str:
+    return (
+        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['train_loss']:.4f}  "
+        f"valid {metrics['valid_loss']:.4f}  F2 {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
+        f"expected-F2 {metrics['expected_score']:.4f}  lr {metrics['lr']:.2g}  "
+        f"{metrics['images_per_s']:.0f} images/s  waited {metrics['wait_s']:.1f} s"
+    )
