@@ -114,7 +114,7 @@ def dense(folder: Path, thresholds: Sequence[float], sums: str) -> tuple[float, 
     oof = Oof.read(folder)
     labels = np.array(oof.labels, dtype=np.float64)
     folds = [oof.folds == fold for fold in np.unique(oof.folds)]
-    margins = [  # as that solution's files: float32, one a member and fold, thresholds subtracted
+    margins = [  # as that solution's files: float32, one per member and fold, thresholds subtracted
         [p[rows].astype(np.float32) - np.float32(t) for rows in folds]
         for p, t in zip(oof.probs, thresholds, strict=True)
     ]

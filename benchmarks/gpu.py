@@ -1,4 +1,4 @@
-"""Images a second and memory of a model on a GPU, in each precision and memory layout.
+"""Images per second and memory of a model on a GPU, in each precision and memory layout.
 
     uv run python -m benchmarks.gpu [--architecture seresnext50_32x4d] [--size 288] [--batch 32] [--search]
 

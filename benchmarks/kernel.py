@@ -1,4 +1,4 @@
-"""Pictures a second of a kernel with six checkpoints of one size, against a plain loop that decodes for each.
+"""Pictures per second of a kernel with six checkpoints of one size, against a plain loop that decodes for each.
 
     uv run python -m benchmarks.kernel [--images 400] [--size 96] [--architecture test_resnet] [--rounds 3]
 
@@ -187,7 +187,7 @@ def main() -> None:
         means: dict[str, np.ndarray] = {}
 
         def timed(who: str, workers: int = 0) -> tuple[float, float]:
-            """Pictures a second, and the share of the time that is not the models'."""
+            """Pictures per second, and the share of the time that is not the models'."""
             watch = Stopwatch()
             hooks = [model.body for model in models] if who == "peer" else models
             handles = []

@@ -1,4 +1,4 @@
-"""Images a second, on one core, of the packed path against decoding and normalising each picture each time.
+"""Images per second, on one core, of the packed path against decoding and normalising each picture each time.
 
     uv run python -m benchmarks.loader [--images 256] [--size 288] [--preset medium] [--rounds 5]
 
@@ -59,7 +59,7 @@ def peer_batch(
 
 
 def rate(batch: Callable[[list[int]], object], n: int) -> float:
-    """Images a second over all n pictures."""
+    """Images per second over all n pictures."""
     started = time.perf_counter()
     for start in range(0, n, BATCH):
         batch(list(range(start, min(start + BATCH, n))))

@@ -1,7 +1,7 @@
 """Out-of-fold predictions of iMet's shape, generated: seeded, float16, in files that are memory-mapped.
 
 A cell's true log-odds are normal around those of its label's frequency. Each member sees them through noise that all
-members share and noise of its own. That gives what iMet has: about 3 labels a picture, an F2 near 0.6, and 0.4-0.6 %
+members share and noise of its own. That gives what iMet has: about 3 labels per picture, an F2 near 0.6, and 0.4-0.6 %
 of the cells in dispute among 7 members.
 """
 

@@ -42,7 +42,7 @@ class Simulated:
     work: float  # of all trials, had no machine been lost
     chain: float  # of the slowest variant: its longest searching trial, then its longest promotion
     losses: int
-    decision_s: float  # real seconds a trial
+    decision_s: float  # real seconds per trial
 
     def ratio(self, slots: int) -> float:
         """Makespan over what no schedule can beat."""

@@ -1,4 +1,4 @@
-"""Images a second of a trial against a plain torch loop with the same model and its data already in memory.
+"""Images per second of a trial against a plain torch loop with the same model and its data already in memory.
 
     uv run python -m benchmarks.train [--size 96] [--batch 32] [--rounds 5] [--architecture tf_efficientnet_lite0]
 
@@ -38,7 +38,7 @@ def plain_epoch(
     targets: torch.Tensor,
     batch: int,
 ) -> float:
-    """Train one epoch as anyone would write it; images a second."""
+    """Train one epoch as anyone would write it; images per second."""
     device = images.device
     bf16 = device.type == "cuda"
     loss_of = torch.nn.BCEWithLogitsLoss()
