@@ -58,7 +58,9 @@ def main() -> None:
     same = int((ours[: len(peer)] == peer).all(axis=1).sum())
     rate, peer_rate = args.images / seconds, len(peer) / peer_seconds
     print(f"{args.images:,} x {args.labels:,}, float16")
-    print(f"{'ours':<28}{seconds:8.1f} s   {rate:10.1f} images/s   {ours.sum(1).mean():.2f} labels per picture")
+    print(
+        f"{'ours':<28}{seconds:8.1f} s   {rate:10.1f} images/s   {ours.sum(1).mean():.2f} labels per picture"
+    )
     print(f"{f'plain, {len(peer)} pictures':<28}{peer_seconds:8.1f} s   {peer_rate:10.1f} images/s")
     print(f"ratio {rate / peer_rate:.0f}; the same set for {same} of {len(peer)} pictures")
 

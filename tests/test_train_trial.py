@@ -16,7 +16,7 @@ from imet_ray.storage.files import SupersededError, write_json
 from imet_ray.storage.results import own_result, read_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer
-from imet_ray.training.distributed import ALONE
+from imet_ray.training.distributed import Hardware
 from imet_ray.training.train_trial import train_trial
 
 F2 = METRICS["f2"]
@@ -204,7 +204,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_data, make_spec, tm
     for splits in (1, 4):
         trial = RunDirectory(tmp_path / str(splits)).trial(spec.trial_id)
         write_json(trial.splits, splits)
-        training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), CPU, 0, ALONE)
+        training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), Hardware(CPU))
         torch.manual_seed(0)
         images = torch.randint(0, 255, (8, 3, 160, 160), dtype=torch.uint8)
         targets = torch.randint(0, 2, (8, len(tiny_data.label_ids))).float()
@@ -227,7 +227,7 @@ def test_an_older_writer_stops_writing(tiny_data, make_spec, tmp_path):
 def test_head_only_epochs_leave_the_body_alone(tiny_data, make_spec, tmp_path):
     spec = make_spec(head_only_epochs=1)
     trial = RunDirectory(tmp_path).trial(spec.trial_id)
-    training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), CPU, 0, ALONE)
+    training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), Hardware(CPU))
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     training._train_epoch()
     after = training.model.state_dict()

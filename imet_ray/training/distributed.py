@@ -89,3 +89,12 @@ class Team:
 
 
 ALONE = Team()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this process trains with."""
+
+    device: torch.device
+    loader_workers: int = 0  # processes that load pictures; 0: this one
+    team: Team = ALONE

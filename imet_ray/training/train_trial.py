@@ -17,7 +17,7 @@ from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, another_trial, read_result, read_spec, write_result
 from imet_ray.storage.run_directory import TrialDirectory
-from imet_ray.training.distributed import ALONE, Team
+from imet_ray.training.distributed import ALONE, Hardware, Team
 from imet_ray.training.trainer import MAX_SPLITS, EpochMetrics, Trainer, batch_splits
 
 
@@ -47,46 +47,54 @@ def train_trial(
         SplitError: an older writer's last write came between the processes of a team, which must begin again together.
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
-    result, token = None, ""
-    if team.leads:
-        result = _finished(trial)
-        if trial.spec.exists() and not read_spec(trial).same_trial(spec):
-            raise another_trial(trial)
-        if result is None:
-            token = trial.acquire()
-            write_json(trial.spec, spec.model_dump(mode="json"))
-            if team.size > 1:
-                result = _finished(trial)  # what an older writer wrote until now
+    result, token = _begin(spec, trial, team) if team.leads else (None, "")
     over = team.told(result is not None)
-    if not team.leads:
-        result = _finished(trial)  # after the leader: all of a team go on from one state
+    result = (
+        result if team.leads else _finished(trial)
+    )  # after the leader: all of a team go on from one state
     if over:
         assert result is not None
         return result
+    hardware = Hardware(device, loader_workers, team)
     while True:
-        splits = batch_splits(trial)
         try:
-            return Trainer(spec, data, trial, token, device, loader_workers, team).run(report)
-        except TrialError as error:
-            reason = str(error)  # all of a team meet it at once
+            return Trainer(spec, data, trial, token, hardware).run(report)
+        except TrialError as error:  # all of a team meet it at once
+            result = _failed(spec, trial, str(error))
         except torch.cuda.OutOfMemoryError:
-            reason = (
-                f"out of GPU memory, even with each batch in {splits} parts" if splits == MAX_SPLITS else ""
-            )
-            if not reason:
-                write_json(trial.splits, 2 * splits)
-            if team.size > 1:
-                if reason:  # whichever of the team met it
-                    write_result(trial, _failed(spec, trial, reason))
+            result = _too_large(spec, trial)
+            if team.size > 1:  # all begin again together, whichever of them met it
+                if result is not None:
+                    write_result(trial, result)
                 raise
-        if reason:
-            result = _failed(spec, trial, reason)
+        if result is not None:
             if team.leads:
                 trial.check(token)
                 write_result(trial, result)
             return result
         gc.collect()  # optimizer and schedule hold each other
         torch.cuda.empty_cache()
+
+
+def _begin(spec: TrialSpec, trial: TrialDirectory, team: Team) -> tuple[TrialResult | None, str]:
+    """Become the writer of the trial's directory; the result and no token, if nothing is left to train."""
+    result = _finished(trial)
+    if trial.spec.exists() and not read_spec(trial).same_trial(spec):
+        raise another_trial(trial)
+    if result is not None:
+        return result, ""
+    token = trial.acquire()
+    write_json(trial.spec, spec.model_dump(mode="json"))
+    return (_finished(trial) if team.size > 1 else None), token  # what an older writer wrote until now
+
+
+def _too_large(spec: TrialSpec, trial: TrialDirectory) -> TrialResult | None:
+    """Halve the batch for the next attempt; the failed result, if it was halved as often as it may be."""
+    splits = batch_splits(trial)
+    if splits == MAX_SPLITS:
+        return _failed(spec, trial, f"out of GPU memory, even with each batch in {splits} parts")
+    write_json(trial.splits, 2 * splits)
+    return None
 
 
 def _finished(trial: TrialDirectory) -> TrialResult | None:

@@ -28,7 +28,7 @@ from imet_ray.storage.checked_read import file_digest, read_json
 from imet_ray.storage.files import remove, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
-from imet_ray.training.distributed import SplitError, Team
+from imet_ray.training.distributed import Hardware, SplitError
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optim import build_optimizer, build_schedule
 from imet_ray.training.validation import evaluate_fold
@@ -61,19 +61,16 @@ class Trainer:
         data: TrainingData,
         trial: TrialDirectory,
         token: str,
-        device: torch.device,
-        loader_workers: int,
-        team: Team,
+        hardware: Hardware,
     ) -> None:
         """
         Args:
             token: of this writer of the trial's directory.
-            loader_workers: processes that load pictures; 0: this one.
         """
         self.spec, self.recipe = spec, spec.recipe
         self.data, self.trial, self.token = data, trial, token
-        self.device, self.loader_workers, self.team = device, loader_workers, team
-        recipe = self.recipe
+        self.hardware, self.device, self.team = hardware, hardware.device, hardware.team
+        recipe, team = self.recipe, self.team
         # A team that lost workers trains on with the same batches, in as many parts as before.
         self.batch_size = recipe.batch_size * spec.workers
         self.splits = batch_splits(trial)
@@ -100,7 +97,7 @@ class Trainer:
         if spec.batch_norm == "sync" and team.size > 1:
             self.model = convert_sync_batchnorm(self.model)
         # on a CPU core 1.5 to 1.7 x, too
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shared: torch.nn.Module = self.model  # what runs forward while training
         torch.backends.cudnn.benchmark = recipe.epochs * len(self.dataset) >= LONG_TRIAL
         self.loss = build_loss(recipe.loss, recipe.loss_weight)
@@ -147,7 +144,7 @@ class Trainer:
         train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
         self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
-        batches = Timed(self._batches(self.loader_workers))
+        batches = Timed(self._batches(self.hardware.loader_workers))
         total = len(batches)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -235,9 +232,7 @@ class Trainer:
             self.data.labels[self.held_out],
             self.spec,
             epoch=self.epoch + 1,
-            device=self.device,
-            loader_workers=self.loader_workers,
-            team=self.team,
+            hardware=self.hardware,
         )
 
     def _save(self, metrics: EpochMetrics) -> None:

@@ -6,7 +6,6 @@ Out-of-fold passes are `imet_ray.prediction.predict`.
 import time
 
 import numpy as np
-import torch
 
 from imet_ray.data.packed_images import Pack
 from imet_ray.errors import TrialError
@@ -14,7 +13,7 @@ from imet_ray.models.models import Tagger
 from imet_ray.prediction.metrics import METRICS, log_loss
 from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.specs import TrialSpec
-from imet_ray.training.distributed import Team
+from imet_ray.training.distributed import Hardware
 
 
 def evaluate_fold(
@@ -25,9 +24,7 @@ def evaluate_fold(
     spec: TrialSpec,
     *,
     epoch: int,
-    device: torch.device,
-    loader_workers: int,
-    team: Team,
+    hardware: Hardware,
 ) -> dict[str, float | None]:
     """Score the pictures of a held-out fold, one view; each of the team predicts a part, and has all scores.
 
@@ -47,15 +44,15 @@ def evaluate_fold(
     probs = predict_rows(
         model,
         pack,
-        team.share(rows),
+        hardware.team.share(rows),
         views=recipe.views[:1],
         image_size=recipe.image_size,
         batch_size=EVAL_BATCH,
-        device=device,
-        autocast=compute_dtype(device, recipe.precision),
-        workers=loader_workers,
+        device=hardware.device,
+        autocast=compute_dtype(hardware.device, recipe.precision),
+        workers=hardware.loader_workers,
     )
-    probs = team.gathered(probs, len(rows))
+    probs = hardware.team.gathered(probs, len(rows))
     if not np.isfinite(probs).all():
         raise TrialError(f"predictions became NaN in epoch {epoch}")
     threshold, score = metric.best_threshold(probs, labels)
