@@ -18,31 +18,31 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from imet_ray.storage import encryption as crypto
+from imet_ray.storage import encryption
 
 NONCE = bytes(12)
 
 
 def contenders(plain: bytes) -> dict[str, Callable[[], object]]:
     """What is timed, by name. Memory that a contender may reuse is made, and touched, before."""
-    secret, peer = crypto.Secret.new(), AESGCM(os.urandom(crypto.KEY_BYTES))
+    secret, peer = encryption.Secret.new(), AESGCM(os.urandom(encryption.KEY_BYTES))
     source, target = io.BytesIO(plain), io.BytesIO()
-    crypto.encrypt(source, target, secret)
+    encryption.encrypt(source, target, secret)
     sealed = peer.encrypt(NONCE, plain, None)
 
-    def encrypt() -> None:
+    def ours_encrypt() -> None:
         source.seek(0)
         target.seek(0)
-        crypto.encrypt(source, target, secret)
+        encryption.encrypt(source, target, secret)
 
-    def decrypt() -> None:
+    def ours_decrypt() -> None:
         target.seek(0)
-        for _ in crypto.decrypted(target, secret, "benchmark"):
+        for _ in encryption.decrypted(target, secret, "benchmark"):
             pass
 
     timed: dict[str, Callable[[], object]] = {
-        "ours, encrypt": encrypt,
-        "ours, decrypt": decrypt,
+        "ours, encrypt": ours_encrypt,
+        "ours, decrypt": ours_decrypt,
         "one buffer, encrypt": lambda: peer.encrypt(NONCE, plain, None),
         "one buffer, decrypt": lambda: peer.decrypt(NONCE, sealed, None),
     }
@@ -69,7 +69,9 @@ def main() -> None:
     timed = contenders(plain)
     rounds = [{name: seconds_of(function) for name, function in timed.items()} for _ in range(args.rounds)]
     rate = {name: args.megabytes / statistics.median(each[name] for each in rounds) for name in timed}
-    print(f"{args.megabytes} MB, chunks of {crypto.CHUNK_BYTES >> 10} KiB, median of {args.rounds} rounds")
+    print(
+        f"{args.megabytes} MB, chunks of {encryption.CHUNK_BYTES >> 10} KiB, median of {args.rounds} rounds"
+    )
     for name in timed:
         ours = rate["ours, decrypt" if "decrypt" in name else "ours, encrypt"]
         ratio = "" if name.startswith("ours") else f"   ours is {ours / rate[name]:.2f} x"

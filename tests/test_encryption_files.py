@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from imet_ray.errors import StoreError
-from imet_ray.storage import encryption as crypto
-from imet_ray.storage.encryption import Secret, encrypt, encrypt_file, is_encrypted
+from imet_ray.storage import encryption
+from imet_ray.storage.encryption import MAGIC, Secret, encrypt, encrypt_file
 
 KEY = Secret(key=bytes(range(32)))
 PASSPHRASE = Secret(passphrase="correct horse")
@@ -21,7 +21,7 @@ PASSPHRASE = Secret(passphrase="correct horse")
 @pytest.fixture(autouse=True)
 def quick_scrypt(monkeypatch):
     """2^10 in place of 2^17."""
-    monkeypatch.setattr(crypto, "LOG_N", 10)
+    monkeypatch.setattr(encryption, "LOG_N", 10)
 
 
 def sealed(plain: bytes) -> bytes:
@@ -67,7 +67,7 @@ def test_decrypting_a_large_file_takes_less_than_2_mb_of_memory(tmp_path):
         encrypt(Zeros(50_000_000), target, KEY)
     tracemalloc.start()
     try:
-        crypto.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
+        encryption.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -78,10 +78,10 @@ def test_decrypting_a_large_file_takes_less_than_2_mb_of_memory(tmp_path):
 def test_a_decrypted_file_is_private_and_whole(tmp_path, monkeypatch, nameless):
     if not nameless:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
-    plain = os.urandom(3 * crypto.CHUNK_BYTES + 5)
+    plain = os.urandom(3 * encryption.CHUNK_BYTES + 5)
     (tmp_path / "w").write_bytes(plain)
     encrypt_file(tmp_path / "w", tmp_path / "w.enc", KEY)
-    crypto.decrypt_file(tmp_path / "w.enc", tmp_path / "again", KEY)
+    encryption.decrypt_file(tmp_path / "w.enc", tmp_path / "again", KEY)
     assert (tmp_path / "again").read_bytes() == plain
     assert (tmp_path / "again").stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "w", "w.enc"]
@@ -96,7 +96,7 @@ def test_a_damaged_file_leaves_no_plain_text(tmp_path, monkeypatch, nameless, da
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     (tmp_path / "w.enc").write_bytes(damage(sealed(os.urandom(3 * 32))))
     with pytest.raises(StoreError, match=r"w\.enc"):
-        crypto.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
+        encryption.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
     assert [path.name for path in tmp_path.iterdir()] == ["w.enc"]
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_was_there_survives_a_damaged_one(tmp_path):
     (tmp_path / "w").write_bytes(b"earlier")
     (tmp_path / "w.enc").write_bytes(sealed(b"later")[:-1])
     with pytest.raises(StoreError, match="cut off"):
-        crypto.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
+        encryption.decrypt_file(tmp_path / "w.enc", tmp_path / "w", KEY)
     assert (tmp_path / "w").read_bytes() == b"earlier"
 
 
@@ -112,8 +112,8 @@ def test_a_file_can_be_encrypted_and_decrypted_in_its_place(tmp_path):
     path = tmp_path / "w"
     path.write_bytes(b"weights")
     encrypt_file(path, path, PASSPHRASE)
-    assert is_encrypted(path.read_bytes())
-    crypto.decrypt_file(path, path, PASSPHRASE)
+    assert path.read_bytes().startswith(MAGIC)
+    encryption.decrypt_file(path, path, PASSPHRASE)
     assert path.read_bytes() == b"weights"
 
 
@@ -125,14 +125,16 @@ def test_a_missing_source_is_said_of_the_source(tmp_path):
 
 def test_a_killed_process_leaves_no_plain_text(tmp_path):
     endless = (
-        "import sys, itertools; from pathlib import Path; from imet_ray import crypto\n"
-        "crypto.decrypted = lambda *_: (b'plain' * 10_000 if i else print('begun', flush=True) or b'plain' * 10_000"
+        "import sys, itertools; from pathlib import Path; from imet_ray.storage import encryption\n"
+        "encryption.decrypted = lambda *_: (b'plain' * 10_000 if i else print('begun', flush=True) or b'plain' * 10_000"
         " for i in itertools.cycle(range(1000)))\n"
-        "crypto.decrypt_file(Path(sys.argv[1]), Path(sys.argv[2]), crypto.Secret.new())"
+        "encryption.decrypt_file(Path(sys.argv[1]), Path(sys.argv[2]), encryption.Secret.new())"
     )
     (tmp_path / "w.enc").write_bytes(b"x")
     command = [sys.executable, "-c", endless, str(tmp_path / "w.enc"), str(tmp_path / "w")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(crypto.__file__).parents[1]) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=Path(encryption.__file__).parents[2]
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
         process.send_signal(signal.SIGKILL)

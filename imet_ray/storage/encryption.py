@@ -1,11 +1,10 @@
-"""Encrypted files of weights: sealed in chunks, so that files of any size take constant memory.
+"""Encrypted files of weights, sealed in chunks: a file of any size takes constant memory.
 
 The format is the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015), as age uses it. A header of 69 bytes:
-magic, version, key derivation with its parameters and salt, chunk size, a random nonce of the file, and a check of key
-and header. Then the plain text in chunks of one size, each sealed by AES-256-GCM under a key of this file alone; a
-chunk's nonce is its number and whether it is the last. So no chunk can be changed, moved, repeated, dropped or taken
-from another file, and the end cannot be cut off or added to. Names, sizes and times are not hidden. Where keys are
-kept is not the business of this module.
+magic, version, key derivation with its parameters and salt, chunk size, a random nonce, and a check of key and header.
+Then the plain text in chunks of one size, each sealed by AES-256-GCM under a key of this file alone. A chunk's nonce is
+its number and whether it is the last. So no chunk can be changed, moved, repeated, dropped or taken from another file,
+and nothing can be cut off or added at the end. Names, sizes and times are not hidden. This module does not store keys.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -30,22 +29,21 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.files import writing
 
-MAGIC = b"imet-ray-enc"
-VERSION = 1
-KEY_BYTES = 32
-SALT_BYTES = 16
-CHECK_BYTES = 16
-TAG_BYTES = 16  # what AES-GCM adds to each chunk
-CHUNK_BYTES = 1 << 18  # as fast as 128 and 512 KiB; 64 KiB is 5 % slower, 1 MiB half (memory mapped anew)
+MAGIC, VERSION = b"imet-ray-enc", 1
+KEY_BYTES, SALT_BYTES, CHECK_BYTES, TAG_BYTES = 32, 16, 16, 16
+CHUNK_BYTES = (
+    1 << 18
+)  # as fast as 128 and 512 KiB; 64 KiB is 5 % slower, 1 MiB half as fast (memory is mapped anew)
 MAX_CHUNK_BYTES = 1 << 24
 LOG_N, R, P = 17, 8, 1  # scrypt: 128 MiB and about 0.4 s for each guess at a passphrase
-MAX_LOG_N = 20  # 1 GiB: what a stranger's header may ask for
-RANDOM_KEY, SCRYPT = 0, 1  # key derivations
+MAX_LOG_N = 20  # 1 GiB: the most that a header may ask for
+RANDOM_KEY, SCRYPT = 0, 1  # key derivations; the three bytes of costs are 0 for a random key
 KEY_PREFIX = "imet-ray-key-1:"
-_LAYOUT = struct.Struct(">12sBBBBBI16s16s")
+# magic, version, key derivation, its costs (log n, r, p), chunk size, salt, nonce; then the check
+_LAYOUT = struct.Struct(">12sBB3sI16s16s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Secret:
     """What opens a file: a random key of 32 bytes or a passphrase, exactly one. Its repr shows neither.
 
@@ -63,7 +61,11 @@ class Secret:
             raise ConfigError(f"a key must have {KEY_BYTES} bytes, got {len(self.key)}: use Secret.new()")
 
     def __repr__(self) -> str:
-        return f"Secret(<{'key' if self.key else 'passphrase'}>)"
+        return f"Secret(<{self.kind}>)"
+
+    @property
+    def kind(self) -> str:
+        return "key" if self.key else "passphrase"
 
     @classmethod
     def new(cls) -> "Secret":
@@ -75,7 +77,7 @@ class Secret:
         """The key in the text of a key file or variable; space around it is ignored.
 
         Raises:
-            ConfigError: if it is not such a text, which is not repeated.
+            ConfigError: if it is not such a text, which the error does not repeat.
         """
         if not (match := re.fullmatch(KEY_PREFIX + r"([0-9a-fA-F]{64})", text.strip())):
             raise ConfigError(f"a key must read {KEY_PREFIX} and {2 * KEY_BYTES} hex digits: is it whole?")
@@ -88,56 +90,28 @@ class Secret:
         return KEY_PREFIX + self.key.hex()
 
 
-class _Header(NamedTuple):
-    """The header but for its check, in the order of its bytes."""
-
-    magic: bytes
-    version: int
-    derivation: int
-    log_n: int
-    r: int
-    p: int
-    chunk_bytes: int
-    salt: bytes
-    nonce: bytes
-
-
-def is_encrypted(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is one of ours; 12 of them are enough."""
-    return head.startswith(MAGIC)
-
-
-def encrypt(
-    source: BinaryIO,
-    target: BinaryIO,
-    secret: Secret,
-    *,
-    salt: bytes | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> None:
+def encrypt(source: BinaryIO, target: BinaryIO, secret: Secret, *, chunk_bytes: int = CHUNK_BYTES) -> None:
     """Seal all that `source` gives, in constant memory.
 
     Args:
         target: buffered: each write is taken whole.
-        salt: 16 bytes for scrypt, so that many files of one passphrase share its derivation; else random.
         chunk_bytes: of plain text sealed at once, up to 16 MiB.
     """
     assert 0 < chunk_bytes <= MAX_CHUNK_BYTES
-    assert salt is None or len(salt) == SALT_BYTES
-    nonce = secrets.token_bytes(16)
-    if secret.key:
-        header = _Header(MAGIC, VERSION, RANDOM_KEY, 0, 0, 0, chunk_bytes, bytes(SALT_BYTES), nonce)
+    if secret.passphrase:
+        derivation, costs, salt = SCRYPT, bytes([LOG_N, R, P]), _salt(secret.passphrase)
     else:
-        salt = salt or secrets.token_bytes(SALT_BYTES)
-        header = _Header(MAGIC, VERSION, SCRYPT, LOG_N, R, P, chunk_bytes, salt, nonce)
+        derivation, costs, salt = RANDOM_KEY, bytes(3), bytes(SALT_BYTES)
+    nonce = secrets.token_bytes(16)
+    header = _LAYOUT.pack(MAGIC, VERSION, derivation, costs, chunk_bytes, salt, nonce)
     cipher, check = _file_key(header, secret)
-    target.write(_LAYOUT.pack(*header) + check)
+    target.write(header + check)
     for number, chunk, last in _chunks(source, chunk_bytes):
         target.write(cipher.encrypt(_nonce(number, last), chunk, None))
 
 
 def decrypted(source: BinaryIO, secret: Secret, name: str) -> Iterator[bytes]:
-    """The plain text, chunk by chunk as each proves genuine. The whole is only when the iterator ends.
+    """The plain text, chunk by chunk as each proves genuine. It is whole only when the iterator ends.
 
     Args:
         name: of the file, for errors.
@@ -145,22 +119,19 @@ def decrypted(source: BinaryIO, secret: Secret, name: str) -> Iterator[bytes]:
     Raises:
         StoreError: naming the file, at the first chunk that is wrong, or for the wrong secret.
     """
-    header, check = _read_header(source, name)
-    _refuse_other_secret(header, secret, name)
-    try:
-        cipher, expected = _file_key(header, secret)
-    except MemoryError:
-        needed = (128 * header.r << header.log_n) >> 20
-        raise StoreError(f"{name}: its passphrase takes {needed} MiB of memory: free some") from None
+    head = _read(source, _LAYOUT.size + CHECK_BYTES)
+    header, check = head[: _LAYOUT.size], head[_LAYOUT.size :]
+    size = _checked_chunk_bytes(head, secret, name) + TAG_BYTES
+    cipher, expected = _file_key(header, secret)
     if not hmac.compare_digest(check, expected):
-        what = "key" if secret.key else "passphrase"
-        raise StoreError(f"{name} cannot be decrypted: a wrong {what}, or its header was altered")
-    for number, chunk, last in _chunks(source, header.chunk_bytes + TAG_BYTES):
-        empty = last and number > 0 and len(chunk) == TAG_BYTES  # encrypt never ends so
-        plain = None if empty else _opened(cipher, number, last, chunk)
-        if plain is None:
-            full = len(chunk) == header.chunk_bytes + TAG_BYTES
-            wrong = _what_is_wrong(cipher, number, last, chunk, full)
+        raise StoreError(f"{name} cannot be decrypted: a wrong {secret.kind}, or its header was altered")
+    for number, sealed, last in _chunks(source, size):
+        plain = _opened(cipher, number, last, sealed)
+        if plain is None or (last and number > 0 and not plain):  # encrypt never ends with an empty chunk
+            wrong = f"{'' if len(sealed) == size else 'is cut off or '}was altered in chunk {number + 1}"
+            if _opened(cipher, number, not last, sealed) is not None:  # genuine, but not for this place
+                after_end = f"was altered in chunk {number + 2}, after its end"
+                wrong = f"is cut off after chunk {number + 1}" if last else after_end
             raise StoreError(f"{name} {wrong}: copy it again")
         yield plain
 
@@ -185,29 +156,30 @@ def decrypt_file(source: Path, target: Path, secret: Secret) -> None:
         plain.writelines(decrypted(sealed, secret, str(source)))
 
 
-def _file_key(header: _Header, secret: Secret) -> tuple[AESGCM, bytes]:
+def _file_key(header: bytes, secret: Secret) -> tuple[AESGCM, bytes]:
     """The cipher of one file, and the check that says whether secret and header are the right ones."""
-    if secret.key:
-        master = secret.key
-    else:
-        assert secret.passphrase is not None
-        master = _from_passphrase(secret.passphrase, header.salt, header.log_n, header.r, header.p)
-    # The header as info: whoever alters it gets another key.
-    hkdf = HKDF(SHA256(), KEY_BYTES + CHECK_BYTES, salt=header.nonce, info=_LAYOUT.pack(*header))
-    keys = hkdf.derive(master)
+    *_, costs, _, salt, nonce = _LAYOUT.unpack(header)
+    master = secret.key or _from_passphrase(secret.passphrase or "", salt, costs[0])
+    # The header is the info of the derivation: an altered one gives another key.
+    keys = HKDF(SHA256(), KEY_BYTES + CHECK_BYTES, salt=nonce, info=header).derive(master)
     return AESGCM(keys[:KEY_BYTES]), keys[KEY_BYTES:]
 
 
 @lru_cache(maxsize=16)
-def _from_passphrase(passphrase: str, salt: bytes, log_n: int, r: int, p: int) -> bytes:
+def _salt(passphrase: str) -> bytes:
+    """Random; one per passphrase and process, so that its files share a derivation."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+@lru_cache(maxsize=16)
+def _from_passphrase(passphrase: str, salt: bytes, log_n: int) -> bytes:
     # NFC: an accent is one character or two, as the keyboard has it. surrogatepass: variables may hold any bytes.
     text = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogatepass")
-    return Scrypt(salt, KEY_BYTES, n=1 << log_n, r=r, p=p).derive(text)
+    return Scrypt(salt, KEY_BYTES, n=1 << log_n, r=R, p=P).derive(text)
 
 
-def _read_header(source: BinaryIO, name: str) -> tuple[_Header, bytes]:
-    """Header and check, refused where following it would be wrong or costly; it is not yet known to be genuine."""
-    head = _read(source, _LAYOUT.size + CHECK_BYTES)
+def _checked_chunk_bytes(head: bytes, secret: Secret, name: str) -> int:
+    """The header's size of chunks; what encrypt never writes is refused before it costs memory or time."""
     if not MAGIC.startswith(head[: len(MAGIC)]):
         raise StoreError(f"{name} is not an encrypted file of imet_ray: use it as it is, or encrypt it first")
     if len(head) > len(MAGIC) and head[len(MAGIC)] != VERSION:
@@ -217,30 +189,23 @@ def _read_header(source: BinaryIO, name: str) -> tuple[_Header, bytes]:
         )
     if len(head) < _LAYOUT.size + CHECK_BYTES:
         raise StoreError(f"{name} is cut off in its header: copy it again")
-    header = _Header(*_LAYOUT.unpack(head[: _LAYOUT.size]))
-    if wrong := _unacceptable(header):
+    _, _, derivation, (log_n, r, p), chunk_bytes, *_ = _LAYOUT.unpack(head[: _LAYOUT.size])
+    wrong = ""
+    if derivation not in (RANDOM_KEY, SCRYPT):
+        wrong = f"unknown key derivation {derivation}"
+    elif derivation == SCRYPT and not (0 < log_n <= MAX_LOG_N and (r, p) == (R, P)):
+        wrong = f"scrypt with log2 n={log_n}, r={r}, p={p} (accepted: 1..{MAX_LOG_N}, {R}, {P})"
+    elif not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
+        wrong = f"chunks of {chunk_bytes:,} bytes (accepted: 1..{MAX_CHUNK_BYTES:,})"
+    if wrong:
         raise StoreError(f"{name} asks for {wrong}: its header was altered, copy it again")
-    return header, head[_LAYOUT.size :]
-
-
-def _unacceptable(header: _Header) -> str | None:
-    """What a header asks for that encrypt never writes, and that could take all memory."""
-    if header.derivation not in (RANDOM_KEY, SCRYPT):
-        return f"unknown key derivation {header.derivation}"
-    cheap = 1 <= header.log_n <= MAX_LOG_N and (header.r, header.p) == (R, P)
-    if header.derivation == SCRYPT and not cheap:
-        asked = f"log2 n={header.log_n}, r={header.r}, p={header.p}"
-        return f"scrypt with {asked} (accepted: 1..{MAX_LOG_N}, {R}, {P})"
-    if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
-        return f"chunks of {header.chunk_bytes:,} bytes (accepted: 1..{MAX_CHUNK_BYTES:,})"
-    return None
-
-
-def _refuse_other_secret(header: _Header, secret: Secret, name: str) -> None:
-    if header.derivation == SCRYPT and secret.key:
-        raise StoreError(f"{name} was encrypted with a passphrase, but a key was given: give the passphrase")
-    if header.derivation == RANDOM_KEY and secret.passphrase:
-        raise StoreError(f"{name} was encrypted with a key, but a passphrase was given: give the key")
+    kind = "key" if derivation == RANDOM_KEY else "passphrase"
+    if kind != secret.kind:
+        raise StoreError(
+            f"{name} was encrypted with a {kind}, but a {secret.kind} was given: give the {kind}"
+        )
+    assert isinstance(chunk_bytes, int)
+    return chunk_bytes
 
 
 def _nonce(number: int, last: bool) -> bytes:
@@ -253,19 +218,6 @@ def _opened(cipher: AESGCM, number: int, last: bool, sealed: bytes) -> bytes | N
         return cipher.decrypt(_nonce(number, last), sealed, None)
     except InvalidTag:  # shorter than a tag, too
         return None
-
-
-def _what_is_wrong(cipher: AESGCM, number: int, last: bool, sealed: bytes, full: bool) -> str:
-    """About a chunk that was refused, as far as it can be told."""
-    if _opened(cipher, number, not last, sealed) is not None:  # genuine, but for the middle or for the end
-        return (
-            f"is cut off after chunk {number + 1}"
-            if last
-            else f"was altered in chunk {number + 2}, after its end"
-        )
-    if len(sealed) < TAG_BYTES:
-        return f"is cut off in chunk {number + 1}"
-    return f"{'was' if full else 'is cut off or was'} altered in chunk {number + 1}"
 
 
 def _chunks(source: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bool]]:
