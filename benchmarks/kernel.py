@@ -2,14 +2,14 @@
 
     uv run python -m benchmarks.kernel [--images 400] [--size 96] [--architecture test_resnet] [--rounds 3]
 
-Ours is the kernel's own path: pictures packed once, checkpoint by checkpoint through `Run` and its tally, a submission
-written after each. The peer predicts checkpoint by checkpoint with torch's DataLoader, whose data set decodes a picture
-with PIL, scales it, takes the crop and its mirror image, and normalises them in float32 numpy, with as many
-workers as make it fastest (several numbers are tried); probabilities are added up and decided once. Same models, same
-two views, same batches, same precision, as many compute threads as there are cores, on a GPU where there is one; they
-take turns and the median of the rounds counts. How far their mean probabilities are apart is printed (PIL scales
-pictures a little otherwise than OpenCV). The pictures are generated: photograph-like PNG files, short side 300 pixels
-as iMet's. Of both, the share of the time that is not spent in the models is printed, on a CPU.
+Ours is the kernel's own path: pictures are packed once, checkpoints go one by one through `Schedule` and its running
+blend, and a submission is written after each. The peer predicts one checkpoint after the other with torch's DataLoader.
+Its dataset decodes a picture with PIL, scales it, takes the crop and its mirror image, and normalises them in float32
+numpy. It has as many workers as make it fastest (several numbers are tried). Probabilities are added up and decoded
+once. Both have the same models, the same two views, the same batches and precision, as many compute threads as there
+are cores, and a GPU if there is one. They take turns; the median of the rounds counts. Also printed: how far their mean
+probabilities are apart (PIL scales pictures a little differently from OpenCV), and on a CPU the share of the time that
+is not spent in the models. The pictures are generated: PNG files like photographs, short side 300 pixels as iMet's.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
 from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import Variant, default_pack_short_side
-from kernel_builder.runtime.image_cache import PictureShelf
+from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import TestPictures
-from kernel_builder.runtime.manifest import KernelMember, Manifest, Stored, Weights
-from kernel_builder.runtime.running_blend import Tally
-from kernel_builder.runtime.schedule import Deadline, Run
+from kernel_builder.runtime.manifest import KernelMember, Manifest, StoredFile, Weights
+from kernel_builder.runtime.running_blend import RunningBlend
+from kernel_builder.runtime.schedule import Deadline, Schedule
 
 CHECKPOINTS = 6
 LABELS = 100
@@ -84,8 +84,9 @@ class Decoded(Dataset[torch.Tensor]):
 
 def make_manifest(architecture: str, size: int) -> Manifest:
     weights = [
-        Weights(trial=str(i), plain=Stored(name=f"m-f{i}", sha256="", size=1), pieces=[], encrypted=False)
+        Weights(trial=str(i), plain=file, stored=file)
         for i in range(CHECKPOINTS)
+        for file in [StoredFile(name=f"m-f{i}", sha256="", size=1)]
     ]
     recipe = Variant(name="m", architecture=architecture, weights="none", image_size=size, views=VIEWS)
     member = KernelMember(
@@ -114,13 +115,13 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
     """Mean probabilities, (n, C)."""
     pictures = TestPictures(tuple(file.stem for file in files), tuple(files))
     cores = len(os.sched_getaffinity(0))
-    shelf = PictureShelf(pictures, folder, cores)
+    images = ImageCache(pictures, folder, cores)
     recipe, short_side = manifest.members[0].recipe, manifest.members[0].pack_short_side
 
     def batches(member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
         return predicted_batches(
             models[int(weights.trial)],
-            shelf.of(short_side, keep=[short_side]),
+            images.get(short_side, keep=[short_side]),
             np.arange(len(files)),
             views=recipe.views,
             image_size=recipe.image_size,
@@ -129,16 +130,16 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
             autocast=AUTOCAST,
         )
 
-    def publish(tally: Tally) -> None:
+    def publish(blend: RunningBlend) -> None:
         write_submission(
-            folder / "submission.csv", pictures.ids, manifest.label_ids, tally.decoded(shelf.unreadable)
+            folder / "submission.csv", pictures.ids, manifest.label_ids, blend.decoded(images.unreadable)
         )
 
     deadline = Deadline(manifest.limit, manifest.reserve, time.monotonic)
-    run = Run(manifest, len(files), batches, deadline, publish, lambda text: None, lambda text: None)
-    run.begin()
-    assert run().checkpoints == CHECKPOINTS
-    return run.tally.probabilities()
+    schedule = Schedule(manifest, len(files), deadline, publish, lambda text: None, lambda text: None)
+    schedule.begin()
+    assert schedule.run(batches).checkpoints == CHECKPOINTS
+    return schedule.blend.probabilities()
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Build a kernel, or encrypt and decrypt files.
 
-python -m kernel_builder ENSEMBLE --out DIR --user NAME      the kernel and its data sets, for the kaggle client
+python -m kernel_builder ENSEMBLE --out DIR --user NAME      the kernel and its datasets, for the kaggle client
 python -m kernel_builder ENSEMBLE --out DIR --encrypt --key file
 python -m kernel_builder ENSEMBLE --out DIR --dry-run DATA --images 38801     run it here; would stage 2 fit?
 python -m kernel_builder keygen                              a random key, on standard output
@@ -24,7 +24,7 @@ ENDING = ".encrypted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do one of them; 0 when it is done."""
+    """Run one of these commands; its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     return exit_code(lambda: _run(args), "run it again")
 
@@ -101,20 +101,20 @@ def _build(argv: Sequence[str]) -> int:
         competition=args.competition,
         accelerator=args.accelerator,
     )
-    found = build(run, ensemble, args.out, options)
-    if found.loss is not None:
-        print(f"weights as {found.dtype}: {found.loss}")
-    print(f"{found.kernel}  {found.kernel.stat().st_size / 1000:,.0f} kB")
-    for folder in found.folders:
+    built = build(run, ensemble, args.out, options)
+    if built.loss is not None:
+        print(f"weights as {built.dtype}: {built.loss}")
+    print(f"{built.kernel}  {built.kernel.stat().st_size / 1000:,.0f} kB")
+    for folder in built.folders:
         print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB", flush=True)
     if args.dry_run is not None:
-        return dry_run(found.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
-    sets = " && ".join(f"kaggle datasets create -p {folder}" for folder in found.folders)
-    print(f"next     {sets}")
-    print(f"         when `kaggle datasets status` says ready: kaggle kernels push -p {found.kernel.parent}")
+        return dry_run(built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
+    uploads = " && ".join(f"kaggle datasets create -p {folder}" for folder in built.folders)
+    print(f"next     {uploads}")
+    print(f"         when `kaggle datasets status` says ready: kaggle kernels push -p {built.kernel.parent}")
     if args.competition is None:
         print(
-            "         without --competition SLUG the kernel has no pictures on Kaggle: attach their data set there"
+            "         without --competition SLUG the kernel has no pictures on Kaggle: attach their dataset there"
         )
     return 0
 
@@ -122,7 +122,7 @@ def _build(argv: Sequence[str]) -> int:
 def _secret(args: argparse.Namespace) -> Secret | None:
     if not args.encrypt:
         if args.key is not None:
-            raise ConfigError("--key says how the key reaches the kernel: it goes with --encrypt")
+            raise ConfigError("--key says how the key reaches the kernel: give --encrypt, too")
         return None
     if args.key == "env":
         return _secret_of_environment()
@@ -144,21 +144,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", help="the run; default: the newest one")
     parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, s3://... or gs://...")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
-    parser.add_argument("--user", help="of Kaggle; default: that of its client's settings")
-    parser.add_argument("--title", help="of the kernel and its data sets")
+    parser.add_argument("--user", help="on Kaggle; default: the one in its client's settings")
+    parser.add_argument("--title", help="of the kernel and its datasets")
     parser.add_argument("--competition", metavar="SLUG", help="whose data the kernel reads")
-    parser.add_argument("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="of Kaggle's GPUs")
+    parser.add_argument("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="one of Kaggle's GPUs")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16"),
         default="auto",
-        help="of the stored weights; auto: float16 where F2 out of fold moves by less than 0.0005, measured",
+        help="of the stored weights; auto: float16 if the measured F2 out of fold moves by less than 0.0005",
     )
-    parser.add_argument("--encrypt", action="store_true", help="the weights")
+    parser.add_argument("--encrypt", action="store_true", help="encrypt the weights")
     parser.add_argument(
         "--key",
         choices=("embed", "env", "file"),
-        help=f"embed, the default: in the kernel; file: in a data set of its own; env: in ${KEY_VARIABLE} or "
+        help=f"embed, the default: in the kernel; file: in a dataset of its own; env: in ${KEY_VARIABLE} or "
         f"${PASSPHRASE_VARIABLE}, for machines that are not Kaggle's, where no variable reaches a kernel",
     )
     parser.add_argument("--max-dataset-bytes", metavar="20GB", default="20GB")
@@ -169,11 +169,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--images",
         metavar="N",
         type=positive,
-        help="of the run whose time the dry run foretells, such as stage 2",
+        help="predict the time of a run with so many pictures, such as stage 2",
     )
     args = parser.parse_args(argv)
     if args.images is not None and args.dry_run is None:
-        raise ConfigError("--images is for foretelling a run from a dry one: give --dry-run DATA, too")
+        raise ConfigError("--images predicts a run's time from a dry run: give --dry-run DATA, too")
     return args
 
 

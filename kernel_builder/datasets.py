@@ -1,8 +1,7 @@
-"""The weights of a kernel as files, in data sets below a size."""
+"""The weights of a kernel as files, in datasets that Kaggle takes."""
 
 import hashlib
 import io
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,53 +12,44 @@ from tqdm import tqdm
 
 from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.models.checkpoint import save_tensors
 from imet_ray.prediction.ensemble import EnsembleMember
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.encryption import Secret, encrypt
 from imet_ray.storage.files import disk_error
 from imet_ray.storage.results import read_spec
 from kernel_builder.kaggle import split_files
-from kernel_builder.runtime.manifest import Dtype, Stored
-
-BLOCK = 1 << 20  # bytes that are copied at once
+from kernel_builder.runtime.manifest import Dtype, StoredFile, Weights
 
 
 def stage_weights(
     run: Run, members: Sequence[EnsembleMember], dtype: Dtype, secret: Secret | None, staging: Path
-) -> tuple[dict[str, Stored], dict[str, Path]]:
-    """Write each trial's weights as a file, encrypted or not; one checkpoint at a time is in memory.
+) -> dict[str, Weights]:
+    """Write the weights of each trial to `staging`, encrypted if there is a secret; one checkpoint at a time.
 
     Returns:
-        What each file holds when it is plain, and where it lies.
+        By trial, what was written.
 
     Raises:
         StoreError: if a checkpoint is missing or not the ensemble's, or the disk is full.
     """
-    plain: dict[str, Stored] = {}
-    packed: dict[str, Path] = {}
-    salt = secrets.token_bytes(16)  # of scrypt: one derivation for all files
-    wanted = [(member, trial) for member in members for trial in member.trials]
-    for member, trial in tqdm(wanted, "weights", unit="checkpoint", disable=not sys.stderr.isatty()):
+    written = {}
+    trials = [(member, trial) for member in members for trial in member.trials]
+    for member, trial in tqdm(trials, "weights", unit="checkpoint", disable=not sys.stderr.isatty()):
         name = f"{member.variant}-f{read_spec(run.store.trial(trial)).fold}.safetensors"
-        path = staging / name
-        tensors = _tensors(run, member, trial, dtype)
+        data = safetensors.torch.save(_tensors(run, member, trial, dtype))
+        plain = stored = StoredFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        path = staging / (name if secret is None else f"{name}.encrypted")
         try:
             if secret is None:
-                save_tensors(path, tensors)
-                plain[trial] = Stored(name=name, sha256=file_digest(path), size=path.stat().st_size)
-            else:  # never plain on the disk: a process that is killed leaves what is there
-                path = path.with_suffix(".encrypted")
-                data = safetensors.torch.save(tensors)
-                plain[trial] = Stored(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+                path.write_bytes(data)
+            else:  # plain weights are never on the disk: a killed process would leave them there
                 with path.open("wb") as target:
-                    encrypt(
-                        io.BytesIO(data), target, secret, salt=salt if secret.passphrase is not None else None
-                    )
-            packed[trial] = path
+                    encrypt(io.BytesIO(data), target, secret)
+                stored = StoredFile(name=path.name, sha256=file_digest(path), size=path.stat().st_size)
         except OSError as error:
             raise disk_error(path, error) from error
-    return plain, packed
+        written[trial] = Weights(trial=trial, plain=plain, stored=stored)
+    return written
 
 
 def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict[str, torch.Tensor]:
@@ -78,52 +68,27 @@ def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict
     return tensors
 
 
-def write_datasets(
-    out: Path, plain: dict[str, Stored], packed: dict[str, Path], limit: int, *, encrypted: bool
-) -> tuple[dict[str, list[Stored]], list[Path]]:
-    """Share the staged files out among `out/0`, `out/1`, ...
+def write_datasets(out: Path, staging: Path, files: Sequence[StoredFile], limit: int) -> list[Path]:
+    """Move the staged files to `out/0`, `out/1`, ...
 
     Args:
-        limit: bytes that a data set may have.
+        limit: bytes that a dataset may have.
 
     Returns:
-        For each trial its pieces, in order, and the folders.
+        The folders.
 
     Raises:
-        StoreError: if the disk is full.
+        ConfigError: if a file is larger than the limit.
+        StoreError: if a folder cannot be written.
     """
-    pieces: dict[str, list[Stored]] = {trial: [] for trial in packed}
     folders = []
-    sizes = {trial: path.stat().st_size for trial, path in packed.items()}
-    ending = ".encrypted" if encrypted else ""
-    for n, content in enumerate(split_files(list(sizes.items()), limit)):
+    for n, names in enumerate(split_files([(file.name, file.size) for file in files], limit)):
         folder = out / str(n)
         make_folder(folder)
         folders.append(folder)
-        for piece in content:
-            whole = piece.size == sizes[piece.name]
-            part = "" if whole else f".part{len(pieces[piece.name])}"
-            target = folder / f"{plain[piece.name].name}{ending}{part}"
-            try:
-                if whole:
-                    packed[piece.name].rename(target)
-                else:
-                    _copy_part(packed[piece.name], target, piece.start, piece.stop)
-            except OSError as error:
-                raise disk_error(target, error) from error
-            pieces[piece.name].append(
-                Stored(name=target.name, sha256=file_digest(target), size=target.stat().st_size)
-            )
-    return pieces, folders
-
-
-def _copy_part(source: Path, target: Path, start: int, stop: int) -> None:
-    with source.open("rb") as whole, target.open("wb") as part:
-        whole.seek(start)
-        while start < stop:
-            block = whole.read(min(BLOCK, stop - start))
-            part.write(block)
-            start += len(block)
+        for name in names:
+            (staging / name).rename(folder / name)
+    return folders
 
 
 def make_folder(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What an ensemble loses when its weights are stored in float16, measured out of fold.
+"""What an ensemble loses when its weights are stored as float16, measured out of fold.
 
-Each checkpoint predicts a sample of its own held-out pictures twice on this machine, with all bits of its weights and
-with rounded ones; both blends are decoded and scored. Only the rounding of the stored weights is seen: a GPU without
-bfloat16, such as Kaggle's T4, also computes in float16, which no other machine shows.
+Each checkpoint predicts a sample of its own held-out pictures twice on this machine: with its float32 weights, and with
+these rounded to float16. Both blends are decoded and scored. Only the rounding of the stored weights shows. A GPU
+without bfloat16, such as Kaggle's T4, also computes in float16; that does not show here.
 """
 
 import sys
@@ -28,12 +28,12 @@ from imet_ray.storage.run_directory import EnsembleDirectory, TrialDirectory
 
 SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # F2
-SURE = 2.0  # standard errors that are added to what was measured
+CONFIDENCE = 2.0  # standard errors that are added to the measured change
 
 
 @dataclass(frozen=True)
-class HalfLoss:
-    """How the score moves."""
+class Float16Loss:
+    """How the score changes."""
 
     moved: float  # mean of F2 with float16 minus F2 with float32
     noise: float  # its standard error
@@ -43,7 +43,7 @@ class HalfLoss:
     @property
     def harmless(self) -> bool:
         """Surely below HARMLESS, up or down."""
-        return abs(self.moved) + SURE * self.noise < HARMLESS
+        return abs(self.moved) + CONFIDENCE * self.noise < HARMLESS
 
     def __str__(self) -> str:
         return (
@@ -52,38 +52,37 @@ class HalfLoss:
         )
 
 
-def half_loss_of(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]) -> HalfLoss:
-    """`measure_half`, once an ensemble and kind of device; it is said in the ensemble's report, too.
+def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]) -> Float16Loss:
+    """`measure_loss`, once per ensemble and kind of device; the result also goes into the ensemble's report.
 
     Raises:
         StoreError: if a checkpoint is missing or damaged.
     """
-    place = run.store.ensemble(ensemble.name)
-    known = _known(place)
+    directory = run.store.ensemble(ensemble.name)
+    known = _measured_before(directory)
     if known is not None and known.device == _device().type:
         return known
-    loss = measure_half(run, ensemble, members)
-    write_json(place.half, asdict(loss) | {"text": f"Weights stored in half the bits: {loss}."})
-    if place.report.exists():
+    loss = measure_loss(run, ensemble, members)
+    write_json(directory.half, asdict(loss) | {"text": f"Weights stored as float16: {loss}."})
+    if directory.report.exists():
         found = standings(run.store, [variant.name for variant in run.experiment.space.variants])
-        probs = read_arrays(place.test)["probs"].astype(np.float32) if place.test.exists() else None
-        write_report(place, ensemble, run.store, run.catalog, found, probs)
+        probs = read_arrays(directory.test)["probs"].astype(np.float32) if directory.test.exists() else None
+        write_report(directory, ensemble, run.store, run.catalog, found, probs)
     return loss
 
 
-def _known(place: EnsembleDirectory) -> HalfLoss | None:
-    """What was measured before."""
+def _measured_before(directory: EnsembleDirectory) -> Float16Loss | None:
     try:
-        found = read_json(place.half)
-        return HalfLoss(*(found[name] for name in ("moved", "noise", "pictures", "device")))
+        found = read_json(directory.half)
+        return Float16Loss(*(found[name] for name in ("moved", "noise", "pictures", "device")))
     except (StoreError, TypeError, KeyError):
         return None
 
 
-def measure_half(
+def measure_loss(
     run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], *, seed: int = 0
-) -> HalfLoss:
-    """Predict a sample with all bits and with rounded weights.
+) -> Float16Loss:
+    """Predict a sample with float32 and with rounded weights.
 
     Raises:
         StoreError: if a checkpoint is missing or damaged.
@@ -91,30 +90,30 @@ def measure_half(
     data = run.data
     rows = np.sort(np.random.default_rng(seed).permutation(len(data.split.ids))[:SAMPLE])
     device = _device()
-    full: np.ndarray | None = None
-    half: np.ndarray | None = None
+    exact_total: np.ndarray | None = None
+    rounded_total: np.ndarray | None = None
     for member in tqdm(members, "float16, out of fold", unit="member", disable=not sys.stderr.isatty()):
         trials = [run.store.trial(trial) for trial in member.trials]
-        whole, rounded = _predicted(trials, run, rows, device)
+        exact, rounded = _predicted(trials, run, rows, device)
         if not np.isfinite(rounded).all():
-            return HalfLoss(-1.0, 0.0, len(rows), device.type)
-        full = add_share(full, member.weight, whole, ensemble.scale)
-        half = add_share(half, member.weight, rounded, ensemble.scale)
-    assert full is not None
-    assert half is not None
+            return Float16Loss(-1.0, 0.0, len(rows), device.type)
+        exact_total = add_share(exact_total, member.weight, exact, ensemble.scale)
+        rounded_total = add_share(rounded_total, member.weight, rounded, ensemble.scale)
+    assert exact_total is not None
+    assert rounded_total is not None
     before, after = (
         METRICS["f2"].per_picture(
             decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows]
         )
-        for total in (full, half)
+        for total in (exact_total, rounded_total)
     )
-    return half_loss(before, after, device.type)
+    return loss_between(before, after, device.type)
 
 
-def half_loss(before: np.ndarray, after: np.ndarray, device: str) -> HalfLoss:
-    """Of F2 a picture, with all bits and with half of them: (n,) float64 each."""
+def loss_between(before: np.ndarray, after: np.ndarray, device: str) -> Float16Loss:
+    """From F2 per picture with float32 and with float16: (n,) float64 each."""
     moved = after - before
-    return HalfLoss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
+    return Float16Loss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
 
 
 def _device() -> torch.device:
@@ -124,9 +123,13 @@ def _device() -> torch.device:
 def _predicted(
     trials: Sequence[TrialDirectory], run: Run, rows: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each picture of `rows` by the checkpoint that never saw it, with all bits and rounded: (n, C) float16 each."""
+    """Each picture of `rows` by the checkpoint that never saw it, with float32 and with float16 weights.
+
+    Returns:
+        Two arrays, (n, C) float16; the second is NaN if float16 cannot hold a weight.
+    """
     data = run.data
-    whole, rounded = (np.empty((len(rows), len(data.label_ids)), np.float16) for _ in range(2))
+    exact, rounded = (np.empty((len(rows), len(data.label_ids)), np.float16) for _ in range(2))
     for trial in trials:
         spec = read_spec(trial)
         own = np.flatnonzero(data.folds[rows] == spec.fold)
@@ -135,12 +138,12 @@ def _predicted(
         trial.fetch(trial.best)
         model, _ = load_tagger(trial.best)
         pack = data.split.pack(spec.pack_short_side)
-        whole[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+        exact[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
         for tensor in model.state_dict().values():
             if tensor.dtype == torch.float32:
                 tensor.copy_(tensor.half())
                 if not tensor.isfinite().all():  # a variance may be: what it predicts is finite, and wrong
                     rounded[:] = np.nan
-                    return whole, rounded
+                    return exact, rounded
         rounded[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
-    return whole, rounded
+    return exact, rounded

@@ -1,4 +1,4 @@
-"""What Kaggle's command line client wants beside the files: names, metadata, data sets of a bounded size.
+"""What Kaggle's command line client needs beside the files: names, metadata, datasets of a bounded size.
 
 The rules were read from version 2.2.5 of the `kaggle` package (`kaggle datasets create`, `kaggle kernels push`), which
 is not needed here. Nothing is sent anywhere.
@@ -8,8 +8,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from imet_ray.errors import ConfigError
 
 DATASET_METADATA = "dataset-metadata.json"
 KERNEL_METADATA = "kernel-metadata.json"
-# A data set's title and slug have 6 to 50 characters each. Of a kernel the client wants 5 at least and says no maximum:
-# we take one for both.
+# A dataset's title and slug have 6 to 50 characters each. Of a kernel's title the client wants at least 5 and names no
+# maximum: we take one for both.
 SHORTEST_DATASET, SHORTEST_KERNEL, LONGEST = 6, 5, 50
-ACCELERATOR = "NvidiaTeslaT4"  # two of them; the P100, which torch no longer has code for, is retired
-LICENSE = "copyright-authors"  # exactly one is wanted; the client's own default gives all rights away
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes `start` to `stop` of a file."""
-
-    name: str
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
+ACCELERATOR = "NvidiaTeslaT4"  # two of them; the P100, which torch has no code for any more, is retired
+LICENSE = "copyright-authors"  # exactly one is needed; the client's own default gives all rights away
 
 
 def user_of(given: str | None) -> str:
@@ -45,38 +31,30 @@ def user_of(given: str | None) -> str:
     """
     if given is not None:
         return _checked_user(given, "--user")
-    named = os.environ.get("KAGGLE_USERNAME")
-    if named:
+    if named := os.environ.get("KAGGLE_USERNAME"):
         return _checked_user(named, "KAGGLE_USERNAME")
     path = _config_folder() / "kaggle.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        return _checked_user(json.loads(path.read_text(encoding="utf-8"))["username"], str(path))
     except FileNotFoundError:
         raise ConfigError(
             f"no Kaggle user: give --user NAME, set KAGGLE_USERNAME, or put {path} there"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror or error}): give --user NAME") from None
-    except ValueError:
-        raise ConfigError(f"{path} is no JSON: give --user NAME, or fetch the file again") from None
-    named = settings.get("username") if isinstance(settings, dict) else None
-    if not isinstance(named, str):
-        raise ConfigError(f"{path} has no username: give --user NAME")
-    return _checked_user(named, str(path))
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ConfigError(f"{path} names no user: give --user NAME, or download the file again") from None
 
 
 def _config_folder() -> Path:
     """Where the client looks: `~/.kaggle` if there is one, else the XDG folder."""
-    named = os.environ.get("KAGGLE_CONFIG_DIR")
-    if named:
+    if named := os.environ.get("KAGGLE_CONFIG_DIR"):
         return Path(named)
     home = Path("~").expanduser()
     xdg = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
     return xdg if xdg.exists() and not (home / ".kaggle").exists() else home / ".kaggle"
 
 
-def _checked_user(name: str, where: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+def _checked_user(name: object, where: str) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ConfigError(
             f"{where}: a Kaggle user has letters, digits and dashes, got {name!r}: see your profile's URL"
         )
@@ -84,7 +62,7 @@ def _checked_user(name: str, where: str) -> str:
 
 
 def slug(text: str) -> str:
-    """How a title reads in a URL: lower-case ASCII letters and digits with single dashes between.
+    """A title as part of a URL: lower-case ASCII letters and digits, with single dashes between.
 
     Raises:
         ConfigError: if nothing is left of it.
@@ -96,22 +74,20 @@ def slug(text: str) -> str:
     return short
 
 
-def dataset_metadata(user: str, title: str, *, description: str = "") -> dict[str, Any]:
-    """What goes into `dataset-metadata.json`. Data sets are private unless `--public` is given to the client.
+def dataset_metadata(user: str, title: str) -> dict[str, Any]:
+    """The content of `dataset-metadata.json`. Datasets are private unless the client is given `--public`.
 
     Args:
-        user: who it will belong to.
-        title: of 6 to 50 characters; its slug, of as many, becomes the data set's name.
-        description: shown on its page.
+        user: its owner.
+        title: 6 to 50 characters; its slug, of as many, becomes the dataset's name.
 
     Raises:
         ConfigError: if Kaggle would refuse the title or its slug.
     """
     name = slug(title)
     for what, text in (("title", title), ("slug", name)):
-        _check_length(f"a data set's {what}", text, SHORTEST_DATASET)
-    metadata = {"title": title, "id": f"{user}/{name}", "licenses": [{"name": LICENSE}]}
-    return metadata | ({"description": description} if description else {})
+        _check_length(f"a dataset's {what}", text, SHORTEST_DATASET)
+    return {"title": title, "id": f"{user}/{name}", "licenses": [{"name": LICENSE}]}
 
 
 def kernel_metadata(
@@ -123,24 +99,21 @@ def kernel_metadata(
     competition: str | None,
     accelerator: str,
 ) -> dict[str, Any]:
-    """What goes into `kernel-metadata.json`, for a private script without internet.
+    """The content of `kernel-metadata.json`, for a private script without internet.
 
     Args:
-        user: who it will belong to.
-        title: or slug, of 5 to 50 characters; the written title is made from the slug, since it must resolve to it.
+        user: its owner.
+        title: or slug, 5 to 50 characters; the written title is made from the slug, since it must resolve to it.
         code_file: the script's name, beside the metadata.
-        datasets: `user/slug` of each data set that it reads.
-        competition: the competition's slug, if it reads one's data.
+        datasets: `user/slug` of each dataset that it reads.
+        competition: the slug of the competition whose data it reads, if any.
         accelerator: a GPU, by the client's name for it.
 
     Raises:
-        ConfigError: if Kaggle would refuse the name or a source.
+        ConfigError: if Kaggle would refuse a name.
     """
     name = slug(title)
     _check_length("a kernel's title", name, SHORTEST_KERNEL)
-    for source in datasets:
-        if not re.fullmatch(r"[^/\s]+/[^/\s]+", source):
-            raise ConfigError(f"a data set is named as user/slug, got {source!r}: see its page's URL")
     if competition is not None and not re.fullmatch(r"[A-Za-z0-9-]+", competition):
         raise ConfigError(f"a competition is named by its slug, got {competition!r}: see its page's URL")
     if not re.fullmatch(r"[A-Za-z0-9]+", accelerator):
@@ -171,35 +144,28 @@ def _check_length(what: str, text: str, shortest: int) -> None:
         )
 
 
-def split_files(sizes: Sequence[tuple[str, int]], limit: int) -> list[list[Piece]]:
-    """Share files out among as few data sets as first-fit finds.
-
-    A file above the limit is cut: its pieces, in order, each begin a new data set, and the last one's is open to later
-    files.
+def split_files(sizes: Sequence[tuple[str, int]], limit: int) -> list[list[str]]:
+    """Share files out among as few datasets as first-fit finds.
 
     Args:
         sizes: name and bytes of each file.
-        limit: bytes that a data set may have.
+        limit: bytes that a dataset may have.
 
     Raises:
-        ConfigError: if the limit is below one byte.
+        ConfigError: if a file is larger than the limit.
     """
-    if limit < 1:
-        raise ConfigError(f"a data set must be allowed at least 1 byte, got {limit}: give a larger limit")
-    sets: list[list[Piece]] = []
+    sets: list[list[str]] = []
     room: list[int] = []
     for name, size in sizes:
-        whole = size <= limit
-        for piece in _pieces(name, size, limit):
-            place = next((i for i, left in enumerate(room) if whole and left >= size), len(sets))
-            if place == len(sets):
-                sets.append([])
-                room.append(limit)
-            sets[place].append(piece)
-            room[place] -= piece.size
+        if size > limit:
+            raise ConfigError(
+                f"{name} has {size:,} bytes, more than the {limit:,} of a dataset: store it with --dtype float16, "
+                f"blend without its variant, or raise --max-dataset-bytes"
+            )
+        place = next((i for i, left in enumerate(room) if left >= size), len(sets))
+        if place == len(sets):
+            sets.append([])
+            room.append(limit)
+        sets[place].append(name)
+        room[place] -= size
     return sets
-
-
-def _pieces(name: str, size: int, limit: int) -> Iterator[Piece]:
-    for start in range(0, max(size, 1), limit):
-        yield Piece(name, start, min(start + limit, size))

@@ -1,24 +1,20 @@
-"""Writes the kernel: one Python file that holds its manifest, its sources and what imports them from memory.
+"""The kernel's text: one Python file with its manifest, its sources, and a loader that imports them from memory.
 
-The file is made of a docstring that people read, both parts compressed (zlib, base85), and a short loader. It
-depends on what is packed and on nothing else, so the same input gives the same bytes.
+The file has a docstring for people, both parts compressed (zlib, base85), and the loader. It depends on what is packed
+and on nothing else, so the same input gives the same bytes.
 """
 
-import ast
 import base64
 import hashlib
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
-from imet_ray.errors import ConfigError
-from imet_ray.storage.files import write_text
 from kernel_builder.import_closure import Closure
 
-WIDTH = 100  # characters a line: editors and diffs choke on one line of 100,000
+WIDTH = 100  # characters per line: editors and diffs choke on one line of 100,000
 
-# Python runs what is left of a file that was cut off between two statements, and finds nothing wrong.
+# Python runs what is left of a file that was cut off between two statements, without an error.
 END = "# the end of the kernel"
 CHECK = f'''
 import sys
@@ -32,9 +28,9 @@ if _cut:
     sys.exit("error: kernel.py was cut off: build it again")
 '''
 
-# The archive's modules go before installed ones, and what was imported of these already goes out of sys.modules: a
-# notebook may run two kernels in one process, and takes even sys.exit(0) for an error. Before Python 3.13 the
-# interpreter's own traceback shows only lines of files on disk, hence the excepthook.
+# The modules of this file come before installed ones, and those already imported leave sys.modules: a notebook may run
+# two kernels in one process. A notebook takes even sys.exit(0) for an error. Before Python 3.13 the interpreter's own
+# traceback shows only lines of files on disk, hence the excepthook.
 LOADER = '''
 import base64
 import hashlib
@@ -103,7 +99,7 @@ if __name__ == "__main__":
     except ModuleNotFoundError as _error:
         sys.exit(f"error: this machine lacks the package {_error.name}, which the kernel needs: install it")
     _status = _main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
-    if "ipykernel" not in sys.modules:  # what hangs on to a process that is done would cost the submission
+    if "ipykernel" not in sys.modules:  # an exit that hangs would cost the submission
         for _stream in (sys.stdout, sys.stderr):
             try:
                 _stream.flush()
@@ -115,16 +111,6 @@ if __name__ == "__main__":
 '''
 
 
-def write_kernel(path: Path, closure: Closure, manifest: dict[str, Any], *, entry: str, header: str) -> None:
-    """Write `kernel_text`, atomically.
-
-    Raises:
-        ConfigError: if a source is not UTF-8 or no Python.
-        StoreError: if the disk is full or the place cannot be written.
-    """
-    write_text(path, kernel_text(closure, manifest, entry=entry, header=header))
-
-
 def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, header: str) -> str:
     """The kernel's text.
 
@@ -133,25 +119,17 @@ def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, heade
         manifest: what `entry` is run with; anything that JSON can hold.
         entry: one of the modules; its `main(manifest)` gives the exit code.
         header: what a reader should know; the digests are added.
-
-    Raises:
-        ConfigError: if a source is not UTF-8 or no Python.
     """
     assert entry in closure.modules
-    sources = _json(
-        {
-            "modules": {name: _checked(name, source) for name, source in closure.modules.items()},
-            "packages": sorted(closure.packages),
-        }
-    )
+    sources = _json({"modules": closure.modules, "packages": sorted(closure.packages)})
     packed = _json(manifest)
-    told = (
+    docstring = (
         f"{header.strip()}\n\nEntry: {entry}\nManifest: {len(packed):,} bytes, sha256 {_digest(packed)}\n"
         f"Sources: {len(closure.modules)} modules, {len(sources):,} bytes, sha256 {_digest(sources)}\n"
     )
     return "\n".join(
         [
-            f'"""{_escaped(told)}"""\n',
+            f'"""{_escaped(docstring)}"""\n',
             CHECK,
             f"_ENTRY = {entry!r}",
             f"_MANIFEST_SHA256 = {_digest(packed)!r}",
@@ -163,18 +141,6 @@ def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, heade
             "",
         ]
     )
-
-
-def _checked(name: str, source: bytes) -> str:
-    """A source as text, if Python can read it."""
-    try:
-        text = source.decode()
-        ast.parse(text)
-    except UnicodeDecodeError:
-        raise ConfigError(f"the source of {name} is not UTF-8: save it as UTF-8") from None
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"the source of {name} is no Python ({error}): correct it") from None
-    return text
 
 
 def _json(value: Any) -> bytes:
@@ -192,7 +158,7 @@ def _wrapped(data: bytes) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What stands between triple quotes as it is; of quotes and the unprintable, an escape."""
+    """The text as it may stand between triple quotes: quotes and unprintable characters are escaped."""
     plain = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     return "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""A machine whose clock passes only when something is done, for a kernel of three members."""
+"""A machine whose clock advances only when something is done, for a kernel of three members."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,8 +8,8 @@ from imet_ray.errors import StoreError
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.specs import Variant
-from kernel_builder.runtime.manifest import KernelMember, Manifest, Stored, Weights
-from kernel_builder.runtime.schedule import Deadline, Outcome, Run
+from kernel_builder.runtime.manifest import KernelMember, Manifest, StoredFile, Weights
+from kernel_builder.runtime.schedule import Deadline, Outcome, Schedule
 
 N, C, BATCH = 100, 3, 10
 TRUE = np.array([0.9, 0.2, 0.6])
@@ -38,13 +38,9 @@ def make_manifest(sizes: str = "") -> Manifest:
             recipe=Variant(name=name, architecture="test_resnet"),
             pack_short_side=64 if name in sizes else 32,
             weights=[
-                Weights(
-                    trial=f"{name}{fold}",
-                    plain=Stored(name=f"{name}-f{fold}", sha256="", size=1),
-                    pieces=[],
-                    encrypted=False,
-                )
+                Weights(trial=f"{name}{fold}", plain=file, stored=file)
                 for fold in range(2)
+                for file in [StoredFile(name=f"{name}-f{fold}", sha256="", size=1)]
             ],
         )
         for name, weight in (("a", 0.5), ("b", 0.3), ("c", 0.2))
@@ -89,7 +85,7 @@ class Machine:
             stalls: the batches that take `stall` seconds more.
             sizes: of a batch, by its first picture.
             broken: trials that fail in the middle.
-            model: seconds that setting up a model takes.
+            model: seconds that the set-up of a model takes.
             packing: seconds that pictures of a new size take.
             burst: batches that come together, after as many times their time.
             new_sizes: members whose pictures have another size.
@@ -132,17 +128,17 @@ class Machine:
     def run(self, limit: float = 1000.0) -> Outcome:
         writings = 0
 
-        def publish(tally) -> None:
+        def publish(blend) -> None:
             nonlocal writings
             writings += 1
             if writings - 1 in self.full:
                 raise StoreError("disk full while writing submission.csv")
             self.clock.now += self.writing * self.slowness + self.slow_writing.get(writings - 1, 0.0)
-            self.published.append((self.clock.now, tally.decoded(set())))
+            self.published.append((self.clock.now, blend.decoded(set())))
 
         deadline = Deadline(limit, self.manifest.reserve, self.clock)
-        run = Run(self.manifest, N, self.open, deadline, publish, lambda text: None, lambda text: None)
-        run.begin()
-        outcome = run()
-        self.tally = run.tally
+        schedule = Schedule(self.manifest, N, deadline, publish, lambda text: None, lambda text: None)
+        schedule.begin()
+        outcome = schedule.run(self.open)
+        self.blend = schedule.blend
         return outcome

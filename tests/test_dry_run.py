@@ -1,4 +1,4 @@
-"""How long a kernel takes for more pictures, foretold from a dry run."""
+"""How long a kernel takes for more pictures, predicted from a dry run."""
 
 import json
 

@@ -8,8 +8,8 @@ import pytest
 from imet_ray.blending.blend_run import BlendOptions, blend_run
 from imet_ray.prediction.ensemble import read_ensemble
 from imet_ray.storage.results import standings
-from kernel_builder import float16_check as half
-from kernel_builder.float16_check import HalfLoss, half_loss, half_loss_of, measure_half
+from kernel_builder import float16_check
+from kernel_builder.float16_check import Float16Loss, float16_loss, loss_between, measure_loss
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ from kernel_builder.float16_check import HalfLoss, half_loss, half_loss_of, meas
     ],
 )
 def test_harmless_is_what_surely_moves_the_score_by_less_than_the_limit_up_or_down(moved, noise, harmless):
-    assert HalfLoss(moved, noise, 100, "cpu").harmless is harmless
+    assert Float16Loss(moved, noise, 100, "cpu").harmless is harmless
 
 
 def test_the_loss_is_the_mean_difference_with_its_standard_error():
     rng = np.random.default_rng(0)
     before, change = rng.random(400), rng.normal(0.01, 0.1, 400)
-    found = half_loss(before, before + change, "cpu")
+    found = loss_between(before, before + change, "cpu")
     assert found.moved == pytest.approx(change.mean())
     assert found.noise == pytest.approx(change.std() / 20)
     assert found.pictures == 400
@@ -49,8 +49,8 @@ def blended(trained):
 
 def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(trained, blended, monkeypatch):
     run = trained.run
-    assert abs(measure_half(run, blended, blended.members).moved) < 0.02
-    original = half.predict_by_recipe
+    assert abs(measure_loss(run, blended, blended.members).moved) < 0.02
+    original = float16_check.predict_by_recipe
     calls = 0
 
     def broken(*args, **kwargs):
@@ -59,8 +59,8 @@ def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(tra
         probs = original(*args, **kwargs)
         return probs if calls % 2 else 1 - probs  # the second time weights are rounded
 
-    monkeypatch.setattr(half, "predict_by_recipe", broken)
-    found = measure_half(run, blended, blended.members)
+    monkeypatch.setattr(float16_check, "predict_by_recipe", broken)
+    found = measure_loss(run, blended, blended.members)
     assert abs(found.moved) > 0.02
     assert not found.harmless
 
@@ -69,36 +69,36 @@ def test_numbers_that_float16_cannot_hold_are_not_harmless(trained, blended, mon
     def infinite(model, recipe, pack, rows, *, device):
         return np.full((len(rows), len(trained.run.data.label_ids)), np.nan, np.float16)
 
-    monkeypatch.setattr(half, "predict_by_recipe", infinite)
-    assert not measure_half(trained.run, blended, blended.members).harmless
+    monkeypatch.setattr(float16_check, "predict_by_recipe", infinite)
+    assert not measure_loss(trained.run, blended, blended.members).harmless
 
 
 def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatch):
     run, place = trained.run, trained.run.store.ensemble("half")
     place.half.unlink(missing_ok=True)
     place.report.write_text("the blend's")
-    measured = half_loss_of(run, blended, blended.members)
+    measured = float16_loss(run, blended, blended.members)
     assert f"Weights stored in half the bits: {measured}." in html.unescape(place.report.read_text())
 
     def again(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(half, "measure_half", again)
-    assert half_loss_of(run, blended, blended.members) == measured
+    monkeypatch.setattr(float16_check, "measure_loss", again)
+    assert float16_loss(run, blended, blended.members) == measured
     place.half.write_text("[]")  # damaged
     with pytest.raises(AssertionError, match="measured again"):
-        half_loss_of(run, blended, blended.members)
+        float16_loss(run, blended, blended.members)
 
 
 def test_a_variance_that_float16_cannot_hold_is_not_harmless_though_it_predicts_numbers(
     trained, blended, monkeypatch
 ):
-    original = half.load_tagger
+    original = float16_check.load_tagger
 
     def large(path):
         model, info = original(path)
         next(t for name, t in model.state_dict().items() if name.endswith("running_var")).fill_(1e5)
         return model, info
 
-    monkeypatch.setattr(half, "load_tagger", large)
-    assert not measure_half(trained.run, blended, blended.members).harmless
+    monkeypatch.setattr(float16_check, "load_tagger", large)
+    assert not measure_loss(trained.run, blended, blended.members).harmless

@@ -25,7 +25,7 @@ def closure_of(tmp_path):
         for name, text in {"__init__": "", **modules, **nested}.items():
             file = tmp_path / "mine" / f"{name}.py"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_bytes(text if isinstance(text, bytes) else text.encode())
         return import_closure(entry, {"mine": tmp_path / "mine"})
 
     return _closure
@@ -39,10 +39,10 @@ def refusal(closure_of, **modules: str) -> str:
     return text
 
 
-def test_what_is_imported_in_turn_is_there_with_its_bytes(closure_of):
+def test_what_is_imported_in_turn_is_there_with_its_source(closure_of):
     found = closure_of(main="import mine.a", a="from mine.b import x", b="x = 'é'", c="")
     assert sorted(found.modules) == ["mine", "mine.a", "mine.b", "mine.main"]
-    assert found.modules["mine.b"] == "x = 'é'".encode()
+    assert found.modules["mine.b"] == "x = 'é'"
 
 
 def test_names_stand_in_order_whatever_the_imports_say(closure_of):
@@ -80,14 +80,15 @@ def test_relative_imports_are_followed(closure_of):
     nested = {
         "deep/__init__": "from . import leaf",
         "deep/leaf": "from .. import a",
-        "deep/twin": "from .leaf import a\nfrom ..b import x",
+        "deep/other": "from .leaf import a\nfrom ..b import x",
     }
-    found = closure_of(nested, main="import mine.deep.twin", a="", b="x = 1")
-    assert {"mine.deep.leaf", "mine.deep.twin", "mine.a", "mine.b"} <= set(found.modules)
+    found = closure_of(nested, main="import mine.deep.other", a="", b="x = 1")
+    assert {"mine.deep.leaf", "mine.deep.other", "mine.a", "mine.b"} <= set(found.modules)
 
 
 def test_a_relative_import_above_the_top_is_refused(closure_of):
-    assert "mine.main imports from .., above its top package" in refusal(closure_of, main="from .. import a")
+    text = refusal(closure_of, main="from .. import a")
+    assert text.startswith("mine.main has an import above its top package")
 
 
 def test_foreign_modules_are_listed_by_top_name_without_the_standard_library(closure_of):
@@ -101,7 +102,7 @@ def test_modules_that_import_each_other_end(closure_of):
     assert len(closure_of(main="import mine.a", a="import mine.main").modules) == 3
 
 
-@pytest.mark.parametrize("source", ["import mine.gone", "from mine.gone import x", "from mine import gone"])
+@pytest.mark.parametrize("source", ["import mine.gone", "from mine.gone import x"])
 def test_a_missing_module_is_named_with_who_wants_it(closure_of, source):
     text = refusal(closure_of, main=source)
     assert text.startswith("mine.main imports ")
@@ -109,19 +110,13 @@ def test_a_missing_module_is_named_with_who_wants_it(closure_of, source):
 
 
 def test_an_entry_that_is_not_there_is_refused(closure_of):
-    with pytest.raises(ConfigError, match="the entry needs mine.gone"):
+    with pytest.raises(ConfigError, match="the entry imports mine.gone, which is not there"):
         closure_of(entry="mine.gone")
-    with pytest.raises(ConfigError, match="none of mine"):
-        closure_of(entry="yours.main")
 
 
-def test_importing_everything_from_a_package_is_refused(closure_of):
-    assert "name what it needs" in refusal(closure_of, main="from mine import *")
-
-
-@pytest.mark.parametrize("source", ["x = (", "x = 1\x00"])
+@pytest.mark.parametrize("source", ["x = (", "x = 1\x00", b"x = '\xff'"])
 def test_a_source_that_is_no_python_is_refused(closure_of, source):
-    assert "is no Python" in refusal(closure_of, main="import mine.a", a=source)
+    assert "is no Python in UTF-8" in refusal(closure_of, main="import mine.a", a=source)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.storage.encryption import Secret, encrypt
 from kernel_builder.runtime.inputs import all_files, find_test
 from kernel_builder.runtime.locate_weights import FoundWeights, find_secret
-from kernel_builder.runtime.manifest import Stored, Weights
+from kernel_builder.runtime.manifest import StoredFile, Weights
 
 SAMPLE = "id,attribute_ids\na,0\nb,1\n"
 
@@ -74,10 +74,8 @@ def sealed(root: Path, secret: Secret) -> FoundWeights:
     encrypt(io.BytesIO(b"weights"), target, secret)
     path = root / "w.encrypted"
     path.write_bytes(target.getvalue())
-    stored = Stored(name="w.encrypted", sha256="", size=1)
-    return FoundWeights(
-        Weights(trial="t", plain=stored, pieces=[stored], encrypted=True), (path,), encrypted=True
-    )
+    stored = StoredFile(name="w.encrypted", sha256="", size=1)
+    return FoundWeights(Weights(trial="t", plain=stored, stored=stored), path, encrypted=True)
 
 
 @pytest.fixture(autouse=True)
@@ -118,4 +116,4 @@ def test_a_key_file_that_is_none_is_one_line_with_its_name(tmp_path):
 
 def test_plain_weights_need_no_key(tmp_path):
     one = sealed(tmp_path, Secret.new())
-    assert find_secret([FoundWeights(one.weights, one.paths, encrypted=False)], None, []) is None
+    assert find_secret([FoundWeights(one.weights, one.path, encrypted=False)], None, []) is None

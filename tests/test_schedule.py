@@ -5,8 +5,8 @@ import pytest
 from simulated_machine import BATCH, TRUE, C, Machine, N
 
 from imet_ray.errors import StoreError
-from kernel_builder.runtime.running_blend import Tally
-from kernel_builder.runtime.schedule import steady
+from kernel_builder.runtime.running_blend import RunningBlend
+from kernel_builder.runtime.schedule import steady_seconds
 
 
 @pytest.mark.parametrize(("slowness", "checkpoints"), [(1, 6), (3, 5), (10, 1), (20, 0), (60, 0)])
@@ -43,7 +43,7 @@ def test_stalls_do_not_make_what_is_left_look_slow(stalls):
 
 @pytest.mark.parametrize("trial", [0, 1])
 def test_a_checkpoint_that_took_long_does_not_make_the_next_look_slow(trial):
-    """Member a has three checkpoints: the third is foretold by the faster of the two before it."""
+    """Member a has three checkpoints: the third is expected to take as long as the faster of the two before it."""
     machine = Machine(1, stalls=tuple(range(10 * trial, 10 * trial + 10)), stall=40)  # 460 s, else 60 s
     a, b, c = machine.manifest.members
     third = a.weights[1].model_copy(update={"trial": "a2"})
@@ -57,7 +57,7 @@ def test_a_set_up_that_took_long_once_does_not_make_the_next_look_slow():
     assert machine.run(limit=50 + 2 + 6 * 67 + 300 + 4).checkpoints == 6
 
 
-def test_pictures_of_another_size_are_not_foretold_by_those_of_the_first():
+def test_pictures_of_another_size_are_not_expected_to_take_as_long_as_those_of_the_first():
     machine = Machine(1, packing=300, new_sizes="b")
     machine.packed.add(64)  # the second size takes no time
     assert machine.run(limit=50 + 2 + 300 + 6 * 62 + 4).checkpoints == 6
@@ -74,7 +74,7 @@ def test_a_first_batch_that_stalled_does_not_end_the_first_checkpoint():
     assert machine.run(limit=50 + 2 + 300 + 62 + 10).checkpoints == 1
 
 
-def test_a_batch_that_was_halved_is_no_slower_a_picture():
+def test_a_batch_that_was_halved_is_no_slower_per_picture():
     machine = Machine(1, sizes=lambda start: 10 if start < 50 else 2)
     assert machine.run(limit=50 + 2 + 6 * 62 + 4).checkpoints == 6
     assert machine.batches == 6 * (5 + 25)
@@ -115,9 +115,9 @@ def test_a_limit_within_a_first_checkpoint_that_predicts_nan_leaves_the_prior():
 def test_weights_are_renormalised_and_the_decoder_is_that_of_the_prefix():
     machine = Machine(3)
     machine.run(limit=800)
-    assert machine.tally.members == ["a", "b"]
-    assert machine.tally.decoder().threshold == 0.4
-    assert machine.tally.probabilities()[0] == pytest.approx(TRUE, abs=1e-3)
+    assert machine.blend.members == ["a", "b"]
+    assert machine.blend.decoder().threshold == 0.4
+    assert machine.blend.probabilities()[0] == pytest.approx(TRUE, abs=1e-3)
 
 
 def test_a_broken_checkpoint_is_left_out_with_its_reason_and_the_others_count():
@@ -126,8 +126,8 @@ def test_a_broken_checkpoint_is_left_out_with_its_reason_and_the_others_count():
     assert [text.partition(":")[0] for text in outcome.failed] == ["a-f0", "b-f0", "b-f1"]
     assert "the file is damaged" in outcome.failed[0]
     assert outcome.dropped == ["b"]
-    assert (outcome.checkpoints, machine.tally.members) == (3, ["a", "c"])
-    assert machine.tally.probabilities()[0] == pytest.approx(TRUE, abs=1e-3)
+    assert (outcome.checkpoints, machine.blend.members) == (3, ["a", "c"])
+    assert machine.blend.probabilities()[0] == pytest.approx(TRUE, abs=1e-3)
 
 
 def test_where_nothing_can_be_predicted_there_is_the_prior():
@@ -168,8 +168,8 @@ def test_batches_that_come_in_bursts_do_not_end_a_run_too_early_or_too_late():
         ([6.0, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0, 0.0, 0.0], 2.0),
     ],
 )
-def test_seconds_a_batch_are_those_of_the_long_run(times, expected):
-    assert steady(times) == expected
+def test_seconds_per_batch_are_those_of_the_long_run(times, expected):
+    assert steady_seconds(times) == expected
 
 
 def test_a_submission_that_cannot_be_written_again_stays_and_that_is_said():
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_predicts_nan_is_left_out():
     machine.predict = predict
     outcome = machine.run()
     assert outcome.failed == ["a-f0: ValueError: it predicts NaN"]
-    assert (outcome.checkpoints, machine.tally.checkpoints) == (5, 5)
+    assert (outcome.checkpoints, machine.blend.checkpoints) == (5, 5)
 
 
 def test_without_a_first_submission_there_is_nothing_to_go_on_with():
@@ -212,7 +212,7 @@ def test_a_fault_outside_a_checkpoint_leaves_what_is_written(monkeypatch):
     def add(self, member, probs) -> None:
         raise MemoryError("no room for the sum")
 
-    monkeypatch.setattr(Tally, "add", add)
+    monkeypatch.setattr(RunningBlend, "add", add)
     outcome = machine.run()
     assert outcome.written == 0
     assert outcome.failed == ["all that would have followed: MemoryError: no room for the sum"]

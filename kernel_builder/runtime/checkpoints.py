@@ -1,5 +1,6 @@
-"""Checkpoints as models that predict: their weights are read while the one before is on the device."""
+"""Checkpoints as models that predict, and their device. The weights of the next are read while one predicts."""
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -9,26 +10,28 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from imet_ray.errors import StoreError
+from imet_ray.errors import StoreError, first_line
 from imet_ray.models.models import Tagger, build_model
-from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
-from kernel_builder.runtime.image_cache import PictureShelf
+from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, half_of, predicted_batches
+from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.locate_weights import FoundWeights, read_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 
 if TYPE_CHECKING:
     from imet_ray.storage.encryption import Secret
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpoints:
-    """Opens one after the other, in the manifest's order."""
+    """Opens them one after the other, in the manifest's order."""
 
     def __init__(
         self,
         manifest: Manifest,
         found: Mapping[str, FoundWeights],
         secret: "Secret | None",
-        shelf: PictureShelf,
+        images: ImageCache,
         *,
         device: torch.device,
         batch_size: int | None,
@@ -37,30 +40,30 @@ class Checkpoints:
         """
         Args:
             found: by trial.
-            batch_size: pictures; None: as many as make `EVAL_BATCH` views.
+            batch_size: pictures; None: as many as have `EVAL_BATCH` views.
             workers: loader processes.
         """
-        self.manifest, self.found, self.secret, self.shelf = manifest, found, secret, shelf
+        self.manifest, self.found, self.secret, self.images = manifest, found, secret, images
         self.device, self.batch_size, self.workers = device, batch_size, workers
         self._order = [weights.trial for member in manifest.members for weights in member.weights]
-        self._read: dict[str, Future[bytes]] = {}  # being read, or read and not yet used
-        self._paces: dict[str, Pace] = {}  # of members: what was too large once is not tried again
+        self._read: dict[str, Future[bytes]] = {}  # begun, and not yet used
+        self._paces: dict[str, Pace] = {}  # by member: a batch that was too large once is not tried again
 
     def open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
-        """Set a checkpoint up, its pictures too; its batches are (b, C) float16, in order.
+        """Set up a checkpoint and its pictures. Its batches are (b, C) float16, in order.
 
         Raises:
             StoreError: naming the file, if it is not what the kernel was built with or does not fit the model.
         """
-        self._ahead(weights.trial)
-        sizes = [other.pack_short_side for other in self.manifest.members]
-        begun = self.manifest.members.index(member)
-        pictures = self.shelf.of(member.pack_short_side, keep=sizes[begun:])
+        self._start_reading(weights.trial)
+        members = self.manifest.members
+        needed = {other.pack_short_side for other in members[members.index(member) :]}
+        pictures = self.images.get(member.pack_short_side, keep=needed)
         model = self._model(member, weights)
         return predicted_batches(
             model.to(self.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
             pictures,
-            np.arange(len(self.shelf.pictures.ids)),
+            np.arange(len(self.images.test.ids)),
             views=member.recipe.views,
             image_size=member.recipe.image_size,
             pace=self._pace(member),
@@ -80,13 +83,13 @@ class Checkpoints:
         plain = read.result()
         try:
             model.load_state_dict(safetensors.torch.load(plain))
-        except Exception as error:  # each fault of such a file has an exception of its own
+        except Exception as error:  # each fault of such a file has its own exception
             raise StoreError(f"{weights.plain.name} does not fit its architecture: {error}") from error
-        self._ahead(*self._order[self._order.index(weights.trial) + 1 :][:1])
+        self._start_reading(*self._order[self._order.index(weights.trial) + 1 :][:1])
         return model
 
-    def _ahead(self, *trials: str) -> None:
-        """Begin to read the weights of these."""
+    def _start_reading(self, *trials: str) -> None:
+        """Begin to read the weights of these trials."""
         for trial in trials:
             if trial not in self._read:
                 future: Future[bytes] = Future()
@@ -97,16 +100,35 @@ class Checkpoints:
                 self._read[trial] = future
 
     def _read_into(self, trial: str, future: "Future[bytes]") -> None:
-        """In a thread that no end of the process waits for, for it may hang."""
+        """Runs in a daemon thread: it may hang, and the process must not wait for it at its end."""
         try:
             future.set_result(read_weights(self.found[trial], self.secret))
         except BaseException as error:
             future.set_exception(error)
 
     def _pace(self, member: KernelMember) -> Pace:
-        """How its pictures go through the model; loaders that died once are not started again for others."""
+        """Batch size and loaders of a member. Loaders that died once are not started again for other members."""
         if member.name not in self._paces:
             workers = min((pace.workers for pace in self._paces.values()), default=self.workers)
             size = self.batch_size or max(1, EVAL_BATCH // len(member.recipe.views))
             self._paces[member.name] = Pace(size, workers)
         return self._paces[member.name]
+
+
+def usable_device() -> torch.device:
+    """The GPU if a small convolution works on it, in float32 and in the half precision that models use there.
+
+    A build of torch has no code for GPUs that are much older or newer than itself; the first operation fails there.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda")
+    try:
+        convolution = torch.nn.Conv2d(3, 8, 3).to(device)
+        for dtype in (None, half_of(device)):
+            with torch.inference_mode(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+                convolution(torch.ones(1, 3, 8, 8, device=device)).float().sum().item()
+    except Exception as error:  # of any kind: the CPU is there
+        logger.warning("the GPU cannot be used (%s): predicting on the CPU", first_line(error))
+        return torch.device("cpu")
+    return device

@@ -1,13 +1,13 @@
-"""Test pictures for all members of one size: decoded once into a nameless file, or, where the disk is small, each time.
+"""Test pictures for all members of one size: decoded once into a nameless file, or each time if the disk is too small.
 
-A picture that cannot be decoded becomes black here, and its row is noted: it is predicted by the labels' prior.
+A picture that cannot be decoded becomes black here, and its row is noted: it gets the labels' prior.
 """
 
 import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,39 +22,39 @@ from kernel_builder.runtime.inputs import TestPictures
 logger = logging.getLogger(__name__)
 
 
-class PictureShelf:
+class ImageCache:
     """Decoded pictures by short side."""
 
-    def __init__(self, pictures: TestPictures, scratch: Path, workers: int) -> None:
+    def __init__(self, test: TestPictures, scratch: Path, workers: int) -> None:
         """
         Args:
             scratch: a folder with room for the decoded pictures; nothing stays there.
             workers: decoding threads.
         """
-        self.pictures, self.scratch, self.workers = pictures, scratch, workers
+        self.test, self.scratch, self.workers = test, scratch, workers
         self.unreadable: set[int] = set()  # rows
         self.seconds = 0.0  # spent on decoding
         self._packs: dict[int, Pictures] = {}
 
-    def of(self, short_side: int, *, keep: Sequence[int]) -> Pictures:
+    def get(self, short_side: int, *, keep: Collection[int]) -> Pictures:
         """The pictures at this size.
 
         Args:
-            keep: sizes that will be asked for again; others are let go.
+            keep: sizes that will be needed again; others are dropped.
         """
         self._packs = {size: pack for size, pack in self._packs.items() if size in keep}
         if short_side not in self._packs:
             began = time.monotonic()
-            self._packs[short_side] = self._decoded(short_side)
+            self._packs[short_side] = self._decode(short_side)
             self.seconds += time.monotonic() - began
         return self._packs[short_side]
 
-    def _decoded(self, short_side: int) -> Pictures:
+    def _decode(self, short_side: int) -> Pictures:
         path = self.scratch / f".pictures-{secrets.token_hex(4)}"
         try:
             return build_pack(
-                self.pictures.files,
-                self.pictures.ids,
+                self.test.files,
+                self.test.ids,
                 short_side=short_side,
                 path=path,
                 workers=self.workers,
@@ -63,30 +63,32 @@ class PictureShelf:
             )
         except StoreError as error:
             logger.warning("%s; decoding for each checkpoint instead", error)
-            return _DecodedEachTime(self.pictures.files, short_side, self._undecodable())
+            self._find_unreadable()
+            return _DecodedEachTime(self.test.files, short_side, frozenset(self.unreadable))
         finally:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)  # the map keeps it: nothing is left, however the process ends
                 path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
-    def _undecodable(self) -> set[int]:
+    def _find_unreadable(self) -> None:
         def check(row: int) -> None:
             try:
-                read_rgb(self.pictures.files[row])
+                read_rgb(self.test.files[row])
             except DataError:
                 self.unreadable.add(row)
 
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            for _ in pool.map(check, range(len(self.pictures.files))):
-                pass
-        return self.unreadable
+            list(pool.map(check, range(len(self.test.files))))
 
 
 class _DecodedEachTime:
-    def __init__(self, files: Sequence[Path], short_side: int, unreadable: set[int]) -> None:
-        self.files, self.short_side, self.unreadable = files, short_side, frozenset(unreadable)
+    """Pictures read from their files when they are asked for."""
+
+    def __init__(self, files: Sequence[Path], short_side: int, unreadable: frozenset[int]) -> None:
+        self.files, self.short_side, self.unreadable = files, short_side, unreadable
 
     def __getitem__(self, row: int) -> np.ndarray:
+        """(height, width, 3) uint8."""
         if row in self.unreadable:
             return np.zeros((1, 1, 3), np.uint8)
         return read_rgb(self.files[row], short_side=self.short_side)

@@ -1,4 +1,4 @@
-"""What lies under the input folder: all files, and among them the pictures to predict."""
+"""What lies under the input folder: all files, and the pictures to predict."""
 
 import os
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from imet_ray.data.csv_tables import Problem, read_table
 from imet_ray.errors import DataError
 
 SAMPLE = "sample_submission.csv"
-TABLES = (SAMPLE, "train.csv")  # beside these, folders of these names hold pictures
-PICTURES = ("test", "train")
+TABLES = (SAMPLE, "train.csv")
+PICTURES = ("test", "train")  # folders of these names hold pictures, if one of the tables lies beside them
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,20 @@ class TestPictures:
     __test__ = False  # pytest: not a test
 
     ids: tuple[str, ...]
-    files: tuple[Path, ...]  # one that is missing is named all the same
-    samples: tuple[Path, ...] = ()  # the sample submission, and others that have pictures beside them
+    files: tuple[Path, ...]  # also those that are missing
+    samples: tuple[Path, ...] = ()  # the one that is used, and others that have pictures
 
 
 def all_files(root: Path) -> list[Path]:
-    """Every file below `root`, sorted; a competition's folders of pictures are not entered, no folder twice."""
+    """Every file below `root`, sorted. Folders of pictures are left out, and no folder is entered twice."""
     found: list[Path] = []
-    been: set[tuple[int, int]] = set()  # links may lead in circles
+    entered: set[tuple[int, int]] = set()  # links may lead in circles
     for folder, folders, names in os.walk(root, followlinks=True):
         known = Path(folder).stat()
-        if (known.st_dev, known.st_ino) in been:
+        if (known.st_dev, known.st_ino) in entered:
             folders.clear()
             continue
-        been.add((known.st_dev, known.st_ino))
+        entered.add((known.st_dev, known.st_ino))
         skipped = PICTURES if any(table in names for table in TABLES) else ()
         folders[:] = sorted(name for name in folders if name not in skipped)
         found += [Path(folder) / name for name in sorted(names)]
@@ -42,10 +42,10 @@ def all_files(root: Path) -> list[Path]:
 
 
 def find_test(files: Sequence[Path]) -> TestPictures:
-    """The pictures that the sample submission names: one with a folder `test` beside it, or else the nearest.
+    """The pictures that the sample submission names. One with a folder `test` beside it is preferred, then the nearest.
 
     Raises:
-        DataError: if there is none, it cannot be read whole, or none of its pictures is there.
+        DataError: if there is no sample submission, it cannot be read whole, or none of its pictures is there.
     """
     samples = sorted(
         (file for file in files if file.name == SAMPLE),

@@ -1,20 +1,20 @@
-"""The weights under the input folder, by their digest, and the key that opens them.
+"""The weights under the input folder, found by their digest, and the key that opens them.
 
-All weights are found and checked before any is used: whoever forgot a data set reads so in the first minute.
+All weights are found and checked before any is used: a forgotten dataset is reported in the first minute.
 """
 
 import hashlib
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imet_ray.errors import ConfigError, ImetError, StoreError
-from kernel_builder.runtime.manifest import Manifest, Stored, Weights
+from imet_ray.storage.checked_read import file_digest
+from kernel_builder.runtime.manifest import Manifest, StoredFile, Weights
 
-if TYPE_CHECKING:  # the module needs `cryptography`, and a kernel of plain weights does without
+if TYPE_CHECKING:  # it needs `cryptography`, which a kernel with plain weights does without
     from imet_ray.storage.encryption import Secret
 
 KEY_FILE = "imet_ray.key"
@@ -26,18 +26,18 @@ class FoundWeights:
     """Where one checkpoint's weights lie."""
 
     weights: Weights
-    paths: tuple[Path, ...]
+    path: Path
     encrypted: bool
 
 
 def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, FoundWeights]:
-    """For each trial its weights, plain or encrypted, in one piece or several.
+    """The weights of each trial, plain or encrypted.
 
     Raises:
         StoreError: naming every file that is missing, cut off or altered.
     """
     wanted = [weights for member in manifest.members for weights in member.weights]
-    sizes = {stored.size for weights in wanted for stored in (weights.plain, *weights.pieces)}
+    sizes = {stored.size for weights in wanted for stored in (weights.plain, weights.stored)}
     by_digest: dict[str, Path] = {}
     by_name: dict[str, Path] = {}
     for path in files:
@@ -45,28 +45,23 @@ def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, FoundWe
             size = path.stat().st_size
             by_name.setdefault(path.name, path)
             if size in sizes:
-                with path.open("rb") as file:
-                    by_digest.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)
+                by_digest.setdefault(file_digest(path), path)
         except OSError:
             continue  # it counts as missing
     found: dict[str, FoundWeights] = {}
     problems = []
     for weights in wanted:
-        whole = by_digest.get(weights.plain.sha256)
-        if whole is not None:
-            found[weights.trial] = FoundWeights(weights, (whole,), encrypted=False)
-            continue
-        paths = [by_digest.get(piece.sha256) for piece in weights.pieces]
-        if None not in paths:
-            known = tuple(path for path in paths if path is not None)
-            found[weights.trial] = FoundWeights(weights, known, encrypted=weights.encrypted)
+        if plain := by_digest.get(weights.plain.sha256):
+            found[weights.trial] = FoundWeights(weights, plain, encrypted=False)
+        elif stored := by_digest.get(weights.stored.sha256):
+            found[weights.trial] = FoundWeights(weights, stored, encrypted=True)
         else:
-            problems += [_wrong(piece, by_name) for piece in weights.pieces if piece.sha256 not in by_digest]
+            problems.append(_problem(weights.stored, by_name.get(weights.stored.name)))
     if problems:
         raise StoreError(
             f"{len(problems)} files of weights cannot be used:\n  "
             + "\n  ".join(problems)
-            + "\nattach the data sets that were built with this kernel"
+            + "\nattach the datasets that were built with this kernel"
         )
     return found
 
@@ -74,12 +69,12 @@ def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, FoundWe
 def find_secret(
     found: Sequence[FoundWeights], embedded: str | None, files: Sequence[Path]
 ) -> "Secret | None":
-    """What opens the encrypted ones: the key in the kernel, of the environment, or of a data set's file.
+    """What opens the encrypted weights: the key in the kernel, in the environment, or in a dataset's file.
 
-    The beginning of each is opened: a wrong key shows before anything is predicted.
+    The beginning of each file is opened: a wrong key shows before anything is predicted.
 
     Returns:
-        None where none is encrypted.
+        None if no weights are encrypted.
 
     Raises:
         StoreError: naming the file that does not open.
@@ -96,45 +91,44 @@ def find_secret(
             f"build the kernel without --encrypt"
         ) from None
     refused: ImetError | None = None
-    for place in _places(embedded, files):
+    for where, text in _secret_texts(embedded, files):
         try:
-            secret = _secret(place)
+            secret = _secret(where, text)
             for one in encrypted:
-                with io.BufferedReader(_Joined(one.paths)) as joined:
-                    next(decrypted(joined, secret, one.weights.pieces[0].name))
+                with one.path.open("rb") as file:
+                    next(decrypted(file, secret, one.weights.stored.name))
+            return secret
         except ImetError as error:
             refused = error
         except OSError as error:
             refused = StoreError(f"{error.filename}: {error.strerror or error}")
-        else:
-            return secret
     raise refused or ConfigError(
-        f"the weights are encrypted: set {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}, or attach the private data set "
+        f"the weights are encrypted: set {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}, or attach the private dataset "
         f"with {KEY_FILE}"
     )
 
 
 def read_weights(found: FoundWeights, secret: "Secret | None") -> bytes:
-    """The plain bytes of a checkpoint's weights, kept in memory only.
+    """The plain bytes of a checkpoint's weights; they are kept in memory only.
 
     Raises:
         StoreError: naming the file, if it was altered since it was found.
     """
-    with io.BufferedReader(_Joined(found.paths)) as joined:
-        if found.encrypted:
-            from imet_ray.storage.encryption import decrypted
+    if found.encrypted:
+        from imet_ray.storage.encryption import decrypted
 
-            assert secret is not None
-            plain = b"".join(decrypted(joined, secret, found.weights.pieces[0].name))
-        else:
-            plain = joined.read()
+        assert secret is not None
+        with found.path.open("rb") as file:
+            plain = b"".join(decrypted(file, secret, found.weights.stored.name))
+    else:
+        plain = found.path.read_bytes()
     if hashlib.sha256(plain).hexdigest() != found.weights.plain.sha256:
         raise StoreError(f"{found.weights.plain.name} is not what this kernel was built with")
     return plain
 
 
-def _places(embedded: str | None, files: Sequence[Path]) -> list[tuple[str, str | Path]]:
-    """Where the secret that was meant stands: its text, or files, for there may be those of other kernels."""
+def _secret_texts(embedded: str | None, files: Sequence[Path]) -> list[tuple[str, str | Path]]:
+    """Where the secret stands, with its text or file. There may be several files: other kernels have theirs."""
     if embedded is not None:
         return [("the kernel", embedded)]
     for variable in (KEY_VARIABLE, PASSPHRASE_VARIABLE):
@@ -143,10 +137,9 @@ def _places(embedded: str | None, files: Sequence[Path]) -> list[tuple[str, str 
     return [(str(path), path) for path in files if path.name == KEY_FILE]
 
 
-def _secret(place: tuple[str, str | Path]) -> "Secret":
+def _secret(where: str, text: str | Path) -> "Secret":
     from imet_ray.storage.encryption import Secret
 
-    where, text = place
     if where == PASSPHRASE_VARIABLE:
         return Secret(passphrase=str(text))
     if isinstance(text, Path):
@@ -157,37 +150,11 @@ def _secret(place: tuple[str, str | Path]) -> "Secret":
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _wrong(piece: Stored, by_name: dict[str, Path]) -> str:
-    path = by_name.get(piece.name)
+def _problem(wanted: StoredFile, path: Path | None) -> str:
+    """Why a file of weights was not found by its digest; `path` has its name."""
     if path is None:
-        return f"{piece.name} is missing"
+        return f"{wanted.name} is missing"
     size = path.stat().st_size
-    if size != piece.size:
-        return f"{path} is cut off or another file: {size:,} bytes, must be {piece.size:,}"
-    return f"{path} was altered: its sha256 is not {piece.sha256[:12]}..."
-
-
-class _Joined(io.RawIOBase):
-    """Files one after the other, as one."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__()
-        self._files: Iterator[io.FileIO] = (io.FileIO(path) for path in paths)
-        self._file: io.FileIO | None = next(self._files, None)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._file is not None:
-            count = self._file.readinto(buffer)
-            if count:
-                return count
-            self._file.close()
-            self._file = next(self._files, None)
-        return 0
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
+    if size != wanted.size:
+        return f"{path} is cut off or another file: {size:,} bytes, must be {wanted.size:,}"
+    return f"{path} was altered: its sha256 is not {wanted.sha256[:12]}..."

@@ -1,4 +1,4 @@
-"""What a kernel knows of its ensemble: members in the order of prediction, files by digest, decoders, limits."""
+"""What a kernel knows about its ensemble: members in the order of prediction, files by digest, decoders, limits."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from imet_ray.specs import Frozen, Variant
 Dtype = Literal["float16", "float32"]
 
 
-class Stored(Frozen):
-    """One file of a data set."""
+class StoredFile(Frozen):
+    """One file of a dataset. It is found by its digest, whatever its name there."""
 
-    name: str  # it was written under; files are found by their digest
+    name: str
     sha256: str
     size: int  # bytes
 
@@ -21,11 +21,8 @@ class Weights(Frozen):
     """One checkpoint's weights."""
 
     trial: str
-    plain: Stored  # as they are used: a safetensors file
-    pieces: list[
-        Stored
-    ]  # as they were written: that file, encrypted or not, in one piece or several, in order
-    encrypted: bool
+    plain: StoredFile  # as they are used: a safetensors file
+    stored: StoredFile  # as they lie in a dataset: the same file, or it encrypted
 
 
 class KernelMember(Frozen):
@@ -43,14 +40,14 @@ class Manifest(Frozen):
 
     ensemble: str
     label_ids: list[str]
-    prior: list[float]  # (C,) share of the training pictures with each label
+    prior: list[float]  # (C,): the share of the training pictures that has each label
     scale: Scale
     members: list[KernelMember]  # in the order of prediction
-    prefixes: list[Prefix]  # the k-th: how to decode when the first k members are there
+    prefixes: list[Prefix]  # the k-th: how to decode when only the first k members are there
     dtype: Dtype
-    key: str | None  # embedded: the text of a random key
+    key: str | None  # the text of a random key, where it is embedded
     limit: float  # seconds
-    reserve: float  # seconds of it that are kept back
+    reserve: float  # seconds of the limit that are kept back
     versions: dict[str, str]
 
     @property

@@ -1,4 +1,4 @@
-"""The blend as far as it is predicted: weights renormalised over what is there, decoded as the blend fitted it."""
+"""The blend of what is predicted so far: weights renormalised over it, decoded as the blend fitted it."""
 
 import numpy as np
 
@@ -8,23 +8,23 @@ from imet_ray.prediction.pooling import on_scale
 from kernel_builder.runtime.manifest import KernelMember, Manifest
 
 
-class Tally:
-    """Sums up checkpoints, member by member, just as `launch.py --predict` does."""
+class RunningBlend:
+    """Adds up checkpoints, member by member, just as `launch.py --predict` does."""
 
     def __init__(self, manifest: Manifest, n_pictures: int) -> None:
         self.manifest, self.n = manifest, n_pictures
-        self.members: list[str] = []  # with a checkpoint in it
+        self.members: list[str] = []  # those with a checkpoint in it
         self.checkpoints = 0
         # (n, C) float32: closed members on the scale, times their weights
         self._total: np.ndarray | None = None
-        self._weight = 0.0  # of them
+        self._weight = 0.0  # the sum of these weights
         self._open: KernelMember | None = None
-        # (n, C) float32: the open member's checkpoints, each a share of all of them
+        # (n, C) float32: the open member's checkpoints, each divided by the number of all of them
         self._sum: np.ndarray | None = None
         self._count = 0
 
     def add(self, member: KernelMember, probs: np.ndarray) -> None:
-        """Take in a checkpoint's probabilities: (n, C) float16. A member's checkpoints follow each other."""
+        """Add a checkpoint's probabilities: (n, C) float16. A member's checkpoints follow each other."""
         if self._open is not member:
             self.close()
             self._open = member
@@ -47,10 +47,8 @@ class Tally:
             return np.tile(np.array(self.manifest.prior, np.float32), (self.n, 1))
         total, weight = self._total, self._weight
         if self._open is not None:
-            mean = on_scale(self._mean(), self.manifest.scale)
-            total = (
-                self._open.weight * mean if total is None else total + np.float32(self._open.weight) * mean
-            )
+            share = np.float32(self._open.weight) * on_scale(self._mean(), self.manifest.scale)
+            total = share if total is None else total + share
             weight += self._open.weight
         assert total is not None
         whole = len(self.members) == len(self.manifest.members)
@@ -66,10 +64,9 @@ class Tally:
         return prefixes[max(0, len(self.members) - 1)].decoder
 
     def decoded(self, unreadable: set[int]) -> np.ndarray:
-        """Label sets, (n, C) bool, none empty; pictures that cannot be read get the prior's."""
+        """Label sets, (n, C) bool, none empty; unreadable pictures get those of the prior."""
         probs = self.probabilities()
-        rows = sorted(unreadable)
-        probs[rows] = np.array(self.manifest.prior, np.float32)
+        probs[sorted(unreadable)] = np.array(self.manifest.prior, np.float32)
         return decode(probs, self.decoder())
 
     def _mean(self) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""A thread beside the prediction: says every minute what is being done, and ends the process where nothing else would.
+"""A thread beside the prediction: it reports every minute what is being done, and ends a process that hangs.
 
-Between two batches the prediction looks at the clock itself. Within a hung read, a hung loader or an endless packing it
-cannot; there the process is ended in the middle of the reserve, with the submission that is written.
+Between two batches the prediction looks at the clock itself. Within a hung read, a hung loader or an endless decoding
+it cannot. There the watchdog ends the process in the middle of the reserve; the submission that is written stays.
 """
 
 import multiprocessing
@@ -13,31 +13,31 @@ from collections.abc import Callable
 from imet_ray.units import clock
 from kernel_builder.runtime.schedule import Deadline
 
-SAY_EVERY = 60.0  # seconds
-LOOK_EVERY = 0.2
+REPORT_EVERY = 60.0  # seconds
+LOOK_EVERY = 0.2  # seconds
 
 
-class Watch:
+class Watchdog:
     """Runs from `start` to `stop`."""
 
     def __init__(
-        self, deadline: Deadline, grace: float, end: Callable[[str], int], say: Callable[[str], None]
+        self, deadline: Deadline, grace: float, end: Callable[[str], int], log: Callable[[str], None]
     ) -> None:
         """
         Args:
             grace: seconds after the deadline at which the process is ended.
-            end: takes what was being done, prints the last lines, and gives the exit code.
-            say: prints a line.
+            end: takes the current activity, prints the last lines, and gives the exit code.
+            log: prints a line.
         """
-        self.deadline, self.grace, self.end, self.say = deadline, grace, end, say
-        self.doing = "starting"
-        self._over = threading.Event()
+        self.deadline, self.grace, self.end, self.log = deadline, grace, end, log
+        self.activity = "starting"
+        self._stopped = threading.Event()
         self._ending = threading.Lock()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def tell(self, doing: str) -> None:
-        """Take note of what is being done."""
-        self.doing = doing
+    def note(self, activity: str) -> None:
+        """Remember what is being done."""
+        self.activity = activity
 
     def start(self) -> None:
         self._thread.start()
@@ -45,24 +45,24 @@ class Watch:
     def stop(self) -> None:
         """From here on, nothing ends the process."""
         with self._ending:
-            self._over.set()
+            self._stopped.set()
 
-    def _look(self) -> None:
-        said = self.deadline.clock()
-        while not self._over.wait(LOOK_EVERY):
+    def _watch(self) -> None:
+        reported = self.deadline.clock()
+        while not self._stopped.wait(LOOK_EVERY):
             if self.deadline.left() < -self.grace:
                 with self._ending:
-                    if not self._over.is_set():
+                    if not self._stopped.is_set():
                         self._exit()
-            if self.deadline.clock() - said >= SAY_EVERY:
-                said = self.deadline.clock()
+            if self.deadline.clock() - reported >= REPORT_EVERY:
+                reported = self.deadline.clock()
                 left = max(0.0, self.deadline.left())
-                self.say(f"{clock(self.deadline.elapsed())}  {self.doing}; {clock(left)} left")
+                self.log(f"{clock(self.deadline.elapsed())}  {self.activity}; {clock(left)} left")
 
     def _exit(self) -> None:
         code = 1
         try:
-            code = self.end(self.doing)
+            code = self.end(self.activity)
             sys.stdout.flush()
             sys.stderr.flush()
             for child in multiprocessing.active_children():  # loaders
