@@ -6,6 +6,7 @@ Nothing heavy is imported before a fixture needs it: a file of plain tests start
 from __future__ import annotations
 
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,14 +224,23 @@ def swept(trained, tiny_cache) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(swept, trained):
-    """Builds a kernel of the ensemble `k`: of the folder and options, the folder."""
+def built(swept, trained, tmp_path_factory):
+    """A kernel of the ensemble `k`: of the folder and options, the folder. Without options it is a copy of one."""
     from kernel_builder import __main__ as kernel_builder
 
-    def _built(out: Path, *options: str) -> Path:
+    plain = tmp_path_factory.mktemp("kernel") / "plain"
+
+    def _build(out: Path, *options: str) -> Path:
         options = options if "--dtype" in options else (*options, "--dtype", "float32")
         assert kernel_builder.main(["k", "--out", str(out), "--user", "me", *trained.where, *options]) == 0
         return out
+
+    def _built(out: Path, *options: str) -> Path:
+        if options:
+            return _build(out, *options)
+        if not plain.exists():
+            _build(plain)
+        return shutil.copytree(plain, out)
 
     return _built
 

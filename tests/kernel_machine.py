@@ -43,6 +43,7 @@ class Machine:
         *options: str,
         env: dict[str, str] | None = None,
         patch: str = "",
+        after: str = "",
         kill_after: float | None = None,
     ) -> Done:
         given, work = place / "input", place / "working"
@@ -59,6 +60,7 @@ class Machine:
             "out": str(place / "out"),
             "err": str(place / "err"),
             "patch": patch,
+            "after": after,
             "kill_after": kill_after,
         }
         assert self.process.stdin is not None

@@ -1,9 +1,8 @@
 """Runs kernels in forked processes: the libraries are imported once, which else is most of a run of tiny models.
 
-Reads one JSON object a line: `kernel`, `argv`, `cwd`, `env`, `out` (file for stdout), `err`, `patch` (Python that is
-run before the kernel, in its process) and `kill_after` (seconds, then SIGKILL). Answers with the exit code, a
-line each.
-None of our own modules is imported here: a kernel brings its own.
+Reads one JSON object per line: `kernel`, `argv`, `cwd`, `env`, `out` (file for stdout), `err`, `patch` and `after`
+(Python that is run before and after the kernel, in its process), and `kill_after` (seconds, then SIGKILL). Answers each
+with a line, the exit code. None of our own modules is imported here: a kernel brings its own.
 """
 
 import json
@@ -37,6 +36,7 @@ def child(job: dict) -> None:
     try:
         exec(job["patch"], {})
         runpy.run_path(job["kernel"], run_name="__main__")
+        exec(job["after"], {})
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -44,9 +44,7 @@ def child(job: dict) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 99
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(code)  # as Python ends any process
 
 
 for line in sys.stdin:

@@ -8,15 +8,15 @@ from packed import manifest_of
 
 from imet_ray.storage.encryption import Secret
 from kernel_builder import build as build_module
-from kernel_builder import datasets as data_sets
+from kernel_builder import datasets
 from kernel_builder.__main__ import main
-from kernel_builder.float16_check import HalfLoss
+from kernel_builder.float16_check import Float16Loss
 
 pytestmark = pytest.mark.slow
 
 
 def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, built, trained):
-    one, two = (built(tmp_path / name) for name in "12")
+    one, two = (built(tmp_path / name, "--dtype", "float32") for name in "12")
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len(names) == 9
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
@@ -53,9 +53,9 @@ def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, ti
     )
 
 
-def test_a_dry_run_on_a_few_pictures_foretells_nothing(tmp_path, swept, built, trained, tiny_root, capfd):
+def test_a_dry_run_on_a_few_pictures_predicts_no_time(tmp_path, swept, built, trained, tiny_root, capfd):
     built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "38801")
-    assert "20 pictures are too few to foretell the time of 38,801" in capfd.readouterr().out
+    assert "20 pictures are too few to predict the time of 38,801" in capfd.readouterr().out
     assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
 
 
@@ -63,7 +63,7 @@ def test_a_dry_run_on_a_few_pictures_foretells_nothing(tmp_path, swept, built, t
 def test_float16_is_taken_where_the_score_does_not_feel_it(
     tmp_path, swept, built, trained, capfd, monkeypatch, moved, dtype
 ):
-    monkeypatch.setattr(build_module, "half_loss_of", lambda *args: HalfLoss(moved, 1e-5, 90, "cpu"))
+    monkeypatch.setattr(build_module, "float16_loss", lambda *args: Float16Loss(moved, 1e-5, 90, "cpu"))
     place = built(tmp_path / "k", "--dtype", "auto")
     said = f"float16 moves F2 out of fold by {moved:+.5f} (standard error 0.00001; 90 pictures, on cpu)"
     assert f"weights as {dtype}: {said}" in capfd.readouterr().out
@@ -78,8 +78,8 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--images", "5"], "--images is for foretelling a run from a dry one: give --dry-run DATA, too"),
-        (["--key", "env"], "--key says how the key reaches the kernel: it goes with --encrypt"),
+        (["--images", "5"], "--images predicts a run's time from a dry run: give --dry-run DATA, too"),
+        (["--key", "env"], "--key says how the key reaches the kernel: give --encrypt, too"),
         (
             ["--encrypt", "--key", "env"],
             "no key: put one of `python -m kernel_builder keygen` into IMET_RAY_KEY",
@@ -87,7 +87,7 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
         (["--limit", "soon"], "--limit takes 2h, 90m or 1h30m, got 'soon'"),
         (["--dry-run", "/nowhere"], "--dry-run /nowhere has no sample_submission.csv"),
         (["--competition", "not a slug"], "a competition is named by its slug, got 'not a slug'"),
-        (["--title", "t" * 60], "a data set's title must have 6 to 50 characters, got 63"),
+        (["--title", "t" * 60], "a dataset's title must have 6 to 50 characters, got 63"),
         (["--accelerator", "T4 x2"], "an accelerator is named such as NvidiaTeslaT4, got 'T4 x2'"),
         (["--limit", "5m"], "--limit must be longer than --reserve"),
     ],
@@ -138,13 +138,13 @@ def test_on_the_way_to_encrypted_weights_no_plain_ones_lie_on_the_disk(
     tmp_path, swept, built, trained, monkeypatch
 ):
     seen = []
-    original = data_sets.encrypt
+    original = datasets.encrypt
 
     def encrypt(source, target, secret, **how):
         seen.append([path.name for path in (tmp_path / "k").rglob("*.safetensors")])
         original(source, target, secret, **how)
 
-    monkeypatch.setattr(data_sets, "encrypt", encrypt)
+    monkeypatch.setattr(datasets, "encrypt", encrypt)
     built(tmp_path / "k", "--encrypt")
     assert seen == [[]] * 6
 
@@ -155,19 +155,28 @@ def test_a_key_of_the_environment_is_the_one_that_is_used(tmp_path, swept, built
     assert (place / "datasets" / "key" / "imet_ray.key").read_text().strip() == key
 
 
+def test_a_checkpoint_above_the_limit_of_a_dataset_is_one_line(tmp_path, swept, trained, capfd):
+    options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+    assert main(["k", *options, "--max-dataset-bytes", "1MB"]) == 1
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert "a-f0.safetensors has" in err[0]
+    assert "more than the 1,000,000 of a dataset" in err[0]
+
+
 def test_weights_that_float16_cannot_hold_are_refused(tmp_path, swept, trained, capfd, monkeypatch):
-    original = data_sets.safetensors.torch.load_file
+    original = datasets.safetensors.torch.load_file
 
     def large(path):
         return {name: tensor.float() * 1e6 for name, tensor in original(path).items()}
 
-    monkeypatch.setattr(data_sets.safetensors.torch, "load_file", large)
+    monkeypatch.setattr(datasets.safetensors.torch, "load_file", large)
     options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float16"]
     assert main(["k", *options]) == 1
     assert "has weights above 65,504, which float16 cannot hold: --dtype float32" in capfd.readouterr().err
 
 
-def test_metadata_name_the_data_sets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
+def test_metadata_name_the_datasets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
     place = built(tmp_path / "k")
     kernel = json.loads((place / "kernel" / "kernel-metadata.json").read_text())
     dataset = json.loads((place / "datasets" / "0" / "dataset-metadata.json").read_text())
