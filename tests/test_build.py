@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from packed import manifest_of
 
 from imet_ray.storage.encryption import Secret
 from kernel_builder import build as build_module
-from kernel_builder import datasets
+from kernel_builder import datasets, dry_run
 from kernel_builder.__main__ import main
 from kernel_builder.float16_check import Float16Loss
 
@@ -34,29 +36,37 @@ def many_pictures(tiny_root, root):
     return root
 
 
-@pytest.mark.parametrize(("limit", "fits"), [("9h", True), ("11m", False)])
-def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, limit, fits):
-    data = many_pictures(tiny_root, tmp_path / "data")
-    options = ("--dry-run", str(data), "--images", "200000", "--limit", limit, "--dtype", "float32")
-    code = main(["k", "--out", str(tmp_path / "k"), "--user", "me", *trained.where, *options])
-    out = capfd.readouterr().out
-    said = r"200,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|1:00): "
-    assert re.search(said + ("fits" if fits else "does NOT fit; about 0 of 6 checkpoints"), out)
-    assert code == (0 if fits else 64 + 1)
-    assert len((tmp_path / "k" / "dry-run" / "submission.csv").read_text().splitlines()) == 331
-    found = json.loads((tmp_path / "k" / "dry-run" / "timing.json").read_text())
-    assert (found["pictures"], len(found["checkpoints"]), found["whole"], found["batches"]) == (
-        330,
-        6,
-        True,
-        11,
-    )
+def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, monkeypatch):
+    data, out = many_pictures(tiny_root, tmp_path / "data"), tmp_path / "k"
+    built(out, "--dry-run", str(data), "--images", "20000")
+    said = r"20,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|0:10): "
+    assert re.search(said + "fits", capfd.readouterr().out)
+    assert len((out / "dry-run" / "submission.csv").read_text().splitlines()) == 331
+    timing = json.loads((out / "dry-run" / "timing.json").read_text())
+    assert (timing["pictures"], len(timing["checkpoints"])) == (330, 6)
+    assert (timing["whole"], timing["batches"]) == (True, 11)
 
+    def again(**changed) -> tuple[int, str]:
+        """The exit code and the output after a run with another timing."""
 
-def test_a_dry_run_on_a_few_pictures_predicts_no_time(tmp_path, swept, built, trained, tiny_root, capfd):
-    built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "38801")
-    assert "20 pictures are too few to predict the time of 38,801" in capfd.readouterr().out
-    assert (tmp_path / "k" / "dry-run" / "submission.csv").read_text() == swept.read_text()
+        def run(command, cwd, check):
+            (cwd / "timing.json").write_text(json.dumps(timing | changed))
+            return subprocess.CompletedProcess(command, 0)
+
+        monkeypatch.setattr(dry_run.subprocess, "run", run)
+        shutil.rmtree(out / "dry-run")
+        kernel = out / "kernel" / "kernel.py"
+        return dry_run.dry_run(
+            kernel, out / "datasets", data, out / "dry-run", 200_000
+        ), capfd.readouterr().out
+
+    code, said_now = again(left=10.0)
+    assert code == 64 + 1
+    assert re.search(said + "does NOT fit; about 0 of 6 checkpoints", said_now)
+    code, said_now = again(batches=1)
+    assert code == 0
+    assert "330 pictures are too few to predict the time of 20,000" in said_now
+    assert again(whole=False) == (0, "checkpoints were left out: how long all of them take is not known\n")
 
 
 @pytest.mark.parametrize(("moved", "dtype"), [(0.0001, "float16"), (-0.002, "float32")])
@@ -160,7 +170,7 @@ def test_a_checkpoint_above_the_limit_of_a_dataset_is_one_line(tmp_path, swept, 
     assert main(["k", *options, "--max-dataset-bytes", "1MB"]) == 1
     err = capfd.readouterr().err.splitlines()
     assert len(err) == 1
-    assert "a-f0.safetensors has" in err[0]
+    assert "-f0.safetensors has 1," in err[0]
     assert "more than the 1,000,000 of a dataset" in err[0]
 
 

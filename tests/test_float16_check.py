@@ -78,7 +78,7 @@ def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatc
     place.half.unlink(missing_ok=True)
     place.report.write_text("the blend's")
     measured = float16_loss(run, blended, blended.members)
-    assert f"Weights stored in half the bits: {measured}." in html.unescape(place.report.read_text())
+    assert f"Weights stored as float16: {measured}." in html.unescape(place.report.read_text())
 
     def again(*args):
         raise AssertionError("measured again")

@@ -156,3 +156,20 @@ PIL.ImageFile.ImageFile.load = load
     done = machine(place, tiny_root, patch=count)
     assert done.code == 0, done.stderr
     assert done.stdout.count("<decoded>") == 20  # six checkpoints; threads may share a line
+
+
+def test_all_of_our_modules_come_from_the_one_file(tmp_path, swept, built, trained, tiny_root, machine):
+    places = """
+import os
+import sys
+end = os._exit
+def tell(code):
+    ours = [m for n, m in sys.modules.items() if n.partition(".")[0] in ("imet_ray", "kernel_builder")]
+    elsewhere = [m.__file__ for m in ours if not m.__file__.startswith("<kernel>/")]
+    print(len(ours) > 20, elsewhere, [name for name in ("ray", "optuna") if name in sys.modules], flush=True)
+    end(code)
+os._exit = tell
+"""
+    done = machine(built(tmp_path / "k"), tiny_root, patch=places)
+    assert done.code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True [] []"

@@ -233,19 +233,3 @@ def test_a_kernel_of_35_checkpoints_is_below_1_MB():
     made = import_closure("imet_ray.prediction.predict", ours)
     text = kernel_text(made, big_manifest(), entry="imet_ray.prediction.predict", header="A kernel.")
     assert len(text.encode()) < 300_000
-
-
-def test_the_real_prediction_is_imported_from_the_file(run):
-    ours = {name: REPOSITORY / name for name in ("imet_ray", "kernel_builder")}
-    made = import_closure("imet_ray.prediction.predict", ours)
-    main = """
-import sys
-
-def main(manifest):
-    import imet_ray.prediction.predict
-    places = {n: m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "imet_ray"}
-    assert len(places) > 5 and all(place.startswith("<kernel>/") for place in places.values()), places
-"""
-    joined = Closure({**made.modules, "mine": "", "mine.main": main}, made.packages | {"mine"}, made.foreign)
-    done = run(kernel_text(joined, {}, entry="mine.main", header="A kernel."), "-W", "ignore")
-    assert (done.returncode, done.stderr) == (0, "")
