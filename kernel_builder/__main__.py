@@ -152,7 +152,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--dtype",
         choices=("auto", "float32", "float16"),
         default="auto",
-        help="of the stored weights; auto: float16 if the measured F2 out of fold moves by less than 0.0005",
+        help="of the stored weights; auto: float16 if the measured score out of fold moves by less than 0.0005",
     )
     parser.add_argument("--encrypt", action="store_true", help="encrypt the weights")
     parser.add_argument(

@@ -18,7 +18,7 @@ from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_by_recipe
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json
@@ -27,7 +27,7 @@ from imet_ray.storage.results import read_spec, standings
 from imet_ray.storage.run_directory import EnsembleDirectory, TrialDirectory
 
 SAMPLE = 8192  # pictures
-HARMLESS = 0.0005  # F2
+HARMLESS = 0.0005  # score
 CONFIDENCE = 2.0  # standard errors that are added to the measured change
 
 
@@ -35,7 +35,7 @@ CONFIDENCE = 2.0  # standard errors that are added to the measured change
 class Float16Loss:
     """How the score changes."""
 
-    moved: float  # mean of F2 with float16 minus F2 with float32
+    moved: float  # mean score with float16 minus that with float32
     noise: float  # its standard error
     pictures: int
     device: str
@@ -47,7 +47,7 @@ class Float16Loss:
 
     def __str__(self) -> str:
         return (
-            f"float16 moves F2 out of fold by {self.moved:+.5f} (standard error {self.noise:.5f}; "
+            f"float16 moves the score out of fold by {self.moved:+.5f} (standard error {self.noise:.5f}; "
             f"{self.pictures:,} pictures, on {self.device})"
         )
 
@@ -101,8 +101,9 @@ def measure_loss(
         rounded_total = add_share(rounded_total, member.weight, rounded, ensemble.scale)
     assert exact_total is not None
     assert rounded_total is not None
+    metric = metric_named(run.experiment.space.metric)
     before, after = (
-        METRICS["f2"].per_picture(
+        metric.per_picture(
             decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows]
         )
         for total in (exact_total, rounded_total)
@@ -111,7 +112,7 @@ def measure_loss(
 
 
 def loss_between(before: np.ndarray, after: np.ndarray, device: str) -> Float16Loss:
-    """From F2 per picture with float32 and with float16: (n,) float64 each."""
+    """From the scores per picture with float32 and with float16: (n,) float64 each."""
     moved = after - before
     return Float16Loss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
 

@@ -24,30 +24,16 @@ def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, buil
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
-def many_pictures(tiny_root, root):
-    """A data directory of 330 test pictures."""
-    (root / "test").mkdir(parents=True)
-    rows = ["id,attribute_ids"]
-    pictures = sorted((tiny_root / "test").iterdir())
-    for i in range(330):
-        (root / "test" / f"p{i}.png").symlink_to(pictures[i % len(pictures)])
-        rows.append(f"p{i},0")
-    (root / "sample_submission.csv").write_text("\n".join(rows) + "\n")
-    return root
-
-
 def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, monkeypatch):
-    data, out = many_pictures(tiny_root, tmp_path / "data"), tmp_path / "k"
-    built(out, "--dry-run", str(data), "--images", "20000")
-    said = r"20,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of (8:50:00|0:10): "
-    assert re.search(said + "fits", capfd.readouterr().out)
-    assert len((out / "dry-run" / "submission.csv").read_text().splitlines()) == 331
+    out = built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "20000")
+    assert "20 pictures are too few to predict the time of 20,000" in capfd.readouterr().out
+    assert (out / "dry-run" / "submission.csv").read_text() == swept.read_text()
     timing = json.loads((out / "dry-run" / "timing.json").read_text())
-    assert (timing["pictures"], len(timing["checkpoints"])) == (330, 6)
-    assert (timing["whole"], timing["batches"]) == (True, 11)
+    assert (timing["pictures"], len(timing["checkpoints"])) == (20, 6)
+    assert (timing["whole"], timing["batches"], round(timing["left"])) == (True, 1, 9 * 3600 - 600)
 
     def again(**changed) -> tuple[int, str]:
-        """The exit code and the output after a run with another timing."""
+        """The exit code and the output of a run with another timing."""
 
         def run(command, cwd, check):
             (cwd / "timing.json").write_text(json.dumps(timing | changed))
@@ -55,17 +41,16 @@ def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, ti
 
         monkeypatch.setattr(dry_run.subprocess, "run", run)
         shutil.rmtree(out / "dry-run")
-        kernel = out / "kernel" / "kernel.py"
-        return dry_run.dry_run(
-            kernel, out / "datasets", data, out / "dry-run", 200_000
-        ), capfd.readouterr().out
+        kernel, target = out / "kernel" / "kernel.py", out / "dry-run"
+        return dry_run.dry_run(kernel, out / "datasets", tiny_root, target, 20_000), capfd.readouterr().out
 
-    code, said_now = again(left=10.0)
-    assert code == 64 + 1
-    assert re.search(said + "does NOT fit; about 0 of 6 checkpoints", said_now)
-    code, said_now = again(batches=1)
+    said = r"20,000 pictures would take \d+:\d\d(:\d\d)? on this machine, of "
+    code, text = again(batches=11, left=1e6)
     assert code == 0
-    assert "330 pictures are too few to predict the time of 20,000" in said_now
+    assert re.search(said + "277:46:40: fits", text)
+    code, text = again(batches=11, left=10.0)
+    assert code == 64 + 1
+    assert re.search(said + "0:10: does NOT fit; about 0 of 6 checkpoints", text)
     assert again(whole=False) == (0, "checkpoints were left out: how long all of them take is not known\n")
 
 
@@ -75,7 +60,9 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
 ):
     monkeypatch.setattr(build_module, "float16_loss", lambda *args: Float16Loss(moved, 1e-5, 90, "cpu"))
     place = built(tmp_path / "k", "--dtype", "auto")
-    said = f"float16 moves F2 out of fold by {moved:+.5f} (standard error 0.00001; 90 pictures, on cpu)"
+    said = (
+        f"float16 moves the score out of fold by {moved:+.5f} (standard error 0.00001; 90 pictures, on cpu)"
+    )
     assert f"weights as {dtype}: {said}" in capfd.readouterr().out
     text = (place / "kernel" / "kernel.py").read_text()
     assert f"weights as {dtype}, not in this file" in text
