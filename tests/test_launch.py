@@ -70,6 +70,12 @@ def test_a_mistake_exits_with_1_and_says_what_to_do(capsys, tmp_path, argv, expe
         assert "must not be trained on" in out
 
 
+def test_an_unknown_metric_is_refused(capsys, tmp_path):
+    (tmp_path / "space.yml").write_text("metric: f3\nvariants: [{name: a, architecture: test_resnet}]\n")
+    code, _, err = run(capsys, "--sweep", "--space", str(tmp_path / "space.yml"))
+    assert (code, err) == (1, "error: unknown metric 'f3': did you mean 'f2'? Known: f2\n")
+
+
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",

@@ -15,6 +15,7 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
@@ -90,6 +91,7 @@ def plan(request: Request) -> Plan:
         path = near(own if own.is_file() else SPACES / "demo.yml")
     given_folds, n_folds = _folds(request.folds)
     space = read_space(path, request.overrides | n_folds, check=check_recipe)
+    metric_named(space.metric)
     for variant in space.variants:
         check_architecture(variant.architecture)
     data = request.data or space.data

@@ -8,6 +8,7 @@ import torch
 
 from imet_ray.commands.setup import Plan, set_old_run_aside, start
 from imet_ray.errors import ConfigError, SettingError, unknown_name
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import only_driver
@@ -27,6 +28,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     """
     variant = _variant(plan.space, variant_name, fold)
     recipe = _with_settings(variant, settings)
+    title = metric_named(plan.space.metric).title
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan)
@@ -54,12 +56,12 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             trial,
             device=device,
             loader_workers=workers,
-            report=lambda metrics: print(_epoch_line(metrics, recipe.epochs), flush=True),
+            report=lambda metrics: print(_epoch_line(metrics, recipe.epochs, title), flush=True),
         )
     if result.status == "failed":
         print(f"failed: {result.reason}", file=sys.stderr)
         return 1
-    print(f"done: F2 {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
+    print(f"done: {title} {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
     return 0
 
 
@@ -108,10 +110,10 @@ def _device(gpus: float | Literal["auto"]) -> torch.device:
     return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
 
 
-def _epoch_line(metrics: EpochMetrics, epochs: int) -> str:
+def _epoch_line(metrics: EpochMetrics, epochs: int, title: str) -> str:
     return (
         f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['train_loss']:.4f}  "
-        f"valid {metrics['valid_loss']:.4f}  F2 {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
-        f"expected-F2 {metrics['expected_score']:.4f}  lr {metrics['lr']:.2g}  "
+        f"valid {metrics['valid_loss']:.4f}  {title} {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
+        f"expected-{title} {metrics['expected_score'] or 0:.4f}  lr {metrics['lr']:.2g}  "
         f"{metrics['images_per_s']:.0f} images/s  waited {metrics['wait_s']:.1f} s"
     )
