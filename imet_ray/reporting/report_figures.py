@@ -95,24 +95,15 @@ def methods(data: ReportData) -> Section | None:
         axes.axvline(single["nested"], color=INK, linestyle="--", linewidth=1)
         axes.set_title(f"dashed: {shorten(single['method'], 40)} alone", fontsize="medium")
     axes.set_xlabel(f"{data.score}, nested (full) and own (hollow); ringed: chosen")
-    table = Table(
-        (
-            "method or member",
-            "decoder",
-            f"own {data.score}",
-            "nested",
-            "over uniform",
-            "over the best member",
-        ),
-        [_method_cells(row) for row in data.blend["rows"]]
-        + [_level2_cells(row) for _, _, row in rows[len(blends) :]],
-    )
+    head = ("method or member", "decoder", "own", "nested", "over uniform", "over the best member")
+    cells = [_method_cells(row) for row in data.blend["rows"]]
+    cells += [_level2_cells(row) for row in data.blend.get("level2", ())]
     return Section(
         "Methods and decoders",
         "A gain is beyond noise where its line, the 95 % interval, does not touch the dashed one. Own: fitted and "
         "scored on the same pictures, so it flatters. Nested: fitted without the fold that is scored.",
         _with_legend(axes, colour),
-        table,
+        Table(head, cells),
     )
 
 
@@ -205,19 +196,15 @@ def threshold_curve(data: ReportData) -> Section | None:
     axes.set_xlabel("threshold of the blended probability")
     axes.set_ylabel(f"{data.score} of all pictures")
     chosen = data.blend["chosen"]
-    if chosen["decoder"] == "expected-f2":
-        axes.axhline(
-            chosen["own"], color=COLOURS[1], linestyle="--", label="expected F2, without a threshold"
-        )
-    else:
-        scale = data.blend.get("scale", "probability")
-        base = np.dot(chosen["weights"], on_scale(np.array(data.blend["thresholds"]), scale))
-        marks = as_probability(base + np.array(chosen["shifts"]), scale)
-        names = data.blend["groups"] if len(marks) > 1 else ["chosen"]
-        for i, (mark, name) in enumerate(zip(marks, names, strict=True)):
-            label = f"{shorten(name or 'no group')}: {mark:.3f}" if i < len(COLOURS) - 1 else None
-            colour = COLOURS[1:][i % (len(COLOURS) - 1)]
-            axes.axvline(mark, color=colour, linestyle="--", label=label)
+    marks = _thresholds(data.blend)
+    if not marks:
+        label = f"{chosen['decoder']}, without a threshold"
+        axes.axhline(chosen["own"], color=COLOURS[1], linestyle="--", label=label)
+    names = data.blend["groups"] if len(marks) > 1 else ["chosen"]
+    for i, (mark, name) in enumerate(zip(marks, names, strict=False)):
+        label = f"{shorten(name or 'no group')}: {mark:.3f}" if i < len(COLOURS) - 1 else ""
+        colour = COLOURS[1:][i % (len(COLOURS) - 1)]
+        axes.axvline(mark, color=colour, linestyle="--", label=label or None)
     axes.legend(fontsize="small")
     return Section(
         "Threshold curve",
@@ -225,6 +212,16 @@ def threshold_curve(data: ReportData) -> Section | None:
         "above the threshold counts as 0 here.",
         figure,
     )
+
+
+def _thresholds(blend: Mapping[str, Any]) -> Sequence[float]:
+    """The chosen thresholds of the blended probability, one or one per group; none where the decoder has none."""
+    chosen = blend["chosen"]
+    if "thresholds" in chosen or chosen["decoder"] == "expected-f2":
+        return list(chosen.get("thresholds", ()))
+    scale = blend.get("scale", "probability")  # earlier versions wrote shifts from the members' thresholds
+    base = np.dot(chosen["weights"], on_scale(np.array(blend["thresholds"]), scale))
+    return [float(mark) for mark in as_probability(base + np.array(chosen["shifts"]), scale)]
 
 
 def greedy(data: ReportData) -> Section | None:

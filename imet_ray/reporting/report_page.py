@@ -14,7 +14,7 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.data.images import read_rgb
 from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
-from imet_ray.prediction.metrics import Metric, metric_named
+from imet_ray.prediction.metrics import METRICS, Metric
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
 from imet_ray.reporting.pages import draw_sections, jpeg, render
 from imet_ray.reporting.report_figures import FIGURES, ReportData
@@ -90,8 +90,9 @@ def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any
 
 
 def _metric(report: Mapping[str, Any]) -> Metric:
-    """What the blend was judged by."""
-    return metric_named(report.get("metric", "f2"))
+    """What the blend was judged by, which it tells by its title or its name."""
+    told = report.get("metric", "f2")
+    return next(metric for name, metric in METRICS.items() if told in (name, metric.title))
 
 
 def _page(
