@@ -1,1 +1,1 @@
-"""Packs an ensemble into one Python file and data sets that Kaggle takes as they are."""
+"""Packs an ensemble into one Python file and datasets that Kaggle takes as they are."""
