@@ -58,7 +58,7 @@ def build(root: Path, files: list[Path], *, short_side: int = SHORT_SIDE) -> Pac
 
 def start_builder(root: Path, pause: float) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", BUILDER, str(root), str(pause)]
-    repository = Path(imet_ray.data.packed_images.__file__).parent.parent
+    repository = Path(imet_ray.data.packed_images.__file__).parents[2]
     return subprocess.Popen(command, cwd=repository, stderr=subprocess.PIPE)
 
 
@@ -246,7 +246,7 @@ def test_a_quota_that_is_too_small_is_one_line_before_anything_is_decoded(
     draw(tmp_path)
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
     command = [sys.executable, "-c", limited + BUILDER, str(tmp_path), "0"]
-    repository = Path(imet_ray.data.packed_images.__file__).parent.parent
+    repository = Path(imet_ray.data.packed_images.__file__).parents[2]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert "StoreError: " in done.stderr.splitlines()[-1]
     assert not decoded(tmp_path)

@@ -74,7 +74,7 @@ def cache_at(given: Path | None) -> Cache:
 
 def check_data(root: Path) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads(), progress=True)
+    report = check_directory(root, workers=torch.get_num_threads())
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -161,7 +161,7 @@ def start(plan: Plan) -> Run:
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):
-        data.split.share(short_side, workers=torch.get_num_threads(), progress=True)
+        data.split.share(short_side, workers=torch.get_num_threads())
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 

@@ -190,7 +190,7 @@ def _predict(
         for trial_id in member.trials
     ]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
-        split.share(short_side, workers=torch.get_num_threads(), progress=True)
+        split.share(short_side, workers=torch.get_num_threads())
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids, outside)

@@ -1,14 +1,13 @@
 """Packed pictures: a split decoded once into one memory-mapped uint8 file that all trials of a node share.
 
-The file is the pixels of all pictures, one after the other, then the index (ids and sizes), then a footer with
-the index's length and sha256. It is built under a private name and renamed when it is whole, so a file under
-the final name is one; what was cut off by a copy is told by its footer. Augmentation is
-`imet_ray.data.augmentation`; which path a pack has is `imet_ray.storage.run_directory`'s business.
+The file has the pixels of all pictures, one after the other, then the index (ids and sizes), then a footer with
+the index's length and sha256. It is built under a private name and renamed when it is whole. The footer shows
+whether a copy was cut off. Augmentation is `imet_ray.data.augmentation`; where a pack lies is decided in
+`imet_ray.storage.run_directory`.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from imet_ray.data.images import image_size, read_rgb, scaled_size
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FOOTER = struct.Struct("<QQ32s8s")  # bytes of pixels, bytes of index, sha256 of the index, magic
 MAGIC = b"IMETPAK1"
 MAX_PROBLEMS = 20  # named in one report; the rest is counted
-CHUNK = 16  # pictures a task: enough to make the pool's overhead vanish
+CHUNK = 16  # pictures per task: enough to make the pool's overhead vanish
 MB = 1_000_000
 
 T = TypeVar("T")
@@ -108,7 +108,6 @@ def build_pack(
     short_side: int,
     path: Path,
     workers: int,
-    progress: bool = True,
     unreadable: set[int] | None = None,
     copy: Callable[[Path], bool] = lambda path: False,
 ) -> Pack:
@@ -121,8 +120,7 @@ def build_pack(
         ids: their ids, in the same order.
         short_side: pixels; larger pictures are scaled down to it, smaller ones kept.
         workers: decoding threads.
-        progress: draw a bar, if stderr is a terminal.
-        unreadable: takes the rows that cannot be decoded, which become black; refused if None.
+        unreadable: takes the rows that cannot be decoded, which become black. Without it they are refused.
         copy: puts in place what another node has packed; False if none has.
 
     Raises:
@@ -132,7 +130,7 @@ def build_pack(
     assert len(files) == len(ids)
     if (found := _existing(path, ids, short_side)) is not None:
         return found
-    with _only_builder(path) as alone:
+    with one_process(path) as alone:
         if (found := _existing(path, ids, short_side)) is not None:  # made while we waited
             return found
         if path.exists():
@@ -142,7 +140,7 @@ def build_pack(
                 leftover.unlink(missing_ok=True)
         if copy(path) and (found := _existing(path, ids, short_side)) is not None:
             return found
-        shapes = _target_shapes(files, short_side, workers, progress, unreadable)
+        shapes = _target_shapes(files, short_side, workers, unreadable)
         index = json.dumps(
             {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()},
             separators=(",", ":"),
@@ -151,7 +149,7 @@ def build_pack(
         footer = FOOTER.pack(n_pixels, len(index), hashlib.sha256(index).digest(), MAGIC)
         with writing(path) as temporary, temporary.open("xb") as file:
             _reserve(file.fileno(), n_pixels + len(index) + len(footer), path)
-            _decode(files, shapes, file.fileno(), short_side, workers, progress, unreadable)
+            _decode(files, shapes, file.fileno(), short_side, workers, unreadable)
             _write(file.fileno(), memoryview(index + footer), n_pixels)
     return Pack.open(path)
 
@@ -166,31 +164,33 @@ def _existing(path: Path, ids: Sequence[str], short_side: int) -> Pack | None:
 
 
 @contextlib.contextmanager
-def _only_builder(path: Path) -> Iterator[bool]:
-    """Wait until no other process builds `path`; the lock ends with its process, however it ends.
+def one_process(path: Path) -> Iterator[bool]:
+    """Wait until no other process makes `path`. The lock ends with its process, however it ends.
 
-    Yields False where the file system knows no locks: then two may decode the same, and both results are whole.
+    Yields False where the file system knows no locks: then two may do the same work, and both results are whole.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("ab")
+        Path(lock.lock_file).touch()
     except OSError as error:
         raise disk_error(path, error) from error
-    with file:
-        alone = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("waiting for another process that packs %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            alone = False
-        yield alone
+    locked = True
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("waiting for another process that makes %s", path)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        locked = False
+    try:
+        yield locked
+    finally:
+        lock.release()
 
 
 def _target_shapes(
-    files: Sequence[Path], short_side: int, workers: int, progress: bool, unreadable: set[int] | None
+    files: Sequence[Path], short_side: int, workers: int, unreadable: set[int] | None
 ) -> np.ndarray:
     """Sizes after scaling, from the headers alone: (N, 2) int64, height and width."""
 
@@ -201,7 +201,7 @@ def _target_shapes(
             _tolerate(row, unreadable)
             return 1, 1
 
-    sizes = _for_each(scaled, len(files), workers, progress, "sizes")
+    sizes = _for_each(scaled, len(files), workers, "sizes")
     return np.array(sizes, np.int64).reshape(-1, 2)
 
 
@@ -211,7 +211,6 @@ def _decode(
     descriptor: int,
     short_side: int,
     workers: int,
-    progress: bool,
     unreadable: set[int] | None,
 ) -> None:
     """Write all pixels in their places.
@@ -234,7 +233,7 @@ def _decode(
             return
         _write(descriptor, np.ascontiguousarray(image).data.cast("B"), int(offsets[row]))
 
-    _for_each(decode, len(files), workers, progress, "decoding")
+    _for_each(decode, len(files), workers, "decoding")
 
 
 def _tolerate(row: int, unreadable: set[int] | None) -> None:
@@ -244,7 +243,7 @@ def _tolerate(row: int, unreadable: set[int] | None) -> None:
     unreadable.add(row)
 
 
-def _for_each(work: Callable[[int], T], n: int, workers: int, progress: bool, what: str) -> list[T]:
+def _for_each(work: Callable[[int], T], n: int, workers: int, what: str) -> list[T]:
     """`work` of 0..n-1 by threads, in order.
 
     Raises:
@@ -263,7 +262,7 @@ def _for_each(work: Callable[[int], T], n: int, workers: int, progress: bool, wh
     results: list[T] = []
     problems: list[str] = []
     pool = ThreadPoolExecutor(max(1, workers))
-    bar = tqdm(total=n, desc=what, unit="img", disable=None if progress else True, leave=False)
+    bar = tqdm(total=n, desc=what, unit="img", disable=None, leave=False)
     try:
         for done, bad in pool.map(chunk, range(0, n, CHUNK)):
             results += done

@@ -27,7 +27,7 @@ class SplitData:
     cache: Cache
     shared: Path | None = None  # of the packs that nodes copy from each other, by way of a bucket
 
-    def pack(self, short_side: int, *, workers: int = 1, progress: bool = False) -> Pack:
+    def pack(self, short_side: int, *, workers: int = 1) -> Pack:
         """The packed pictures: copied or decoded now if this machine has not got them yet."""
         shared = self.shared
         return build_pack(
@@ -36,13 +36,12 @@ class SplitData:
             short_side=short_side,
             path=self.cache.pack(self.digest, self.name, short_side),
             workers=workers,
-            progress=progress,
             copy=(lambda path: copy_pack(path, shared)) if shared else (lambda path: False),
         )
 
-    def share(self, short_side: int, *, workers: int = 1, progress: bool = False) -> None:
+    def share(self, short_side: int, *, workers: int = 1) -> None:
         """Pack the pictures now, and let the other nodes copy them, where they share no folder."""
-        pack = self.pack(short_side, workers=workers, progress=progress)
+        pack = self.pack(short_side, workers=workers)
         if self.shared is not None:
             share_pack(pack.path, self.shared)
 

@@ -58,7 +58,6 @@ class ImageCache:
                 short_side=short_side,
                 path=path,
                 workers=self.workers,
-                progress=False,
                 unreadable=self.unreadable,
             )
         except StoreError as error:
