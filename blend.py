@@ -86,7 +86,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
     )
     parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, s3://... or gs://...")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="a directory, s3://..., gs://... or az://..."
+    )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
     parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")

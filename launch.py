@@ -120,10 +120,10 @@ def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect as looking
     from imet_ray.storage.run_directory import Cache
-    from imet_ray.storage.runs import newest_run, open_run, runs_at
+    from imet_ray.storage.runs import runs_at
 
     runs = runs_at(args.runs, Cache(args.cache.resolve()) if args.cache else Cache.default())
-    store = newest_run(runs) if args.name is None else open_run(runs, args.name)
+    store = runs.open(args.name)
     port = PORTS.get(stage, TOOL_PORT) if args.serve == OWN_PORT else args.serve
     if stage == "status":
         return looking.status(store, port)
@@ -158,14 +158,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="demo, openclipart, a directory, s3://... or gs://...; default: the space's",
+        help="demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's",
     )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
     )
     parser.add_argument("--name", help="run directory; default: the space's name, or the newest run")
     parser.add_argument(
-        "--runs", metavar="DIR", default="runs", help="where runs lie: a directory, s3://... or gs://..."
+        "--runs",
+        metavar="DIR",
+        default="runs",
+        help="where runs lie: a directory, s3://..., gs://... or az://...",
     )
     parser.add_argument(
         "--cache",

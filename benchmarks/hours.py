@@ -42,6 +42,7 @@ from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
 from imet_ray.search_space import Asha, SearchSpace, read_space
 from imet_ray.storage.run_directory import Cache
+from imet_ray.storage.runs import Runs
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import clock
 
@@ -111,7 +112,7 @@ def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
         log.seek(0)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
-    run = reopen(runs, space.name, Cache.default())
+    run = reopen(Runs(runs), space.name, Cache.default())
     if failed := [trial.reason for trial in ended_trials(run.store) if trial.state == "failed"]:
         raise SystemExit(f"no ratio: {len(failed)} trials failed, the first one: {failed[0]}")
     return run, wall_s

@@ -89,9 +89,9 @@ def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
     seconds = float(os.environ["SCALE_SECONDS"]) * math.exp(rng.normal(0, WITHIN))
     began = time.time()
     time.sleep(seconds)
-    (slot.run / "slept").mkdir(exist_ok=True)
-    (slot.run / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
-    result = finish(RunDirectory(slot.run), spec, seconds)
+    (slot.run.root / "slept").mkdir(exist_ok=True)
+    (slot.run.root / "slept" / spec.trial_id).write_text(f"{began} {time.time()}")
+    result = finish(slot.run, spec, seconds)
     tune.report(
         {"epoch": 1, "score": result.score, "seconds": seconds, "trial_seconds": seconds, "images_per_s": 1.0}
     )

@@ -142,7 +142,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one"
     )
     parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="a directory, s3://... or gs://...")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="a directory, s3://..., gs://... or az://..."
+    )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
     parser.add_argument("--user", help="on Kaggle; default: the one in its client's settings")
     parser.add_argument("--title", help="of the kernel and its datasets")

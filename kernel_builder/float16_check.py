@@ -63,7 +63,9 @@ def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
     if known is not None and known.device == _device().type:
         return known
     loss = measure_loss(run, ensemble, members)
-    write_json(directory.half, asdict(loss) | {"text": f"Weights stored as float16: {loss}."})
+    write_json(
+        directory.half, asdict(loss) | {"text": f"Weights stored as float16: {loss}."}, directory.files
+    )
     if directory.report.exists():
         found = standings(run.store, [variant.name for variant in run.experiment.space.variants])
         probs = read_arrays(directory.test)["probs"].astype(np.float32) if directory.test.exists() else None

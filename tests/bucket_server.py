@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from bucket_stores import GoogleStore, S3Store
+import pytest
+from bucket_stores import STORES, AzureStore, S3Store
 
 START_S = 60.0
 
@@ -25,7 +26,7 @@ Harm = Callable[[str, str], str | None]  # of method and path: what `do` knows, 
 class Proxy:
     """Stands before the server."""
 
-    store: S3Store | GoogleStore
+    store: S3Store | AzureStore
     address: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)  # method and path, without %
     harm: Harm = lambda method, path: None
@@ -75,20 +76,21 @@ def _handler(proxy: Proxy, backend: tuple[str, int]) -> type[BaseHTTPRequestHand
                 return self.reset()
             connection = http.client.HTTPConnection(*backend, timeout=60)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("expect", "connection")}
-            connection.request(self.command, self.path, body, headers)
+            path, asked = proxy.store.asked(self.path, headers.items())
+            connection.request(self.command, path, body, dict(asked))
             found = connection.getresponse()
-            data = found.read()
+            told, data = proxy.store.answered(found.getheaders()), found.read()
             connection.close()
-            if harm == "lost":  # done, and nobody hears of it
+            if harm == "lost" or (harm == "cut" and self.command == "HEAD"):  # done, and nobody hears of it
                 return self.reset()
             if harm == "altered":
                 data = bytes([data[0] ^ 1]) + data[1:]
             if harm == "cut":  # in the middle of the answer
                 with contextlib.suppress(OSError):
-                    self.answer(found.status, found.getheaders(), data[: len(data) // 2], str(len(data)))
+                    self.answer(found.status, told, data[: len(data) // 2], str(len(data)))
                     self.wfile.flush()
                 return self.reset()
-            self.answer(found.status, found.getheaders(), data, found.getheader("Content-Length"))
+            self.answer(found.status, told, data, found.getheader("Content-Length"))
 
         def answer(self, status: int, headers: Any, data: bytes, length: str | None = None) -> None:
             self.send_response_only(status)
@@ -136,11 +138,13 @@ def serve(scheme: str, folder: Path, *, trials: int = 0) -> Iterator[Proxy]:
         trials: so many in the bucket FULL.
     """
     port = _free_port()
-    proxy = Proxy({"s3": S3Store, "gs": GoogleStore}[scheme](port))
+    proxy = Proxy(STORES[scheme](port))
+    if proxy.store.missing:
+        pytest.skip(proxy.store.missing)
     front = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, ("127.0.0.1", port)))
     front.daemon_threads = True
     proxy.address = f"http://127.0.0.1:{front.server_address[1]}"
-    command = proxy.store.command(proxy.address, folder, trials)
+    command = proxy.store.command(folder, trials)
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + START_S
@@ -148,6 +152,7 @@ def serve(scheme: str, folder: Path, *, trials: int = 0) -> Iterator[Proxy]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.1)
+        proxy.store.fill(trials)
         threading.Thread(target=front.serve_forever, daemon=True).start()
         yield proxy
         front.shutdown()

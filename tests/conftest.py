@@ -174,6 +174,7 @@ def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
     from imet_ray.commands.setup import reopen
     from imet_ray.prediction.predict import predict_checkpoint
     from imet_ray.storage.results import read_spec
+    from imet_ray.storage.runs import Runs
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
@@ -187,7 +188,7 @@ def trained(tiny_root, tiny_cache, tmp_path_factory) -> Trained:
         for fold in "012":
             argv = ["--train", "--variant", variant, "--fold", fold, "--data", str(tiny_root), "--name", "r"]
             assert launch.main([*argv, "--space", str(folder / "space.yml"), *where]) == 0
-    run = reopen(folder / "runs", "r", tiny_cache)
+    run = reopen(Runs(folder / "runs"), "r", tiny_cache)
     for trial in run.store.trials():
         rows = run.data.rows(read_spec(trial).fold, held_out=True)
         split, label_ids = run.data.split, run.data.label_ids
@@ -254,7 +255,7 @@ def machine() -> Iterator[Machine]:
     found.stop()
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
+@pytest.fixture(scope="module", params=["s3", "gs", "az"])
 def server(request, tmp_path_factory):
     """A store behind a proxy, with as many trials in its bucket FULL as the module's TRIALS says."""
     from bucket_server import serve  # with the clients, which few tests need
@@ -293,6 +294,6 @@ def on_node(bucket, proxy, tmp_path):
     from imet_ray.storage.runs import runs_at
 
     def _on_node(node: str) -> RunDirectory:
-        return RunDirectory(runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)) / "r")
+        return runs_at(f"{proxy.scheme}://{bucket}/runs", Cache(tmp_path / node)).run("r")
 
     return _on_node

@@ -13,7 +13,7 @@ import pytest
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import training_split
-from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
@@ -25,11 +25,11 @@ from imet_ray.data.formats import read_catalog
 from imet_ray.data.training_data import training_split
 from imet_ray.data.sources import resolve_data
 from imet_ray.storage.runs import runs_at
-from imet_ray.storage.run_directory import Cache, RunDirectory
+from imet_ray.storage.run_directory import Cache
 url, runs, root = sys.argv[1:]
 cache = Cache(Path(root))
 catalog = read_catalog(resolve_data(url, cache=cache.root))
-training_split(catalog, cache, RunDirectory(runs_at(runs, cache) / "r").packs).share(64)
+training_split(catalog, cache, runs_at(runs, cache).run("r").packs).share(64)
 """
 
 
@@ -139,7 +139,11 @@ def test_a_pack_that_is_not_what_was_shared_is_not_taken(url, runs, name, proxy,
 
 
 def test_a_run_on_this_machine_shares_no_packs(tmp_path):
-    assert RunDirectory(tmp_path / "runs" / "r").packs is None
+    (tmp_path / "pack").write_bytes(b"pixels")
+    packs = RunDirectory(tmp_path / "runs" / "r").packs
+    packs.share(tmp_path / "pack")
+    assert not packs.copy(tmp_path / "other" / "pack")
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
 def test_where_nothing_lies_it_says_so(name, proxy, tmp_path):
@@ -147,18 +151,19 @@ def test_where_nothing_lies_it_says_so(name, proxy, tmp_path):
         resolve_data(f"{proxy.scheme}://{name}/nowhere", cache=tmp_path)
 
 
+@pytest.mark.parametrize("server", ["s3", "gs"], indirect=True)
 def test_a_key_that_is_no_path_is_refused(url, name, proxy, tmp_path):
     proxy.store.put(name, {"a/tiny/../../x": b""})
-    with pytest.raises(DataError, match="no path"):
+    with pytest.raises(StoreError, match="a key that is no path"):
         resolve_data(url, cache=tmp_path / "c")
     assert not list(tmp_path.rglob("x"))
 
 
 def split_of(catalog, cache: Cache, runs: str):
-    return training_split(catalog, cache, RunDirectory(runs_at(runs, cache) / "r").packs)
+    return training_split(catalog, cache, runs_at(runs, cache).run("r").packs)
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_the_password_of_a_data_url_is_not_repeated(tmp_path, scheme):
     with pytest.raises(ConfigError, match="without user, password") as found:
         resolve_data(f"{scheme}://me:hunter2@bucket/x", cache=Path(tmp_path))

@@ -70,7 +70,7 @@ def story(server: Proxy, tiny_root, tmp_path_factory) -> Story:
         what = ["--sweep", "--space", str(folder / "space.yml"), "--data", str(tiny_root)]
         environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
         how = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        seen = RunDirectory(runs_at(url, Cache(caches[2])) / "r")
+        seen = runs_at(url, Cache(caches[2])).run("r")
         driver = subprocess.Popen(command("launch.py", *what, cache=caches[0]), **how)
         try:
             until = time.time() + PATIENCE

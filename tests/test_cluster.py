@@ -15,6 +15,7 @@ from imet_ray.cluster.tune_searcher import StopOnFault
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import Resources, SearchSpace, read_space
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 
 SPACE = """
@@ -162,7 +163,7 @@ def test_a_fault_of_our_own_at_the_start_of_ray_is_not_called_rays(monkeypatch):
 )
 def test_a_trials_cores_compute_or_load_pictures_beside_a_gpu(cpus, gpus, given, threads, workers):
     found = fit(cpus, gpus, given, total=(8, 1))
-    slot = found.slot(Path())
+    slot = found.slot(RunDirectory(Path()))
     assert (slot.threads, slot.loader_workers) == (threads, workers)
 
 

@@ -9,7 +9,6 @@ import time
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage import bucket_mirror as remote
 from imet_ray.storage import driver_lease as lease
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_json
@@ -33,7 +32,7 @@ def test_two_machines_do_not_drive_one_run(on_node, quick, monkeypatch):
 
 def test_a_driver_that_died_with_its_machine_is_replaced(on_node, quick):
     dead = on_node("a")
-    write_json(dead.lease, {"driver": "process 7", "host": "gone", "beat": "1"})
+    write_json(dead.lease, {"driver": "process 7", "host": "gone", "beat": "1"}, dead.files)
     with only_driver(on_node("b")):
         pass
 
@@ -55,10 +54,11 @@ def test_who_looks_on_from_anywhere_is_told_who_drives_and_when_nothing_is_heard
 def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_node, proxy, quick):
     left = ["lost"]
     proxy.harm = lambda method, path: left.pop() if left and method in ("PUT", "POST") else None
-    with only_driver(on_node("a")):
+    here = on_node("a")
+    with only_driver(here):
         assert not left
-        assert remote.read_text(on_node("a").lease)
-    assert remote.read_text(on_node("a").lease) is None
+        assert here.files.read_now(here.lease)
+    assert here.files.read_now(here.lease) is None
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
@@ -75,7 +75,7 @@ def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
         with only_driver(on_node("a")):
             for beat in range(100):  # as a driver does: the server here may lose one of two writes at once
                 lease = {"driver": "process 8", "host": "newer", "beat": str(beat)}
-                write_json(on_node("b").lease, lease)
+                write_json(on_node("b").lease, lease, on_node("b").files)
                 time.sleep(0.1)
 
     with pytest.raises(KeyboardInterrupt):

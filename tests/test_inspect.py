@@ -1,6 +1,7 @@
 """A run in a bucket, as other tools show it on a machine that took no part in it."""
 
 import shlex
+import shutil
 
 import optuna
 import pytest
@@ -9,8 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 from test_launch import run
 from test_run_status import ROW
 
-from imet_ray.storage.bucket_mirror import publish
-from imet_ray.storage.files import remove, write_json, write_json_lines
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -121,9 +121,9 @@ def test_its_trials_are_told(written, runs, tmp_path, make_spec, capsys, monkeyp
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     spec = make_spec()
     trial = written.trial(spec.trial_id)
-    write_json(written.experiment, {})
-    write_json(trial.spec, spec.model_dump(mode="json"))
-    write_json_lines(trial.metrics, [ROW])
+    write_json(written.experiment, {}, written.files)
+    write_json(trial.spec, spec.model_dump(mode="json"), trial.files)
+    write_json_lines(trial.metrics, [ROW], trial.files)
     write_result(trial, TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=1))
     code, out, _ = run(capsys, flag, "--runs", runs, "--cache", tmp_path / "other")
     assert code == 0
@@ -136,13 +136,14 @@ def test_its_phase_and_its_driver_are_known_though_predictions_stay_where_they_a
 ):
     root = trained.run.store.root
     for path in (*root.glob("trials/*/*"), root / "experiment.json", root / "folds.csv"):
-        publish(path, written.root / path.relative_to(root))
-    write_json(written.lease, {"driver": "process 7", "host": "far"})
+        with written.files.writing(written.root / path.relative_to(root)) as temporary:
+            shutil.copyfile(path, temporary)
+    write_json(written.lease, {"driver": "process 7", "host": "far"}, written.files)
     code, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
     assert code == 0
     assert "r: out-of-fold: 6 of 6 checkpoints predicted" in out
     assert "driver   process 7 on far\n" in out
-    remove(written.lease)
+    written.files.remove(written.lease)
     _, out, _ = run(capsys, "--status", "--runs", runs, "--cache", tmp_path / "other")
     assert "driver   none is seen from here: the same command continues\n" in out
     assert not [*(tmp_path / "other").rglob("oof.npz")]

@@ -84,7 +84,7 @@ def test_a_fault_in_a_team_is_told_with_the_node_of_its_worker(on_ray, make_spec
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
     monkeypatch.setattr(ddp.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ddp, "train_trial", full)
-    slot = replace(on_ray, joined=True).slot(tmp_path)
+    slot = replace(on_ray, joined=True).slot(RunDirectory(tmp_path))
     with pytest.raises(StoreError, match=rf"^disk full \(on {socket.gethostname()}, [\d.]+\)$"):
         ddp._train({"job": ddp.Job(make_spec(), "search", None, slot)})
 
@@ -94,7 +94,7 @@ def test_a_team_that_may_be_smaller_does_not_wait_long_for_room(
     on_ray, make_spec, tmp_path, monkeypatch, gpus, told
 ):
     spec = make_spec()
-    slot = replace(on_ray, gpus_per_trial=gpus).slot(tmp_path)
+    slot = replace(on_ray, gpus_per_trial=gpus).slot(RunDirectory(tmp_path))
     end = TrialResult(trial_id=spec.trial_id, status="complete", score=0.5, epochs=1)
     found = {}
 

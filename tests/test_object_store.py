@@ -1,30 +1,51 @@
-"""Buckets through the official clients: what both stores do alike, and what their clients make hard."""
+"""Buckets of all object stores: one story for all of them, and where one is hard."""
 
 import itertools
 import json
 import secrets
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from bucket_server import Harm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from google.cloud import storage
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage import buckets_gs, buckets_s3
 from imet_ray.storage import object_store as buckets
 
 only_google = pytest.mark.parametrize("server", ["gs"], indirect=True)
+only_s3 = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
 
-def test_a_client_that_is_not_installed_is_named(proxy, monkeypatch):
-    for module in ("boto3", "google.cloud.storage"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=f"^{proxy.scheme}:// needs .*: `uv sync --extra {proxy.scheme}`$"):
-        buckets.open_bucket(proxy.scheme, "bucket")
+def test_an_object_is_written_read_listed_conditioned_and_deleted(bucket, proxy, tmp_path):
+    found = buckets.open_bucket(proxy.scheme, bucket)
+    assert found.listing("") == found.folders("") == []
+    assert found.head("a/b/one") is found.read("a/b/one") is None
+    first = found.put(b"hello", "a/b/one", "")
+    with pytest.raises(buckets.ChangedError):
+        found.put(b"again", "a/b/one", "")
+    head = found.head("a/b/one")
+    assert (head.key, head.size, head.version) == ("a/b/one", 5, first)
+    assert abs(head.modified - time.time()) < 60
+    second = found.put(b"hallo", "a/b/one", first)
+    with pytest.raises(buckets.ChangedError):
+        found.put(b"late", "a/b/one", first)
+    assert second != first
+    with pytest.raises(buckets.ChangedError):
+        found.put(b"of nothing", "a/b/none", first)
+    odd = "a/c d/ü%41~#?=+&.txt"
+    (tmp_path / "odd").write_bytes(b"x")
+    found.put(tmp_path / "odd", odd)
+    assert [one.key for one in found.listing("a/")] == ["a/b/one", odd]
+    assert [one.tag for one in found.listing("a/b/")] == [found.head("a/b/one").tag]
+    assert found.folders("") == ["a"]
+    assert sorted(found.folders("a/")) == ["b", "c d"]
+    entry = found.get(odd, tmp_path / "copy")
+    assert entry.tag == found.head(odd).tag
+    assert (tmp_path / "copy").read_bytes() == found.read(odd) == b"x"
+    assert found.get("a", tmp_path / "nothing") is None
+    for _ in range(2):
+        found.delete(odd)
+    assert [one.key for one in found.listing("")] == ["a/b/one"]
 
 
 @pytest.mark.parametrize("status", ["401", "403"])
@@ -38,10 +59,10 @@ def test_credentials_that_are_refused_are_one_line_at_once(bucket, proxy, status
 
 @pytest.fixture
 def large(proxy, bucket, monkeypatch, tmp_path) -> Path:
-    """A file that is read in parts and, to Google, sent in parts."""
-    monkeypatch.setattr(buckets_s3, "LARGE", 8 << 20)
-    monkeypatch.setattr(buckets_gs, "LARGE", 8 << 20)
-    monkeypatch.setattr(buckets_gs, "CHUNK", 1 << 20)
+    """A file that is read and sent in parts."""
+    monkeypatch.setattr(buckets, "LARGE", 8 << 20)
+    monkeypatch.setattr(buckets, "PART", 1 << 20)
+    monkeypatch.setattr(buckets, "ONE_REQUEST", 5 << 20)
     monkeypatch.setattr(buckets, "PAUSE_S", (0.1, 1.0))
     path = tmp_path / "large"
     path.write_bytes(secrets.token_bytes((9 << 20) + 1))
@@ -61,6 +82,7 @@ def test_a_large_file_comes_and_goes_in_parts(proxy, bucket, large, tmp_path, ha
     version = found.put(large, "a/large")
     head = found.head("a/large")
     assert (head.size, head.version) == (large.stat().st_size, version)
+    assert proxy.count("PUT", "a/large") > 1
     proxy.harm = some_of_them(harm)
     told = []
     assert found.get("a/large", tmp_path / "copy", head.size, told.append)
@@ -90,88 +112,114 @@ def test_a_large_file_that_is_written_anew_while_it_is_read_is_the_old_or_the_ne
     assert (tmp_path / "copy").read_bytes() in (large.read_bytes(), new)
 
 
-@pytest.mark.parametrize("version", ["", "7"])
-def test_a_large_file_is_sent_under_the_condition_of_a_small_one(proxy, bucket, large, version):
-    proxy.store.put(bucket, {"a/large": b"of another version"})
+def test_a_large_file_is_sent_under_the_condition_of_a_small_one(proxy, bucket, large):
     found = buckets.open_bucket(proxy.scheme, bucket)
-    if proxy.scheme == "s3":
+    before = found.put(b"of another version", "a/large")
+    found.put(b"of a newer version", "a/large")
+    for version in ("", before):
         with pytest.raises(buckets.ChangedError):
             found.put(large, "a/large", version)
-    else:  # the server here does not heed it, Google's does: so it is looked at on its way
-        found.put(large, "a/large", version)
-        assert proxy.count("POST", f"uploadType=resumable&ifGenerationMatch={version or 0}") == 1
+    assert found.read("a/large") == b"of a newer version"
+    found.put(large, "a/large", found.head("a/large").version)
+    assert found.head("a/large").size == large.stat().st_size
+
+
+def test_nothing_is_asked_but_what_we_ask(bucket, proxy):
+    found = buckets.open_bucket(proxy.scheme, bucket)
+    assert found.head("not there") is None
+    found.delete("not there")
+    assert found.folders("") == []
+    time.sleep(0.5)  # a client may look for the bucket itself in the background
+    assert [method for method, _ in proxy.requests] == ["HEAD", proxy.store.deletes, "GET"]
+
+
+def test_what_was_altered_on_its_way_is_read_again(bucket, proxy, tmp_path):
+    if proxy.scheme == "az":
+        pytest.skip("Azure tells no md5 through obstore: there https protects what is on its way")
+    proxy.store.put(bucket, {"a": b"whole"})
+    left = ["altered"] * 2
+    proxy.harm = lambda method, path: left.pop() if left else None
+    assert buckets.open_bucket(proxy.scheme, bucket).get("a", tmp_path / "a")
+    assert not left
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+@only_s3
+def test_an_object_whose_tag_is_no_md5_of_it_is_read_all_the_same(bucket, proxy, tmp_path):
+    """As those under a KMS key."""
+    proxy.store.put(bucket, {"a": b"sealed"})
+    proxy.harm = lambda method, path: "altered"
+    found = buckets.open_bucket("s3", bucket)
+    assert found.get("a", tmp_path / "a")
+    proxy.requests.clear()
+    assert found.get("a", tmp_path / "a")
+    assert len(proxy.requests) == 1
+
+
+@only_s3
+def test_another_region_is_named(bucket, proxy, monkeypatch):
+    answer = (301, "application/xml", b"<Error><Code>PermanentRedirect</Code></Error>")
+    monkeypatch.setattr(proxy.store, "refusal", lambda harm, n: answer)
+    proxy.harm = lambda method, path: "slow"
+    with pytest.raises(ConfigError, match=r"lies in another region: set \$AWS_REGION$"):
+        buckets.open_bucket("s3", bucket).folders("")
+
+
+@only_s3
+def test_credentials_of_aws_configure_are_found(bucket, proxy, monkeypatch, tmp_path):
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert buckets.open_bucket("s3", bucket).folders("") == []
 
 
 @pytest.fixture
-def account(proxy, monkeypatch, tmp_path) -> str:
-    """A service account of Google's that gets its tokens from our proxy; the name of a bucket for it."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    about = {"type": "service_account", "client_email": "a@b.c", "token_uri": f"{proxy.address}/token"}
-    about["private_key"] = key.private_bytes(*form).decode()
-    (tmp_path / "key.json").write_text(json.dumps(about))
-    for name, value in proxy.store.no_credentials.items():
+def node(proxy, monkeypatch) -> str:
+    """A node of Google's that gets its tokens from our proxy; the name of a bucket for it."""
+    proxy.store.create("bucket")
+    for name, value in proxy.store.no_credentials(proxy.address).items():
         if value:
             monkeypatch.setenv(name, value)
         else:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", proxy.address)
-    return "bucket"
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, proxy.address.removeprefix("http://"))
+    token = json.dumps({"access_token": "t", "expires_in": 1, "token_type": "Bearer"}).encode()
+    refusal = proxy.store.refusal
+
+    def answer(harm: str, n: int) -> tuple[int, str, bytes]:
+        return (200, "application/json", token) if harm == "slow" else refusal(harm, n)
+
+    monkeypatch.setattr(proxy.store, "refusal", answer)
+    yield "bucket"
+    proxy.store.delete_bucket("bucket")
+
+
+def on_tokens(harm: str) -> Harm:
+    """The metadata server does not answer so; "slow" is a token here."""
+    return lambda method, path: harm if "computeMetadata" in path else None
 
 
 @only_google
-def test_an_account_that_gets_no_token_is_one_line(account, proxy):
-    proxy.harm = lambda method, path: "403"
+def test_a_node_that_gets_no_token_is_one_line(node, proxy):
+    proxy.harm = on_tokens("403")
     with pytest.raises(ConfigError, match="refuses these credentials .*gcloud auth") as found:
-        buckets.open_bucket("gs", account).folders("")
+        buckets.open_bucket("gs", node).folders("")
     assert "\n" not in str(found.value)
-    assert "PRIVATE" not in str(found.value)
 
 
 @only_google
-def test_a_token_that_does_not_come_is_waited_for(account, proxy, monkeypatch):
+def test_a_token_that_came_once_is_waited_for(node, proxy, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE_S", 0.5)
-    proxy.harm = lambda method, path: "reset"
-    with pytest.raises(StoreError, match="has not answered"):
-        buckets.open_bucket("gs", account).folders("")
-
-
-@only_google
-@pytest.mark.parametrize("name", ["bucket-", "a.b."])
-def test_a_name_that_no_bucket_can_have_is_one_line(proxy, name):
-    with pytest.raises(ConfigError, match="is no name of a bucket"):
-        buckets.open_bucket("gs", name)
-
-
-@only_google
-def test_nothing_is_asked_but_what_we_ask(bucket, proxy):
-    found = buckets.open_bucket("gs", bucket)
-    assert found.head("not there") is None
-    found.delete("not there")
+    proxy.harm = on_tokens("slow")
+    found = buckets.open_bucket("gs", node)
     assert found.folders("") == []
-    time.sleep(0.5)  # its client would look for the bucket itself in the background
-    assert [method for method, _ in proxy.requests] == ["GET", "DELETE", "GET"]
-
-
-@only_google
-def test_an_object_without_an_md5_is_read_all_the_same(bucket, proxy, monkeypatch, tmp_path):
-    proxy.store.put(bucket, {"composite": b"x"})  # the server here knows the md5 of composite ones, too
-    monkeypatch.setattr(storage.Blob, "md5_hash", None)
-    found = buckets.open_bucket("gs", bucket)
-    assert [one.md5 for one in found.listing("")] == [""]
-    assert found.get("composite", tmp_path / "here")
-
-
-@only_google
-def test_what_was_altered_on_its_way_is_read_again(bucket, proxy, monkeypatch, tmp_path):
-    monkeypatch.setattr(buckets, "PAUSE_S", (0.1, 1.0))
-    proxy.store.put(bucket, {"a": b"whole"})
-    left = ["altered"] * 2
-    proxy.harm = lambda method, path: left.pop() if left else None
-    assert buckets.open_bucket("gs", bucket).get("a", tmp_path / "a")
-    assert not left
-    assert (tmp_path / "a").read_bytes() == b"whole"
+    time.sleep(1.1)  # until it is no longer valid
+    proxy.harm = on_tokens("reset")
+    with pytest.raises(StoreError, match="has not answered"):
+        found.folders("")
 
 
 @only_google

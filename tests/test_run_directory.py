@@ -9,7 +9,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
 from imet_ray.storage.files import SupersededError, write_arrays, write_json, write_json_lines, writing
 from imet_ray.storage.run_directory import Cache, RunDirectory
-from imet_ray.storage.runs import newest_run, open_run, set_aside
+from imet_ray.storage.runs import Runs, set_aside
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -65,11 +65,11 @@ def test_an_older_writer_is_told_that_it_was_superseded(tmp_path):
 
 def test_a_run_that_does_not_exist_names_those_that_do(tmp_path):
     with pytest.raises(ConfigError, match="--sweep"):
-        newest_run(tmp_path)
+        Runs(tmp_path).open(None)
     write_json(RunDirectory(tmp_path / "one").experiment, {})
-    assert newest_run(tmp_path).root.name == "one"
+    assert Runs(tmp_path).open(None).root.name == "one"
     with pytest.raises(ConfigError, match="choose one of: one"):
-        open_run(tmp_path, "two")
+        Runs(tmp_path).open("two")
 
 
 def test_a_run_that_is_set_aside_keeps_its_files(tmp_path):

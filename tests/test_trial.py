@@ -1,7 +1,5 @@
 """What a worker makes of a trial's end; no Ray is started."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -34,7 +32,7 @@ def run(make_spec, tiny_data, tmp_path, monkeypatch):
 
         monkeypatch.setattr(adapter, "train_trial", train)
         spec = make_spec()
-        slot = Slot(Path(tmp_path), 1.0, 0.0, 1, loader_workers, joined=False)
+        slot = Slot(RunDirectory(tmp_path), 1.0, 0.0, 1, loader_workers, joined=False)
         adapter.run_trial({"spec": spec.model_dump_json(), "phase": "search"}, tiny_data, slot)
         return told, RunDirectory(tmp_path).trial(spec.trial_id)
 

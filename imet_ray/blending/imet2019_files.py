@@ -25,7 +25,7 @@ from tqdm import tqdm
 from imet_ray.blending.members import Member
 from imet_ray.data.csv_tables import Problem, numbered, read_table
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.storage.files import write_text
+from imet_ray.storage.files import LOCAL, Files, write_text
 
 NAME = re.compile(r"level1_train_(?P<model>.+)_f(?P<fold>[0-9]{1,3})_e[0-9]+_[0-9]+\.[0-9]+\.npy")
 COLUMN = re.compile(r"[0-9]{1,9}")  # more digits are no column, and int() refuses more than 4,300
@@ -80,7 +80,12 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
 
 
 def write_2019(
-    directory: Path, name: str, score: float, found: Blendable2019, weights: Sequence[float]
+    directory: Path,
+    name: str,
+    score: float,
+    found: Blendable2019,
+    weights: Sequence[float],
+    files: Files = LOCAL,
 ) -> Path:
     """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`, in place of an earlier one.
 
@@ -105,7 +110,8 @@ def write_2019(
     ]
     path = directory / f"{name}_val_{score:.4f}.yml"
     earlier = set(directory.glob(f"{glob.escape(name)}_val_*.yml")) - {path}
-    write_text(path, yaml.safe_dump(ensemble, default_flow_style=False, allow_unicode=True, width=math.inf))
+    text = yaml.safe_dump(ensemble, default_flow_style=False, allow_unicode=True, width=math.inf)
+    write_text(path, text, files)
     for other in earlier:  # its weights are not those of ensemble.json
         other.unlink(missing_ok=True)
     return path

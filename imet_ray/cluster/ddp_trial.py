@@ -49,7 +49,7 @@ class Job:
 def run_ddp_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    store = RunDirectory(slot.run)
+    store = slot.run
     job = Job(spec, config["phase"], data, slot)
     if _elastic(spec, slot):
         os.environ.setdefault(START, str(START_S))
@@ -126,7 +126,7 @@ def _train(config: dict[str, Any]) -> None:
         train_trial(
             job.spec,
             job.data,
-            RunDirectory(job.slot.run).trial(job.spec.trial_id),
+            job.slot.run.trial(job.spec.trial_id),
             device=prepare_device(job.slot),
             loader_workers=job.slot.loader_workers,
             report=report,

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -62,9 +61,9 @@ def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
 class Exporter:
     """The actor. All that it knows comes from the run directory, so a new one continues where a dead one stopped."""
 
-    def __init__(self, run: Path) -> None:
-        self.watcher = Watcher(RunDirectory(run))
-        self.run = run.name
+    def __init__(self, store: RunDirectory) -> None:
+        self.watcher = Watcher(store)
+        self.run = store.root.name
         self.gauges = {name: Gauge(name, text, ("run", tag)) for name, (text, tag) in GAUGES.items()}
         self.counters = {name: Counter(name, text, ("run", tag)) for name, (text, tag) in COUNTERS.items()}
         self.counted: dict[tuple[str, str], float] = {}
@@ -105,7 +104,7 @@ def exported(store: RunDirectory) -> Iterator[None]:
     """Export the run's figures meanwhile, on the driver's node: it must keep no other node from going idle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=RESTARTS)(Exporter).options(scheduling_strategy=here)
-    handle = actor.remote(store.root.resolve())
+    handle = actor.remote(store)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.search_space import Resources
+from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ SHOW_CURSOR = "\x1b[?25h"
 class Slot:
     """What a worker has to work with, and for which run."""
 
-    run: Path
+    run: RunDirectory
     cpus: float
     gpus: float
     threads: int
@@ -62,7 +63,7 @@ class Session:
     joined: bool = False  # else we started it, on this machine
     workers_per_trial: int = 1  # each with the CPUs and GPUs of a trial
 
-    def slot(self, run: Path) -> Slot:
+    def slot(self, run: RunDirectory) -> Slot:
         """What each worker of a run has."""
         threads = max(1, int(self.cpus_per_trial))
         return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers, self.joined)

@@ -133,7 +133,7 @@ def open_studies(store: RunDirectory, url: str | None) -> Iterator[Studies]:
         studies.save(last=True)
         return
     if not store.studies_id.exists():  # a later run of the same name gets studies of its own
-        write_text(store.studies_id, secrets.token_hex(4))
+        write_text(store.studies_id, secrets.token_hex(4), store.files)
     prefix = f"{store.root.name}-{store.studies_id.read_text()}/"
     storage = open_storage(url)
     patient = _patient(optuna.storages.get_storage(storage), without_password(url))

@@ -129,7 +129,7 @@ def _run(policy: Policy, studies: Studies, trainable: Any, session: Session) -> 
 
 def _trainable(session: Session, data: TrainingData, store: RunDirectory) -> Any:
     """The function that Tune runs for a trial, with the resources that it holds."""
-    slot, several = session.slot(store.root), session.workers_per_trial > 1
+    slot, several = session.slot(store), session.workers_per_trial > 1
     work = tune.with_parameters(train_in_group if several else train_in_worker, data=data, slot=slot)
     work.__name__ = f"trials of {store.root.name}"  # what Ray's pages call the actors and their calls
     return tune.with_resources(work, ON_HEAD if several else {"cpu": slot.cpus, "gpu": slot.gpus})

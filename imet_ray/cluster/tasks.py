@@ -43,7 +43,7 @@ def _predict(
     session: Session,
     data: tuple[SplitData, tuple[str, ...], TrainingData | None],
 ) -> int:
-    slot = session.slot(store.root)
+    slot = session.slot(store)
     task = ray.remote(  # GPUs not by .options(): Ray would not end a worker that held a GPU
         num_cpus=slot.cpus, num_gpus=slot.gpus, max_retries=RETRIES
     )(predict_in_worker)

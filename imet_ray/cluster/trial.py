@@ -22,7 +22,6 @@ from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import SupersededError, write_text
 from imet_ray.storage.results import TrialResult, read_spec, write_result
-from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
@@ -30,7 +29,7 @@ from imet_ray.training.trainer import EpochMetrics
 def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]`, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial = RunDirectory(slot.run).trial(spec.trial_id)
+    trial = slot.run.trial(spec.trial_id)
 
     def report(metrics: EpochMetrics) -> None:
         tune.report(epoch_report(metrics))
@@ -61,7 +60,7 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             # nothing can be trained in this process any more: Ray counts the death and starts another
             os._exit(1)
         kept = trial.root / "error.txt"
-        write_text(kept, traceback.format_exc())
+        write_text(kept, traceback.format_exc(), trial.files)
         first = (str(error).splitlines() or [""])[0]
         result = TrialResult(
             trial_id=spec.trial_id,
@@ -85,7 +84,7 @@ def predict_one(
         shared: the split, its labels, and the training data if the held-out fold is predicted.
     """
     split, label_ids, data = shared
-    trial = RunDirectory(slot.run).trial(trial_id)
+    trial = slot.run.trial(trial_id)
     path = trial.oof if kind == "oof" else trial.test
     try:
         trial.fetch(trial.spec, trial.best, path)

@@ -129,7 +129,8 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
             return
         if failed is not None:
             if not trial.spec.exists():  # the worker was lost before it wrote it
-                write_json(trial.spec, self.policy.in_flight[ours].spec.model_dump(mode="json"))
+                spec = self.policy.in_flight[ours].spec
+                write_json(trial.spec, spec.model_dump(mode="json"), trial.files)
             write_result(trial, TrialResult(trial_id=ours, status="failed", reason=failed))
             return
         rows = read_json_lines(trial.metrics)

@@ -20,7 +20,7 @@ from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import standings
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage.runs import Runs
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -28,7 +28,7 @@ RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 def blend(
     name: str | None,
     *,
-    runs: Path,
+    runs: Runs,
     cache: Path | None,
     members: Sequence[str] | None,
     outside: Sequence[str],
@@ -105,7 +105,7 @@ def blend_2019(
     *,
     folds: Path,
     labels: Path,
-    runs: Path,
+    runs: Runs,
     options: BlendOptions,
     runner: Runner,
 ) -> dict[str, Any]:
@@ -125,12 +125,12 @@ def blend_2019(
         runner=runner,
         progress=show,
     )
-    store = RunDirectory((runs / RUN_2019).resolve())
+    store = runs.run(RUN_2019)
     place = store.ensemble(name)
     with only_driver(store):
         replaced = place.ensemble.exists()
         write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights)
+        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights, place.files)
         write_findings(place, name, report.to_dict())
     show("")
     _say_replaced(name, replaced)

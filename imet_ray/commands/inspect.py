@@ -15,7 +15,6 @@ import sqlalchemy
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.reporting.run_status import Watcher
-from imet_ray.storage.files import shown
 from imet_ray.storage.run_directory import RunDirectory
 
 DASHBOARD = "optuna-dashboard>=0.21,<1"
@@ -89,11 +88,10 @@ def optuna_dashboard(store: RunDirectory, url: str | None, port: int | None) -> 
 
 def _journal(store: RunDirectory) -> tuple[list[str], list[str], list[str]]:
     """Packages, storage and remarks for optuna-dashboard."""
-    journal = store.fetch_seen(live=False)
+    journal = store.fetch_seen()
     if not journal.exists():
-        raise StoreError(
-            f"{shown(store.root)} has no journal: sweep first, or add --studies URL, as the sweep had it"
-        )
+        where = store.files.address(store.root)
+        raise StoreError(f"{where} has no journal: sweep first, or add --studies URL, as the sweep had it")
     copied = journal != store.journal
     remark = "it shows a copy of the journal: run this again for a newer one" if copied else CHANGES
     return [], ["--storage-class", "JournalFileStorage", str(journal)], [remark]

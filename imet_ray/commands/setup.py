@@ -19,9 +19,8 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
-from imet_ray.storage.files import is_twin, shown
 from imet_ray.storage.run_directory import Cache, RunDirectory
-from imet_ray.storage.runs import newest_run, open_run, set_aside
+from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
@@ -35,7 +34,7 @@ class Request:
     data: str | None
     source: Path | None  # openclipart's unpacked packages
     name: str | None
-    runs: Path
+    runs: Runs
     cache: Cache
     folds: str | None
     overrides: dict[str, Any]  # of the space's settings
@@ -99,16 +98,16 @@ def plan(request: Request) -> Plan:
         raise ConfigError("--from is for --data openclipart")
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     catalog = read_catalog(root)
-    place = request.runs / _run_name(request.name, space, data)
+    name = _run_name(request.name, space, data)
     print(f"space   {path}: {_describe(space)}")
     print(f"data    {root}: {catalog.summary()}")
-    print(f"run     {shown(place)}")
+    print(f"run     {request.runs.address(name)}")
     return Plan(
         space=space,
         data=data,
         root=root,
         catalog=catalog,
-        store=RunDirectory(place.resolve()),
+        store=request.runs.run(name),
         cache=request.cache,
         given_folds=given_folds,
         fresh=request.fresh,
@@ -167,22 +166,21 @@ def start(plan: Plan) -> Run:
 
 def set_old_run_aside(plan: Plan) -> None:
     """What `--fresh` means: the old run keeps its files under another name."""
-    if plan.fresh and is_twin(plan.store.root):
-        raise ConfigError("--fresh renames a directory, and a bucket has none: choose another --name")
+    if plan.fresh:
+        plan.store.files.check_set_aside()
     if plan.fresh and (plan.store.experiment.exists() or plan.store.folds.exists()):
         with only_driver(plan.store):  # not while another process drives it
             kept = set_aside(plan.store.root)
         print(f"fresh   the old run is kept as {kept}")
 
 
-def reopen(runs: Path, name: str | None, cache: Cache) -> Run:
+def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
     """The run of that name, or the newest one, with its data as they were.
 
     Raises:
         ImetError: if there is no such run, or its data have changed.
     """
-    found = open_run(runs, name) if name else newest_run(runs)
-    store = RunDirectory(found.root.resolve())
+    store = runs.open(name)
     experiment = read_experiment(store)
     root = Path(experiment.data_root)
     if not root.exists():  # a cache that was emptied: generate or fetch again
@@ -207,8 +205,7 @@ def near(path: Path) -> Path:
 
 def elsewhere(store: RunDirectory) -> str:
     """The option that leads to a run, where it does not lie in the default place."""
-    runs = store.root.parent
-    where = shown(runs) if is_twin(runs) else str(near(runs))
+    where = store.files.address(store.root.parent)
     return "" if where == "runs" else f" --runs {where}"
 
 

@@ -194,10 +194,11 @@ def _predict(
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids, outside)
-    write_arrays(place.test, ids=np.array(split.ids), probs=probs.astype(np.float16))
+    write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = decode(probs, ensemble.decoder)
-    for path in [place.submission, *([out] if out else [])]:
-        write_submission(path, split.ids, run.data.label_ids, decoded)
+    write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files)
+    if out:
+        write_submission(out, split.ids, run.data.label_ids, decoded)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from imet_ray.storage.files import write_text
+from imet_ray.storage.files import LOCAL, Files, write_text
 
 SHOWN = 50  # problems of one kind in a report; the rest is counted
 MOST_EXTRA = 64  # fields that a row may have beyond the first line's and be reported beside other problems
@@ -95,9 +95,9 @@ def numbered(rows: pd.DataFrame, column: str) -> Iterator[tuple[int, str]]:
     return zip(rows.index.tolist(), rows[column].tolist(), strict=True)
 
 
-def write_table(path: Path, columns: Mapping[str, Iterable[object]]) -> None:
+def write_table(path: Path, columns: Mapping[str, Iterable[object]], files: Files = LOCAL) -> None:
     """Write a CSV file with these columns, atomically."""
-    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"), files)
 
 
 def _read_text(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> str | None:

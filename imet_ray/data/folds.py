@@ -15,6 +15,7 @@ import numpy as np
 
 from imet_ray.data.csv_tables import Problem, read_table, write_table
 from imet_ray.errors import ConfigError, DataError
+from imet_ray.storage.files import LOCAL, Files
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,9 @@ def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
     return folds
 
 
-def write_folds(path: Path, ids: Sequence[str], folds: np.ndarray) -> None:
+def write_folds(path: Path, ids: Sequence[str], folds: np.ndarray, files: Files = LOCAL) -> None:
     """Write a CSV file with the columns id and fold, atomically."""
-    write_table(path, {"id": ids, "fold": folds})
+    write_table(path, {"id": ids, "fold": folds}, files)
 
 
 def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from imet_ray.data.catalog import Catalog
 from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
 from imet_ray.data.packed_images import Pack, build_pack
 from imet_ray.errors import StoreError
-from imet_ray.storage.run_directory import Cache, RunDirectory, copy_pack, share_pack
+from imet_ray.storage.run_directory import Cache, RunDirectory, SharedPacks
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,24 @@ class SplitData:
     files: tuple[Path, ...]
     digest: str
     cache: Cache
-    shared: Path | None = None  # of the packs that nodes copy from each other, by way of a bucket
+    shared: SharedPacks | None = None  # what nodes copy from each other, by way of a bucket
 
     def pack(self, short_side: int, *, workers: int = 1) -> Pack:
         """The packed pictures: copied or decoded now if this machine has not got them yet."""
-        shared = self.shared
         return build_pack(
             self.files,
             self.ids,
             short_side=short_side,
             path=self.cache.pack(self.digest, self.name, short_side),
             workers=workers,
-            copy=(lambda path: copy_pack(path, shared)) if shared else (lambda path: False),
+            copy=self.shared.copy if self.shared else lambda path: False,
         )
 
     def share(self, short_side: int, *, workers: int = 1) -> None:
         """Pack the pictures now, and let the other nodes copy them, where they share no folder."""
         pack = self.pack(short_side, workers=workers)
         if self.shared is not None:
-            share_pack(pack.path, self.shared)
+            self.shared.share(pack.path)
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,11 @@ class TrainingData:
         return np.flatnonzero((self.folds == fold) == held_out)
 
 
-def training_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:
+def training_split(catalog: Catalog, cache: Cache, shared: SharedPacks | None = None) -> SplitData:
     return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache, shared)
 
 
-def test_split(catalog: Catalog, cache: Cache, shared: Path | None = None) -> SplitData:  # noqa: PT028
+def test_split(catalog: Catalog, cache: Cache, shared: SharedPacks | None = None) -> SplitData:  # noqa: PT028
     return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache, shared)
 
 
@@ -102,7 +101,7 @@ def prepare(
             if given_folds
             else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
         )
-        write_folds(store.folds, ids, folds)
+        write_folds(store.folds, ids, folds, store.files)
     return TrainingData(
         split=training_split(catalog, cache, store.packs),
         label_ids=catalog.label_ids,

@@ -20,7 +20,7 @@ from imet_ray.errors import StoreError
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import damaged, regular
-from imet_ray.storage.files import writing
+from imet_ray.storage.files import LOCAL, Files
 
 STATE = {"epoch", "model", "optimizer", "schedule", "ema", "best", "history"}  # what `last.pt` holds
 
@@ -36,7 +36,7 @@ class CheckpointInfo:
     threshold: float
 
 
-def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> None:
+def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo, files: Files = LOCAL) -> None:
     """Write `best.safetensors`, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     metadata = {
@@ -46,7 +46,7 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> No
         "score": repr(float(info.score)),
         "threshold": repr(float(info.threshold)),
     }
-    with writing(path) as temporary:
+    with files.writing(path) as temporary:
         save_tensors(temporary, tensors, metadata)
 
 
@@ -115,9 +115,9 @@ def load_tagger(path: Path) -> tuple[Tagger, CheckpointInfo]:
     return model.eval(), info
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: dict[str, Any], files: Files = LOCAL) -> None:
     """Write `last.pt`, atomically."""
-    with writing(path) as temporary:
+    with files.writing(path) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # torch's zip writer hides the errno of a full disk

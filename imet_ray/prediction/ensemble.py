@@ -20,7 +20,7 @@ from imet_ray.prediction.pooling import Scale, as_probability, on_scale
 from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
 from imet_ray.storage.checked_read import read_model
-from imet_ray.storage.files import disk_error, remove, shown, size_of, writing
+from imet_ray.storage.files import disk_error
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory, TrialDirectory
 
 ROWS = 4096  # pictures a block
@@ -70,10 +70,10 @@ class Ensemble(Frozen):
 def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
     text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-    with writing(store.ensemble) as temporary:
+    with store.files.writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
         for path in (store.test, store.submission, store.report, store.half):
-            remove(path)
+            store.files.remove(path)
 
 
 def read_ensemble(store: EnsembleDirectory) -> Ensemble:
@@ -162,10 +162,11 @@ def cost_of(trials: Sequence[TrialDirectory]) -> tuple[float, int]:
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
     total = 0
     for trial in trials:
-        size = size_of(trial.best)
+        size = trial.files.size_of(trial.best)
         if size is None:
+            where = trial.files.address(trial.best)
             raise StoreError(
-                f"{shown(trial.best)} is missing: the ensemble could not predict; sweep again, or put it back"
+                f"{where} is missing: the ensemble could not predict; sweep again, or put it back"
             )
         total += size
     return seconds, total

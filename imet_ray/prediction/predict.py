@@ -20,7 +20,7 @@ from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.models.models import Tagger
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import file_digest, read_arrays
-from imet_ray.storage.files import write_arrays
+from imet_ray.storage.files import LOCAL, Files, write_arrays
 from imet_ray.storage.run_directory import TrialDirectory
 
 if TYPE_CHECKING:  # a kernel has no folds
@@ -198,10 +198,11 @@ def _predict_batch(
     return np.asarray(probs.half().cpu().numpy())
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: Predictions, files: Files = LOCAL) -> None:
     """Write an .npz file, atomically."""
     write_arrays(
         path,
+        files,
         ids=predictions.ids,
         probs=predictions.probs,
         checkpoint=np.array(predictions.checkpoint),
@@ -282,5 +283,5 @@ def predict_checkpoint(
     if not np.isfinite(probs).all():
         raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
     seconds = time.monotonic() - started
-    write_predictions(path, Predictions(ids, probs, digest, recipe.views, split.digest, seconds))
+    write_predictions(path, Predictions(ids, probs, digest, recipe.views, split.digest, seconds), trial.files)
     return True

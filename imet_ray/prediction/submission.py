@@ -6,9 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from imet_ray.data.csv_tables import write_table
+from imet_ray.storage.files import LOCAL, Files
 
 
-def write_submission(path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray) -> None:
+def write_submission(
+    path: Path,
+    ids: Sequence[str],
+    label_ids: Sequence[str],
+    decoded: np.ndarray,
+    files: Files = LOCAL,
+) -> None:
     """Write `id,attribute_ids`, one row per picture.
 
     Args:
@@ -19,4 +26,4 @@ def write_submission(path: Path, ids: Sequence[str], label_ids: Sequence[str], d
     assert decoded.shape == (len(ids), len(label_ids))
     assert decoded.any(axis=1).all(), "each picture gets a label"
     names = np.array(label_ids)
-    write_table(path, {"id": ids, "attribute_ids": [" ".join(names[row]) for row in decoded]})
+    write_table(path, {"id": ids, "attribute_ids": [" ".join(names[row]) for row in decoded]}, files)

@@ -100,7 +100,7 @@ def write_events(store: RunDirectory) -> tuple[int, int]:
             raise disk_error(place, error) from error
     if new:
         written |= {trial.spec.trial_id: len(trial.rows) for trial in new}
-        write_json(store.tensorboard_written, written)
+        write_json(store.tensorboard_written, written, store.files)
     return len(new), len(trials)
 
 

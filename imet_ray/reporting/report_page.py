@@ -76,7 +76,7 @@ def write_report(
         pictures=_pictures(ensemble, catalog, test_probs) if test_probs is not None else [],
         judged=catalog.test_labels is not None,
     )
-    write_text(place.report, page)
+    write_text(place.report, page, place.files)
 
 
 def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any
         name: of the ensemble.
         report: `BlendReport.to_dict()`.
     """
-    write_text(place.report, _page(name, ReportData(_metric(report), report)))
+    write_text(place.report, _page(name, ReportData(_metric(report), report)), place.files)
 
 
 def _metric(report: Mapping[str, Any]) -> Metric:

@@ -1,4 +1,4 @@
-"""One driver a run, over a bucket: an object that its holder keeps changing.
+"""One driver per run, over a bucket: an object that its holder keeps changing.
 
 No clocks are compared: whoever would take it watches whether it changes. On one machine a file lock does that job.
 """
@@ -13,11 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage import bucket_mirror as remote
-from imet_ray.storage.object_store import ChangedError
+from imet_ray.storage.object_store import Bucket, ChangedError
 from imet_ray.units import clock
 
 logger = logging.getLogger(__name__)
@@ -28,8 +26,8 @@ LOOK_S = 1.0
 
 
 @contextlib.contextmanager
-def held(path: Path, who: str) -> Iterator[None]:
-    """Hold the run whose lease `path` is the twin of; the caller holds the lock of this machine.
+def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
+    """Hold the run whose lease has that key; the caller holds the lock of this machine.
 
     If another machine takes it meanwhile, for this one was cut off, the main thread is interrupted.
 
@@ -38,16 +36,17 @@ def held(path: Path, who: str) -> Iterator[None]:
     """
     beats = itertools.count()
 
-    def text() -> str:
-        return json.dumps({"driver": who, "host": platform.node(), "beat": f"{next(beats)} {time.time_ns()}"})
+    def text() -> bytes:
+        beat = f"{next(beats)} {time.time_ns()}"
+        return json.dumps({"driver": who, "host": platform.node(), "beat": beat}).encode()
 
     first = text()
     try:
-        version = remote.put_text(path, first, version=_free(path))
+        version = bucket.put(first, key, _free(bucket, key))
     except ChangedError:
-        if remote.read_text(path) != first:
+        if bucket.read(key) != first:
             raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
-        found = remote.head(path)  # ours, and the answer was lost
+        found = bucket.head(key)  # ours, and the answer was lost
         version = found.version if found else ""
     stop = threading.Event()
 
@@ -55,11 +54,11 @@ def held(path: Path, who: str) -> Iterator[None]:
         nonlocal version
         while not stop.wait(BEAT_S):
             try:
-                version = remote.put_text(path, text(), version=version)
+                version = bucket.put(text(), key, version)
             except ChangedError:
-                now = _read(path)
+                now = _read(bucket, key)
                 if now.get("driver") == who and now.get("host") == platform.node():
-                    found = remote.head(path)  # an attempt of ours whose answer was lost
+                    found = bucket.head(key)  # an attempt of ours whose answer was lost
                     version = found.version if found else ""
                     continue
                 logger.error(
@@ -79,13 +78,13 @@ def held(path: Path, who: str) -> Iterator[None]:
         stop.set()
         thread.join()
         with contextlib.suppress(StoreError):
-            if _read(path).get("driver") == who:
-                remote.delete(path)
+            if _read(bucket, key).get("driver") == who:
+                bucket.delete(key)
 
 
-def holder(path: Path) -> str:
+def holder(bucket: Bucket, key: str) -> str:
     """Who holds the run on another machine, as it says, and since when nothing was heard of it; empty: nobody does."""
-    found, said = remote.head(path), _read(path)
+    found, said = bucket.head(key), _read(bucket, key)
     ours = said.get("host") == platform.node()  # it would have this machine's lock, if it lived
     if found is None or not said or ours:
         return ""
@@ -107,19 +106,19 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _free(path: Path) -> str:
+def _free(bucket: Bucket, key: str) -> str:
     """The version of the lease that may be replaced; empty: there is none."""
-    found = remote.head(path)
+    found = bucket.head(key)
     if found is None:
         return ""
-    holder = _read(path)
+    holder = _read(bucket, key)
     if holder.get("host") == platform.node():
         return found.version  # we have this machine's lock, so it is dead
     logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(holder), DEAD_S)
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
         time.sleep(LOOK_S)
-        now = remote.head(path)
+        now = bucket.head(key)
         if now is None:
             return ""
         if now.version != found.version:
@@ -129,9 +128,9 @@ def _free(path: Path) -> str:
     return found.version
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(bucket: Bucket, key: str) -> dict[str, str]:
     with contextlib.suppress(ValueError):
-        found = json.loads(remote.read_text(path) or "{}")
+        found = json.loads(bucket.read(key) or b"{}")
         if isinstance(found, dict):
             return {str(key): str(value) for key, value in found.items()}
     return {}

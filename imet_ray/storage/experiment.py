@@ -102,7 +102,7 @@ def begin(store: RunDirectory, experiment: Experiment) -> None:
             ranges = before.space.ranges.get(variant.name)
             if ranges is not None and ranges != experiment.space.ranges[variant.name]:
                 raise StoreError(f"{store.root} searched variant {variant.name!r} over other ranges: {out}")
-    write_json(store.experiment, experiment.model_dump(mode="json"))
+    write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
-"""Artefacts written: whole or not at all, and first to the bucket, where the run lies in one.
+"""Files of runs: written whole or not at all, on this machine; and `Files`, what else a run asks of where it lies.
 
 Writes go to a temporary name beside the target and are put in place by `os.replace`, so a file that exists is whole.
+Runs in a bucket are `imet_ray.storage.bucket_mirror`, which this module knows nothing of.
 """
 
 import contextlib
 import errno
-import importlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +19,116 @@ import numpy as np
 
 from imet_ray.errors import StoreError
 
-SCHEMES = ("s3", "gs")  # of stores that hold buckets
-FENCED = ("last.pt", "best.safetensors")  # large: an older twin's write may come late
-TOKEN = "writer.token"  # of a trial's directory
+
+class SupersededError(Exception):
+    """Another process has taken over this trial; this one must stop writing and leave quietly."""
 
 
-def url_parts(path: Path) -> tuple[str, ...]:
-    """Scheme, bucket and folders that a path is the local twin of; nothing if it is none."""
-    for i, part in enumerate(path.parts):
-        if part.endswith(":") and part[:-1] in SCHEMES:
-            return part[:-1], *path.parts[i + 1 :]
-    return ()
+@dataclass(frozen=True)
+class Files:
+    """Files that lie on this machine alone. Handed in where a run is opened, and pickled to its workers with it.
+
+    `imet_ray.storage.bucket_mirror.MirroredFiles` is the other implementation.
+    """
+
+    def writing(self, path: Path) -> AbstractContextManager[Path]:
+        """A temporary path beside `path`, put in its place when the block ends well.
+
+        Raises:
+            StoreError: one line, if the disk is full or the place cannot be written.
+            SupersededError: if a newer writer of the trial has written the file.
+        """
+        return writing(path)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def size_of(self, path: Path) -> int | None:
+        """Bytes of a file, on this machine or not; None if there is none."""
+        return path.stat().st_size if path.exists() else None
+
+    def address(self, path: Path) -> str:
+        """The path as the user would type it: a URL, where the file lies in a bucket."""
+        here = Path.cwd()
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+    def read_now(self, path: Path) -> str | None:
+        """The text of a small file as it is now for all machines; None if there is none."""
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    def folders(self, path: Path) -> list[str]:
+        """Names of the folders in a folder."""
+        return sorted(one.name for one in path.glob("*") if one.is_dir())
+
+    def fetch(
+        self,
+        folder: Path,
+        names: Collection[str],
+        *,
+        fenced: Collection[str] = (),
+        listed: Collection[str] = (),
+        owner: bool = False,
+    ) -> set[Path]:
+        """Bring the files of these names, down to two folders below one, to this machine.
+
+        Args:
+            fenced: names of files that only the newest writer may replace, and that is the caller from now on.
+            listed: names of files that are not brought. Which of them lie elsewhere is returned, as their places here.
+            owner: nobody else on this machine writes here. Files that were deleted elsewhere go.
+        """
+        return set()
+
+    def fetch_file(self, path: Path) -> None:
+        """Bring one file."""
+
+    def fetch_log(self, path: Path, target: Path) -> Path:
+        """Bring a file that only grows; where it is now.
+
+        Args:
+            target: where it goes, if it comes from elsewhere. What is there and has more at its end stays.
+        """
+        return path
+
+    def publish(self, path: Path) -> None:
+        """Send a file that was not written through `writing`."""
+
+    @contextlib.contextmanager
+    def leased(self, lease: Path, who: str) -> Iterator[None]:
+        """Keep drivers on other machines away.
+
+        Raises:
+            ConfigError: if one of them lives.
+        """
+        yield
+
+    def leaseholder(self, lease: Path) -> str:
+        """Who drives the run on another machine; empty: nobody does."""
+        return ""
+
+    def write_index(self, folder: Path, names: Collection[str]) -> None:
+        """Make `fetch` of these names fast for a machine that has none of them."""
+
+    def share(self, source: Path, path: Path) -> None:
+        """Give a large file to other machines, if it is not there yet."""
+
+    def copy_shared(self, target: Path, path: Path) -> bool:
+        """Put what another machine shared into place, checked; False if there is none."""
+        return False
+
+    def check_set_aside(self) -> None:
+        """Raise ConfigError where directories cannot be renamed."""
 
 
-def is_twin(path: Path) -> bool:
-    """True if the path is the local twin of an object in a bucket."""
-    return bool(url_parts(path))
-
-
-def shown(path: Path) -> str:
-    """A path as the user gave it: a twin's URL."""
-    if is_twin(path):
-        scheme, *rest = url_parts(path)
-        return f"{scheme}://{'/'.join(rest)}"
-    return str(path)
+LOCAL = Files()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, put in its place when the block ends well.
-
-    Raises:
-        StoreError: one line, if the disk is full or the place cannot be written.
-    """
+    """`Files.writing` on this machine."""
     with beside(path) as temporary:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if is_twin(path):
-            _publish(temporary, path)
+        sync(temporary)
         os.replace(temporary, path)
 
 
@@ -77,60 +150,36 @@ def beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove(path: Path) -> None:
-    """Delete an artefact, if it is there; in the bucket, too."""
-    if is_twin(path):
-        remote().delete(path)
-    path.unlink(missing_ok=True)
-
-
-def size_of(path: Path) -> int | None:
-    """Bytes of an artefact, here or in the bucket; None if there is none."""
-    if is_twin(path):
-        found = remote().head(path)
-        return found.size if found else None
-    return path.stat().st_size if path.exists() else None
-
-
-def _publish(source: Path, path: Path) -> None:
-    token = path.with_name(TOKEN) if path.name in FENCED else None
-    if not remote().publish(source, path, token=token):
-        raise SupersededError(str(path.parent))
-
-
-def remote() -> Any:
-    """`storage.bucket_mirror`: by a name made here, so that a kernel, which has no bucket, is built without it."""
-    return importlib.import_module("imet_ray" + ".storage.bucket_mirror")
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def disk_error(path: Path, error: OSError) -> StoreError:
-    """The one line for an artefact that could not be written."""
+    """The one line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"disk full while writing {path}: free some space, then run the same command")
     return StoreError(f"cannot write {path}: {error.strerror or error}")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, files: Files = LOCAL) -> None:
     """Write a whole text file, atomically."""
-    with writing(path) as temporary:
+    with files.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, files: Files = LOCAL) -> None:
     """Write JSON that a person can read, atomically. NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", files)
 
 
-def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+def write_json_lines(path: Path, rows: list[dict[str, Any]], files: Files = LOCAL) -> None:
+    """Write one JSON object per line, atomically."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), files)
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Path, files: Files = LOCAL, **arrays: np.ndarray) -> None:
     """Write an .npz file, atomically."""
-    with writing(path) as temporary, temporary.open("wb") as file:
+    with files.writing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-class SupersededError(Exception):
-    """Another process has taken over this trial; this one must stop writing and leave quietly."""

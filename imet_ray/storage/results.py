@@ -73,7 +73,7 @@ def another_trial(trial: TrialDirectory) -> StoreError:
 
 def write_result(trial: TrialDirectory, result: TrialResult) -> None:
     """Mark the trial as done."""
-    write_json(trial.result, result.model_dump(mode="json"))
+    write_json(trial.result, result.model_dump(mode="json"), trial.files)
 
 
 def read_spec(trial: TrialDirectory) -> TrialSpec:

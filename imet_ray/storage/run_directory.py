@@ -1,21 +1,20 @@
 """Where artefacts lie: the only module that makes their paths.
 
-A trial's `result.json` is written last: it means that the trial is done. A run may lie in a bucket: its directory
-here is then a twin (`imet_ray.storage.bucket_mirror`), whose files go to the bucket before they are put in place. How
-files are written is `imet_ray.storage.files`, how they are read back `imet_ray.storage.checked_read`.
+A trial's `result.json` is written last: it means that the trial is done. How files are written, and where they lie,
+is `imet_ray.storage.files`; how they are read back is `imet_ray.storage.checked_read`.
 """
 
 import contextlib
-import importlib
 import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from imet_ray.storage.files import FENCED, TOKEN, SupersededError, is_twin, remote, write_text
+from imet_ray.storage.files import LOCAL, Files, SupersededError, write_text
 
+FENCED = ("last.pt", "best.safetensors")  # large: an older writer's write may come late
+TOKEN = "writer.token"  # of a trial's directory
 SMALL = (
     "experiment.json",
     "folds.csv",
@@ -34,6 +33,7 @@ class RunDirectory:
     """One run directory: `runs/<name>`."""
 
     root: Path
+    files: Files = LOCAL
 
     @property
     def experiment(self) -> Path:
@@ -76,87 +76,69 @@ class RunDirectory:
         return self.root / "studies.id"
 
     @property
-    def packs(self) -> Path | None:
-        """Where the nodes share packed pictures, if the run lies in a bucket: beside all runs there."""
-        return self.root.parent / "_packs" if is_twin(self.root) else None  # no run's name begins so
+    def packs(self) -> "SharedPacks":
+        return SharedPacks(self.root.parent / "_packs", self.files)  # no run's name begins so
 
     def fetch(self, *, owner: bool = False) -> set[Path]:
-        """Where the run lies in a bucket: bring what is small, of all trials at once.
+        """Bring what is small, of all trials at once, to this machine.
 
-        Returns what stays there of out-of-fold predictions, as their places here.
+        Returns which out-of-fold predictions stay elsewhere, as their places here.
 
         Args:
-            owner: we drive the run. Then the journal comes, too, and what the bucket lacks goes.
+            owner: we drive the run. Then the journal comes, too, and what was deleted elsewhere goes.
         """
-        if not is_twin(self.root):
-            return set()
-        there: set[Path] = remote().fetch(self.root, SMALL, listed=("oof.npz",), owner=owner)
+        elsewhere = self.files.fetch(self.root, SMALL, listed=("oof.npz",), owner=owner)
         if owner:
-            remote().fetch_log(self.journal, self.journal)
-        return there
+            self.files.fetch_log(self.journal, self.journal)
+        return elsewhere
 
-    def fetch_seen(self, *, live: bool) -> Path:
-        """The studies for who only looks: the journal, or where it lies in a bucket a copy, for a driver's is its own.
-
-        Args:
-            live: the copy is being read, and only grows.
-        """
-        if not is_twin(self.root):
-            return self.journal
-        seen = self.root / "studies.seen"
-        remote().fetch_log(self.journal, seen, live=live)
-        return seen
+    def fetch_seen(self) -> Path:
+        """The studies for who only looks: the journal, or a copy where it lies elsewhere, for a driver's is its own."""
+        return self.files.fetch_log(self.journal, self.root / "studies.seen")
 
     def publish_journal(self) -> None:
-        """Send the studies to the bucket, where the run lies in one."""
-        if is_twin(self.root) and self.journal.exists():
-            remote().publish(self.journal, self.journal)
+        """Let other machines see the studies as they are."""
+        if self.journal.exists():
+            self.files.publish(self.journal)
 
     @contextlib.contextmanager
     def leased(self, who: str) -> Iterator[None]:
-        """Where the run lies in a bucket: keep drivers on other machines away, and bring what they left.
+        """Keep drivers on other machines away, and bring what they left.
 
         Raises:
             ConfigError: if one of them lives.
         """
-        if not is_twin(self.root):
-            yield
-            return
-        with _leases().held(self.lease, who):
+        with self.files.leased(self.lease, who):
             self.fetch(owner=True)
             yield
-            remote().write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
+            self.files.write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
 
     def leaseholder(self) -> str:
-        """Who drives a run in a bucket on another machine; empty: nobody does, or it lies in none."""
-        holder: str = _leases().holder(self.lease) if is_twin(self.root) else ""
-        return holder
+        """Who drives the run on another machine; empty: nobody does."""
+        return self.files.leaseholder(self.lease)
 
     def trial(self, trial_id: str) -> "TrialDirectory":
-        return TrialDirectory(self.root / "trials" / trial_id)
+        return TrialDirectory(self.root / "trials" / trial_id, self.files)
 
     def trials(self) -> list["TrialDirectory"]:
         """All trials that were ever started here, by id."""
-        return [TrialDirectory(path) for path in sorted(self.root.glob("trials/*")) if path.is_dir()]
+        paths = sorted(self.root.glob("trials/*"))
+        return [TrialDirectory(path, self.files) for path in paths if path.is_dir()]
 
     def begun_trials(self) -> list["TrialDirectory"]:
         """Those of them that got as far as writing their spec."""
         return [trial for trial in self.trials() if trial.spec.exists()]
 
     def ensemble(self, name: str) -> "EnsembleDirectory":
-        return EnsembleDirectory(self.root / "ensembles" / name)
-
-
-def _leases() -> Any:
-    """`imet_ray.storage.driver_lease`, likewise not part of a kernel."""
-    return importlib.import_module("imet_ray" + ".storage.driver_lease")
+        return EnsembleDirectory(self.root / "ensembles" / name, self.files)
 
 
 @dataclass(frozen=True)
 class TrialDirectory:
-    """One trial's directory. Its writer holds a token: an older twin that lost it is told so."""
+    """One trial's directory. Its writer holds a token: an older writer that lost it is told so."""
 
     root: Path
+    files: Files = LOCAL
 
     @property
     def trial_id(self) -> str:
@@ -199,28 +181,22 @@ class TrialDirectory:
         return self.root / TOKEN
 
     def fetch(self, *paths: Path) -> None:
-        """Where the run lies in a bucket: bring these of the trial's files."""
-        if is_twin(self.root):
-            remote().fetch(self.root, [path.name for path in paths])
+        """Bring these of the trial's files to this machine."""
+        self.files.fetch(self.root, [path.name for path in paths])
 
     def fetch_all(self) -> None:
         """The same, of all that a trial goes on from; for its writer, who may be on another node than the last one."""
-        if is_twin(self.root):
-            remote().fetch(self.root, WRITERS, fenced=FENCED, owner=True)
+        self.files.fetch(self.root, WRITERS, fenced=FENCED, owner=True)
 
     def acquire(self) -> str:
         """Become the writer of this directory; whoever was it before is superseded."""
         token = secrets.token_hex(8)
-        write_text(self.token, token)
+        write_text(self.token, token, self.files)
         return token
 
     def check(self, token: str) -> None:
         """Raise `SupersededError` if another writer has taken over since `acquire` gave `token`."""
-        if is_twin(self.root):
-            now = remote().read_text(self.token)
-        else:
-            now = self.token.read_text(errors="replace") if self.token.is_file() else None
-        if now != token:
+        if self.files.read_now(self.token) != token:
             raise SupersededError(str(self.root))
 
 
@@ -229,6 +205,7 @@ class EnsembleDirectory:
     """One frozen ensemble's directory."""
 
     root: Path
+    files: Files = LOCAL
 
     @property
     def ensemble(self) -> Path:
@@ -270,11 +247,17 @@ class Cache:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
 
 
-def copy_pack(path: Path, shared: Path) -> bool:
-    """Copy a whole pack from the bucket, checked by its sha256; False if none is there."""
-    return bool(remote().copy_checked(path, shared / path.name))
+@dataclass(frozen=True)
+class SharedPacks:
+    """Packed images that the nodes of a cluster give each other, where the runs lie in a bucket."""
 
+    root: Path
+    files: Files
 
-def share_pack(path: Path, shared: Path) -> None:
-    """Put a whole pack into the bucket, if it is not there yet."""
-    remote().share_checked(path, shared / path.name)
+    def copy(self, path: Path) -> bool:
+        """Put a pack that another node shared into place, checked; False if there is none."""
+        return self.files.copy_shared(path, self.root / path.name)
+
+    def share(self, path: Path) -> None:
+        """Give a whole pack to the other nodes, if they have none yet."""
+        self.files.share(path, self.root / path.name)

@@ -1,58 +1,69 @@
-"""The folder that all runs lie in, here or in a bucket: its newest run, one by name, a name made free."""
+"""The folder that all runs lie in, here or in a bucket."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from imet_ray.errors import ConfigError
-from imet_ray.storage.files import SCHEMES, is_twin, remote, shown
+from imet_ray.storage.bucket_mirror import MirroredFiles
+from imet_ray.storage.files import LOCAL, Files
 from imet_ray.storage.run_directory import Cache, RunDirectory
 
 
-def runs_at(runs: str, cache: Cache) -> Path:
-    """Where the runs lie on this machine, of a path or a URL such as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
+@dataclass(frozen=True)
+class Runs:
+    """The folder that all runs lie in."""
+
+    root: Path  # on this machine, as the user gave it
+    files: Files = LOCAL
+
+    def run(self, name: str) -> RunDirectory:
+        """The run of that name, which need not exist."""
+        return RunDirectory((self.root / name).resolve(), self.files)
+
+    def address(self, name: str) -> str:
+        """The run as the user would type it."""
+        return self.files.address(self.root / name)
+
+    def open(self, name: str | None) -> RunDirectory:
+        """The run of that name; else the one whose experiment was written last. What is small of it is brought here.
+
+        Raises:
+            ConfigError: if there is none, naming those that exist.
+        """
+        if name is not None:
+            found = self.run(name)
+            found.fetch()
+            if found.experiment.exists():
+                return found
+            known = ", ".join(sorted(begun.root.name for begun in self._begun())) or "none yet"
+            where = self.files.address(self.root)
+            raise ConfigError(f"no run {name!r} in {where}: choose one of: {known}")
+        begun = self._begun()
+        if not begun:
+            where = self.files.address(self.root)
+            raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
+        newest = max(begun, key=lambda run: run.experiment.stat().st_mtime)
+        newest.fetch()
+        return newest
+
+    def _begun(self) -> list[RunDirectory]:
+        found = [self.run(name) for name in self.files.folders(self.root)]
+        for run in found:
+            self.files.fetch_file(run.experiment)
+        return [run for run in found if run.experiment.exists()]
+
+
+def runs_at(where: str, cache: Cache) -> Runs:
+    """The runs at a path, or at a URL such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER.
 
     Raises:
         ConfigError: for a URL that is none, or that holds a password.
     """
-    if runs.partition("://")[0] in SCHEMES:
-        path: Path = remote().local_twin(runs, cache.root)
-        return path
-    if "://" in runs:
-        raise ConfigError(f"--runs takes a path, s3:// or gs://, not {runs.partition('://')[0][:40]}://")
-    return Path(runs)
-
-
-def newest_run(runs: Path) -> RunDirectory:
-    """The run in `runs` whose experiment was written last.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if is_twin(runs):
-        for name in remote().folders(runs):
-            RunDirectory(runs / name).root.mkdir(parents=True, exist_ok=True)
-            remote().fetch_one(RunDirectory(runs / name).experiment)
-    found = sorted(_begun(runs), key=lambda store: store.experiment.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"no run in {shown(runs)}: start one with `python launch.py --sweep`")
-    store = found[-1]
-    store.fetch()
-    return store
-
-
-def open_run(runs: Path, name: str) -> RunDirectory:
-    """The run called `name`.
-
-    Raises:
-        ConfigError: if there is none, naming those that exist.
-    """
-    store = RunDirectory(runs / name)
-    store.fetch()
-    if not store.experiment.exists():
-        names = remote().folders(runs) if is_twin(runs) else [begun.root.name for begun in _begun(runs)]
-        known = ", ".join(sorted(names)) or "none yet"
-        raise ConfigError(f"no run {name!r} in {shown(runs)}: choose one of: {known}")
-    return store
+    if "://" not in where:
+        return Runs(Path(where))
+    files = MirroredFiles.of(where, cache.root)
+    return Runs(files.root, files)
 
 
 def set_aside(root: Path) -> Path:
@@ -60,7 +71,3 @@ def set_aside(root: Path) -> Path:
     kept = root.with_name(f"{root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     root.rename(kept)
     return kept
-
-
-def _begun(runs: Path) -> list[RunDirectory]:
-    return [store for path in runs.glob("*") if (store := RunDirectory(path)).experiment.exists()]

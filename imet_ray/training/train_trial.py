@@ -84,7 +84,7 @@ def _begin(spec: TrialSpec, trial: TrialDirectory, team: Team) -> tuple[TrialRes
     if result is not None:
         return result, ""
     token = trial.acquire()
-    write_json(trial.spec, spec.model_dump(mode="json"))
+    write_json(trial.spec, spec.model_dump(mode="json"), trial.files)
     return (_finished(trial) if team.size > 1 else None), token  # what an older writer wrote until now
 
 
@@ -93,7 +93,7 @@ def _too_large(spec: TrialSpec, trial: TrialDirectory) -> TrialResult | None:
     splits = batch_splits(trial)
     if splits == MAX_SPLITS:
         return _failed(spec, trial, f"out of GPU memory, even with each batch in {splits} parts")
-    write_json(trial.splits, 2 * splits)
+    write_json(trial.splits, 2 * splits, trial.files)
     return None
 
 

@@ -25,7 +25,7 @@ from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights,
 from imet_ray.models.models import Tagger, build_model, train_mode
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import file_digest, read_json
-from imet_ray.storage.files import remove, write_json_lines
+from imet_ray.storage.files import write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import Hardware, SplitError
@@ -252,7 +252,7 @@ class Trainer:
                 threshold=metrics["threshold"],
             )
             if self.team.leads:
-                save_weights(self.trial.best, self._kept_model(), info)
+                save_weights(self.trial.best, self._kept_model(), info, self.trial.files)
             self.team.wait()  # the others may read it now
             if not self.team.leads:
                 self.trial.fetch(self.trial.best)
@@ -275,8 +275,8 @@ class Trainer:
                 "best": vars(self.best) if self.best is not None else None,
                 "history": self.history,
             }
-            save_state(self.trial.last, state)
-        write_json_lines(self.trial.metrics, self.history)
+            save_state(self.trial.last, state, self.trial.files)
+        write_json_lines(self.trial.metrics, self.history, self.trial.files)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.epoch = state["epoch"]
@@ -306,7 +306,7 @@ class Trainer:
         if self.team.leads:
             self.trial.check(self.token)
             write_result(self.trial, result)
-            remove(self.trial.last)  # a finished trial never goes on
+            self.trial.files.remove(self.trial.last)  # a finished trial never goes on
         return result
 
     def _kept_model(self) -> Tagger:

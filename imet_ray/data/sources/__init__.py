@@ -5,7 +5,6 @@ from pathlib import Path
 
 from imet_ray.data.sources import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
-from imet_ray.storage.files import SCHEMES
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2
@@ -15,8 +14,8 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     """The directory of a data set, made or fetched now if it is not there.
 
     Args:
-        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, or a
-            directory.
+        data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, a URL such as s3://BUCKET/FOLDER, or
+            a directory.
         cache: where generated and fetched data sets are kept.
         source: openclipart's unpacked packages.
 
@@ -31,7 +30,7 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
         root = folder / f"demo-{VERSION}-{tag}"
         demo.generate(root, workers=WORKERS, **given)  # type: ignore[arg-type]
         return root
-    if data.partition("://")[0] in SCHEMES:
+    if "://" in data:
         from imet_ray.data.sources import bucket
 
         return bucket.fetch(data, folder)

@@ -1,7 +1,7 @@
 """A data directory in a bucket, brought to this machine once: what is here and has not changed there stays.
 
 The folder's manifest says which version of each object lies here; it is written when all have come, so that an
-interrupted fetch goes on with what is missing. Each node needs the pictures only to pack them, and packs are copied
+interrupted fetch goes on with what is missing. A node needs the images only to pack them, and packs are copied
 (`imet_ray.storage.bucket_mirror`), so usually one machine fetches.
 """
 
@@ -19,10 +19,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from imet_ray.errors import ConfigError, DataError
-from imet_ray.storage.bucket_mirror import local_twin, md5_of
 from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.files import disk_error, shown, url_parts, write_json
-from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket
+from imet_ray.storage.files import disk_error, write_json
+from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket, split_url
 
 logger = logging.getLogger(__name__)
 
@@ -33,57 +32,47 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
     """Make a directory below `folder` what the bucket has; processes that ask at once share one fetch.
 
     Args:
-        url: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
+        url: such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER.
         progress: draw a bar, if stderr is a terminal.
 
     Raises:
         ConfigError: for a URL that is none, or where nothing lies.
         StoreError: if the bucket does not answer, or the disk is full.
     """
-    place = local_twin(url, Path("/"))  # checks it
-    scheme, name, *parts = url_parts(place)
+    scheme, name, parts = split_url(url)
+    url = f"{scheme}://{'/'.join((name, *parts))}"
     bucket, prefix = open_bucket(scheme, name), "".join(f"{part}/" for part in parts)
-    tag = hashlib.sha256(shown(place).encode()).hexdigest()[:8]
-    root = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', (parts or [name])[-1])[-40:]}-{tag}"
+    tag = hashlib.sha256(url.encode()).hexdigest()[:8]
+    root = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', (parts or (name,))[-1])[-40:]}-{tag}"
     with _alone(root):
         wanted = _wanted(bucket, prefix)
         if not wanted:
-            raise ConfigError(
-                f"nothing lies at {shown(place)}: give the folder that has train.csv and train/ in it"
-            )
+            raise ConfigError(f"nothing lies at {url}: give the folder that has train.csv and train/ in it")
         known = read_json(root / MANIFEST) if (root / MANIFEST).exists() else {}
         late = {path: e for path, e in wanted.items() if not _have(root / path, e, known.get(path))}
         if late:
             _bring(bucket, root, late, progress)
         for path in known.keys() - wanted.keys():  # deleted there
             (root / path).unlink(missing_ok=True)
-        now = {path: entry.version for path, entry in wanted.items()}
+        now = {path: entry.tag for path, entry in wanted.items()}
         if now != known:
             write_json(root / MANIFEST, now)
     return root
 
 
 def _wanted(bucket: Bucket, prefix: str) -> dict[str, Entry]:
-    """Objects by their path in the folder; keys that name no path below it are refused."""
-    found = {}
-    for entry in bucket.listing(prefix):
-        inside = entry.key[len(prefix) :]
-        if not inside or inside.endswith("/"):  # an empty folder, as consoles make them
-            continue
-        path = PurePosixPath(inside)
-        if str(path) != inside or path.is_absolute() or ".." in path.parts or "\0" in inside:
-            raise DataError(f"the bucket has a key that is no path: {inside[:80]!r}: rename it")
-        found[inside] = entry
-    return found
+    """Objects by their path in the folder."""
+    found = {entry.key.removeprefix(prefix): entry for entry in bucket.listing(prefix)}
+    folders = {str(folder) for path in found for folder in PurePosixPath(path).parents}
+    # consoles make an empty object per folder, whose key lost its slash
+    return {path: entry for path, entry in found.items() if entry.size or path not in folders}
 
 
-def _have(path: Path, entry: Entry, version: str | None) -> bool:
+def _have(path: Path, entry: Entry, tag: str | None) -> bool:
+    if tag is None:  # without a manifest, after an interrupted fetch
+        return entry.matches(path)
     with contextlib.suppress(OSError):
-        # without a manifest, after an interrupted fetch, the bytes tell
-        if path.stat().st_size == entry.size:
-            if version is not None:
-                return version == entry.version
-            return bool(entry.md5) and md5_of(path) == entry.md5
+        return tag == entry.tag and path.stat().st_size == entry.size
     return False
 
 
@@ -95,10 +84,12 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry], progress: bool) -
         temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not bucket.get(entry.key, temporary, entry.size):
+            found = bucket.get(entry.key, temporary, entry.size)
+            if found is None:
                 raise DataError(f"{entry.key} was deleted while it was fetched: run the same command again")
-            if temporary.stat().st_size != entry.size or (entry.md5 and md5_of(temporary) != entry.md5):
+            if found.tag != entry.tag:
                 raise DataError(f"{entry.key} changed while it was fetched: run the same command again")
+            os.utime(temporary, (entry.modified, entry.modified))
             os.replace(temporary, path)
         except OSError as error:
             raise disk_error(path, error) from error
