@@ -64,9 +64,10 @@ def test_a_trial_runs_while_epochs_come_and_is_silent_after(store, make_spec):
     status = Watcher(store).look()
     assert status.count("runs") == 1
     assert (
-        "runs     c fold 0: epoch 1 of 3, F2 0.4321, 50 images/s on node7, heard of 0:00 ago" in status.text()
+        "runs     c fold 0: epoch 1 of 3, F2 0.4321, 50 images/s on node7, last written 0:00 ago"
+        in status.text()
     )
-    assert status.left_s is not None
+    assert status.remaining_s is not None
     unfinished(store, spec, [ROW], ago=SILENT_S + 5)
     assert Watcher(store).look().count("silent") == 1
     unfinished(store, spec, [ROW | {"seconds": 600.0}], ago=SILENT_S + 5)  # long epochs

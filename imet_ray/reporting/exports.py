@@ -1,6 +1,6 @@
 """A run's ended trials for other tools, each written once: TensorBoard's event files, MLflow's runs.
 
-Each tool is one entry of EXPORTERS. It is told settings, curves and the end of each trial, from the store alone.
+Each tool is one entry of EXPORTERS. It gets settings, curves and the end of each trial, read from the run's directory.
 """
 
 import logging
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 NOT_CURVES = {"epoch", "at", "host"}  # keys of metrics.jsonl that are not figures
-HALF = ".half"  # of a directory that is being written; TensorBoard may see it for a moment
+HALF = ".half"  # ends the name of a directory that is being written; TensorBoard may see it for a moment
 URI = "MLFLOW_TRACKING_URI"
 TRIAL, EPOCHS = "imet_ray.trial_id", "imet_ray.epochs"  # tags by which MLflow's runs are known again
 MOST = 1000  # metrics that MLflow takes at a time, and runs that it lists at a time
@@ -62,7 +62,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 def settings(spec: TrialSpec) -> dict[str, str | int | float | bool]:
-    """All that decides a trial, by name; what is not set is left out, and lists are one text."""
+    """All that decides a trial, by name. What is not set is left out; a list becomes one text."""
     found: dict[str, str | int | float | bool] = {"variant": spec.variant.name, "fold": spec.fold}
     for key, value in (spec.recipe.model_dump(mode="json", exclude={"name"}) | {"seed": spec.seed}).items():
         if value is not None:
@@ -133,13 +133,13 @@ def serve_tensorboard(store: RunDirectory, port: int) -> str:
 def log_runs(store: RunDirectory) -> tuple[int, int]:
     """Log each trial as a run of an MLflow experiment. See `Exporter.write`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else it calls its makers once imported
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # else a server that is away takes minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # else a server that is down takes minutes
     try:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError:
         raise missing("mlflow") from None
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each table that it makes
     trials = ended_trials(store)
     try:
         client = MlflowClient(os.environ.get(URI) or local_uri(store))
@@ -169,7 +169,7 @@ def local_uri(store: RunDirectory) -> str:
 
 
 def _logged_runs(client: "MlflowClient", experiment: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """By trial: the run's id, and what of the trial it holds; nothing while it is half written."""
+    """For each trial its run's id and what the run holds of it: nothing while it is half written."""
     token = None
     while True:
         page = client.search_runs([experiment], max_results=MOST, page_token=token)
@@ -185,7 +185,7 @@ def _logged_runs(client: "MlflowClient", experiment: str) -> Iterator[tuple[str,
 def _log_run(client: "MlflowClient", experiment: str, trial: TrialStatus) -> None:
     from mlflow.entities import Metric, Param
 
-    spec, end = trial.spec, round(1000 * trial.heard)
+    spec, end = trial.spec, round(1000 * trial.written_at)
     tags = {TRIAL: spec.trial_id, EPOCHS: f"{len(trial.rows)} {trial.state}", "state": trial.state}
     if trial.reason:
         tags["mlflow.note.content"] = trial.reason
@@ -194,7 +194,7 @@ def _log_run(client: "MlflowClient", experiment: str, trial: TrialStatus) -> Non
     ).info.run_id
     params = [Param(key, str(value)) for key, value in settings(spec).items()]
     metrics = [
-        Metric(name, value, round(1000 * row.get("at", trial.heard)), row["epoch"])
+        Metric(name, value, round(1000 * row.get("at", trial.written_at)), row["epoch"])
         for row in trial.rows
         for name, value in scalars(row).items()
     ]

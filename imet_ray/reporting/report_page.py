@@ -90,9 +90,9 @@ def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any
 
 
 def _metric(report: Mapping[str, Any]) -> Metric:
-    """What the blend was judged by, which it tells by its title or its name."""
-    told = report.get("metric", "f2")
-    return next(metric for name, metric in METRICS.items() if told in (name, metric.title))
+    """What the blend was judged by; the report has its title or its name, one of an earlier version neither."""
+    known = report.get("metric", "f2")
+    return next(metric for name, metric in METRICS.items() if known in (name, metric.title))
 
 
 def _page(

@@ -1,4 +1,4 @@
-"""How far a run is, from its directory alone: for anyone who sees the store, while it runs or after.
+"""How far a run is, read from its directory alone, while it runs or after.
 
 Needs no Ray and no Optuna, holds no lock, and writes nothing. A trial runs while its epochs keep coming.
 """
@@ -21,23 +21,23 @@ from imet_ray.units import clock
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")
 ENDED = ("complete", "stopped", "failed")
-SILENT_S = 120.0  # without an epoch
-SILENT_EPOCHS = 4.0  # times its own seconds an epoch, where these are long
+SILENT_S = 120.0  # without an epoch: the trial is silent
+SILENT_EPOCHS = 4.0  # the same in its own epochs, where these are long
 
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """One trial. Rows of metrics.jsonl: one per epoch."""
+    """One trial as its files say."""
 
     spec: TrialSpec
     state: State
-    rows: list[dict[str, Any]]  # of metrics.jsonl
+    rows: list[dict[str, Any]]  # of metrics.jsonl, one per epoch
     reason: str
-    heard: float  # when it was last written to: time.time()
+    written_at: float  # when its files were last written: time.time()
 
     @property
     def seconds(self) -> float:
-        """Trained so far."""
+        """Seconds of training and evaluation so far."""
         return float(sum(row["seconds"] + row.get("evaluate_s", 0.0) for row in self.rows))
 
     @property
@@ -56,7 +56,7 @@ class Status:
     leaderboard: list[Standing]
     out_of_fold: int  # checkpoints predicted
     ensembles: list[str]
-    driver: str  # who drives it; empty: nobody that is seen from here
+    driver: str  # the process that drives it; empty: none is seen from here
     unreadable: list[str]
     now: float
 
@@ -79,27 +79,27 @@ class Status:
         return [variant.name for variant in self.experiment.space.variants]
 
     @property
-    def wanted(self) -> int:
+    def total(self) -> int:
         """Trials that the whole sweep takes, if none fails."""
         space = self.experiment.space
         searching = space.trials_per_variant * len(space.search_folds)
         return len(space.variants) * (searching + space.n_folds - len(space.search_folds))
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds that training will take yet, at the pace and the number of trials at once of now."""
+    def remaining_s(self) -> float | None:
+        """Seconds of training that remain, if as many trials go on at once at their present pace."""
         running = [trial for trial in self.trials if trial.state == "runs"]
         ended = [trial for trial in self.trials if trial.state == "complete" and trial.seconds]
         if not running or not ended:
             return None
         mean = sum(trial.seconds for trial in ended) / len(ended)
-        waiting = max(0, self.wanted - len(self.trials) + self.count("silent"))
+        waiting = max(0, self.total - len(self.trials) + self.count("silent"))
         rest = sum(max(0.0, mean - trial.seconds) for trial in running)
         return (waiting * mean + rest) / len(running)
 
     @property
     def phase(self) -> str:
-        """What is done now, or would be done next."""
+        """The stage that runs now, or would run next."""
         space = self.experiment.space
         whole = sum(standing.whole for standing in self.leaderboard)
         if self.over:
@@ -110,12 +110,12 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """True if it was blended, and nothing is being trained."""
+        """True if the run is blended and nothing is being trained."""
         return bool(self.ensembles) and not self.running()
 
     @property
-    def driven_by(self) -> str:
-        """Who drives it, and what to do if nobody does."""
+    def driver_text(self) -> str:
+        """Who drives the run, and what to do if nobody does."""
         return self.driver or f"none is seen from here{'' if self.over else ': the same command continues'}"
 
     def counts_text(self) -> str:
@@ -125,11 +125,13 @@ class Status:
 
     def text(self) -> str:
         """For a terminal."""
-        left = f"; training takes about {clock(self.left_s)} more" if self.left_s is not None else ""
+        left = (
+            f"; training takes about {clock(self.remaining_s)} more" if self.remaining_s is not None else ""
+        )
         lines = [
             f"{self.name}: {self.phase}",
-            f"driver   {self.driven_by}",
-            f"trials   {self.counts_text()}; {self.wanted} in all{left}",
+            f"driver   {self.driver_text}",
+            f"trials   {self.counts_text()}; {self.total} in all{left}",
         ]
         if self.leaderboard:
             width = max(len(standing.variant) for standing in self.leaderboard)
@@ -140,7 +142,7 @@ class Status:
                 + hparams_text(standing)
             )
         for trial in self.running():
-            lines.append(f"{trial.state:<8} {self.told(trial)}")
+            lines.append(f"{trial.state:<8} {self.describe(trial)}")
         for trial in self.trials:
             if trial.state == "failed":
                 lines.append(f"failed   {trial.spec.variant.name} fold {trial.spec.fold}: {trial.reason}")
@@ -148,23 +150,23 @@ class Status:
         return "\n".join(lines)
 
     def running(self) -> list[TrialStatus]:
-        """Those that run, and those that should."""
+        """Trials that run, and silent ones, which should."""
         return [trial for trial in self.trials if trial.state in ("runs", "silent")]
 
-    def told(self, trial: TrialStatus) -> str:
-        """One trial that is not done, in a line."""
+    def describe(self, trial: TrialStatus) -> str:
+        """One trial that has not ended, in a line."""
         last = trial.rows[-1] if trial.rows else {}
         best = f", {self.score} {trial.best:.4f}" if trial.best is not None else ""
         host = f" on {last['host']}" if "host" in last else ""
         rate = f", {last['images_per_s']:.0f} images/s" if last else ""
-        ago = f", heard of {clock(self.now - trial.heard)} ago"
+        ago = f", last written {clock(self.now - trial.written_at)} ago"
         epoch = f"epoch {len(trial.rows)} of {trial.spec.recipe.epochs}"
         return f"{trial.spec.variant.name} fold {trial.spec.fold}: {epoch}{best}{rate}{host}{ago}"
 
 
 @dataclass
 class Watcher:
-    """Looks at a run again and again; what is done is read once."""
+    """Looks at a run again and again; a trial that has ended is read once."""
 
     store: RunDirectory
     ended: dict[str, TrialStatus] = field(default_factory=dict)
@@ -176,7 +178,7 @@ class Watcher:
             StoreError: if there is no run, or its experiment is damaged.
         """
         store, now = self.store, time.time()
-        away = store.fetch()
+        elsewhere = store.fetch()
         found, unreadable = self.trials(now)
         experiment = read_experiment(store)
         oofs = [store.trial(trial.spec.trial_id).oof for trial in found]
@@ -185,7 +187,7 @@ class Watcher:
             experiment=experiment,
             trials=found,
             leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
-            out_of_fold=sum(oof.exists() or oof in away for oof in oofs),
+            out_of_fold=sum(oof.exists() or oof in elsewhere for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
             driver=_driver(store) or store.leaseholder(),
             unreadable=unreadable,
@@ -193,7 +195,7 @@ class Watcher:
         )
 
     def trials(self, now: float) -> tuple[list[TrialStatus], list[str]]:
-        """All trials as they are here now, and what of them cannot be read."""
+        """All trials as they are here now, and those that cannot be read, with the reason."""
         found: list[TrialStatus] = []
         unreadable: list[str] = []
         for trial in self.store.begun_trials():
@@ -220,12 +222,13 @@ def status_of(trial: TrialDirectory, now: float) -> TrialStatus:
     spec, result, rows = read_spec(trial), read_result(trial), read_json_lines(trial.metrics)
     rows = [{"score": row.get("f2"), **row} for row in rows]  # earlier versions wrote `f2`
     newest = trial.metrics if rows else trial.spec
-    heard = newest.stat().st_mtime
-    return TrialStatus(spec, _state(result, rows, now - heard), rows, result.reason if result else "", heard)
+    written_at = newest.stat().st_mtime
+    state = _state(result, rows, now - written_at)
+    return TrialStatus(spec, state, rows, result.reason if result else "", written_at)
 
 
 def ended_trials(store: RunDirectory) -> list[TrialStatus]:
-    """Those that have a result, by id; a stopped one that was promoted has none until it is complete."""
+    """Trials that have a result, by id. A stopped trial that was promoted has none until it is complete."""
     store.fetch()
     found, _ = Watcher(store).trials(time.time())
     return [trial for trial in found if trial.state in ENDED]
@@ -241,12 +244,12 @@ def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: 
 def _standings(store: RunDirectory, variants: Sequence[str]) -> list[Standing]:
     try:
         return standings(store, variants)
-    except StoreError:  # a damaged trial, which is told of
+    except StoreError:  # a damaged trial: it is listed as unreadable
         return []
 
 
 def _driver(store: RunDirectory) -> str:
-    """Who holds the run's lock, as it says; asked without waiting."""
+    """Who holds the run's lock, as the lock file says; does not wait."""
     try:
         with store.driver_lock.open() as file:
             try:

@@ -33,10 +33,10 @@ def status_page(status: Status) -> str:
     shared = {name: FIGURES[name] for name in ("curves", "leaderboard")}
     return render(
         "status.html.j2",
-        title=f"{status.name}: {status.ended:,} of {status.wanted:,} trials",
+        title=f"{status.name}: {status.ended:,} of {status.total:,} trials",
         refresh_s=REFRESH_S,
         status=status,
-        left=clock(status.left_s) if status.left_s is not None else "",
+        left=clock(status.remaining_s) if status.remaining_s is not None else "",
         sections=draw_sections({"bars": _bars}, status) + draw_sections(shared, data),
     )
 
@@ -78,8 +78,8 @@ def _bars(status: Status) -> Section | None:
     placed = []
     for trial in sorted(trials, key=_began):
         host, start = str(trial.rows[-1].get("host", "")), _began(trial)
-        end = status.now if trial.state == "runs" else trial.heard
-        free = [i for i, (whose, since) in enumerate(lanes) if whose == host and since <= start + 1]
+        end = status.now if trial.state == "runs" else trial.written_at
+        free = [i for i, (lane_host, since) in enumerate(lanes) if lane_host == host and since <= start + 1]
         lane = free[0] if free else len(lanes)
         lanes[lane : lane + 1] = [(host, end)]
         placed.append((lane, start, end, trial))
@@ -111,4 +111,4 @@ def _bars(status: Status) -> Section | None:
 def _began(trial: TrialStatus) -> float:
     """When the trial last started, as far as its epochs tell."""
     first = trial.rows[0]
-    return float(first.get("at", trial.heard) - first["seconds"] - first.get("evaluate_s", 0.0))
+    return float(first.get("at", trial.written_at) - first["seconds"] - first.get("evaluate_s", 0.0))

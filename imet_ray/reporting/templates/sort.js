@@ -5,9 +5,10 @@ for (const head of document.querySelectorAll("th")) {
   head.append(button);
   button.onclick = () => {
     const column = head.cellIndex, body = head.closest("table").tBodies[0];
-    // the best scores stand first, and names from A
-    const down = head.className === "number" ? head.ariaSort !== "descending" : head.ariaSort === "ascending";
     const text = row => row.cells[column].textContent.trim();
+    // the best scores and gains stand first, and names from A
+    const score = head.className === "number" || [...body.rows].some(row => /^[+-]\d/.test(text(row)));
+    const down = score ? head.ariaSort !== "descending" : head.ariaSort === "ascending";
     const number = row => parseFloat(text(row).replaceAll(",", ""));
     const order = (a, b) => number(a) - number(b) || text(a).localeCompare(text(b));
     for (const other of head.parentNode.cells) other.ariaSort = null;
