@@ -164,6 +164,7 @@ PROBLEMS = [  # file, what it now holds, what is wrong, and where
     ("sample_submission.csv", SAMPLE + b"\xff\n", "not UTF-8", "sample_submission.csv row 5"),
     ("test.csv", HEAD + b"s,\0\n", "NUL byte", "test.csv row 2"),
 ]
+NO_PICTURES = {f"train/{name}": None for name in ("a.png", "b.jpg", "c.webp")}
 WARNINGS = [
     ("train/d.png", picture(), "files without an id", "train row None"),
     ("train.csv", b"\xef\xbb\xbf" + TRAIN, "byte-order mark", "train.csv row 1"),
@@ -183,6 +184,20 @@ def test_what_does_no_harm_is_warned_of(tmp_path, file, data, kind, where):
     root = make(tmp_path, **{file: data})
     assert problems(root) == [(kind, where, False)]
     assert read_catalog(root).labels.tolist() == LABELS
+
+
+def test_a_folder_without_pictures_is_one_problem(tmp_path):
+    assert problems(make(tmp_path, **NO_PICTURES)) == [("no pictures", "train row None", True)]
+
+
+def test_all_rows_with_too_many_fields_are_named(tmp_path):
+    train = HEAD + b"a,0\nb,0,1,2\nc.webp,0\nd,1,2\n\n" + b'"e\ne",1\nf\n'
+    found = problems(make(tmp_path, **{"train.csv": train}))
+    wide, narrow = "row with too many fields", "truncated row"
+    expected = {(wide, "train.csv row 3"), (wide, "train.csv row 5"), (narrow, "train.csv row 9")}
+    assert expected | {("id without a file", "train.csv row 7")} == {
+        (kind, where) for kind, where, _ in found
+    }
 
 
 def test_a_label_that_only_test_pictures_have_is_not_blamed_on_a_file_that_is_not_there(tmp_path):

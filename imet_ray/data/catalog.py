@@ -176,9 +176,13 @@ class _Labels:
 
 
 def _split(
-    folder: str, table: Table, pictures: dict[str, Path], problems: list[Problem]
+    name: str, table: Table, pictures: dict[str, Path], problems: list[Problem]
 ) -> tuple[Split, pd.DataFrame]:
     """The pictures that a table's rows name, and those rows that name one."""
+    if len(table.rows) and not pictures:
+        text = f"{table.name} has {len(table.rows):,} ids"
+        problems.append(Problem("no pictures", name, None, text))
+        return Split((), ()), table.rows.iloc[:0]
     by_stem: dict[str, list[Path]] = {}
     for file in pictures.values():
         by_stem.setdefault(file.stem, []).append(file)
@@ -200,7 +204,7 @@ def _split(
     extra = len(pictures) - len(found)
     if len(table.rows) and extra > 0 and len(found) == len(table.rows):
         text = f"{extra:,} are not used"
-        problems.append(Problem("files without an id", folder, None, text, forbids=False))
+        problems.append(Problem("files without an id", name, None, text, forbids=False))
     return Split(tuple(found), tuple(found.values())), table.rows.loc[list(taken.values())]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from imet_ray.storage.files import LOCAL, Files, write_text
 
+BOM = "\ufeff"
 SHOWN = 50  # problems of one kind in a report; the rest is counted
 MOST_EXTRA = 64  # fields that a row may have beyond the first line's and be reported beside other problems
 
@@ -58,13 +59,14 @@ def read_table(
         the file. None where nothing can be used.
     """
     name = path.name
-    text = _read_text(path, columns, problems)
-    if text is None:
-        return None
     try:
-        cells = _cells(text)
-    except pd.errors.ParserError as error:
-        problems.append(Problem("damaged CSV", name, _damaged_row(text), str(error)))
+        text = _read_text(path)
+        if text.startswith(BOM):
+            problems.append(Problem("byte-order mark", name, 1, "read without it", forbids=False))
+        cells = _cells(text.removeprefix(BOM))
+    except _UnusableError as error:
+        kind, row, text = error.args
+        problems.append(Problem(kind, name, row, text or f"expected columns {', '.join(columns)}"))
         return None
     header = cells.iloc[0].dropna().str.strip().tolist()
     missing = [column for column in columns if column not in header]
@@ -100,36 +102,34 @@ def write_table(path: Path, columns: Mapping[str, Iterable[object]], files: File
     write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"), files)
 
 
-def _read_text(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> str | None:
-    name = path.name
-    expected = f"expected columns {', '.join(columns)}"
+class _UnusableError(Exception):
+    """Nothing of a table can be used: the kind of problem, its row and its text."""
+
+
+def _read_text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():  # a pipe would be read for ever
-            problems.append(Problem("no file", name, None, "a folder, a pipe or a device"))
-            return None
+            raise _UnusableError("no file", None, "a folder, a pipe or a device")
         data = path.read_bytes()
     except FileNotFoundError:
-        problems.append(Problem("no such file", name, None, expected))
-        return None
+        raise _UnusableError("no such file", None, "") from None
     except OSError as error:
-        problems.append(Problem("file cannot be read", name, None, str(error.strerror)))
-        return None
-    if data.startswith(b"\xef\xbb\xbf"):
-        problems.append(Problem("byte-order mark", name, 1, "read without it", forbids=False))
+        raise _UnusableError("file cannot be read", None, str(error.strerror)) from None
     if b"\0" in data:
-        row = data[: data.index(b"\0")].count(b"\n") + 1
-        problems.append(Problem("NUL byte", name, row, "the file is damaged"))
-        return None
+        raise _UnusableError("NUL byte", _line(data, data.index(b"\0")), "the file is damaged")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
-        problems.append(Problem("not UTF-8", name, row, f"byte {data[error.start]:#04x}"))
-        return None
-    if not text.strip():
-        problems.append(Problem("empty file", name, None, expected))
-        return None
+        raise _UnusableError(
+            "not UTF-8", _line(data, error.start), f"byte {data[error.start]:#04x}"
+        ) from None
+    if not text.removeprefix(BOM).strip():
+        raise _UnusableError("empty file", None, "")
     return text
+
+
+def _line(data: bytes, place: int) -> int:
+    return data[:place].count(b"\n") + 1
 
 
 def _cells(text: str) -> pd.DataFrame:
@@ -140,16 +140,19 @@ def _cells(text: str) -> pd.DataFrame:
     commas = [line.count(",") for line in text.splitlines()]
     width = 1 + min(max(commas), commas[0] + MOST_EXTRA)
     regular = '"' not in text and min(commas) == max(commas) > 0
-    cells = pd.read_csv(
-        io.StringIO(text, newline=""),
-        header=None,
-        names=range(width),
-        dtype=object,  # of str: pandas' own strings take no file name that is not UTF-8, and are slower one by one
-        keep_default_na=False,
-        skip_blank_lines=False,
-        # pandas' fast parser takes a truncated row for one with empty fields, and an empty line for an empty field.
-        engine="c" if regular else "python",
-    )
+    try:
+        cells = pd.read_csv(
+            io.StringIO(text, newline=""),
+            header=None,
+            names=range(width),
+            dtype=object,  # of str: pandas' own strings take no file name that is not UTF-8
+            keep_default_na=False,
+            skip_blank_lines=False,
+            # pandas' fast parser takes a truncated row for one with empty fields, an empty line for an empty field.
+            engine="c" if regular else "python",
+        )
+    except pd.errors.ParserError as error:
+        raise _UnusableError("damaged CSV", _damaged_row(text), str(error)) from None
     cells.index = pd.RangeIndex(1, 1 + len(cells))
     if '"' in text:
         breaks = cells.apply(lambda column: column.str.count(r"\r\n|\r|\n")).sum(axis=1)

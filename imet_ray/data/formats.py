@@ -57,9 +57,9 @@ class Kaggle:
         files.index += 1  # of a listing, which has no header
         test = next(iter(tests.values()), Table("test", files))
         return Tables(
-            train=_with_folder(root / "train", Table("train.csv", train), problems),
+            train=Table("train.csv", train),
             labels=Table("labels.csv", labels) if labels is not None else None,
-            test=_with_folder(root / "test", test, problems),
+            test=test,
             test_labels=tests.get("test.csv"),
             train_pictures=pictures["train"],
             test_pictures=pictures["test"],
@@ -72,15 +72,6 @@ def _rows(
     """A table's rows; none if it cannot be read, for the problems of other tables are still to be found."""
     rows = read_table(path, columns, problems, optional=optional)
     return pd.DataFrame(columns=[*columns, *optional], dtype=object) if rows is None else rows
-
-
-def _with_folder(folder: Path, table: Table, problems: list[Problem]) -> Table:
-    """The table; without its rows, and with one problem, if the folder of their pictures is missing."""
-    if table.rows.empty or folder.is_dir():
-        return table
-    text = f"{table.name} has {len(table.rows):,} ids"
-    problems.append(Problem("no such directory", folder.name, None, text))
-    return Table(table.name, table.rows.iloc[:0])
 
 
 def read_catalog(root: Path) -> Catalog:
