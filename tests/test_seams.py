@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from obstore.store import MemoryStore
 from PIL import Image
 
 import launch
@@ -15,7 +16,11 @@ from imet_ray.data.catalog import Table, Tables, picture_files
 from imet_ray.data.csv_tables import Problem
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage import object_store
+from imet_ray.storage.experiment import only_driver
+from imet_ray.storage.files import write_json, write_text
+from imet_ray.storage.run_directory import Cache, RunDirectory
+from imet_ray.storage.runs import runs_at
 from imet_ray.training import losses, optim
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
@@ -180,3 +185,26 @@ def test_a_data_format_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "a picture without a name" in said
     assert "no picture is called 'c'" in said
+
+
+def test_an_object_store_is_one_line(monkeypatch, tmp_path):
+    memory = MemoryStore()
+    kind = object_store.Kind(lambda name, client, retry: memory, "it needs no credentials")
+    monkeypatch.setitem(object_store.STORES, "mem", kind)
+    object_store.open_bucket.cache_clear()
+    here, there = (runs_at("mem://bucket/runs", Cache(tmp_path / node)).run("r") for node in "ab")
+    with only_driver(here):
+        write_json(here.experiment, {"a": 1}, here.files)
+        trial = here.trial("t")
+        trial.fetch_all()
+        token = trial.acquire()
+        for epoch in ("epoch 1", "epoch 2"):
+            write_text(trial.last, epoch, trial.files)
+    other = there.trial("t")
+    other.fetch_all()
+    other.check(token)
+    assert other.last.read_text() == "epoch 2"
+    assert runs_at("mem://bucket/runs", Cache(tmp_path / "b")).open(None).experiment.exists()
+    with pytest.raises(ConfigError, match=r"unknown object store 'men://': did you mean 'mem://'\?"):
+        runs_at("men://bucket/runs", Cache(tmp_path))
+    object_store.open_bucket.cache_clear()

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imet_ray.storage.files import LOCAL, Files, SupersededError, write_text
 
@@ -28,6 +29,16 @@ SMALL = (
 WRITERS = ("spec.json", "splits.json", "metrics.jsonl", "result.json", *FENCED)  # what a trial goes on from
 
 
+class Place:
+    """Where a file lies in its directory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, directory: Any, owner: type) -> Path:
+        return Path(directory.root / self.name)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """One run directory: `runs/<name>`."""
@@ -35,45 +46,16 @@ class RunDirectory:
     root: Path
     files: Files = LOCAL
 
-    @property
-    def experiment(self) -> Path:
-        return self.root / "experiment.json"
-
-    @property
-    def folds(self) -> Path:
-        return self.root / "folds.csv"
-
-    @property
-    def journal(self) -> Path:
-        return self.root / "studies.journal"
-
-    @property
-    def tune(self) -> Path:
-        return self.root / "tune"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def tensorboard_written(self) -> Path:
-        return self.tensorboard / "written.json"
-
-    @property
-    def mlflow(self) -> Path:
-        return self.root / "mlflow.db"
-
-    @property
-    def driver_lock(self) -> Path:
-        return self.root / "driver.lock"
-
-    @property
-    def lease(self) -> Path:
-        return self.root / "driver.json"
-
-    @property
-    def studies_id(self) -> Path:
-        return self.root / "studies.id"
+    experiment = Place("experiment.json")
+    folds = Place("folds.csv")
+    journal = Place("studies.journal")
+    tune = Place("tune")
+    tensorboard = Place("tensorboard")
+    tensorboard_written = Place("tensorboard/written.json")
+    mlflow = Place("mlflow.db")
+    driver_lock = Place("driver.lock")
+    lease = Place("driver.json")
+    studies_id = Place("studies.id")
 
     @property
     def packs(self) -> "SharedPacks":
@@ -144,41 +126,15 @@ class TrialDirectory:
     def trial_id(self) -> str:
         return self.root.name
 
-    @property
-    def spec(self) -> Path:
-        return self.root / "spec.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def last(self) -> Path:
-        return self.root / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.root / "best.safetensors"
-
-    @property
-    def oof(self) -> Path:
-        return self.root / "oof.npz"
-
-    @property
-    def test(self) -> Path:
-        return self.root / "test.npz"
-
-    @property
-    def result(self) -> Path:
-        return self.root / "result.json"
-
-    @property
-    def splits(self) -> Path:
-        return self.root / "splits.json"
-
-    @property
-    def token(self) -> Path:
-        return self.root / TOKEN
+    spec = Place("spec.json")
+    metrics = Place("metrics.jsonl")
+    last = Place("last.pt")
+    best = Place("best.safetensors")
+    oof = Place("oof.npz")
+    test = Place("test.npz")
+    result = Place("result.json")
+    splits = Place("splits.json")
+    token = Place(TOKEN)
 
     def fetch(self, *paths: Path) -> None:
         """Bring these of the trial's files to this machine."""
@@ -207,25 +163,11 @@ class EnsembleDirectory:
     root: Path
     files: Files = LOCAL
 
-    @property
-    def ensemble(self) -> Path:
-        return self.root / "ensemble.json"
-
-    @property
-    def test(self) -> Path:
-        return self.root / "test.npz"
-
-    @property
-    def submission(self) -> Path:
-        return self.root / "submission.csv"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def half(self) -> Path:
-        return self.root / "half.json"
+    ensemble = Place("ensemble.json")
+    test = Place("test.npz")
+    submission = Place("submission.csv")
+    report = Place("report.html")
+    half = Place("half.json")
 
 
 @dataclass(frozen=True)
