@@ -23,7 +23,7 @@ from imet_ray.storage.results import Standing
 
 NUMBERED = 12  # members: numbers in the cells of a larger matrix cannot be read
 MOST_MEMBERS = 12  # that are drawn beside the blend
-MOST_POINTS = 5000  # that are drawn as shapes; more are drawn as pixels, else the page takes megabytes
+MOST_POINTS = 1000  # that are drawn as shapes; more are drawn as pixels, else a page takes megabytes
 BINS = (1, 10, 30, 100, 300)  # training pictures that a label has, at least
 
 POOLED = "Counted over all cells of these labels, out of fold, decoded as the ensemble decodes."
