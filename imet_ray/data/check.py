@@ -1,4 +1,4 @@
-"""Everything that can be said of a data directory before a night is spent on it: counts, sizes, labels, problems.
+"""The report on a data directory, before a night is spent on it: counts, sizes, labels, problems.
 
 Decodes every picture. Reading the tables is `imet_ray.data.formats`, comparing names `imet_ray.data.catalog`.
 """

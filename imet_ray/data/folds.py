@@ -1,6 +1,6 @@
 """Multi-label stratified folds, and the file that keeps them.
 
-Each label's pictures are spread over the folds as evenly as they can be, rarest labels first. Grouped folds
+The pictures of each label are spread evenly over the folds, rarest labels first. Grouped folds
 (all pictures of one object together) are left to a given folds.csv.
 """
 
@@ -27,7 +27,7 @@ NUMBER = re.compile(r"[0-9]{1,9}")  # int() takes other digits and refuses more 
 def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
     """Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), by the package of that name.
 
-    Measured at 109,237 x 1,103 with 3.2 labels a row: 62 s on one core (80 s with a steeper tail), once a run;
+    Measured at 109,237 x 1,103 with 3.2 labels per row: 62 s on one core (80 s with a steeper tail), once a run;
     then each of the 1,088 labels with five pictures or more is in each of the five folds, within one of its fifth.
 
     Args:
@@ -41,7 +41,7 @@ def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
     Raises:
         ConfigError: if n_folds is impossible.
     """
-    # Here, for scikit-learn takes a second to import and most commands make no folds.
+    # Here: scikit-learn takes a second to import, and most commands make no folds.
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     n = len(labels)

@@ -1,4 +1,4 @@
-"""Pictures from files: any mode as 8-bit RGB, damaged or oversized ones refused by name."""
+"""Pictures from files: any mode is read as 8-bit RGB. A damaged or oversized file is refused by its name."""
 
 import struct
 import warnings
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imet_ray.errors import DataError
 
-MAX_PIXELS = 178_000_000  # just below the size that Pillow itself refuses
+MAX_PIXELS = 178_000_000  # just below the limit of Pillow itself
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
 TURNS = range(2, 9)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not PostScript: Pillow starts Ghostscript for it
@@ -50,10 +50,10 @@ def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header alone, turned as the EXIF orientation says.
+    """Height and width from the header alone, after the EXIF orientation.
 
     Raises:
-        DataError: naming the file, if the header cannot be read or promises more than `MAX_PIXELS`.
+        DataError: naming the file, if the header cannot be read or announces more than `MAX_PIXELS`.
     """
     try:
         with _open(path) as image:
@@ -67,7 +67,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> object:
-    """From the header: the PNG reader's own `getexif` decodes the picture to look behind the pixels as well."""
+    """From the header alone. The PNG reader's own `getexif` would decode the picture, to look behind its pixels."""
     return Image.Image.getexif(image).get(ORIENTATION)
 
 
@@ -80,7 +80,7 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def _open(path: Path) -> Image.Image:
-    """Read the header and refuse a bomb before anything is decoded."""
+    """Read the header, and refuse a decompression bomb before anything is decoded."""
     try:
         with warnings.catch_warnings():  # Pillow warns from half our bound on
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -95,7 +95,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, in whatever Pillow keeps them
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits per pixel, in one of several modes
         values = np.asarray(image).astype(np.float32)
         top = 65535 if image.mode != "F" or values.max(initial=0) > 255 else 255
         grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)

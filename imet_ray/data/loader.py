@@ -1,8 +1,8 @@
 """Packed pictures as batches for training and for evaluation.
 
-What a picture looks like depends on (seed, epoch, row) alone, and the order of an epoch on (seed, epoch), so
-neither the number of worker processes nor an interruption changes a batch. Pixels stay uint8; normalising them
-is the model's first step, on the device.
+A picture depends on (seed, epoch, row) alone, and the order of an epoch on (seed, epoch). So neither the number
+of worker processes nor an interruption changes a batch. Pixels stay uint8: the model normalises them on the
+device, as its first step.
 """
 
 import time
@@ -24,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Pictures(Protocol):
-    """Decoded pictures by row: a `Pack`, or what decodes when it is asked."""
+    """Decoded pictures by row: a `Pack`, or something that decodes on demand."""
 
     def __getitem__(self, row: int) -> np.ndarray:
         """One picture: (H, W, 3) uint8 RGB."""
@@ -40,7 +40,7 @@ class SizedIterable(Protocol[T_co]):
 
 
 class TrainDataset(Dataset[Batch]):
-    """Augmented pictures of some rows of a pack, with their labels; other pictures each epoch."""
+    """Augmented pictures of some rows of a pack, with their labels. They differ in each epoch."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class TrainDataset(Dataset[Batch]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """What is read from now on belongs to this epoch. Loaders made before go on with theirs."""
+        """Read this epoch from now on. Loaders that were made before go on with theirs."""
         self.epoch = epoch
 
     def order(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class TrainDataset(Dataset[Batch]):
 
 
 class ViewDataset(Dataset[torch.Tensor]):
-    """Some rows of a pack, each seen in the test-time views; the same pictures each time."""
+    """Some rows of a pack, each in the test-time views. They are the same each time."""
 
     def __init__(self, pack: Pictures, rows: np.ndarray, views: Sequence[str], image_size: int) -> None:
         """
@@ -130,7 +130,7 @@ def train_batches(
     least: int = 2,
     pin_memory: bool = False,
 ) -> SizedIterable[Batch]:
-    """The batches of the dataset's present epoch: (B, 3, S, S) uint8 and (B, C) float32.
+    """The batches of the dataset's current epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
     Args:
         batch_size: of all `size` processes together.
@@ -149,7 +149,7 @@ def whole_batches(order: np.ndarray, batch_size: int, *, at_least: int) -> list[
 
     Args:
         order: (n,).
-        at_least: a smaller last batch is left out, unless it is the only one: batch norm cannot learn from one picture.
+        at_least: a smaller last batch is left out unless it is the only one. Batch norm cannot learn from one picture.
     """
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < at_least else batches
@@ -172,7 +172,7 @@ def view_batches(
 
 
 class Timed(Generic[T_co]):
-    """Iterates over batches and sums the seconds spent waiting for them, start of the workers included."""
+    """Batches, with the seconds spent waiting for them, the start of the workers included."""
 
     def __init__(self, batches: SizedIterable[T_co]) -> None:
         self.batches = batches
@@ -191,19 +191,19 @@ class Timed(Generic[T_co]):
 
 
 def loader_died(error: Exception) -> bool:
-    """True if it says that a loader process died, not that one has met an error of its own.
+    """True if a loader process died; False if one of them raised an error of its own.
 
-    Torch says so once it knows; the connection to a process that was just killed may break off before.
+    Torch says so once it knows. Before, the connection to a process that was just killed may break.
     """
-    said = str(error)
-    broke_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in said
-    return broke_off or "DataLoader worker (pid" in said
+    text = str(error)
+    disconnected = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in text
+    return disconnected or "DataLoader worker (pid" in text
 
 
 def _loader(
     dataset: Dataset[Any], batches: list[list[int]], workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:
-    """Torch's loader; a worker that dies makes it raise within five seconds: `loader_died`."""
+    """Torch's loader. If a worker dies, it raises within five seconds (`loader_died`)."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -212,7 +212,7 @@ def _loader(
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         prefetch_factor=PREFETCH if workers else None,
-        generator=torch.Generator(),  # the loader draws a number; not from the generator that dropout uses
+        generator=torch.Generator(),  # the loader draws a number: not from the generator that dropout uses
     )
 
 
@@ -226,5 +226,5 @@ def _start_worker(worker: int) -> None:
 
 
 def _planes(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """(H, W, 3) pictures of one size as (B, 3, H, W), channels last in memory: what convolutions like best."""
+    """(H, W, 3) pictures of one size as (B, 3, H, W), channels last in memory: the fastest layout for convolutions."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """Decoded pictures by row. Cheap to pickle: the other process opens the file by its path."""
+    """Decoded pictures by row. It is cheap to pickle: the other process opens the file by its path."""
 
     path: Path
     ids: tuple[str, ...]
@@ -111,9 +111,9 @@ def build_pack(
     unreadable: set[int] | None = None,
     copy: Callable[[Path], bool] = lambda path: False,
 ) -> Pack:
-    """Open the pack at `path`, or decode the files into it first if it is not there or not whole.
+    """Open the pack at `path`. If it is not there or not whole, decode the files into it first.
 
-    Processes that ask for one pack at the same time wait for the first of them and share what it made.
+    If several processes ask for one pack, the first makes it and the others wait.
 
     Args:
         files: the pictures.
@@ -155,7 +155,7 @@ def build_pack(
 
 
 def _existing(path: Path, ids: Sequence[str], short_side: int) -> Pack | None:
-    """The pack that is there, if it is whole and the one that is wanted."""
+    """The pack that is there, if it is whole and has these pictures in this size."""
     try:
         pack = Pack.open(path)
     except StoreError:
@@ -215,7 +215,7 @@ def _decode(
 ) -> None:
     """Write all pixels in their places.
 
-    By threads, for the decoders release the interpreter's lock: 280 PNG/s on one core, 532 with two threads, 500
+    By threads: the decoders release the interpreter's lock. 280 PNG/s on one core, 532 with two threads, 500
     with two processes (300 px photographs, PIL).
     """
     offsets = _offsets(shapes)
@@ -280,7 +280,7 @@ def _for_each(work: Callable[[int], T], n: int, workers: int, what: str) -> list
 
 
 def _reserve(descriptor: int, n_bytes: int, path: Path) -> None:
-    """Take the disk space now, so that a disk that is too small is told before an hour of decoding."""
+    """Reserve the disk space now: if the disk is too small, say so before an hour of decoding."""
     free = shutil.disk_usage(path.parent).free
     full = f"the pack {path} needs {n_bytes / MB:,.0f} MB and {free / MB:,.0f} MB are free: "
     way_out = "free some space, or move the cache with --cache or IMET_RAY_CACHE"
@@ -298,7 +298,7 @@ def _reserve(descriptor: int, n_bytes: int, path: Path) -> None:
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of it at `offset`. Not through a map: there a full disk is a bus error."""
+    """Write all of it at `offset`. Not through a memory map: there a full disk is a bus error."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written

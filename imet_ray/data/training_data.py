@@ -1,7 +1,7 @@
-"""A data set made ready: ids, labels, folds and where its packed pictures lie.
+"""A data set that is ready for training: ids, labels, folds and where its packed pictures lie.
 
-The driver prepares it once; it is cheap to send to workers, which open the pack by path (and make it, on a
-node that has none). Reading and checking the directory itself is `imet_ray.data.catalog`.
+The driver prepares it once. It is cheap to send to workers: they open the pack by its path, or make it on a node
+that has none. The directory itself is read in `imet_ray.data.formats`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class SplitData:
     shared: SharedPacks | None = None  # what nodes copy from each other, by way of a bucket
 
     def pack(self, short_side: int, *, workers: int = 1) -> Pack:
-        """The packed pictures: copied or decoded now if this machine has not got them yet."""
+        """The packed pictures. They are copied or decoded now if this machine does not have them yet."""
         return build_pack(
             self.files,
             self.ids,
@@ -39,7 +39,7 @@ class SplitData:
         )
 
     def share(self, short_side: int, *, workers: int = 1) -> None:
-        """Pack the pictures now, and let the other nodes copy them, where they share no folder."""
+        """Pack the pictures now. Nodes that share no folder can then copy the pack."""
         pack = self.pack(short_side, workers=workers)
         if self.shared is not None:
             self.shared.share(pack.path)
@@ -81,7 +81,7 @@ def prepare(
     seed: int,
     given_folds: Path | None = None,
 ) -> TrainingData:
-    """Give the training split its folds: the run's own, a given file's, or new stratified ones.
+    """The training split with its folds: those of the run, of a given file, or new stratified ones.
 
     Raises:
         StoreError: if the run already has folds and the given file differs from them.

@@ -6,18 +6,17 @@ interrupted fetch goes on with what is missing. A node needs the images only to 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from imet_ray.data.packed_images import one_process
 from imet_ray.errors import ConfigError, DataError
 from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.files import disk_error, write_json
@@ -44,7 +43,7 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
     bucket, prefix = open_bucket(scheme, name), "".join(f"{part}/" for part in parts)
     tag = hashlib.sha256(url.encode()).hexdigest()[:8]
     root = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', (parts or (name,))[-1])[-40:]}-{tag}"
-    with _alone(root):
+    with one_process(root):
         wanted = _wanted(bucket, prefix)
         if not wanted:
             raise ConfigError(f"nothing lies at {url}: give the folder that has train.csv and train/ in it")
@@ -108,17 +107,3 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry], progress: bool) -
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Wait until no other process of this node fetches it; the lock ends with its process."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = root.with_name(f"{root.name}.lock").open("ab")
-    except OSError as error:
-        raise disk_error(root, error) from error
-    with file:
-        with contextlib.suppress(OSError):  # no locks on that file system: two may fetch, both whole files
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

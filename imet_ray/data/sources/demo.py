@@ -1,8 +1,8 @@
-"""Little artworks drawn from a seed: pictures to try everything on, with nothing to download.
+"""Small artworks drawn from a seed: pictures to try everything on, with nothing to download.
 
-Each has at most one culture, told by its palette and ground, and some motifs; both are long-tailed. Labels are
-then *dropped* at a known rate, as one hurried annotator would, and the complete ones are kept beside them
-(`complete.csv`; test.csv is complete), so that what missing labels do can be measured.
+Each has some motifs and at most one culture, which shows in its palette and ground; both are long-tailed. Training
+labels are then *dropped* at a known rate, as a hurried annotator would. `complete.csv` keeps all of them, and
+test.csv is complete, so that the effect of missing labels can be measured.
 """
 
 import shutil
@@ -132,8 +132,8 @@ def generate(
     Args:
         n_images: training pictures.
         n_test: test pictures, with complete labels in test.csv.
-        seed: decides everything.
-        missing: share of training labels that are dropped; a picture's last one never is.
+        seed: the same seed gives the same data set.
+        missing: share of training labels that are dropped; each picture keeps at least one.
         workers: drawing threads.
 
     Raises:

@@ -1,7 +1,7 @@
 """Real pictures without an account: OpenClipart 0.18 (public domain), from Debian's packages.
 
-openclipart-svg carries the contributors' keywords, openclipart-png the pictures. Labels are the keywords that at
-least ten pictures have; a seeded tenth of the pictures is the test split, whose labels stand in test.csv.
+openclipart-svg has the contributors' keywords, openclipart-png the pictures. The labels are the keywords of at
+least ten pictures. A seeded tenth of the pictures is the test split; test.csv has its labels.
 """
 
 import html
@@ -37,7 +37,7 @@ ITEM = re.compile(r"<rdf:li\b[^>]*>([^<]*)</rdf:li>")
 
 
 def fetch(root: Path, *, source: Path | None = None, workers: int = 2, progress: bool = True) -> None:
-    """Make the data set in `root`, unless it is there; an interrupted one goes on.
+    """Make the data set in `root`, unless it is there. After an interruption it goes on.
 
     Args:
         source: a directory with the two unpacked packages; without it apt-get downloads them.
