@@ -74,6 +74,12 @@ def test_a_trial_runs_while_epochs_come_and_is_silent_after(store, make_spec):
     assert Watcher(store).look().count("runs") == 1
 
 
+def test_a_trial_of_an_earlier_version_has_its_score(store, make_spec):
+    earlier = {"f2" if key == "score" else key: value for key, value in ROW.items()}
+    unfinished(store, make_spec(name="c"), [earlier])
+    assert "c fold 0: epoch 1 of 3, F2 0.4321" in Watcher(store).look().text()
+
+
 def test_a_stopped_trial_that_was_promoted_runs_again(store, make_spec):
     spec = make_spec(name="c")
     trial = unfinished(store, spec, [ROW])
@@ -133,6 +139,8 @@ def test_the_page_is_served_on_loopback_and_nothing_else_is(store):
             page = answer.read().decode()
         assert "<h1>r: 6 of 6 trials</h1>" in page
         assert page.count('class="plot"') == 2
+        assert "prefers-color-scheme" in page
+        assert "<script" not in page
         for path in ("experiment.json", "../r/experiment.json"):
             with pytest.raises(urllib.error.HTTPError, match="404") as refused:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30)
