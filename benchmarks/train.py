@@ -19,10 +19,10 @@ import numpy as np
 import timm
 import torch
 
-from imet_ray.data.augmentation import apply_view
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import prepare
+from imet_ray.data.views import apply_view
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
 from imet_ray.models.models import Tagger
 from imet_ray.specs import TrialSpec, Variant, default_pack_short_side

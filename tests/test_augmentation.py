@@ -3,15 +3,15 @@
 import itertools
 import pickle
 import random
-from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from imet_ray import specs
-from imet_ray.data.augmentation import CROPS, PRESETS, VIEWS, TrainTransform, apply_view, mixup
+from imet_ray.data.augmentation import PRESETS, TrainTransform, mixup
+from imet_ray.data.crops import CROPS
+from imet_ray.data.views import VIEWS, apply_view
 from imet_ray.errors import ConfigError
 
 SIZE = 24
@@ -110,15 +110,6 @@ def test_a_plain_picture_is_its_crop():
     y, x, side, _ = CROPS["random"](SIZE, 90, numbers)
     expected = cv2.resize(image[y : y + side, x : x + side], (SIZE, SIZE))
     assert np.array_equal(TrainTransform("none", "random", SIZE)(image, 5), expected)
-
-
-@pytest.mark.parametrize(
-    ("names", "literal"),
-    [(PRESETS, specs.PresetName), (CROPS, specs.CropName), (VIEWS, specs.ViewName)],
-    ids=["augmentation", "crop", "view"],
-)
-def test_the_names_are_those_that_a_spec_may_have(names, literal):
-    assert tuple(names) == get_args(literal)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from imet_ray.data.augmentation import VIEWS, TrainTransform, apply_view
+from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.loader import Timed, TrainDataset, ViewDataset, loader_died, train_batches, view_batches
 from imet_ray.data.packed_images import Pack, build_pack
+from imet_ray.data.views import VIEWS, apply_view
 
 N, SIZE = 23, 32
 ROWS = np.arange(1, N, 2)  # 11 rows

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imet_ray.data.augmentation import apply_view
 from imet_ray.data.packed_images import Pack, build_pack
+from imet_ray.data.views import apply_view
 from imet_ray.prediction.predict import predict_rows
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from obstore.store import MemoryStore
 from PIL import Image
 
 import launch
-from imet_ray.data import augmentation, formats
+from imet_ray.data import augmentation, crops, formats, views
 from imet_ray.data.catalog import Table, Tables, picture_files
 from imet_ray.data.csv_tables import Problem
 from imet_ray.errors import ConfigError
@@ -21,12 +21,12 @@ from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_json, write_text
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
-from imet_ray.training import losses, optim
+from imet_ray.training import losses, schedules
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 
 
-class Halved(optim.Schedule):
+class Halved(schedules.Schedule):
     """Half of the rate from the second epoch on."""
 
     def __init__(self, optimizer, recipe, *, total, warmup):
@@ -60,17 +60,17 @@ def corner(calls):
 def upside_down(calls):
     def view(image, size):
         calls.append("upside-down")
-        return augmentation.VIEWS["centre"](image, size)[::-1]
+        return views.VIEWS["centre"](image, size)[::-1]
 
     return view
 
 
 KINDS = {  # what is added: its registry, and the setting that names it
     "loss": (losses.LOSSES, lambda calls: (squared_error, 2.0), {"loss": "mine"}),
-    "schedule": (optim.SCHEDULES, lambda calls: Halved, {"schedule": "mine"}),
+    "schedule": (schedules.SCHEDULES, lambda calls: Halved, {"schedule": "mine"}),
     "augmentation": (augmentation.PRESETS, grey, {"augmentation": "mine"}),
-    "crop": (augmentation.CROPS, corner, {"crop": "mine"}),
-    "view": (augmentation.VIEWS, upside_down, {"views": ["mine", "centre"]}),
+    "crop": (crops.CROPS, corner, {"crop": "mine"}),
+    "view": (views.VIEWS, upside_down, {"views": ["mine", "centre"]}),
 }
 
 

@@ -1,7 +1,7 @@
-"""From a packed picture to the pixels a model sees: random for training, fixed views for evaluation.
+"""From a packed picture to the pixels that a model learns from: a random crop, then a preset of augmentations; mixup.
 
-Everything works on uint8 RGB and gives uint8; normalising is the model's first step. A training picture is a
-function of (picture, seed) alone.
+Everything but mixup works on uint8 RGB and gives uint8; normalising is the model's first step. A training picture is a
+function of (picture, seed) alone. Fixed views for evaluation are `imet_ray.data.views`.
 """
 
 import random
@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import torch
 
+from imet_ray.data.crops import CROPS
+from imet_ray.data.images import resize
 from imet_ray.errors import unknown_name
 
 
@@ -105,7 +107,7 @@ class TrainTransform:
         numbers = random.Random(seed)
         height, width = image.shape[:2]
         y, x, h, w = CROPS[self.crop](height, width, numbers)
-        cropped = _resize(image[y : y + h, x : x + w], self.image_size, self.image_size)
+        cropped = resize(image[y : y + h, x : x + w], self.image_size, self.image_size)
         self.compose.set_random_state(np.random.Generator(np.random.PCG64(seed)), numbers)
         augmented: np.ndarray = self.compose(image=cropped)["image"]
         return augmented
@@ -114,71 +116,10 @@ class TrainTransform:
         return TrainTransform, (self.preset, self.crop, self.image_size)
 
 
-def _square(height: int, width: int, numbers: random.Random) -> tuple[int, int, int, int]:
-    """A square whose side is 0.8 to 1 of the short side: y, x, height, width."""
-    side = max(1, round(min(height, width) * numbers.uniform(0.8, 1.0)))
-    return numbers.randint(0, height - side), numbers.randint(0, width - side), side, side
-
-
-def _rectangle(height: int, width: int, numbers: random.Random) -> tuple[int, int, int, int]:
-    """A rectangle of 0.4 to 1 of the area and aspect 3/4 to 4/3, where it fits: y, x, height, width."""
-    for _ in range(10):
-        area = height * width * numbers.uniform(0.4, 1.0)
-        aspect = np.exp(numbers.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            return numbers.randint(0, height - h), numbers.randint(0, width - w), h, w
-    return _square(height, width, numbers)  # a long thin picture
-
-
-CROPS: dict[str, Callable[[int, int, random.Random], tuple[int, int, int, int]]] = {
-    "random": _square,
-    "rectangular": _rectangle,
-}
-
-
-def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    return _short_side_crop(image, size, 0.5)
-
-
-def _start(image: np.ndarray, size: int) -> np.ndarray:
-    """The left or upper end of the long side."""
-    return _short_side_crop(image, size, 0.0)
-
-
-def _end(image: np.ndarray, size: int) -> np.ndarray:
-    """The right or lower end of the long side."""
-    return _short_side_crop(image, size, 1.0)
-
-
-def _squash(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole picture, its aspect given up."""
-    return _resize(image, size, size)
-
-
-VIEWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "centre": _centre,
-    "flip": lambda image, size: _centre(image, size)[:, ::-1],
-    "start": _start,
-    "end": _end,
-    "squash": _squash,
-    "start-flip": lambda image, size: _start(image, size)[:, ::-1],
-    "end-flip": lambda image, size: _end(image, size)[:, ::-1],
-    "squash-flip": lambda image, size: _squash(image, size)[:, ::-1],
-}
-
-
-def apply_view(image: np.ndarray, view: str, image_size: int) -> np.ndarray:
-    """One fixed view of a picture: (H, W, 3) uint8 to (image_size, image_size, 3) uint8."""
-    if view not in VIEWS:
-        raise unknown_name("view", view, VIEWS)
-    return np.ascontiguousarray(VIEWS[view](image, image_size))
-
-
 def mixup(
     images: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each picture with another of the batch (Zhang et al. 2018), one share a batch from Beta(alpha, alpha).
+    """Mix each picture with another of the batch (Zhang et al. 2018), one share per batch from Beta(alpha, alpha).
 
     Args:
         images: (B, 3, S, S) uint8 or float.
@@ -191,26 +132,6 @@ def mixup(
     partner = torch.from_numpy(generator.permutation(len(images))).to(images.device)
     images = images.float()
     return images.lerp(images[partner], 1 - share), targets.lerp(targets[partner], 1 - share)
-
-
-def _short_side_crop(image: np.ndarray, size: int, where: float) -> np.ndarray:
-    """The square of the short side, at a share of the free way along the long side, scaled to `size`."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    y, x = round((height - side) * where), round((width - side) * where)
-    return _resize(image[y : y + side, x : x + side], size, size)
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale; by area when shrinking to less than two thirds, so that nothing aliases.
-
-    Nearer to 1 two-point interpolation aliases hardly at all and takes 130 us for 288 px instead of 800.
-    """
-    if image.shape[:2] == (height, width):
-        return image.copy()
-    shrinks = 2 * image.shape[0] > 3 * height or 2 * image.shape[1] > 3 * width
-    filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=filter_))
 
 
 def _affine(*, scale: float, rotate: float, shear: float, p: float) -> A.BasicTransform:

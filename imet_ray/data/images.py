@@ -119,3 +119,15 @@ def _undecodable(path: Path, error: Exception) -> DataError:
     if isinstance(error, struct.error | SyntaxError | ValueError | OSError):
         return DataError(f"{path}: cannot be decoded: {error or type(error).__name__}")
     return DataError(f"{path}: cannot be decoded: {type(error).__name__}: {error}")
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale; by area when shrinking to less than two thirds, so that nothing aliases.
+
+    Nearer to 1 two-point interpolation aliases hardly at all and takes 130 us for 288 px instead of 800.
+    """
+    if image.shape[:2] == (height, width):
+        return image.copy()
+    shrinks = 2 * image.shape[0] > 3 * height or 2 * image.shape[1] > 3 * width
+    filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=filter_))

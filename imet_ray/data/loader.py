@@ -7,15 +7,18 @@ device, as its first step.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imet_ray.data.augmentation import TrainTransform, apply_view
 from imet_ray.data.packed_images import Pack
+from imet_ray.data.views import apply_view
+
+if TYPE_CHECKING:  # prediction needs no albumentations
+    from imet_ray.data.augmentation import TrainTransform
 
 PREFETCH = 2  # batches that each worker has ready
 
@@ -47,7 +50,7 @@ class TrainDataset(Dataset[Batch]):
         pack: Pack,
         rows: np.ndarray,
         labels: np.ndarray,
-        transform: TrainTransform,
+        transform: "TrainTransform",
         seed: int,
     ) -> None:
         """
@@ -95,7 +98,7 @@ class ViewDataset(Dataset[torch.Tensor]):
         """
         Args:
             rows: (n,) int64, indices into the pack.
-            views: V names of `imet_ray.data.augmentation.VIEWS`.
+            views: V names of `imet_ray.data.views.VIEWS`.
             image_size: S, pixels.
         """
         self.pack, self.rows = pack, rows

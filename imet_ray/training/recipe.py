@@ -5,11 +5,13 @@ Ranges of single numbers are checked where the fields stand, in `imet_ray.specs`
 
 from collections.abc import Iterable, Mapping
 
-from imet_ray.data.augmentation import CROPS, PRESETS, VIEWS
+from imet_ray.data.augmentation import PRESETS
+from imet_ray.data.crops import CROPS
+from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
 from imet_ray.training.losses import LOSSES, build_loss
-from imet_ray.training.optim import SCHEDULES
+from imet_ray.training.schedules import SCHEDULES
 
 REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "loss": LOSSES,

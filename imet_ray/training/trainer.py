@@ -30,7 +30,8 @@ from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import Hardware, SplitError
 from imet_ray.training.losses import build_loss
-from imet_ray.training.optim import build_optimizer, build_schedule
+from imet_ray.training.optimizers import build_optimizer
+from imet_ray.training.schedules import build_schedule
 from imet_ray.training.validation import evaluate_fold
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small

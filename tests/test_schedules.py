@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from imet_ray.specs import Variant
-from imet_ray.training.optim import build_optimizer, build_schedule
+from imet_ray.training.optimizers import build_optimizer
+from imet_ray.training.schedules import build_schedule
 
 UPDATES = 10  # an epoch
 
