@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     _check(args)
     with heavy_imports():
-        from imet_ray.blending.blend_run import BlendOptions, check_options
+        from imet_ray.blending.options import BlendOptions
         from imet_ray.commands import blend as stages
         from imet_ray.commands.setup import cache_at
         from imet_ray.storage.runs import runs_at
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
         scale=args.average,
         level2=args.level2,
     )
-    check_options(options)
+    options.check()
     with _runner(args.address) as runner:
         if args.files:
             found = stages.blend_2019(
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
                 runs=runs_at(args.runs, cache_at(args.cache)),
                 cache=args.cache,
                 members=_names(args.members) if args.members is not None else None,
-                outside=args.member or (),
+                external=args.member or (),
                 out=args.out or "blend",
                 in_full=args.json,
                 options=options,

@@ -33,19 +33,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.oof import Oof, generate
+from imet_ray.blending.cross_fit import score_pictures
 from imet_ray.blending.disputed_cells import DisputedCells
-from imet_ray.blending.evaluate import draw_sample, evaluate
-from imet_ray.blending.fit_jobs import DIRECT, EXPECTED, THRESHOLD, Job, Problem, Task, solve
+from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.fit_jobs import THRESHOLD, Job, Task, solve
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import fit, uniform
-from imet_ray.blending.scoring import score_pictures
-from imet_ray.blending.threshold_window import ROOM, first_thresholds
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem, FitProblem
+from imet_ray.blending.threshold_range import ROOM, first_thresholds
 from imet_ray.prediction.metrics import METRICS
 
 F2 = METRICS["f2"]
 
 SAMPLE = 4096  # pictures that members' thresholds are taken from
 RANDOM = 2  # random weights, beside the uniform ones
+DIRECT, EXPECTED = "nelder-mead", "expected-f2"
 SAME = 1e-6
 METHODS = ("uniform", "greedy", "nelder-mead", "powell", "line")
 EXPECTED_SAMPLE = 16_384  # pictures; 4,096 in the blend, which fits six times
@@ -58,7 +61,7 @@ def thresholds_of(oof: Oof) -> list[float]:
     return [F2.best_threshold(np.asarray(p[:SAMPLE]), oof.labels[:SAMPLE])[0] for p in oof.probs]
 
 
-def window_of(thresholds: Sequence[float]) -> float:
+def range_of(thresholds: Sequence[float]) -> float:
     """How far the search lets the common threshold go."""
     return ROOM * float(np.mean(thresholds))
 
@@ -135,12 +138,12 @@ def dense(folder: Path, thresholds: Sequence[float], sums: str) -> tuple[float, 
 
 
 def ours(
-    folder: Path, thresholds: Sequence[float], window: float, rounds: int
+    folder: Path, thresholds: Sequence[float], half_range: float, rounds: int
 ) -> tuple[float, float, float, list[float]]:
     """Seconds of the build and of an evaluation, share of the cells in dispute, scores."""
     oof = Oof.read(folder)
     started = time.perf_counter()
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, window=window)
+    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=half_range)
     build = time.perf_counter() - started
     seconds, scores = _timed(cells.score, weights_for(cells.n_members), rounds)
     return build, seconds, len(cells.image) / oof.labels.size, scores
@@ -166,9 +169,9 @@ def part_dense(home: Path, args: argparse.Namespace) -> None:
     for sums in ("float64", "float32"):
         (seconds[sums], scores[sums]), columns = apart(dense, folder, thresholds, sums)
         print(f"{f'dense, sums in {sums}':<32}{'':>10}{seconds[sums]:>12.2f} s{columns}", flush=True)
-    for name, window in (("ours", 0.0), ("ours, free threshold", window_of(thresholds))):
+    for name, half_range in (("ours", 0.0), ("ours, free threshold", range_of(thresholds))):
         (build, seconds[name], share, scores[name]), columns = apart(
-            ours, folder, thresholds, window, args.rounds
+            ours, folder, thresholds, half_range, args.rounds
         )
         print(
             f"{name:<32}{build:>8.1f} s{1e3 * seconds[name]:>11.2f} ms{columns}   {share:.2%} of the cells",
@@ -194,7 +197,8 @@ def search(folder: Path) -> tuple[float, float, str, tuple[float, ...]]:
     oof = Oof.read(folder)
     members = [Member(f"m{i}", p) for i, p in enumerate(oof.probs)]
     started, worked = time.perf_counter(), time.process_time()
-    report = evaluate(members, oof.labels, oof.folds, seed=0, methods=METHODS, decoders=("threshold",))
+    options = BlendOptions(methods=METHODS, decoders=(THRESHOLD,))
+    report = evaluate(BlendProblem(members, oof.labels, oof.folds), options)
     seconds, of_cores = time.perf_counter() - started, time.process_time() - worked
     return seconds, of_cores, report.text(), next(row.curve for row in report.rows if row.method == "greedy")
 
@@ -210,10 +214,11 @@ def expected(folder: Path) -> list[tuple[str, float, float, str]]:
     """Weights from where, seconds of their fit, F2 of all pictures under expected F2, and the weights."""
     oof = Oof.read(folder)
     everything = np.arange(len(oof.labels))
-    thresholds = first_thresholds(draw_sample(oof.probs, oof.labels, 0), oof.labels.sum() / len(oof.labels))
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, window=window_of(thresholds))
-    sample = draw_sample(oof.probs, oof.labels, 0, pictures=EXPECTED_SAMPLE)
-    problem = Problem(cells, oof.folds, sample, seed=0)
+    blend = BlendProblem([Member(f"m{i}", p) for i, p in enumerate(oof.probs)], oof.labels, oof.folds)
+    thresholds = first_thresholds(blend.sample(), blend.mean_labels)
+    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
+    sample = blend.sample(pictures=EXPECTED_SAMPLE)
+    problem = FitProblem(cells, oof.folds, blend.groups, sample, seed=0)
     found = []
     for method, what in (
         ("line", "threshold, line"),
@@ -226,7 +231,7 @@ def expected(folder: Path) -> list[tuple[str, float, float, str]]:
             started = time.perf_counter()
             fitted = solve(problem, Task(Job(way, EXPECTED), start))
             seconds = time.perf_counter() - started
-            scores = score_pictures(fitted, EXPECTED, everything, problem, oof.probs, oof.labels)
+            scores = score_pictures(fitted, everything, blend, problem)
             found.append((named, seconds, float(scores.mean()), " ".join(f"{w:.3f}" for w in fitted.weights)))
     return found
 
@@ -243,7 +248,7 @@ def part_lines(home: Path, args: argparse.Namespace) -> None:
     for seed in range(PROBLEMS):
         oof = Oof.read(generate(home, *SMALL, seed=seed))
         thresholds = thresholds_of(oof)
-        cells = DisputedCells.build(oof.probs, thresholds, oof.labels, window=window_of(thresholds))
+        cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
         for i, method in enumerate(("line", "nelder-mead")):
             started = time.perf_counter()
             scores[i, seed] = fit(cells, method, seed=seed).score
@@ -263,7 +268,7 @@ def fifty(folder: Path) -> list[tuple[str, float, str]]:
     oof = Oof.read(folder)
     thresholds = thresholds_of(oof)
     started = time.perf_counter()
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, window=window_of(thresholds))
+    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
     steps = [
         ("build", time.perf_counter() - started, f"{len(cells.image) / oof.labels.size:.2%} of the cells")
     ]

@@ -28,15 +28,15 @@ import numpy as np
 import torch
 import yaml
 
-from imet_ray.blending.cross_fit import contest
+from imet_ray.blending.cross_fit import bootstrap, cross_fit
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve_here
+from imet_ray.blending.fit_jobs import Solution, Task, solve_here
 from imet_ray.blending.members import Member
-from imet_ray.blending.scoring import bootstrap
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import SPACES, Run, reopen
 from imet_ray.data.sources import resolve_data
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
@@ -125,7 +125,7 @@ def sweep(space: SearchSpace, runs: Path) -> Swept:
     test = None
     if (truth := run.catalog.test_labels) is not None:
         probs = blend_test(ensemble, run.store, run.catalog.test.ids)
-        test = F2.per_picture(decode(probs, ensemble.decoder), truth)
+        test = F2.per_picture(ensemble.decoder.decode(probs), truth)
     members = {member.variant: member.trials for member in ensemble.members}
     return Swept(ended_trials(run.store), wall_s, members, nested_f2(run, ensemble), test)
 
@@ -136,29 +136,20 @@ def nested_f2(run: Run, ensemble: Ensemble) -> np.ndarray:
     for member in ensemble.members:
         trials = [run.store.trial(trial_id) for trial_id in member.trials]
         members.append(Member(member.variant, gather_oof(trials, data.split.ids, member.variant)[0]))
-    problems: list[Problem] = []  # the last one has the cells that the scores came from
+    seen: list[FitProblem] = []  # the last one has the cells that the scores came from
 
-    def keep(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
-        problems.append(problem)
-        return solve_here(problem, tasks)
+    def keep(fits: FitProblem, tasks: Sequence[Task]) -> list[Solution]:
+        seen.append(fits)
+        return solve_here(fits, tasks)
 
-    evaluate(
-        members,
-        data.labels,
-        data.folds,
-        seed=run.experiment.space.seed,
-        groups=run.catalog.label_groups,
-        methods=[row["method"] for row in ensemble.report["rows"] if not row["is_single"]],
-        scale=ensemble.scale,
-        runner=keep,
+    problem = BlendProblem(
+        members, data.labels, data.folds, run.experiment.space.seed, run.catalog.label_groups
     )
+    methods = tuple(row["method"] for row in ensemble.report["rows"] if not row["is_single"])
+    evaluate(problem, BlendOptions(methods=methods, scale=ensemble.scale), runner=keep)
     method, decoder = (ensemble.report["chosen"][key] for key in ("method", "decoder"))
-    values = [member.probs for member in members]
-    again = contest(
-        *(problems[-1], values, data.labels, [method], [decoder]),
-        *(solve_here, lambda down, up: None, lambda text: None),
-    )
-    nested = again.scored[method, decoder][1]
+    again = cross_fit(problem, seen[-1], [method], [decoder], solve_here)
+    nested = again.judged[method, decoder].nested
     assert abs(nested.mean() - ensemble.report["nested"]) < 1e-9
     return nested
 

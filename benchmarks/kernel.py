@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loader import MEAN, STD, photograph
 from imet_ray.models.models import Tagger, build_model
-from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
 from imet_ray.prediction.submission import write_submission
@@ -102,7 +102,7 @@ def make_manifest(architecture: str, size: int) -> Manifest:
         prior=[0.03] * LABELS,
         scale="probability",
         members=[member],
-        prefixes=[Prefix(members=["m"], decoder=Decoder(name="threshold", threshold=0.5), score=0.0)],
+        prefixes=[Prefix(members=["m"], decoder=Threshold(threshold=0.5), score=0.0)],
         dtype="float32",
         key=None,
         limit=1e6,

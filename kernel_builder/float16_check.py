@@ -16,7 +16,6 @@ from tqdm import tqdm
 from imet_ray.commands.setup import Run
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_by_recipe
@@ -106,7 +105,7 @@ def measure_loss(
     metric = metric_named(run.experiment.space.metric)
     before, after = (
         metric.per_picture(
-            decode(as_probabilities(total, ensemble.scale), ensemble.decoder), data.labels[rows]
+            ensemble.decoder.decode(as_probabilities(total, ensemble.scale)), data.labels[rows]
         )
         for total in (exact_total, rounded_total)
     )

@@ -128,10 +128,13 @@ def make_members():
 @pytest.fixture
 def quick_lines(monkeypatch):
     """One start and one kick of `line`: a tenth of the time, where how far it comes is not what is tested."""
-    from imet_ray.blending import exact_line_search as line
-    from imet_ray.blending import methods as fit
+    from dataclasses import replace
 
-    monkeypatch.setattr(fit, "LINE_STARTS", 1)
+    from imet_ray.blending import exact_line_search as line
+    from imet_ray.blending.methods import METHODS
+
+    for name in ("line", "smooth"):
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], starts_on_few=1))
     monkeypatch.setattr(line, "KICKS", (1, 1))
 
 
@@ -205,7 +208,6 @@ def swept(trained, tiny_cache) -> Path:
 
     import blend
     from imet_ray.data.training_data import test_split as pictures_of_test
-    from imet_ray.prediction.decode import decode
     from imet_ray.prediction.ensemble import blend_test, read_ensemble
     from imet_ray.prediction.predict import predict_checkpoint
     from imet_ray.prediction.submission import write_submission
@@ -219,7 +221,7 @@ def swept(trained, tiny_cache) -> Path:
     assert blend.main([*trained.where, "--method", "uniform", "--out", "k"]) == 0
     place = run.store.ensemble("k")
     ensemble = read_ensemble(place)
-    decoded = decode(blend_test(ensemble, run.store, test.ids), ensemble.decoder)
+    decoded = ensemble.decoder.decode(blend_test(ensemble, run.store, test.ids))
     write_submission(place.submission, test.ids, label_ids, decoded)
     return place.submission
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from bare_spec import bare_spec
+from blends import evaluate
 from PIL import Image
 
-from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.data.catalog import Catalog, Split
-from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, gather_oof
 from imet_ray.prediction.predict import Predictions, write_predictions
 from imet_ray.specs import Variant
@@ -81,7 +81,7 @@ def blended(store: RunDirectory) -> Ensemble:
         folds_digest="folds",
         label_ids=["0", "1", "2", "3"],
         members=members,
-        decoder=Decoder(name="threshold", threshold=0.6),
+        decoder=Threshold(threshold=0.6),
         report={"text": f"nested F2 0.4321 {HOSTILE}", "nested": 0.4321},
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from imet_ray.errors import StoreError
-from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.specs import Variant
 from kernel_builder.runtime.manifest import KernelMember, Manifest, StoredFile, Weights
@@ -52,7 +52,7 @@ def make_manifest(sizes: str = "") -> Manifest:
         scale="probability",
         members=members,
         prefixes=[
-            Prefix(members=list("abc"[: k + 1]), decoder=Decoder(name="threshold", threshold=t), score=0.5)
+            Prefix(members=list("abc"[: k + 1]), decoder=Threshold(threshold=t), score=0.5)
             for k, t in enumerate((0.3, 0.4, 0.5))
         ],
         dtype="float32",

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.storage.results import read_spec
@@ -120,7 +119,7 @@ def test_the_newest_run_becomes_an_ensemble_that_decodes_to_what_is_reported(cal
         assert member.seconds > 0
         assert member.size == sum(run.store.trial(trial).best.stat().st_size for trial in member.trials)
     assert (ensemble.data_digest, ensemble.folds_digest) == (run.data.split.digest, run.data.folds_digest)
-    decoded = decode(blend_oof(ensemble, run.store, run.data.split.ids), ensemble.decoder)
+    decoded = ensemble.decoder.decode(blend_oof(ensemble, run.store, run.data.split.ids))
     assert F2.score(decoded, run.data.labels) == pytest.approx(ensemble.report["chosen"]["own"], abs=2e-4)
     assert out.strip() == ensemble.report["text"].strip()
     assert "its nested F2: " in out

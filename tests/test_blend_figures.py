@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from imet_ray.blending.evaluate import evaluate
+from blends import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from imet_ray.blending.disputed_cells import DisputedCells
-from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit_jobs import Job, Problem, Task, solve_here
+from blends import evaluate
+from imet_ray.blending.fit_jobs import Job, Task, solve_here
 from imet_ray.blending.methods import METHODS
+from imet_ray.blending.problem import FitProblem
 from imet_ray.cluster.session import ray_session
 from imet_ray.cluster.tasks import solve_on_ray
 from imet_ray.search_space import Resources
@@ -22,11 +24,11 @@ def on_ray():
         yield solve_on_ray
 
 
-def problem_of(members, labels, folds) -> Problem:
+def problem_of(members, labels, folds) -> FitProblem:
     cells = DisputedCells.build(
-        [member.probs for member in members], [0.2] * len(members), labels, window=0.02
+        [member.probs for member in members], [0.2] * len(members), labels, half_range=0.02
     )
-    return Problem(cells, folds, None, seed=0)
+    return FitProblem(cells, folds, np.arange(labels.shape[1]) * 0, None, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -38,7 +40,7 @@ def test_fits_are_the_same_on_ray_and_in_one_process_with_cells_enough_for_threa
     assert problem.cells.margins.size > 10_000  # BLAS uses its threads here, and one of them in a worker
     for task, one, two in zip(tasks, solve_here(problem, tasks), on_ray(problem, tasks), strict=True):
         assert one.weights.tolist() == two.weights.tolist(), task.job
-        assert one.shifts.tolist() == two.shifts.tolist(), task.job
+        assert one.decoder == two.decoder, task.job
         assert (one.evaluations, one.curve) == (two.evaluations, two.curve)
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from imet_ray.blending import budget as budget_module
-from imet_ray.blending.blend_run import BlendOptions, blend_members
+from imet_ray.blending.blend_run import blend_members
 from imet_ray.blending.budget import Budget, Chosen, choose
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.methods import uniform
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.errors import ConfigError
 from imet_ray.prediction.metrics import METRICS
 
@@ -67,7 +69,7 @@ BUDGETS = [
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_chosen_set_is_the_best_of_all_that_fit(five, budget):
     members, labels, folds = five
-    found = choose(members, labels, folds, budget, seed=0)
+    found = choose(BlendProblem(members, labels, folds), budget)
     fitting = {
         names: score
         for names, (score, took, bytes_) in every_set(members, labels).items()
@@ -86,7 +88,7 @@ def test_of_equally_good_members_the_faster_one_is_chosen(five):
     twins = [
         replace(members[0], name=name, seconds=seconds) for name, seconds in (("slow", 0.9), ("fast", 0.3))
     ]
-    assert choose(twins, labels, folds, Budget(IMAGES, 1e9), seed=0).names == ("fast",)
+    assert choose(BlendProblem(twins, labels, folds), Budget(IMAGES, 1e9)).names == ("fast",)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -96,7 +98,7 @@ def test_the_curve_rises_and_each_point_is_the_best_that_is_as_fast(five, monkey
     limit = 1200.0
     sets = every_set(members, labels)
     seen = {names: found for names, found in sets.items() if whole or found[1] <= limit}
-    curve = choose(members, labels, folds, Budget(IMAGES, limit), seed=0).curve
+    curve = choose(BlendProblem(members, labels, folds), Budget(IMAGES, limit)).curve
     for before, after in itertools.pairwise(curve):
         assert before.seconds < after.seconds
         assert before.score < after.score
@@ -116,13 +118,13 @@ def test_more_than_15_members_are_chosen_greedily_and_fit(make_members):
         Budget(IMAGES, None, 20_000_000),
         Budget(IMAGES, 3000.0, 20_000_000, 3),
     ):
-        found = choose(members, labels, folds, budget, seed=0)
+        found = choose(BlendProblem(members, labels, folds), budget)
         assert not found.exact
         check_that_it_fits(found, members, budget)
         scores = {names: step.score for step in found.curve for names in [step.members]}
         assert scores[found.names] == max(scores.values())
         alone = [
-            choose([member], labels, folds, Budget(IMAGES), seed=0).curve[0].score
+            choose(BlendProblem([member], labels, folds), Budget(IMAGES)).curve[0].score
             for member in members
             if (budget.seconds is None or member.seconds * IMAGES <= budget.seconds)
         ]
@@ -133,9 +135,9 @@ def test_more_than_15_members_are_chosen_greedily_and_fit(make_members):
 def test_greedy_choice_is_close_to_the_best_of_all_sets(five, monkeypatch):
     members, labels, folds = five
     budget = Budget(IMAGES, 1500.0, 20_000_000)
-    best = choose(members, labels, folds, budget, seed=0)
+    best = choose(BlendProblem(members, labels, folds), budget)
     monkeypatch.setattr(budget_module, "EXACT", 1)
-    greedy = choose(members, labels, folds, budget, seed=0)
+    greedy = choose(BlendProblem(members, labels, folds), budget)
     check_that_it_fits(greedy, members, budget)
     assert not greedy.exact
     scores = {names: score for names, (score, _, _) in every_set(members, labels).items()}
@@ -151,9 +153,9 @@ def test_a_member_that_does_not_say_its_cost_is_refused_by_name_only_where_the_c
     members, labels, folds = five
     without = [*members[:2], replace(members[2], **{cost: None})]
     with pytest.raises(ConfigError, match=f"member noise2 does not say its {cost}"):
-        choose(without, labels, folds, budget, seed=0)
+        choose(BlendProblem(without, labels, folds), budget)
     other = Budget(IMAGES, size=10**9) if cost == "seconds" else Budget(IMAGES, seconds=1e9)
-    assert choose(without, labels, folds, other, seed=0).names
+    assert choose(BlendProblem(without, labels, folds), other).names
 
 
 @pytest.mark.parametrize("budget", [Budget(IMAGES, 1.0), Budget(IMAGES, None, 10)])
@@ -163,14 +165,15 @@ def test_a_budget_that_no_member_fits_says_what_the_least_is(five, budget):
     with pytest.raises(
         ConfigError, match=rf"no member fits.*{least:,.0f} s for 1,000 pictures.*raise --seconds"
     ):
-        choose(members, labels, folds, budget, seed=0)
+        choose(BlendProblem(members, labels, folds), budget)
 
 
 def test_what_is_blended_is_what_was_chosen_and_the_report_says_so(five):
     members, labels, folds = five
     options = BlendOptions(methods=(), decoders=("threshold",), seconds=1500.0, scale="probability")
-    report, kept, bought = blend_members(members, labels, folds, seed=0, options=options, images=IMAGES)
-    assert bought == choose(members, labels, folds, Budget(IMAGES, 1500.0), seed=0)
+    problem = BlendProblem(members, labels, folds, images=IMAGES)
+    report, kept, bought = blend_members(problem, options)
+    assert bought == choose(BlendProblem(members, labels, folds), Budget(IMAGES, 1500.0))
     assert tuple(member.name for member in kept) == report.names == bought.names
     assert bought.remark in report.text()
     assert report.seconds == tuple(member.seconds for member in kept)
@@ -180,12 +183,8 @@ def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
     members, labels, folds = five
     few, many = (
         blend_members(
-            members,
-            labels,
-            folds,
-            seed=0,
-            options=BlendOptions(methods=(), decoders=("threshold",), seconds=1e5, images=images),
-            images=IMAGES,
+            BlendProblem(members, labels, folds, images=IMAGES),
+            BlendOptions(methods=(), decoders=("threshold",), seconds=1e5, images=images),
         )[2]
         for images in (10, 100_000)
     )
@@ -196,4 +195,4 @@ def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
 def test_seconds_without_test_pictures_are_refused(five):
     members, labels, folds = five
     with pytest.raises(ConfigError, match="--seconds needs the number of test pictures.*give --images"):
-        blend_members(members, labels, folds, seed=0, options=BlendOptions(seconds=10.0))
+        blend_members(BlendProblem(members, labels, folds), BlendOptions(seconds=10.0))

@@ -11,7 +11,15 @@ from scipy.special import expit, logit
 
 from imet_ray.errors import ConfigError
 from imet_ray.prediction import expected_fbeta
-from imet_ray.prediction.decode import Decoder, at_least_one, decode, decode_threshold, with_temperature
+from imet_ray.prediction.decode import (
+    ExpectedScore,
+    GroupThresholds,
+    Threshold,
+    at_least_one,
+    decode_threshold,
+    read_decoder,
+    with_temperature,
+)
 from imet_ray.prediction.expected_fbeta import CANDIDATE, TAIL, expected_score
 from imet_ray.prediction.metrics import METRICS, FBeta
 
@@ -118,50 +126,65 @@ def test_an_empty_set_gets_its_most_probable_label_and_others_stay():
     assert at_least_one(probs, decoded).tolist() == [[False, True, False], [False, True, False]]
 
 
-DECODERS = [
-    Decoder(name="threshold", threshold=0.5),
-    Decoder(name="group-thresholds", label_thresholds=(0.5, 0.7, 0.5)),
-    Decoder(name="expected-f2"),
-    Decoder(name="expected-f2", temperature=2.0),
+SOME = [
+    Threshold(threshold=0.5),
+    GroupThresholds(label_thresholds=(0.5, 0.7, 0.5)),
+    ExpectedScore(),
+    ExpectedScore(temperature=2.0),
 ]
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", SOME)
 def test_no_decoder_leaves_a_picture_without_a_label(decoder):
     probs = np.array([[0.0, 0.0, 0.0], [0.01, 0.02, 0.0], [1.0, 1.0, 0.0]], np.float16)
-    assert decode(probs, decoder).any(axis=1).all()
+    assert decoder.decode(probs).any(axis=1).all()
 
 
-def test_a_threshold_decoder_without_a_threshold_is_refused():
-    with pytest.raises(ConfigError, match="needs a threshold"):
-        decode(np.zeros((1, 2)), Decoder(name="threshold"))
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"name": "threshold"}, "threshold"),
+        ({"name": "threshold", "threshold": None}, "threshold"),
+        ({"name": "group-thresholds", "label_thresholds": None}, "label_thresholds"),
+        ({"name": "top-k"}, "unknown decoder 'top-k'. Known: threshold, group-thresholds, expected-f2"),
+        ("threshold?", "unknown decoder"),
+    ],
+)
+def test_what_is_stored_of_no_decoder_is_refused(stored, message):
+    with pytest.raises(ValueError, match=message):
+        read_decoder(stored)
 
 
-@pytest.mark.parametrize("limits", [None, (0.5,), (0.5, 0.5, 0.5)])
+def test_decoders_of_earlier_versions_are_read_which_kept_the_parameters_of_all():
+    stored = {"name": "threshold", "threshold": 0.25, "label_thresholds": None, "temperature": 1.0}
+    assert read_decoder(stored) == Threshold(threshold=0.25)
+
+
+@pytest.mark.parametrize("limits", [(0.5,), (0.5, 0.5, 0.5)])
 def test_group_thresholds_that_do_not_fit_the_labels_are_refused(limits):
     with pytest.raises(ConfigError, match="needs a threshold for each of 2 labels: blend again"):
-        decode(np.zeros((1, 2)), Decoder(name="group-thresholds", label_thresholds=limits))
+        GroupThresholds(label_thresholds=limits).decode(np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_group_thresholds_decide_each_label_by_its_own(dtype):
     probs = np.random.default_rng(0).random((50, 4)).astype(dtype)
     limits = (0.2, 0.6, 0.2, 0.6)
-    found = decode(probs, Decoder(name="group-thresholds", label_thresholds=limits))
+    found = GroupThresholds(label_thresholds=limits).decode(probs)
     by_label = np.stack([decode_threshold(probs[:, i], limit) for i, limit in enumerate(limits)], axis=1)
     assert np.array_equal(found, at_least_one(probs, by_label))
 
 
 def test_equal_group_thresholds_decide_like_one_threshold():
     probs = (np.random.default_rng(0).integers(0, 20, (50, 4)) / 20).astype(np.float16)
-    one = Decoder(name="threshold", threshold=float(np.float16(0.35)))
-    each = Decoder(name="group-thresholds", label_thresholds=(one.threshold,) * 4)
-    assert np.array_equal(decode(probs, one), decode(probs, each))
+    one = Threshold(threshold=float(np.float16(0.35)))
+    each = GroupThresholds(label_thresholds=(one.threshold,) * 4)
+    assert np.array_equal(one.decode(probs), each.decode(probs))
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", SOME)
 def test_a_decoder_is_read_as_it_was_written(decoder):
-    assert Decoder.model_validate(json.loads(decoder.model_dump_json())) == decoder
+    assert read_decoder(json.loads(decoder.model_dump_json())) == decoder
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.9, 1.3, 2.0])
@@ -195,11 +218,11 @@ def test_a_rounding_above_one_has_a_temperature_too():
 def test_expected_f2_is_decoded_at_its_temperature():
     probs = np.random.default_rng(0).random((60, 5)).astype(np.float32) ** 3
     for temperature in (0.5, 2.0):
-        found = decode(probs, Decoder(name="expected-f2", temperature=temperature))
+        found = ExpectedScore(temperature=temperature).decode(probs)
         assert np.array_equal(
             found, at_least_one(probs, F2.decode_expected(with_temperature(probs, temperature)))
         )
-    cool, warm = (decode(probs, Decoder(name="expected-f2", temperature=t)) for t in (0.5, 2.0))
+    cool, warm = (ExpectedScore(temperature=t).decode(probs) for t in (0.5, 2.0))
     assert warm.sum() > cool.sum()  # less sure: more labels
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blends import evaluate
 
+from imet_ray.blending.cross_fit import bootstrap
 from imet_ray.blending.diagnostics import without_member
-from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.methods import uniform
-from imet_ray.blending.scoring import bootstrap
-from imet_ray.prediction.decode import Decoder, decode, decode_threshold
+from imet_ray.prediction.decode import Threshold, decode_threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
 
@@ -28,9 +28,7 @@ def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_
         for fold in range(3):
             rows = folds == fold
             threshold, _ = F2.best_threshold(mean[~rows], labels[~rows])
-            scores[rows] = F2.per_picture(
-                decode(mean[rows], Decoder(name="threshold", threshold=threshold)), labels[rows]
-            )
+            scores[rows] = F2.per_picture(Threshold(threshold=threshold).decode(mean[rows]), labels[rows])
         assert (worth.name, worth.without) == (members[i].name, pytest.approx(scores.mean(), abs=2e-4))
         assert worth.gain.mean == pytest.approx(report.nested - worth.without, abs=1e-12)
         assert worth.gain.low <= worth.gain.mean <= worth.gain.high

@@ -23,7 +23,7 @@ class Case:
     thresholds: list[float]
     labels: np.ndarray
     groups: np.ndarray
-    window: float
+    half_range: float
     scale: Scale
     weights: np.ndarray
     shifts: np.ndarray | None  # in -1..1, to be multiplied by the reach
@@ -33,7 +33,7 @@ class Case:
             self.values,
             self.thresholds,
             self.labels,
-            window=self.window,
+            half_range=self.half_range,
             scale=self.scale,
             groups=self.groups,
             **how,
@@ -83,7 +83,7 @@ def cases(draw):
         thresholds=thresholds.tolist(),
         labels=(rng.random((n, c)) < draw(st.sampled_from([0.0, 0.4]))).astype(np.uint8),
         groups=np.append(rng.integers(0, n_groups, c - 1), n_groups - 1),
-        window=draw(st.sampled_from([0.0, 0.01, 0.2, 1.0])),
+        half_range=draw(st.sampled_from([0.0, 0.01, 0.2, 1.0])),
         scale=scale,
         weights=raw / raw.sum(),
         shifts=shifts,
@@ -135,12 +135,12 @@ def test_some_of_the_members_count_what_all_do_with_weight_0_for_the_others(case
 def test_only_cells_that_some_weights_and_shift_change_are_kept(case):
     cells = case.build()
     lowest, highest = np.min(case.margins(), axis=0), np.max(case.margins(), axis=0)
-    window = np.float32(case.window)
-    assert len(cells.image) == ((lowest <= window) & (highest > -window)).sum()
+    end = np.float32(case.half_range)
+    assert len(cells.image) == ((lowest <= end) & (highest > -end)).sum()
     assert (np.diff(cells.image) >= 0).all()
 
 
-def test_one_member_or_equal_members_dispute_nothing_without_a_window():
+def test_one_member_or_equal_members_dispute_nothing_without_a_range():
     p = np.random.default_rng(0).random((20, 5)).astype(np.float16)
     labels = (p > 0.5).astype(np.uint8)
     assert DisputedCells.build([p], [0.5], labels).margins.shape == (1, 0)
@@ -153,7 +153,7 @@ def test_members_may_be_memory_mapped(make_members, tmp_path):
     for member in members:
         np.save(tmp_path / f"{member.name}.npy", member.probs)
         mapped.append(np.load(tmp_path / f"{member.name}.npy", mmap_mode="r"))
-    one = DisputedCells.build([m.probs for m in members], [0.3, 0.3], labels, window=0.1)
-    two = DisputedCells.build(mapped, [0.3, 0.3], labels, window=0.1)
+    one = DisputedCells.build([m.probs for m in members], [0.3, 0.3], labels, half_range=0.1)
+    two = DisputedCells.build(mapped, [0.3, 0.3], labels, half_range=0.1)
     assert np.array_equal(one.margins, two.margins)
     assert np.array_equal(one.chosen, two.chosen)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imet_ray.errors import DataError, StoreError
-from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import (
     Ensemble,
     EnsembleMember,
@@ -59,7 +59,7 @@ def ensemble_of(store, weights=(0.75, 0.25), n_folds=2, scale="probability") -> 
         label_ids=["a", "b", "c"],
         members=members,
         scale=scale,
-        decoder=Decoder(name="threshold", threshold=0.2),
+        decoder=Threshold(threshold=0.2),
         report={"nested": 0.5},
     )
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imet_ray.prediction.decode import Decoder, decode
+from imet_ray.prediction.decode import ExpectedScore, Threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting import error_analysis as mistakes
 from imet_ray.reporting.error_analysis import PER_LABEL, Mistake, confident_mistakes, count_labels
@@ -59,13 +59,13 @@ def test_what_is_given_is_not_changed():
     assert (labels == np.eye(3, 2)).all()
 
 
-@pytest.mark.parametrize("decoder", [Decoder(name="threshold", threshold=0.4), Decoder(name="expected-f2")])
+@pytest.mark.parametrize("decoder", [Threshold(threshold=0.4), ExpectedScore()])
 def test_labels_are_counted_in_blocks_as_they_would_be_at_once(decoder, monkeypatch):
     rng = np.random.default_rng(0)
     probs, labels = rng.random((23, 5), dtype=np.float32), rng.integers(0, 2, (23, 5), dtype=np.uint8)
     monkeypatch.setattr(mistakes, "ROWS", 4)
     counts = count_labels(probs, labels, decoder)
-    decoded = decode(probs, decoder)
+    decoded = decoder.decode(probs)
     assert counts.hits.tolist() == (decoded & labels.astype(bool)).sum(axis=0).tolist()
     assert counts.chosen.tolist() == decoded.sum(axis=0).tolist()
     assert counts.true.tolist() == labels.sum(axis=0).tolist()
@@ -74,7 +74,7 @@ def test_labels_are_counted_in_blocks_as_they_would_be_at_once(decoder, monkeypa
 def test_the_score_of_labels_is_pooled_over_their_cells():
     rng = np.random.default_rng(1)
     probs, labels = rng.random((30, 4), dtype=np.float32), rng.integers(0, 2, (30, 4), dtype=np.uint8)
-    decoder = Decoder(name="threshold", threshold=0.4)
+    decoder = Threshold(threshold=0.4)
     some = np.array([True, False, True, False])
-    flat = decode(probs, decoder)[:, some].reshape(1, -1), labels[:, some].reshape(1, -1)
+    flat = decoder.decode(probs)[:, some].reshape(1, -1), labels[:, some].reshape(1, -1)
     assert count_labels(probs, labels, decoder).score(some, F2) == pytest.approx(F2.score(*flat))

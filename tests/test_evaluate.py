@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blends import evaluate
 
 from imet_ray.blending import evaluate as evaluate_module
-from imet_ray.blending import threshold_window as window
-from imet_ray.blending.cross_fit import Contest
-from imet_ray.blending.evaluate import draw_sample, evaluate
-from imet_ray.blending.fit_jobs import Job
+from imet_ray.blending import threshold_range
+from imet_ray.blending.cross_fit import CrossFit
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import uniform
-from imet_ray.blending.options import DECODERS
-from imet_ray.blending.scoring import decoder_of
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.decode import at_least_one, decode
+from imet_ray.prediction.decode import DECODERS, at_least_one
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
 
@@ -31,22 +29,22 @@ MARGINS = replace(GOOD, margins=True)
 
 
 @pytest.fixture
-def contests(monkeypatch) -> list[Contest]:
+def cross_fits(monkeypatch) -> list[CrossFit]:
     """What was fitted and scored, by call of `evaluate`: the last of them with all methods."""
-    found: list[Contest] = []
-    original = evaluate_module.contest
+    found: list[CrossFit] = []
+    original = evaluate_module.cross_fit
 
     def spy(*args):
         found.append(original(*args))
         return found[-1]
 
-    monkeypatch.setattr(evaluate_module, "contest", spy)
+    monkeypatch.setattr(evaluate_module, "cross_fit", spy)
     return found
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, contests, scale, monkeypatch):
-    monkeypatch.setattr(window, "ROOM", 50.0)  # how far thresholds are searched sees all folds
+def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, cross_fits, scale, monkeypatch):
+    monkeypatch.setattr(threshold_range, "ROOM", 50.0)  # how far thresholds are searched sees all folds
     members, labels, folds = three
     half = np.flatnonzero(folds == 1)[::2]
     changed = labels.copy()
@@ -54,29 +52,27 @@ def test_the_nested_scores_of_a_fold_are_blind_to_its_labels(three, contests, sc
     for truth in (labels, changed):
         evaluate(members, truth, folds, seed=0, groups=GROUPS, methods=["greedy"], scale=scale)
     others = np.setdiff1d(np.flatnonzero(folds == 1), half)  # of that fold, with the labels that they had
-    before, after = (contest.scored for contest in contests)
-    leaks = [key for key in before if not np.allclose(before[key][1][others], after[key][1][others])]
+    before, after = ({key: one.nested for key, one in found.judged.items()} for found in cross_fits)
+    leaks = [key for key in before if not np.allclose(before[key][others], after[key][others])]
     assert leaks == []
     rest = folds != 1
-    assert not all(np.array_equal(before[key][1][rest], after[key][1][rest]) for key in before)
+    assert not all(np.array_equal(before[key][rest], after[key][rest]) for key in before)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_nested_scores_are_those_of_decoding_each_fold_with_what_was_fitted_without_it(
-    three, contests, scale
+    three, cross_fits, scale
 ):
     members, labels, folds = three
     report = evaluate(members, labels, folds, seed=0, groups=GROUPS, methods=["greedy"], scale=scale)
-    solved, of_label = contests[0].solved, np.arange(6) % 2
     for row in report.rows:
         method = f"member {report.names.index(row.method)}" if row.is_single else row.method
         scores = np.empty(len(labels))
         for fold in range(3):
             rows = folds == fold
-            fitted = solved[Job(method, row.decoder, fold)]
-            decoder = decoder_of(fitted, row.decoder, contests[0].problem.cells.thresholds, of_label, scale)
+            fitted = cross_fits[0].judged[method, row.decoder].by_fold[fold]
             mean = averaged([member.probs[rows] for member in members], fitted.weights, scale)
-            scores[rows] = F2.per_picture(decode(mean, decoder), labels[rows])
+            scores[rows] = F2.per_picture(fitted.decoder.decode(mean), labels[rows])
         assert row.nested == pytest.approx(scores.mean(), abs=2e-4), (row.method, row.decoder)
 
 
@@ -91,7 +87,7 @@ def test_the_ensembles_decoder_decodes_the_blend_to_the_own_score_of_the_report(
         members, labels, folds, seed=0, groups=GROUPS, methods=(), use=method, decoders=[decoder], scale=scale
     )
     mean = averaged([member.probs for member in members], np.array(report.weights), scale)
-    assert F2.score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=2e-4)
+    assert F2.score(report.decoder.decode(mean), labels) == pytest.approx(report.chosen.own, abs=2e-4)
     assert report.decoder.name == decoder == report.chosen.decoder
 
 
@@ -127,18 +123,20 @@ def test_where_weights_matter_the_best_nested_ones_are_chosen(make_members):
 
 def test_the_gain_that_is_said_is_the_chosen_methods_and_sure_among_all_candidates(three, monkeypatch):
     members, labels, folds = three
-    original = evaluate_module.contest
+    original = evaluate_module.cross_fit
     noise = np.random.default_rng(0).normal(0, 0.5, len(labels))
 
     def staged(*args):
         found = original(*args)
-        even = found.scored["uniform", "threshold"]
+        uniform = found.judged["uniform", "threshold"]
         steady, noisy = 0.005, 0.02 + noise - noise.mean()
         for method, gain in (("greedy", steady), ("line", noisy)):
-            found.scored[method, "threshold"] = (even[0] + gain, even[1] + gain)
+            found.judged[method, "threshold"] = replace(
+                uniform, method=method, own=uniform.own + gain, nested=uniform.nested + gain
+            )
         return found
 
-    monkeypatch.setattr(evaluate_module, "contest", staged)
+    monkeypatch.setattr(evaluate_module, "cross_fit", staged)
     report = evaluate(
         members,
         labels,
@@ -154,7 +152,7 @@ def test_the_gain_that_is_said_is_the_chosen_methods_and_sure_among_all_candidat
 
 def test_a_candidate_that_is_sure_alone_but_not_among_many_is_not_chosen(three, monkeypatch):
     members, labels, folds = three
-    original = evaluate_module.contest
+    original = evaluate_module.cross_fit
     rng = np.random.default_rng(1)
     methods = ["greedy", "nelder-mead", "powell", "line", "smooth"]
     draws = rng.normal(0, 1, (len(methods), len(labels)))
@@ -163,12 +161,14 @@ def test_a_candidate_that_is_sure_alone_but_not_among_many_is_not_chosen(three, 
 
     def staged(*args):
         found = original(*args)
-        even = found.scored["uniform", "threshold"]
+        uniform = found.judged["uniform", "threshold"]
         for method, gain in zip(methods, gains, strict=True):
-            found.scored[method, "threshold"] = (even[0] + gain, even[1] + gain)
+            found.judged[method, "threshold"] = replace(
+                uniform, method=method, own=uniform.own + gain, nested=uniform.nested + gain
+            )
         return found
 
-    monkeypatch.setattr(evaluate_module, "contest", staged)
+    monkeypatch.setattr(evaluate_module, "cross_fit", staged)
     report = evaluate(
         members, labels, folds, seed=0, methods=methods, decoders=["threshold"], scale="probability"
     )
@@ -210,11 +210,11 @@ def test_limits_hold_for_all_blends_but_uniform_weights_of_what_they_leave(three
 @pytest.mark.parametrize("scale", SCALES)
 def test_members_are_averaged_on_the_scale_whose_uniform_blend_is_better_nested(three, scale):
     report = evaluate(*three, seed=0, methods=())
-    assert report.scale == max(SCALES, key=lambda each: report.even_by_scale[each])
+    assert report.scale == max(SCALES, key=lambda each: report.uniform_by_scale[each])
     given = evaluate(*three, seed=0, methods=(), scale=scale)
-    assert (given.scale, given.even_by_scale) == (scale, {})
+    assert (given.scale, given.uniform_by_scale) == (scale, {})
     best = max(row.nested for row in given.rows if row.method == "uniform")
-    assert report.even_by_scale[scale] == pytest.approx(best, abs=1e-12)
+    assert report.uniform_by_scale[scale] == pytest.approx(best, abs=1e-12)
 
 
 def test_one_variant_is_a_blend_of_weight_one(make_members):
@@ -269,16 +269,17 @@ def test_members_and_labels_that_are_all_the_same_can_be_judged(value):
 
 
 def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
-    make_members, contests, monkeypatch
+    make_members, cross_fits, monkeypatch
 ):
     members, labels, _ = make_members([1.0, 1.5], n=80)
-    rows = evaluate_module.draw_sample([m.probs for m in members], labels, 0, pictures=20).rows
+    original = BlendProblem.sample
+    rows = original(BlendProblem(members, labels, np.zeros(80, int)), pictures=20).rows
     folds = np.isin(np.arange(80), rows).astype(int)
-    monkeypatch.setattr(evaluate_module, "draw_sample", lambda *args: draw_sample(*args, pictures=20))
+    monkeypatch.setattr(BlendProblem, "sample", lambda problem: original(problem, pictures=20))
     evaluate(
         members, labels, folds, seed=0, methods=["nelder-mead"], decoders=["expected-f2"], scale="probability"
     )
-    assert contests[-1].solved[Job("nelder-mead", "expected-f2", 1)].temperature == 1
+    assert cross_fits[-1].judged["nelder-mead", "expected-f2"].by_fold[1].decoder.temperature == 1
 
 
 @pytest.mark.parametrize(

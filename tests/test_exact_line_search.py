@@ -25,7 +25,7 @@ def draw_problem(rng, *, steps=None):
         list(values.astype(np.float32)),
         rng.uniform(0.3, 0.7, m).tolist() if steps is None else [0.5] * m,
         labels,
-        window=rng.choice([0.0, 0.1, 0.3]),
+        half_range=rng.choice([0.0, 0.1, 0.3]),
         groups=np.arange(c) % 2,
     )
     weights = rng.dirichlet(np.ones(m)) if steps is None else uniform(m)
@@ -73,7 +73,7 @@ def test_a_line_that_starts_on_a_tie_leads_away_from_it():
 
 def test_the_shift_is_the_best_one_even_where_no_shift_is_a_tie():
     p = [np.array([[0.25]], np.float32), np.array([[0.75]], np.float32)]
-    cells = DisputedCells.build(p, [0.5, 0.5], np.ones((1, 1), np.uint8), window=0.1)
+    cells = DisputedCells.build(p, [0.5, 0.5], np.ones((1, 1), np.uint8), half_range=0.1)
     assert cells.score(uniform(2), settled_shifts(cells, uniform(2), np.zeros(1))) == 1
 
 
@@ -99,7 +99,7 @@ def test_gains_of_steps_are_those_of_a_slow_loop(seed):
     true = rng.integers(0, 6, n)
     hits, chosen = true + 60, true + rng.integers(120, 150, n)  # enough for all that leave
     image, sign, label = rng.integers(0, n, k).astype(np.int32), rng.choice([-1, 1], k), rng.random(k) < 0.5
-    found = step_gains(image, sign * (1 + HIT * label.astype(np.int64)), hits, chosen, true)
+    found = step_gains(image, sign * (1 + HIT * label.astype(np.int64)), hits, chosen, true, F2)
     slow = []
     for i, s, is_true in zip(image, sign, label, strict=True):
         before = F2.of_counts(hits, true, chosen).sum()
@@ -108,10 +108,10 @@ def test_gains_of_steps_are_those_of_a_slow_loop(seed):
     assert found == pytest.approx(np.array(slow), abs=1e-10)
 
 
-def problem(make_members, noise=(1.0, 2.0, 1.5, 3.0), *, window=0.05, **how) -> DisputedCells:
+def problem(make_members, noise=(1.0, 2.0, 1.5, 3.0), *, half_range=0.05, **how) -> DisputedCells:
     members, labels, _ = make_members(noise, **how)
     thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
-    return DisputedCells.build([m.probs for m in members], thresholds, labels, window=window)
+    return DisputedCells.build([m.probs for m in members], thresholds, labels, half_range=half_range)
 
 
 def test_line_search_is_a_method_of_scipy(make_members):

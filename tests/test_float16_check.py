@@ -5,7 +5,8 @@ import html
 import numpy as np
 import pytest
 
-from imet_ray.blending.blend_run import BlendOptions, blend_run
+from imet_ray.blending.blend_run import RunToBlend, blend_run
+from imet_ray.blending.options import BlendOptions
 from imet_ray.prediction.ensemble import read_ensemble
 from imet_ray.storage.results import standings
 from kernel_builder import float16_check
@@ -43,7 +44,7 @@ def blended(trained):
     run = trained.run
     whole = standings(run.store, ["a", "b"])
     options = BlendOptions(methods=(), use="uniform", decoders=("threshold",))
-    blend_run(run.store, run.data, run.catalog, run.experiment.space, whole, "half", options=options)
+    blend_run(RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole), "half", options)
     return read_ensemble(run.store.ensemble("half"))
 
 

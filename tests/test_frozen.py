@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from blends import evaluate
 
-from imet_ray.blending.blend_run import frozen
-from imet_ray.blending.evaluate import evaluate
-from imet_ray.prediction.decode import Decoder, at_least_one, decode, decode_threshold
+from imet_ray.blending.blend_run import Source, frozen
+from imet_ray.prediction.decode import Threshold, at_least_one, decode_threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES
 
@@ -23,9 +23,7 @@ def test_the_frozen_ensemble_is_what_the_report_says(three):
     members, labels, folds = three
     members = [replace(members[0], seconds=0.5, size=7), *members[1:]]
     report = evaluate(members, labels, folds, seed=0, methods=["greedy"], remarks=["take care"])
-    ensemble = frozen(
-        "x", members, report, list("abcdef"), {"noise0": ["t0", "t1"]}, {"noise0": ["d0", "d1"]}
-    )
+    ensemble = frozen("x", members, report, list("abcdef"), {"noise0": Source(("t0", "t1"), ("d0", "d1"))})
     assert [member.weight for member in ensemble.members] == list(report.weights)
     for found, member in zip(ensemble.members, members, strict=True):
         alone = at_least_one(member.probs, decode_threshold(member.probs, found.threshold))
@@ -45,6 +43,6 @@ def test_a_frozen_members_threshold_is_the_one_that_its_own_score_was_had_with(t
     members, labels, folds = three
     report = evaluate(members, labels, folds, seed=0, methods=(), scale=scale)
     for member, kept in zip(members, frozen("x", members, report, list("abcdef")).members, strict=True):
-        decoder = Decoder(name="threshold", threshold=kept.threshold)
-        own = F2.score(decode(member.probs, decoder), labels)
+        decoder = Threshold(threshold=kept.threshold)
+        own = F2.score(decoder.decode(member.probs), labels)
         assert own == pytest.approx(row_of(report, member.name, "threshold").own, abs=2e-4)

@@ -4,10 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from blends import evaluate
 
-from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.fit_jobs import solve_here
-from imet_ray.blending.level2 import STACKS, score_level2
+from imet_ray.blending.level2 import score_level2
+from imet_ray.blending.problem import BlendProblem
+from imet_ray.blending.stacking import STACKS
 from imet_ray.errors import ConfigError
 from imet_ray.prediction.metrics import METRICS
 
@@ -15,8 +17,10 @@ F2 = METRICS["f2"]
 
 
 def score(kind, members, labels, folds):
-    values = [member.probs for member in members]
-    return score_level2(kind, values, labels, folds, draw_sample(values, labels, 0), 0, solve_here)
+    """The scores of each picture, own and nested, by decoder."""
+    problem = BlendProblem(members, labels, folds)
+    found = score_level2(kind, problem, problem.sample(), solve_here)
+    return {one.decoder: (one.own, one.nested) for one in found}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_stacked_probabilities_are_scored_by_picture_own_and_nested_under_both_d
     assert own.mean() >= F2.score(stacked.astype(np.float32) > np.float32(threshold), labels)
     alone = {row.decoder: row for row in evaluate(members[:1], labels, folds, seed=0).rows if row.is_single}
     for decoder, (own, nested) in found.items():
-        far = 1e-12 if decoder == "expected-f2" else 0.02  # the thresholds' windows differ
+        far = 1e-12 if decoder == "expected-f2" else 0.02  # the thresholds' ranges differ
         assert own.mean() == pytest.approx(alone[decoder].own, abs=far)
         assert nested.mean() == pytest.approx(alone[decoder].nested, abs=far)
 

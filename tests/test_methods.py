@@ -14,9 +14,11 @@ pytestmark = pytest.mark.usefixtures("quick_lines")
 METHOD = pytest.mark.parametrize("method", METHODS)
 
 
-def tuned(members, labels, *, window=0.05, groups=None) -> DisputedCells:
+def tuned(members, labels, *, half_range=0.05, groups=None) -> DisputedCells:
     thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
-    return DisputedCells.build([m.probs for m in members], thresholds, labels, window=window, groups=groups)
+    return DisputedCells.build(
+        [m.probs for m in members], thresholds, labels, half_range=half_range, groups=groups
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +74,8 @@ def test_line_is_never_worse_than_settled_uniform_weights_or_any_member_alone(ma
     for seed in range(3):
         members, labels, _ = make_members([0.3, 3.0, 3.0, 6.0], n=80, seed=seed)
         cells = tuned(members, labels)
-        even = fit(cells, "uniform", seed=0).score
-        assert fit(cells, "line", seed=0).score >= max([even, *(cells.score(one) for one in np.eye(4))])
+        best = fit(cells, "uniform", seed=0).score
+        assert fit(cells, "line", seed=0).score >= max([best, *(cells.score(one) for one in np.eye(4))])
 
 
 @pytest.mark.parametrize("noise", [[1.0, 1.0], [0.5, 4.0], [4.0, 1.0]])
@@ -91,7 +93,7 @@ def test_a_search_of_two_members_comes_near_the_best_of_a_fine_grid(make_members
 
 def test_uniform_weights_get_the_threshold_that_is_exactly_best_for_them(make_members):
     members, labels, _ = make_members([1.0, 2.0, 1.5])
-    found = fit(tuned(members, labels, window=1.0), "uniform", seed=0)
+    found = fit(tuned(members, labels, half_range=1.0), "uniform", seed=0)
     blended = np.mean([m.probs.astype(np.float32) for m in members], axis=0)
     assert found.weights.tolist() == uniform(3).tolist()
     assert found.score == pytest.approx(F2.best_threshold(blended, labels)[1], abs=1e-12)
@@ -135,7 +137,7 @@ def test_a_hard_enough_smooth_score_is_the_score_itself(four):
 @METHOD
 def test_one_member_is_fitted_by_its_shift_alone(make_members, method):
     members, labels, _ = make_members([1.0])
-    cells = DisputedCells.build([members[0].probs], [0.5], labels, window=1.0)
+    cells = DisputedCells.build([members[0].probs], [0.5], labels, half_range=1.0)
     found = fit(cells, method, seed=0)
     assert found.weights.tolist() == [1.0]
     assert found.score == pytest.approx(F2.best_threshold(members[0].probs, labels)[1], abs=1e-12)
@@ -144,6 +146,6 @@ def test_one_member_is_fitted_by_its_shift_alone(make_members, method):
 @METHOD
 def test_members_that_agree_everywhere_can_be_fitted(make_members, method):
     members, labels, _ = make_members([1.0], n=40)
-    found = fit(tuned(members * 3, labels, window=0.0), method, seed=0)
+    found = fit(tuned(members * 3, labels, half_range=0.0), method, seed=0)
     assert found.weights.sum() == pytest.approx(1)
     assert found.score == pytest.approx(F2.best_threshold(members[0].probs, labels)[1], abs=1e-12)

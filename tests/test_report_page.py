@@ -12,7 +12,6 @@ from html_page import Page
 from PIL import Image
 
 from imet_ray.data.catalog import Catalog
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting import report_page as report
@@ -166,7 +165,7 @@ def test_the_members_of_each_budget_are_listed(full_page):
 
 def counted(catalog, ensemble, oof, inside) -> list[str]:
     """F2, labels, true and predicted cells of some labels, as the tables say them."""
-    chosen = decode(oof, ensemble.decoder)[:, inside]
+    chosen = ensemble.decoder.decode(oof)[:, inside]
     truth = catalog.labels[:, inside].astype(bool)
     f2 = F2.of_counts((chosen & truth).sum(), truth.sum(), chosen.sum())
     return [f"{f2:.4f}", *(f"{count:,}" for count in (inside.sum(), truth.sum(), chosen.sum()))]
@@ -258,7 +257,7 @@ SHOWN = np.linspace(0, 12, SHOWN_PICTURES).astype(int)  # of 13 pictures
 
 
 def test_with_test_labels_each_label_is_right_or_wrong_or_not_found(page, ensemble, catalog, probs):
-    decoded = decode(probs, ensemble.decoder)[SHOWN]
+    decoded = ensemble.decoder.decode(probs)[SHOWN]
     truth, names = catalog.test_labels[SHOWN].astype(bool), catalog.label_names
     for kind, mask in (("hit", decoded & truth), ("miss", decoded & ~truth)):
         expected = [f"{names[c]} {probs[SHOWN[i], c]:.2f}" for i, c in zip(*np.nonzero(mask), strict=True)]
@@ -272,7 +271,7 @@ def test_with_test_labels_each_label_is_right_or_wrong_or_not_found(page, ensemb
 
 def test_without_test_labels_nothing_is_called_right_or_wrong(store, ensemble, catalog, probs):
     page = page_of(store, ensemble, replace(catalog, test_labels=None), probs)
-    assert [kind for kind, _ in page.spans] == [""] * decode(probs, ensemble.decoder)[SHOWN].sum()
+    assert [kind for kind, _ in page.spans] == [""] * ensemble.decoder.decode(probs)[SHOWN].sum()
     assert "green: right" not in page.text
     assert "not found" not in page.text
 

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+from blends import evaluate
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from imet_ray.blending.evaluate import evaluate
+from imet_ray.blending.cross_fit import score_pictures
+from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.fit_jobs import refitted
 from imet_ray.blending.members import Member
-from imet_ray.blending.single_member import best_shifts, cells_alone, counts_alone, lowest, score_alone
+from imet_ray.blending.problem import BlendProblem, FitProblem
+from imet_ray.blending.threshold_range import single_cells
+from imet_ray.prediction.decode import decode_threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, on_scale
 
@@ -23,26 +28,31 @@ F2 = METRICS["f2"]
     scale=st.sampled_from(SCALES),
     sharp=st.sampled_from([0.5, 1, 4, 12]),
 )
-def test_the_best_shift_scores_as_the_best_of_all_thresholds(seed, n, c, dtype, scale, sharp):
+def test_the_fitted_threshold_scores_as_the_best_of_all_thresholds(seed, n, c, dtype, scale, sharp):
     rng = np.random.default_rng(seed)
     probs = expit(sharp * rng.normal(-1, 1, (n, c))).clip(1e-5, 0.999).astype(dtype)
     labels = rng.integers(0, 2, (n, c)).astype(np.uint8)
     labels[np.arange(n), probs.argmax(axis=1)] = 1  # a threshold of 1, above all, is never best
-    alone = cells_alone(probs, 0.0, labels, None)
     first = float(on_scale(np.array(rng.uniform(0.05, 0.5)), scale))
-    shifts = best_shifts(alone, 1, first, scale)
+    cells = DisputedCells.build([probs], [first], labels, half_range=0.01, scale=scale)
+    every = np.zeros((1, 1), probs.dtype)  # a sample that has the lowest probability: no cell is left out
+    singles = (single_cells(probs, every, labels, groups=None, metric="f2"),)
+    fits = FitProblem(cells, np.zeros(n, int), np.zeros(c, int), None, 0, singles=singles)
+    found = refitted(np.ones(1), "threshold", fits)
     best = F2.best_threshold(probs, labels)[1]
-    assert score_alone(alone, shifts, first, scale) == pytest.approx(best, abs=1e-9)
-    hits, chosen = counts_alone(alone, shifts, first, scale)
-    assert F2.of_counts(hits, labels.sum(axis=1), chosen).mean() == pytest.approx(best, abs=1e-9)
+    assert found.score == pytest.approx(best, abs=1e-9)
+    assert F2.score(decode_threshold(probs, found.decoder.threshold), labels) == pytest.approx(best, abs=1e-9)
+    problem = BlendProblem([Member("a", probs)], labels, np.zeros(n, int))
+    scores = score_pictures(found, np.arange(n), problem, fits)
+    assert scores.mean() == pytest.approx(F2.score(found.decoder.decode(probs), labels), abs=1e-9)
 
 
 def test_few_cells_are_kept_of_a_member_with_a_floor_under_its_probabilities():
     rng = np.random.default_rng(0)
     probs = (0.025 + 0.95 * expit(2 * rng.normal(-3, 1, (200, 500)))).astype(np.float16)
     labels = (rng.random((200, 500)) < 0.006).astype(np.uint8)
-    alone = cells_alone(probs, lowest(probs, 3.0), labels, None)
-    assert len(alone.image) <= 200 * 17  # and ties
+    cells = single_cells(probs, probs, labels, groups=None, metric="f2")
+    assert len(cells.image) <= 200 * 17  # and ties
 
 
 def two_hills(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +67,7 @@ def two_hills(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_member_alone_finds_the_threshold_far_from_where_the_search_began(scale):
+def test_a_single_member_finds_the_threshold_far_from_where_the_search_began(scale):
     probs, labels = two_hills(np.random.default_rng(0), 60)
     members = [Member("a", probs), Member("b", probs)]
     report = evaluate(
@@ -66,6 +76,4 @@ def test_a_member_alone_finds_the_threshold_far_from_where_the_search_began(scal
     best = F2.best_threshold(probs, labels)[1]
     assert best == pytest.approx(1)
     for row in report.rows:
-        assert row.own == pytest.approx(best), (
-            row.method
-        )  # uniform, too: the window holds what is best for it
+        assert row.own == pytest.approx(best), row.method  # uniform, too: the range holds what is best for it

@@ -1,110 +1,85 @@
 """Blending a run: its variants' out-of-fold files in, `ensemble.json` out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from imet_ray.blending.budget import Budget, Chosen, choose
-from imet_ray.blending.cross_fit import Progress
+from imet_ray.blending.cross_fit import Progress, silent
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit_jobs import Runner, solve_here
+from imet_ray.blending.fit_jobs import THRESHOLD, Runner, solve_here
 from imet_ray.blending.members import Member
-from imet_ray.blending.options import check_request
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import BlendReport
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ConfigError
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, Prefix, cost_of, gather_oof, write_ensemble
-from imet_ray.prediction.pooling import Scale, as_probability, on_scale
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class BlendOptions:
-    """What a person may ask of a blend."""
+class RunToBlend:
+    """What of a run is blended."""
 
-    methods: tuple[str, ...] | None = None  # to compare; all if None
-    use: str | None = None  # the method to take, whatever it is worth
-    decoders: tuple[str, ...] | None = None
-    min_weight: float = 0.0
-    max_members: int | None = None
-    seconds: float | None = None  # that prediction may take
-    images: int | None = None  # test pictures; those of the data if None
-    size: int | None = None  # bytes that checkpoints may take
-    scale: Scale | None = None  # on which to average; the better one if None
-    level2: str | None = None
+    store: RunDirectory
+    data: TrainingData
+    catalog: Catalog
+    space: SearchSpace
+    whole: Sequence[Standing]  # the variants, each with one trial per fold
+    external: Sequence[Member] = ()  # members that another tool predicted
 
 
-def check_options(options: BlendOptions) -> None:
-    """Refuse what no data could give, before any are read.
+@dataclass(frozen=True)
+class Source:
+    """Where a member's predictions come from; empty for an external member."""
 
-    Raises:
-        ConfigError: naming the option.
-    """
-    check_request(
-        options.methods,
-        options.use,
-        options.decoders,
-        options.level2,
-        options.min_weight,
-        options.max_members,
-    )
+    trials: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()  # sha256
 
 
 def blend_run(
-    store: RunDirectory,
-    data: TrainingData,
-    catalog: Catalog,
-    space: SearchSpace,
-    whole: Sequence[Standing],
+    run: RunToBlend,
     name: str,
-    *,
     options: BlendOptions,
-    outside: Sequence[Member] = (),
+    *,
     runner: Runner = solve_here,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> BlendReport:
     """Fit the weights of variants that are trained on all folds, and freeze the ensemble.
 
     Args:
-        whole: the variants to blend, each with one trial a fold.
         name: of the ensemble.
-        outside: members that another tool predicted.
 
     Raises:
         ImetError: if out-of-fold predictions are missing, do not cover each picture once, or cannot be used.
     """
-    members, digests, trials = [], {}, {}
-    for standing in whole:
+    data, members, sources = run.data, [], {}
+    for standing in run.whole:
         progress(f"reading {standing.variant}")
         own = [standing.trials[fold] for fold in sorted(standing.trials)]
-        probs, digests[standing.variant] = gather_oof(
-            own, data.split.ids, standing.variant, scratch=store.root
-        )
-        trials[standing.variant] = [trial.trial_id for trial in own]
-        seconds, size = cost_of(own)
         ids = data.split.ids
+        probs, digests = gather_oof(own, ids, standing.variant, scratch=run.store.root)
+        sources[standing.variant] = Source(tuple(trial.trial_id for trial in own), tuple(digests))
+        seconds, size = cost_of(own)
         members.append(Member(standing.variant, probs, ids, False, data.folds_digest, seconds, size))
-    members += outside
-    report, members, bought = blend_members(
-        members,
+    problem = BlendProblem(
+        [*members, *run.external],
         data.labels,
         data.folds,
-        seed=space.seed,
-        groups=catalog.label_groups,
+        seed=run.space.seed,
+        label_groups=run.catalog.label_groups,
+        metric=run.space.metric,
         folds_digest=data.folds_digest,
-        options=options,
-        images=len(catalog.test.ids),
-        remarks=_remarks(whole, space),
-        runner=runner,
-        progress=progress,
+        images=len(run.catalog.test.ids),
+        remarks=_remarks(run.whole, run.space),
     )
-    ensemble = frozen(name, members, report, data.label_ids, trials, digests, bought)
+    report, kept, bought = blend_members(problem, options, runner=runner, progress=progress)
+    ensemble = frozen(name, kept, report, data.label_ids, sources, bought)
     of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest}
-    write_ensemble(store.ensemble(name), ensemble.model_copy(update=of_data))
+    write_ensemble(run.store.ensemble(name), ensemble.model_copy(update=of_data))
     return report
 
 
@@ -113,25 +88,18 @@ def frozen(
     members: Sequence[Member],
     report: BlendReport,
     label_ids: Sequence[str],
-    trials: Mapping[str, list[str]] | None = None,
-    checkpoints: Mapping[str, list[str]] | None = None,
+    sources: Mapping[str, Source] | None = None,
     bought: Chosen | None = None,
 ) -> Ensemble:
     """What `ensemble.json` holds of a blend.
 
     Args:
-        trials, checkpoints: by member; none of a member that another tool predicted.
+        sources: by member; none of an external one.
     """
-    decoder = report.chosen.decoder
-    alone = {row.method: row.nested for row in report.rows if row.is_single and row.decoder == decoder}
-    own = {  # t_m + s of each member alone
-        row.method: float(as_probability(on_scale(np.array(t), report.scale) + row.shifts[0], report.scale))
-        for row, t in zip(
-            (row for row in report.rows if row.is_single and row.decoder == "threshold"),
-            report.thresholds,
-            strict=False,
-        )
-    }
+    singles = [row for row in report.rows if row.is_single]
+    scores = {row.method: row.nested for row in singles if row.decoder == report.decoder.name}
+    own = {row.method: row.thresholds[0] for row in singles if row.decoder == THRESHOLD}
+    come_from = {member.name: (sources or {}).get(member.name, Source()) for member in members}
     return Ensemble(
         name=name,
         label_ids=list(label_ids),
@@ -139,10 +107,10 @@ def frozen(
             EnsembleMember(
                 variant=member.name,
                 weight=report.weights[i],
-                threshold=own[member.name] if member.name in own else report.thresholds[i],
-                trials=(trials or {}).get(member.name, []),
-                checkpoints=(checkpoints or {}).get(member.name, []),
-                score=alone[member.name],
+                threshold=own.get(member.name, report.thresholds[i]),
+                trials=list(come_from[member.name].trials),
+                checkpoints=list(come_from[member.name].checkpoints),
+                score=scores[member.name],
                 seconds=member.seconds,
                 size=member.size,
             )
@@ -151,7 +119,7 @@ def frozen(
         scale=report.scale,
         decoder=report.decoder,
         prefixes=[
-            Prefix(members=list(step.members), decoder=step.decoder, score=step.f2)
+            Prefix(members=list(step.members), decoder=step.decoder, score=step.score)
             for step in report.prefixes
         ],
         report=report.to_dict() | ({"budget": bought.to_dict()} if bought else {}),
@@ -159,52 +127,27 @@ def frozen(
 
 
 def blend_members(
-    members: Sequence[Member],
-    labels: np.ndarray,
-    folds: np.ndarray,
-    *,
-    seed: int,
+    problem: BlendProblem,
     options: BlendOptions,
-    images: int = 0,
-    groups: Sequence[str] = (),
-    folds_digest: str | None = None,
-    remarks: Sequence[str] = (),
+    *,
     runner: Runner = solve_here,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> tuple[BlendReport, list[Member], Chosen | None]:
     """Blend what the budget allows; the report, the members that it allows, and how they were chosen."""
     bought = None
-    kept = list(members)
     if options.seconds is not None or options.size is not None:
-        count = images if options.images is None else options.images
-        budget = Budget(count, options.seconds, options.size, options.max_members)
+        images = problem.images if options.images is None else options.images
+        budget = Budget(images, options.seconds, options.size, options.max_members)
         if budget.seconds is not None and budget.images < 1:
             raise ConfigError(
                 "--seconds needs the number of test pictures, and the data have none: give --images"
             )
         progress("choosing members for the budget")
-        bought = choose(members, labels, folds, budget, seed=seed)
-        kept = [member for member in members if member.name in bought.names]
-        remarks = [*remarks, bought.remark]
-    report = evaluate(
-        kept,
-        labels,
-        folds,
-        seed=seed,
-        groups=groups,
-        folds_digest=folds_digest,
-        methods=options.methods,
-        decoders=options.decoders,
-        use=options.use,
-        min_weight=options.min_weight,
-        max_members=options.max_members,
-        scale=options.scale,
-        level2=options.level2,
-        remarks=remarks,
-        runner=runner,
-        progress=progress,
-    )
-    return report, kept, bought
+        bought = choose(problem, budget)
+        kept = [member for member in problem.members if member.name in bought.names]
+        problem = replace(problem, members=kept, remarks=[*problem.remarks, bought.remark])
+    report = evaluate(problem, options, runner=runner, progress=progress)
+    return report, list(problem.members), bought
 
 
 def _remarks(whole: Sequence[Standing], space: SearchSpace) -> list[str]:

@@ -15,12 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from imet_ray.blending.disputed_cells import DisputedCells
-from imet_ray.blending.evaluate import draw_sample
-from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.members import Member
 from imet_ray.blending.methods import uniform
-from imet_ray.blending.threshold_window import LEAST_THRESHOLD
+from imet_ray.blending.problem import BlendProblem
+from imet_ray.blending.threshold_range import LEAST_THRESHOLD
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import metric_named
 
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
@@ -69,28 +69,17 @@ class Chosen:
         return asdict(self)
 
 
-def choose(
-    members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, budget: Budget, *, seed: int
-) -> Chosen:
-    """The best set of members within the budget.
-
-    Args:
-        members: each with its `seconds` and `size` where these are limited.
-        labels: (N, C) uint8.
-        folds: (N,) int64, for the checks.
+def choose(problem: BlendProblem, budget: Budget) -> Chosen:
+    """The best set of members within the budget; each has its `seconds` and `size` where these are limited.
 
     Raises:
         ConfigError: if a member's cost is unknown, or not even one member fits.
     """
-    check_members(members, labels, folds)
+    problem.check()
+    members = problem.members
     seconds = _costs(members, "seconds", budget.seconds is not None) * budget.images
     sizes = _costs(members, "size", budget.size is not None)
-    sample = draw_sample([member.probs for member in members], labels, seed)
-    thresholds = [
-        0.0 if member.margins else max(LEAST_THRESHOLD, METRICS["f2"].best_threshold(probs, sample.labels)[0])
-        for member, probs in zip(members, sample.probs, strict=True)
-    ]
-    cells = DisputedCells.build([member.probs for member in members], thresholds, labels)
+    cells = _cells(problem)
 
     def fits(kept: Sequence[int]) -> bool:
         kept = list(kept)
@@ -123,6 +112,17 @@ def choose(
     )
 
 
+def _cells(problem: BlendProblem) -> DisputedCells:
+    """Each member with its own best threshold."""
+    sample, metric = problem.sample(), metric_named(problem.metric)
+    thresholds = [0.0] * len(problem.members)
+    if not problem.margins:
+        thresholds = [
+            max(LEAST_THRESHOLD, metric.best_threshold(probs, sample.labels)[0]) for probs in sample.probs
+        ]
+    return DisputedCells.build(problem.values, thresholds, problem.labels, metric=problem.metric)
+
+
 def _costs(members: Sequence[Member], what: str, limited: bool) -> np.ndarray:
     found = []
     for member in members:
@@ -149,9 +149,9 @@ def _all_sets(cells: DisputedCells, fits: Any) -> dict[tuple[int, ...], float]:
 
 
 def _forward(cells: DisputedCells, seconds: np.ndarray, fits: Any) -> dict[tuple[int, ...], float]:
-    """Add the member with the largest gain, or the largest gain a second, while one fits and helps; both ways."""
+    """Add the member with the largest gain, or the largest gain per second, while one fits and helps; both ways."""
     scored: dict[tuple[int, ...], float] = {}
-    for a_second in (False, True):
+    for per_second in (False, True):
         kept: tuple[int, ...] = ()
         before, better = 0.0, True
         while better:
@@ -160,7 +160,7 @@ def _forward(cells: DisputedCells, seconds: np.ndarray, fits: Any) -> dict[tuple
             scored |= found
             gains = {g: score - before for g, score in found.items() if score > before}
             better = bool(gains)
-            if a_second:
+            if per_second:
                 spent = float(seconds[list(kept)].sum())
                 gains = {g: gain / max(1e-9, seconds[list(g)].sum() - spent) for g, gain in gains.items()}
             if better:

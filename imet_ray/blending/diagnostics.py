@@ -7,64 +7,56 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from imet_ray.blending.cross_fit import CrossFit, Judged, bootstrap, score_pictures
 from imet_ray.blending.disputed_cells import DisputedCells
-from imet_ray.blending.fit_jobs import EXPECTED, Job, Problem, Sample, Solution, refitted
+from imet_ray.blending.fit_jobs import Solution, refitted
 from imet_ray.blending.result import Worth
-from imet_ray.blending.scoring import bootstrap, score_pictures
-from imet_ray.prediction.pooling import Scale, as_probability
+from imet_ray.blending.threshold_range import Sample
+from imet_ray.prediction.decode import SampleDecoder
 
 CURVE = 41  # points of the threshold curve
-WHOLE_SAMPLES = 4  # members whose temperatures see the whole sample; with more, a part of it
+WHOLE_SAMPLES = 4  # members whose sample decoders see the whole sample; with more, a part of it
 PAIRS = 200_000  # cells that correlations are taken from
 
 
-def worth_of_members(
-    chosen: tuple[str, str],
-    nested_f2: np.ndarray,
-    solved: dict[Job, Solution],
-    problem: Problem,
-    values: Sequence[np.ndarray],
-    labels: np.ndarray,
-    names: Sequence[str],
-) -> tuple[Worth, ...]:
+def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
     """What the chosen blend loses, nested, where one member's weight goes to the others in proportion.
 
-    Thresholds and temperature are fitted anew: with those of all members every member would seem to be needed.
+    The decoder is fitted anew: with that of all members every member would seem to be needed.
     """
-    m = len(names)
+    problem, fits = found.problem, found.fits
+    m = len(problem.members)
     if m == 1:
         return ()
-    method, decoder = chosen
-    folds = np.unique(problem.folds).tolist()
-    every = -(-m // WHOLE_SAMPLES) if decoder == EXPECTED else 1
+    every = -(-m // WHOLE_SAMPLES) if isinstance(chosen.whole.decoder, SampleDecoder) else 1
 
     def scored(member: int | None, fold: int) -> np.ndarray:
-        """F2 of the fold's pictures without a member, or with all, fitted alike."""
+        """The scores of the fold's pictures without a member, or with all, fitted alike."""
         rows = np.flatnonzero(problem.folds == fold)
-        weights = solved[Job(method, decoder, fold)].weights
+        weights = chosen.by_fold[fold].weights
         if member is not None and weights[member] == 0:
             member = None
         if member is None and every == 1:
-            return nested_f2[rows]
+            return chosen.nested[rows]
         kept = weights if member is None else without_member(weights, member)
-        fitted = refitted(kept, decoder, problem, without=fold, every=every)
-        return score_pictures(fitted, decoder, rows, problem, values, labels)
+        fitted = refitted(kept, chosen.decoder, fits, without=fold, every=every)
+        return score_pictures(fitted, rows, problem, fits)
 
-    pairs = list(itertools.product((None, *range(m)), folds))
+    pairs = list(itertools.product((None, *range(m)), problem.fold_numbers))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(lambda pair: scored(*pair), pairs))
-    nested = np.empty((m + 1, len(labels)))
+    nested = np.empty((m + 1, len(problem.labels)))
     for (member, fold), scores in zip(pairs, parts, strict=True):
         nested[0 if member is None else member + 1, problem.folds == fold] = scores
     gains = bootstrap(nested[0] - nested[1:], problem.seed)
     return tuple(
         Worth(name, score, gain)
-        for name, score, gain in zip(names, nested[1:].mean(axis=1).tolist(), gains, strict=True)
+        for name, score, gain in zip(problem.names, nested[1:].mean(axis=1).tolist(), gains, strict=True)
     )
 
 
 def without_member(weights: np.ndarray, member: int) -> np.ndarray:
-    """The others' weights with sum 1; even ones, if this member had all."""
+    """The others' weights with sum 1; uniform ones, if this member had all."""
     rest = weights.copy()
     rest[member] = 0
     if rest.sum() == 0:
@@ -84,14 +76,12 @@ def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float
     return tuple(tuple(row) for row in np.atleast_2d(np.corrcoef(errors)).tolist())
 
 
-def threshold_curve(cells: DisputedCells, used: Solution, scale: Scale) -> tuple[tuple[float, float], ...]:
-    """F2 of the chosen weights against the threshold of the blended probability; nothing where it cannot move."""
+def threshold_curve(cells: DisputedCells, used: Solution) -> tuple[tuple[float, float], ...]:
+    """The score of the chosen weights by the threshold of the blended probability; nothing where it cannot move."""
     if not cells.reach:
         return ()
-    base = float(used.weights @ cells.thresholds)
     shifts = np.linspace(-cells.reach, cells.reach, CURVE)
-    limits = as_probability(base + shifts, scale)
     return tuple(
         (float(limit), cells.score(used.weights, np.array([shift])))
-        for limit, shift in zip(limits, shifts, strict=True)
+        for limit, shift in zip(cells.thresholds_of(used.weights, shifts), shifts, strict=True)
     )

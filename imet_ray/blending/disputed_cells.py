@@ -1,10 +1,11 @@
 """The blend's exact objective on the cells that members disagree about.
 
 A cell (picture i, label c) is predicted where sum_m w_m (p_m[i, c] - t_m) > s: t_m is a first threshold of each
-member, and s, the shift, moves all of them together (one for all labels, or one a label group). As s is free, so is the
-threshold of the blended probability; the t_m only keep s near 0. While s stays in a window around 0, a cell whose
-margins p_m - t_m all lie above the window, or all below, is decided: no weights >= 0 change it. Such cells are counted
-once, and only the others are kept.
+member, and s, the shift, moves all of them together (one for all labels, or one per label group). As s is free, so is
+the threshold of the blended probability; the t_m only keep s near 0. While s stays in a range around 0, a cell whose
+margins p_m - t_m all lie above the range, or all below, is decided: no weights >= 0 change it. Such cells are counted
+once, and only the others are kept. Shifts are the search's own; all others speak of thresholds of the blended
+probability (`thresholds_of`, `shifts_of`).
 """
 
 import os
@@ -15,14 +16,14 @@ from functools import cached_property
 
 import numpy as np
 
-from imet_ray.prediction.metrics import FLOAT16_ONE, METRICS
-from imet_ray.prediction.pooling import Scale, on_scale
+from imet_ray.prediction.metrics import FLOAT16_ONE, metric_named
+from imet_ray.prediction.pooling import Scale, as_probability, on_scale, threshold_on_scale
 
-ROWS = 1024  # pictures a block while building
+ROWS = 1024  # pictures per block while building
 CHUNK = 1 << 15  # cells whose margins are weighed at once: they stay in the cache
 HIT_BITS = 16
 HIT = 1 << HIT_BITS  # a cell's count: 1, and HIT more if its label is true
-INSIDE = 0.999  # of the window may be used: rounding must not carry a decided cell over its edge
+INSIDE = 0.999  # of the range may be used: rounding must not carry a decided cell over its edge
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class DisputedCells:
     chosen: np.ndarray  # (N,) int64: decided
     true: np.ndarray  # (N,) int64
     thresholds: np.ndarray  # (M,) float64: t_m
-    window: float  # shifts stay in -window..window
+    half_range: float  # shifts stay in -half_range..half_range
     n_groups: int
+    scale: Scale
+    metric: str
 
     @classmethod
     def build(
@@ -47,29 +50,31 @@ class DisputedCells:
         thresholds: Sequence[float],
         labels: np.ndarray,
         *,
-        window: float = 0.0,
+        half_range: float = 0.0,
         scale: Scale = "probability",
         groups: np.ndarray | None = None,
+        metric: str = "f2",
         threads: int | None = None,
     ) -> "DisputedCells":
         """Split the cells, in one pass over the arrays.
 
         Args:
             values: M arrays (N, C) float16 or float32, memory-mapped or not.
-            thresholds: M floats, one a member.
+            thresholds: M floats, one per member, on the scale.
             labels: (N, C) uint8 or bool.
-            window: how far the shift may move from 0.
-            scale: of thresholds and window, and on which the weights average.
+            half_range: how far the shift may move from 0.
+            scale: of thresholds and range, and on which the weights average.
             groups: (C,) int, the group of each label; one group if None.
+            metric: that the cells are scored by, a key of `METRICS`.
             threads: of the pass; as many as there are cores if None.
 
         Returns:
-            The disputed cells, by picture; for one member and no window there are none.
+            The disputed cells, by picture; for one member and no range there are none.
         """
         n, c = labels.shape
         of_label = np.zeros(c, dtype=np.int16) if groups is None else groups.astype(np.int16)
         bounds = [
-            _Bounds.of(value.dtype, threshold, window, scale)
+            _Bounds.of(value.dtype, threshold, half_range, scale)
             for value, threshold in zip(values, thresholds, strict=True)
         ]
 
@@ -114,8 +119,10 @@ class DisputedCells:
             chosen=chosen,
             true=true,
             thresholds=np.array(thresholds, dtype=np.float64),
-            window=window,
+            half_range=half_range,
             n_groups=int(of_label.max(initial=0)) + 1,
+            scale=scale,
+            metric=metric,
         )
 
     @property
@@ -125,7 +132,19 @@ class DisputedCells:
     @property
     def reach(self) -> float:
         """The largest shift that may be asked for."""
-        return INSIDE * self.window
+        return INSIDE * self.half_range
+
+    def thresholds_of(self, weights: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """Shifts as thresholds of the blended probability: float64."""
+        return as_probability(weights @ self.thresholds + shifts, self.scale)
+
+    def shifts_of(self, weights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+        """Thresholds of the blended probability as shifts, which may be out of reach."""
+        return np.asarray(threshold_on_scale(thresholds, self.scale) - weights @ self.thresholds)
+
+    def in_reach(self, shifts: np.ndarray) -> np.ndarray:
+        """The same shifts; one that is out of reach becomes the end of the range."""
+        return np.clip(shifts, -self.reach, self.reach)
 
     def counts(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Labels predicted and true, and labels predicted, of each picture: (N,) int64 each.
@@ -141,11 +160,13 @@ class DisputedCells:
         return hits, chosen
 
     def score(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> float:
-        """Mean F2 under the weights and shifts; arguments as for `counts`."""
+        """Mean score under the weights and shifts; arguments as for `counts`."""
         _, counted = self._disputed(weights, shifts)
         hits, chosen, true = self._decided
-        scores = METRICS["f2"].of_counts(hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1)))
-        return float((self._decided_f2 + scores.sum()) / len(self.true))
+        scores = metric_named(self.metric).of_counts(
+            hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1))
+        )
+        return float((self._decided_score + scores.sum()) / len(self.true))
 
     def pictures(self, rows: np.ndarray) -> "DisputedCells":
         """The same cells of some pictures only.
@@ -218,7 +239,7 @@ class DisputedCells:
         if shifts is None:
             return np.zeros((), dtype=np.float32)
         limits = np.asarray(shifts, dtype=np.float32)
-        assert np.abs(limits).max() <= np.float32(self.window)
+        assert np.abs(limits).max() <= np.float32(self.half_range)
         return np.asarray(limits[0] if len(limits) == 1 else limits[self.group])
 
     @cached_property
@@ -240,33 +261,35 @@ class DisputedCells:
         return self.hits[self._pictures], self.chosen[self._pictures], self.true[self._pictures]
 
     @cached_property
-    def _decided_f2(self) -> float:
+    def _decided_score(self) -> float:
         """The sum over pictures without a disputed cell."""
         decided = np.ones(len(self.true), dtype=bool)
         decided[self._pictures] = False
         return float(
-            METRICS["f2"].of_counts(self.hits[decided], self.true[decided], self.chosen[decided]).sum()
+            metric_named(self.metric)
+            .of_counts(self.hits[decided], self.true[decided], self.chosen[decided])
+            .sum()
         )
 
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Where a member's values leave the window, in the values' own numbers."""
+    """Where a member's values leave the range, in the values' own numbers."""
 
     threshold: float
-    window: float
+    half_range: float
     scale: Scale
-    lost: np.int16 | None  # bits of float16 in 0..1 below which the margin is at most -window
-    won: np.int16 | None  # from which on it is above window
+    lost: np.int16 | None  # bits of float16 in 0..1 below which the margin is at most -half_range
+    won: np.int16 | None  # from which on it is above half_range
 
     @classmethod
-    def of(cls, dtype: np.dtype, threshold: float, window: float, scale: Scale) -> "_Bounds":
+    def of(cls, dtype: np.dtype, threshold: float, half_range: float, scale: Scale) -> "_Bounds":
         if dtype != np.float16:
-            return cls(threshold, window, scale, None, None)
+            return cls(threshold, half_range, scale, None, None)
         numbers = np.arange(FLOAT16_ONE + 1, dtype=np.uint16).view(np.float16)
         margins = member_margin(numbers, threshold, scale)  # rises with the bits
-        lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-window, window))
-        return cls(threshold, window, scale, np.int16(lost), np.int16(won))
+        lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-half_range, half_range))
+        return cls(threshold, half_range, scale, np.int16(lost), np.int16(won))
 
     def split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cells that are not lost, and cells that are won: bool each."""
@@ -275,7 +298,7 @@ class _Bounds:
             if bits.min(initial=0) >= 0:  # else margins of another tool, or -0.0
                 return bits >= self.lost, bits >= self.won
         margin = member_margin(values, self.threshold, self.scale)
-        return margin > np.float32(-self.window), margin > np.float32(self.window)
+        return margin > np.float32(-self.half_range), margin > np.float32(self.half_range)
 
 
 def member_margin(probs: np.ndarray, threshold: float, scale: Scale = "probability") -> np.ndarray:

@@ -1,20 +1,21 @@
 """Exact search along a line: the objective is a step function of the position, with one step a disputed cell.
 
 Along weights w + x d and shifts s + x e a cell's margin is a + x b, so it changes sides once, at x = -a / b. Sorting
-the crossings and summing what each does to its picture's F2 gives the objective everywhere on the line at the price
+the crossings and summing what each does to its picture's score gives the objective everywhere on the line at the price
 of a few evaluations. (Och 2003 searches the error rate of translations so.)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.optimize import OptimizeResult
 
 from imet_ray.blending.disputed_cells import HIT, DisputedCells
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import Metric, metric_named
 
 ROUNDS = 6  # through all directions
-RANDOM = 1  # random directions a round, a member
+RANDOM = 1  # random directions per round and member
 ENOUGH = 1e-6  # a round that gains less is the last
 FEW_CELLS = 100_000  # below, the best steps of a line are scored again, for rounding may misplace a crossing
 JUDGED = 3  # of them
@@ -68,6 +69,7 @@ def best_on_line(
         hits,
         chosen,
         cells.true,
+        metric_named(cells.metric),
     )
     edges = np.concatenate([[low], positions, [high]])
     heights = np.concatenate([[0.0], np.cumsum(gains)])  # of the step that begins at each edge but the last
@@ -83,9 +85,14 @@ def best_on_line(
 
 
 def step_gains(
-    image: np.ndarray, changes: np.ndarray, hits: np.ndarray, chosen: np.ndarray, true: np.ndarray
+    image: np.ndarray,
+    changes: np.ndarray,
+    hits: np.ndarray,
+    chosen: np.ndarray,
+    true: np.ndarray,
+    metric: Metric,
 ) -> np.ndarray:
-    """What each of a sequence of changes does to the sum of F2.
+    """What each of a sequence of changes does to the sum of the pictures' scores.
 
     Args:
         image: (K,) the picture that each changes, in the order in which they happen.
@@ -104,10 +111,10 @@ def step_gains(
     lengths = np.diff(np.append(first, len(of)))
     after = summed - np.repeat(before_picture, lengths)  # may be negative: of chosen and hits
     hits_after = (after + HIT // 2) // HIT
-    score = METRICS["f2"].of_counts(hits[of] + hits_after, true[of], chosen[of] + after - hits_after * HIT)
+    score = metric.of_counts(hits[of] + hits_after, true[of], chosen[of] + after - hits_after * HIT)
     before = np.empty_like(score)
     before[1:] = score[:-1]
-    before[first] = METRICS["f2"].of_counts(hits[of[first]], true[of[first]], chosen[of[first]])
+    before[first] = metric.of_counts(hits[of[first]], true[of[first]], chosen[of[first]])
     gains = np.empty_like(score)
     gains[by_picture] = score - before
     return gains
@@ -142,48 +149,57 @@ def line_search(
     """
     m = cells.n_members
     x = np.asarray(x0, dtype=np.float64).copy()
-    value = float(fun(x, *args))
-    calls = 1
 
-    def descend(x: np.ndarray, value: float, rounds: int) -> tuple[np.ndarray, float]:
-        nonlocal calls
-        mixed = cells.weighted(x[:m])
-        for _ in range(rounds):
-            begin, before = x, value
-            for draw in [*_directions(len(x), m, rng, shifting=cells.reach > 0), None]:
-                if isinstance(draw, int):  # towards a member, or away from it
-                    direction = np.concatenate([np.eye(m)[draw] - x[:m], np.zeros(len(x) - m)])
-                    slope = cells.margins[draw] - mixed
-                else:
-                    direction, slope = (draw if draw is not None else x - begin), None
-                step = best_on_line(
-                    cells, x[:m], x[m:], direction[:m], direction[m:], mixed=mixed, slope=slope
-                )
-                if step == 0.0:
-                    continue
-                trial = x + step * direction
-                trial[:m] = np.maximum(trial[:m], 0)
-                trial[:m] /= trial[:m].sum()
-                found = float(fun(trial, *args))
-                calls += 1
-                if found < value:
-                    x, value, mixed = trial, found, cells.weighted(trial[:m])
-            if before - value < ENOUGH:
-                break
-        return x, value
+    def loss(x: np.ndarray) -> float:
+        return float(fun(x, *args))
 
-    x, value = descend(x, value, rounds)
+    x, value, calls = _descend(loss, x, loss(x), cells, rng, rounds)
     if kicks is None:
         kicks = int(np.clip(KICK_CELLS // max(1, len(cells.image)), *KICKS))
     for _ in range(kicks if m > 1 else 0):
         kicked = x.copy()
         kicked[:m] = (1 - KICK) * x[:m] + KICK * rng.dirichlet(np.ones(m))
-        end, found = descend(kicked, float(fun(kicked, *args)), 2)
+        end, found, more = _descend(loss, kicked, loss(kicked), cells, rng, 2)
+        calls += more
         if found < value:
             x, value = end, found
     return OptimizeResult(
         x=x, fun=value, nfev=calls, success=True, status=0, message="no line gains any more"
     )
+
+
+def _descend(
+    loss: Callable[[np.ndarray], float],
+    x: np.ndarray,
+    value: float,
+    cells: DisputedCells,
+    rng: np.random.Generator,
+    rounds: int,
+) -> tuple[np.ndarray, float, int]:
+    """From x, whose loss is `value`, line by line: where it ends, the loss there, evaluations with that of x."""
+    m, calls = cells.n_members, 1
+    mixed = cells.weighted(x[:m])
+    for _ in range(rounds):
+        begin, before = x, value
+        for draw in [*_directions(len(x), m, rng, shifting=cells.reach > 0), None]:
+            if isinstance(draw, int):  # towards a member, or away from it
+                direction = np.concatenate([np.eye(m)[draw] - x[:m], np.zeros(len(x) - m)])
+                slope = cells.margins[draw] - mixed
+            else:
+                direction, slope = (draw if draw is not None else x - begin), None
+            step = best_on_line(cells, x[:m], x[m:], direction[:m], direction[m:], mixed=mixed, slope=slope)
+            if step == 0.0:
+                continue
+            trial = x + step * direction
+            trial[:m] = np.maximum(trial[:m], 0)
+            trial[:m] /= trial[:m].sum()
+            found = loss(trial)
+            calls += 1
+            if found < value:
+                x, value, mixed = trial, found, cells.weighted(trial[:m])
+        if before - value < ENOUGH:
+            break
+    return x, value, calls
 
 
 def _directions(size: int, m: int, rng: np.random.Generator, *, shifting: bool) -> list[int | np.ndarray]:
@@ -202,7 +218,7 @@ def _directions(size: int, m: int, rng: np.random.Generator, *, shifting: bool) 
 def _room(
     cells: DisputedCells, weights: np.ndarray, shifts: np.ndarray, towards: np.ndarray, shifting: np.ndarray
 ) -> tuple[float, float]:
-    """How far the line goes before a weight falls below 0 or a shift leaves the window."""
+    """How far the line goes before a weight falls below 0 or a shift leaves the range."""
     low, high = -1e3, 1e3
     for position, speed, least, most in (
         *((w, d, 0.0, np.inf) for w, d in zip(weights, towards, strict=True)),

@@ -1,63 +1,40 @@
 """Level 2 beside the blend: what stacking is worth, judged by the same nested score. The ensemble never uses it.
 
-Its probabilities are nested already: a fold's come from models that saw the other folds only. Expected F2 adds a
-temperature and the threshold decoder a threshold, each fitted without the fold that is scored, on probabilities of the
-other folds. What remains, of second order: these came from models that saw the fold that is scored.
+Its probabilities are nested already: a fold's come from models that saw the other folds only. A decoder is fitted
+without the fold that is scored, on probabilities of the other folds. What remains, of second order: these came from
+models that saw the fold that is scored.
 """
 
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from imet_ray.blending.fit_jobs import EXPECTED, THRESHOLD, Job, Problem, Runner, Sample, solve_all
-from imet_ray.blending.scoring import own_and_nested
-from imet_ray.blending.single_member import cells_alone, lowest
-from imet_ray.blending.stacking import stack_lightgbm, stack_logistic
+from imet_ray.blending.cross_fit import Judged, cross_fit, single_methods
+from imet_ray.blending.fit_jobs import THRESHOLD, Runner
+from imet_ray.blending.members import Member
+from imet_ray.blending.problem import BlendProblem, FitProblem
+from imet_ray.blending.stacking import STACKS
+from imet_ray.blending.threshold_range import Sample, single_cells
 from imet_ray.errors import unknown_name
-
-Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
-
-STACKS: dict[str, Stack] = {
-    "logistic": lambda probs, labels, folds, seed: stack_logistic(probs, labels, folds),
-    "lightgbm": lambda probs, labels, folds, seed: stack_lightgbm(probs, labels, folds, seed=seed),
-}
+from imet_ray.prediction.decode import DECODERS, SampleDecoder
 
 
-def score_level2(
-    kind: str,
-    values: Sequence[np.ndarray],
-    labels: np.ndarray,
-    folds: np.ndarray,
-    sample: Sample,
-    seed: int,
-    runner: Runner,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """F2 of each picture by decoder, as `own_and_nested` gives them: two (N,) float64 each.
+def score_level2(kind: str, problem: BlendProblem, sample: Sample, runner: Runner) -> list[Judged]:
+    """The stacked probabilities, as a single member, under the threshold and each sample decoder.
 
     Args:
         kind: a key of `STACKS`.
-        values: M arrays (N, C) of probabilities.
-        sample: of pictures, for the temperature.
-        runner: of thresholds and temperature; the stacking itself runs here, on all cores.
+        sample: of the problem's pictures, for sample decoders.
+        runner: of the decoders' fits; the stacking itself runs here, on all cores.
 
     Raises:
         ConfigError: for an unknown kind, or a library that is not installed.
     """
     if kind not in STACKS:
         raise unknown_name("level 2", kind, STACKS)
-    stacked = STACKS[kind](values, labels, folds, seed)
-    own_sample = Sample(sample.rows, stacked[sample.rows][None], sample.labels)
-    low = lowest(own_sample.probs[0], float(labels.sum() / len(labels)))
-    cells = cells_alone(stacked, low, labels, None)
-    alone = "member 0"
-    jobs = [
-        Job(alone, decoder, fold)
-        for decoder in (THRESHOLD, EXPECTED)
-        for fold in (None, *np.unique(folds).tolist())
-    ]
-    problem = Problem(cells, folds, own_sample, seed, "log-odds", alone=(cells,))
-    solved, _ = solve_all(problem, jobs, runner, lambda down, up: None)
-    return {
-        decoder: own_and_nested(solved, alone, decoder, problem, [stacked], labels)
-        for decoder in (THRESHOLD, EXPECTED)
-    }
+    stacked = STACKS[kind](problem.values, problem.labels, problem.folds, problem.seed)
+    alone = replace(problem, members=(Member(kind, stacked),), label_groups=())
+    seen = replace(sample, probs=stacked[sample.rows][None])
+    cells = single_cells(stacked, seen.probs[0], problem.labels, groups=alone.groups, metric=problem.metric)
+    fits = FitProblem(cells, problem.folds, alone.groups, seen, problem.seed, singles=(cells,))
+    on_sample = [name for name in alone.decoders(None) if issubclass(DECODERS[name], SampleDecoder)]
+    found = cross_fit(alone, fits, single_methods(1), [THRESHOLD, *on_sample], runner)
+    return list(found.judged.values())

@@ -1,4 +1,4 @@
-"""Weights and shifts that maximise F2 on the disputed cells: the methods, each callable alone.
+"""Weights and shifts that maximise the score on the disputed cells: the methods, each callable alone.
 
     uniform      equal weights
     greedy       forward selection with replacement (Caruana et al. 2004)
@@ -8,11 +8,11 @@
     smooth       L-BFGS on a sigmoid in place of the step, then `line`, from there or from the start
 
 Every one of them ends with the shift that is exactly best for its weights. A method's restarts know nothing of each
-other, so that they can run apart. What a fit is worth is `imet_ray.blending.evaluate`.
+other, so that they can run apart. A new method is a search and one line in `METHODS`.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,8 +21,9 @@ from scipy.special import expit, softmax
 
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.exact_line_search import best_on_line, line_search
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import metric_named
 
+UNIFORM = "uniform"  # the method that all others must beat
 EVALUATIONS = 40  # of a simplex or of Powell's lines: a start and unknown
 STARTS = 2  # of Nelder-Mead and Powell; the first is uniform
 LINE_STARTS = 3  # below Nelder-Mead's end in 0 of 80 runs on small problems, with 1 start in 6
@@ -45,7 +46,7 @@ class Fitted:
 
 
 class Objective:
-    """F2 of x = raw weights, shifts: (M + G,), as scipy minimises it; counts how often it was asked."""
+    """The score of x = raw weights, shifts: (M + G,), as scipy minimises it; counts how often it was asked."""
 
     def __init__(self, cells: DisputedCells, n_shifts: int) -> None:
         self.cells, self.n_shifts = cells, n_shifts
@@ -59,11 +60,21 @@ class Objective:
     def point(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Any numbers as weights on the simplex and shifts in reach."""
         m = self.cells.n_members
-        return on_simplex(x[:m]), np.clip(x[m:], -self.cells.reach, self.cells.reach)
+        return on_simplex(x[:m]), self.cells.in_reach(x[m:])
 
 
 # (objective, where to start, generator) -> (where it ends, greedy's curve)
-Method = Callable[[Objective, np.ndarray, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
+Search = Callable[[Objective, np.ndarray, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search, and how often it is worth starting."""
+
+    search: Search
+    starts: int = 1
+    starts_on_few: int = 1  # where cells are below FEW_CELLS
+    under_decoder: bool = False  # a sample decoder has weights of its own fitted, from this method's
 
 
 def fit(
@@ -81,25 +92,25 @@ def fit(
     Args:
         method: a key of `METHODS`.
         restart: below `restarts(method, cells)`; the best of all if None.
-        by_group: one shift a label group instead of one for all labels.
+        by_group: one shift per label group instead of one for all labels.
         min_weight: a member that would get less is left out.
         max_members: of weight above 0.
     """
     if restart is None:
-        return best_of(
-            [
-                fit(
-                    cells,
-                    method,
-                    seed=seed,
-                    restart=each,
-                    by_group=by_group,
-                    min_weight=min_weight,
-                    max_members=max_members,
-                )
-                for each in range(restarts(method, cells))
-            ]
-        )
+        each = [
+            fit(
+                cells,
+                method,
+                seed=seed,
+                restart=i,
+                by_group=by_group,
+                min_weight=min_weight,
+                max_members=max_members,
+            )
+            for i in range(restarts(method, cells))
+        ]
+        best = max(each, key=lambda one: one.score)  # the first of equals
+        return replace(best, evaluations=sum(one.evaluations for one in each))
     kept = list(range(cells.n_members))
     while True:
         part = cells.members(kept)
@@ -111,21 +122,14 @@ def fit(
             weights[kept] = found.weights
             return Fitted(weights, found.shifts, found.score, found.evaluations, found.curve)
         least = [i for i in used if found.weights[i] <= lowest + ZERO]
-        gone = max(least, key=lambda i: _without(part, found, int(i)))
+        gone = max(least, key=lambda i: _score_without(part, found, int(i)))
         kept = [kept[i] for i in used if i != gone]
 
 
 def restarts(method: str, cells: DisputedCells) -> int:
     """How often a method is worth starting on these cells."""
-    if method in ("nelder-mead", "powell"):
-        return STARTS
-    return LINE_STARTS if method in ("line", "smooth") and len(cells.image) < FEW_CELLS else 1
-
-
-def best_of(found: Sequence[Fitted]) -> Fitted:
-    """The best restart, the first of equals, with the evaluations of all."""
-    best = max(found, key=lambda one: one.score)
-    return replace(best, evaluations=sum(one.evaluations for one in found))
+    known = METHODS[method]
+    return known.starts_on_few if len(cells.image) < FEW_CELLS else known.starts
 
 
 def uniform(n_members: int) -> np.ndarray:
@@ -144,7 +148,7 @@ def _fit(cells: DisputedCells, method: str, seed: tuple[int, int], by_group: boo
     """From uniform weights; a later restart from drawn ones."""
     m, restart = cells.n_members, seed[1]
     objective = Objective(cells, cells.n_groups if by_group else 1)
-    search = METHODS[method if m > 1 else "uniform"]
+    search = METHODS[method if m > 1 else UNIFORM].search
     rng = np.random.default_rng(seed)
     start = rng.dirichlet(np.full(m, 2.0)) if restart else uniform(m)
     begin = settled_shifts(cells, start, np.zeros(objective.n_shifts))
@@ -171,7 +175,7 @@ def settled_shifts(cells: DisputedCells, weights: np.ndarray, shifts: np.ndarray
     return shifts
 
 
-def _without(cells: DisputedCells, found: Fitted, member: int) -> float:
+def _score_without(cells: DisputedCells, found: Fitted, member: int) -> float:
     weights = found.weights.copy()
     weights[member] = 0
     return cells.score(weights / weights.sum(), found.shifts)
@@ -224,7 +228,7 @@ def _powell(
 def _line(
     objective: Objective, start: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, ...]]:
-    """And from the best member alone, if the search ends below it."""
+    """And from the best single member, if the search ends below it."""
     m = objective.cells.n_members
     options = {"cells": objective.cells, "rng": rng}
     found = minimize(objective, start, method=line_search, options=options)
@@ -265,7 +269,8 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
     soft = expit((cells.weighted(weights) - of_cell) / softness)
     chosen = cells.chosen + np.bincount(cells.image, soft, minlength=n)
     hits = cells.hits + np.bincount(cells.image, soft * cells.label, minlength=n)
-    of_hit, of_choice = METRICS["f2"].slopes(hits, cells.true, chosen)
+    metric = metric_named(cells.metric)
+    of_hit, of_choice = metric.slopes(hits, cells.true, chosen)
     pull = (of_choice[cells.image] + of_hit[cells.image] * cells.label) * soft * (1 - soft) / softness
     of_weights = cells.margins @ pull.astype(np.float32)
     of_logits = weights * (of_weights - weights @ of_weights)
@@ -274,15 +279,15 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
         if len(shifts) == 1
         else -np.bincount(cells.group, pull, minlength=len(shifts)).astype(np.float64)
     )
-    score = float(METRICS["f2"].of_counts(hits, cells.true, chosen).mean())
+    score = float(metric.of_counts(hits, cells.true, chosen).mean())
     return -score, -np.concatenate([of_logits, of_shifts]).astype(np.float64) / n
 
 
 METHODS: dict[str, Method] = {
-    "uniform": _uniform,
-    "greedy": _greedy,
-    "nelder-mead": _nelder_mead,
-    "powell": _powell,
-    "line": _line,
-    "smooth": _smooth,
+    UNIFORM: Method(_uniform),
+    "greedy": Method(_greedy),
+    "nelder-mead": Method(_nelder_mead, STARTS, STARTS, under_decoder=True),
+    "powell": Method(_powell, STARTS, STARTS),
+    "line": Method(_line, starts_on_few=LINE_STARTS),
+    "smooth": Method(_smooth, starts_on_few=LINE_STARTS),
 }

@@ -1,60 +1,53 @@
-"""What may be asked of a blend: names that exist, limits that can be, decoders that the data allow."""
+"""What a person may ask of a blend, checked before any data are read."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from imet_ray.blending.fit_jobs import EXPECTED, GROUPS, THRESHOLD, known_methods
-from imet_ray.blending.level2 import STACKS
+from imet_ray.blending.methods import METHODS, UNIFORM
+from imet_ray.blending.stacking import STACKS
 from imet_ray.errors import ConfigError, unknown_name
-
-DECODERS = (THRESHOLD, GROUPS, EXPECTED)
-
-
-def check_request(
-    methods: Sequence[str] | None,
-    use: str | None,
-    decoders: Sequence[str] | None,
-    level2: str | None,
-    min_weight: float,
-    max_members: int | None,
-) -> None:
-    """Refuse names that nobody knows and limits that cannot be; arguments as of `evaluate`.
-
-    Raises:
-        ConfigError: naming what it may be.
-    """
-    for kind, names, known in (
-        ("method", [*(methods or ()), *([use] if use is not None else [])], known_methods()),
-        ("decoder", decoders or (), DECODERS),
-        ("level 2", [level2] if level2 is not None else [], tuple(STACKS)),
-    ):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
-    if not 0 <= min_weight <= 1:
-        raise ConfigError(
-            f"--min-weight must be in 0..1, got {min_weight}: 0.02 leaves out members below 2 %"
-        )
-    if max_members is not None and max_members < 1:
-        raise ConfigError(f"--max-members must be at least 1, got {max_members}")
+from imet_ray.prediction.decode import DECODERS
+from imet_ray.prediction.pooling import Scale
 
 
-def possible_decoders(decoders: Sequence[str] | None, grouped: bool, margins: bool) -> tuple[str, ...]:
-    """Those that are asked for, or all that these data allow.
+@dataclass(frozen=True)
+class BlendOptions:
+    """What a person may ask of a blend."""
 
-    Args:
-        grouped: the labels have groups.
-        margins: the members' thresholds are subtracted already.
+    methods: tuple[str, ...] | None = None  # to compare; all if None. Uniform weights always are among them
+    use: str | None = None  # the method to take, whatever it is worth; the best nested one if None
+    decoders: tuple[str, ...] | None = None  # to compare; all that can be had if None
+    min_weight: float = 0.0  # a member that would get less is left out
+    max_members: int | None = None  # of weight above 0
+    seconds: float | None = None  # that prediction may take
+    images: int | None = None  # test pictures; those of the data if None
+    size: int | None = None  # bytes that checkpoints may take
+    scale: Scale | None = None  # on which to average; the one whose uniform blend is better, nested, if None
+    level2: str | None = None  # of `STACKS`: judged beside the blend and never used
 
-    Raises:
-        ConfigError: for one that cannot be had, with the reason.
-    """
-    possible = [d for d in DECODERS if (d != GROUPS or grouped) and (d != EXPECTED or not margins)]
-    for decoder in decoders or ():
-        if decoder not in possible:
-            reason = (
-                "labels.csv needs a column `group` with two groups, or names such as culture::french"
-                if decoder == GROUPS
-                else "the members' thresholds are subtracted already: it needs probabilities"
+    def check(self) -> None:
+        """Refuse names that nobody knows and limits that cannot be.
+
+        Raises:
+            ConfigError: naming what it may be.
+        """
+        for kind, names, known in (
+            ("method", [*(self.methods or ()), self.use], tuple(METHODS)),
+            ("decoder", self.decoders or (), tuple(DECODERS)),
+            ("level 2", [self.level2], tuple(STACKS)),
+        ):
+            for name in names:
+                if name is not None and name not in known:
+                    raise unknown_name(kind, name, known)
+        if not 0 <= self.min_weight <= 1:
+            raise ConfigError(
+                f"--min-weight must be in 0..1, got {self.min_weight}: 0.02 leaves out members below 2 %"
             )
-            raise ConfigError(f"the decoder {decoder!r} cannot be had: {reason}")
-    return tuple(possible if decoders is None else dict.fromkeys(decoders))
+        if self.max_members is not None and self.max_members < 1:
+            raise ConfigError(f"--max-members must be at least 1, got {self.max_members}")
+
+    def methods_for(self, n_members: int) -> tuple[str, ...]:
+        """What is compared, uniform weights first."""
+        if n_members == 1:
+            return (UNIFORM,)
+        asked = METHODS if self.methods is None else self.methods
+        return tuple(dict.fromkeys([UNIFORM, *asked, *([self.use] if self.use is not None else [])]))

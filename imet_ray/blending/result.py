@@ -4,28 +4,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from imet_ray.blending.cross_fit import Gain
 from imet_ray.blending.deadline_order import Step
-from imet_ray.blending.scoring import Gain
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.pooling import Scale
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of blending under one decoder, or one member alone."""
+    """One way of blending under one decoder, or one single member."""
 
     method: str  # or the member's name
     decoder: str
     is_single: bool
-    transferred: bool  # weights fitted under the threshold, used under expected F2
+    transferred: bool  # weights fitted under the threshold, used under another decoder
     own: float
     nested: float
     over_uniform: Gain  # nested, under the same decoder
     over_single: Gain  # nested, over the best single member under its better decoder
     weights: tuple[float, ...]
     weights_by_fold: tuple[tuple[float, ...], ...]  # fitted without each fold
-    shifts: tuple[float, ...]
-    temperature: float
+    thresholds: tuple[float, ...]  # of the blended probability, one or one per group; none without thresholds
     evaluations: int
     curve: tuple[float, ...]  # greedy: the score after each choice
 
@@ -54,22 +53,23 @@ class Level2:
 class BlendReport:
     """The blend and what it is worth."""
 
+    metric: str  # for people: "F2"
     names: tuple[str, ...]
     pictures: int
     n_folds: int
     scale: Scale  # on which members are averaged
-    even_by_scale: dict[Scale, float]  # nested F2 of the uniform blend; empty where there was no choice
+    uniform_by_scale: dict[Scale, float]  # nested score of the uniform blend; empty where there was no choice
     rows: tuple[Row, ...]
     chosen: Row
     best: Row  # the best nested one, chosen or not
     best_over_uniform: Gain  # over the best uniform blend; the interval holds for all candidates together
     chosen_over_uniform: Gain  # likewise
     single: Row  # the best single member, under its better decoder
-    thresholds: tuple[float, ...]  # t_m: where the members' shifts begin
+    thresholds: tuple[float, ...]  # of the members: where the search begins
     decoder: Decoder  # of probabilities, or of margins where the members give these
     worth: tuple[Worth, ...]
     correlation: tuple[tuple[float, ...], ...]  # of the members' errors
-    threshold_curve: tuple[tuple[float, float], ...]  # threshold of the blended probability, F2
+    threshold_curve: tuple[tuple[float, float], ...]  # threshold of the blended probability, score
     groups: tuple[str, ...]
     disputed: float  # share of the cells
     seconds: tuple[float | None, ...]  # a test picture takes, by member
@@ -92,7 +92,7 @@ class BlendReport:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
         plain["prefixes"] = [
-            {"members": list(step.members), "decoder": step.decoder.name, "own": step.f2}
+            {"members": list(step.members), "decoder": step.decoder.name, "own": step.score}
             for step in self.prefixes
         ]
         return plain | {"nested": self.nested, "verdict": self.verdict(), "text": self.text()}
@@ -104,14 +104,14 @@ class BlendReport:
         lines = [
             *_table("method", blends, decoders),
             "",
-            *_table("member alone", [row for row in self.rows if row.is_single], decoders),
+            *_table("single member", [row for row in self.rows if row.is_single], decoders),
             "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on",
         ]
         if any(row.transferred for row in self.rows):
-            lines.append("*: weights fitted under the threshold, used under expected F2")
+            lines.append("*: weights fitted under the threshold, used under this decoder")
         lines.append("")
         if len(self.names) > 1:
-            lines += ["nested, over uniform weights and over the best member alone (95 % over pictures):"]
+            lines += ["nested, over uniform weights and over the best single member (95 % over pictures):"]
             wide = max(len(row.method) for row in blends) + 2
             for row in blends:
                 over = "" if row.method == "uniform" else str(row.over_uniform)
@@ -140,20 +140,15 @@ class BlendReport:
             if name in worth:
                 line += f"   adds {worth[name].gain}"
             lines.append(line)
-        how = self.chosen.decoder
-        if self.decoder.threshold is not None:
-            how += f" {self.decoder.threshold:.4f}"
-        elif self.decoder.name == "expected-f2":
-            how += f", temperature {self.decoder.temperature:.2f}"
-        lines.append(f"weights: {self.chosen.method}; decoder: {how}; averaged as {self.scale}")
-        if self.even_by_scale:
-            scores = ", ".join(f"{score:.4f} as {scale}" for scale, score in self.even_by_scale.items())
+        lines.append(f"weights: {self.chosen.method}; decoder: {self.decoder}; averaged as {self.scale}")
+        if self.uniform_by_scale:
+            scores = ", ".join(f"{score:.4f} as {scale}" for scale, score in self.uniform_by_scale.items())
             lines.append(f"uniform weights, nested, under their better decoder: {scores}")
         return lines
 
     def verdict(self) -> str:
         """Whether the blend is worth it, in a sentence or two, and what to expect of it."""
-        ending = f"its nested F2: {self.nested:.4f}"
+        ending = f"its nested {self.metric}: {self.nested:.4f}"
         if len(self.names) == 1:
             return f"one variant, nothing to blend\n{ending}"
         lines = []

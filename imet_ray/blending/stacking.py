@@ -1,6 +1,6 @@
 """Level 2 of the blend: models that learn from the members' out-of-fold predictions how far to trust each.
 
-A blend has one weight a member; `stack_logistic` has one a member and label, `stack_lightgbm` grows trees over the
+A blend has one weight per member; `stack_logistic` has one per member and label, `stack_lightgbm` grows trees over the
 cells of all labels. Both start from the uniform blend of logits and return nested probabilities: each fold is
 predicted by models fitted on the other folds only, so they are scored like a member's. Nothing here decides whether
 they are used, or predicts new pictures.
@@ -8,7 +8,7 @@ they are used, or predicts new pictures.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,7 @@ from imet_ray.errors import ConfigError
 
 LOW = 1e-5  # clip of probabilities: one of iMet's 109,237 pictures is 9e-6
 HIGH = 1 - 2**-12  # float16 rounds what is above to 1
-ROWS = 2048  # pictures a block
+ROWS = 2048  # pictures per block
 L2 = 30.0  # log loss with 1, 10, 30, 100: 3.991, 3.954, 3.941, 3.934 on OpenClipart (uniform blend: 3.966)
 BLOCK = 1 << 26  # numbers in the float32 array of a block of labels: 256 MB
 PASSES = 50  # over a label's pictures at most; 4-8 are usual
@@ -39,7 +39,7 @@ TREES = {
     "min_data_in_leaf": 100,
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 1,  # a fold a thread: LightGBM's own wait, 3 times slower on a busy machine
+    "num_threads": 1,  # one thread per fold: LightGBM's own wait, 3 times slower on a busy machine
     "verbosity": -1,
 }
 
@@ -47,7 +47,7 @@ TREES = {
 def stack_logistic(
     probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, *, l2: float = L2
 ) -> np.ndarray:
-    """A logistic regression a label on the members' logits (Wolpert 1992; Ting & Witten 1999).
+    """A logistic regression per label on the members' logits (Wolpert 1992; Ting & Witten 1999).
 
     The ridge pulls towards the uniform blend (weights 1/M, intercept 0), not towards 0, i.e. probability 1/2. It is
     weighed against a sum over pictures: hundreds of positives outvote it, and a label with under 10, of which iMet
@@ -69,16 +69,18 @@ def stack_logistic(
         raise ConfigError(f"l2 must be above 0, got {l2}: without it a label without positives has no fit")
     n, c = labels.shape
     _, fold = np.unique(folds, return_inverse=True)
-    outside = torch.from_numpy(fold != np.arange(fold.max() + 1)[:, None]).float()  # (F, N)
+    unseen = torch.from_numpy(fold != np.arange(fold.max() + 1)[:, None]).float()  # (F, N)
     stacked = np.empty((n, c), dtype=np.float16)
     size = max(1, BLOCK // ((len(probs) + 1) * n))
 
     def predict(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-        beta = fit_logistic(x, y, outside, l2=l2)
+        beta = fit_logistic(x, y, unseen, l2=l2)
         return (beta.float() @ x).gather(0, torch.from_numpy(fold)[None])[0].sigmoid().half().numpy()
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a label a thread: torch's wait for each other, 10 times slower on busy cores
+    torch.set_num_threads(
+        1
+    )  # one thread per label: torch's wait for each other, 10 times slower on busy cores
     try:
         with ThreadPoolExecutor(threads) as pool, _bar(c, "label") as bar:
             for start in range(0, c, size):
@@ -258,3 +260,12 @@ def _log_odds(labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     seen = (numbers != numbers[:, None, None]) & (numbers != numbers[:, None])  # (F, F, F)
     hits = seen @ true + 0.5  # a label never seen is rare, not impossible
     return np.asarray(np.log(hits / ((seen @ size)[..., None] + 1 - hits)))
+
+
+# (M arrays (N, C), labels, folds, seed) -> (N, C) nested probabilities
+Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
+
+STACKS: dict[str, Stack] = {
+    "logistic": lambda probs, labels, folds, seed: stack_logistic(probs, labels, folds),
+    "lightgbm": lambda probs, labels, folds, seed: stack_lightgbm(probs, labels, folds, seed=seed),
+}

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import ray
 from tqdm import tqdm
 
-from imet_ray.blending.fit_jobs import Problem, Solution, Task, solve
+from imet_ray.blending.fit_jobs import Solution, Task, solve
+from imet_ray.blending.problem import FitProblem
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker import predict_in_worker
 from imet_ray.data.training_data import SplitData, TrainingData
@@ -61,7 +62,7 @@ def _predict(
     return predicted
 
 
-def solve_on_ray(problem: Problem, tasks: Sequence[Task]) -> list[Solution]:
+def solve_on_ray(problem: FitProblem, tasks: Sequence[Task]) -> list[Solution]:
     """Solve all fits on the Ray that this process has joined; the results are those of one process."""
     fit = ray.remote(num_cpus=1, max_retries=RETRIES)(solve)
     shared = ray.put(problem)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imet_ray.blending.blend_run import BlendOptions, blend_members, blend_run, frozen
+from imet_ray.blending.blend_run import RunToBlend, blend_members, blend_run, frozen
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
 from imet_ray.blending.imet2019_files import read_2019, write_2019
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.commands.setup import cache_at, elsewhere, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
@@ -31,7 +33,7 @@ def blend(
     runs: Runs,
     cache: Path | None,
     members: Sequence[str] | None,
-    outside: Sequence[str],
+    external: Sequence[str],
     out: str,
     in_full: bool,
     options: BlendOptions,
@@ -42,7 +44,7 @@ def blend(
     Args:
         name: of the run; the newest if None.
         members: variants to blend; all that are trained on all folds if None.
-        outside: `NAME=FILE` of other tools' predictions.
+        external: `NAME=FILE` of other tools' predictions.
         out: the ensemble's name.
         in_full: with what else the page tells of labels and pictures.
 
@@ -57,25 +59,20 @@ def blend(
             if member not in whole:
                 raise unknown_name("member", member, whole, listed_as="Trained on all folds")
         whole = {member: whole[member] for member in members}
-    if not whole and not outside:
+    if not whole and not external:
         raise ConfigError(
             f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
         )
     given = [
-        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in outside
+        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in external
     ]
     place = run.store.ensemble(out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
         blend_run(
-            run.store,
-            run.data,
-            run.catalog,
-            run.experiment.space,
-            list(whole.values()),
+            RunToBlend(run.store, run.data, run.catalog, run.experiment.space, list(whole.values()), given),
             out,
-            options=options,
-            outside=given,
+            options,
             runner=runner,
             progress=show,
         )
@@ -116,12 +113,13 @@ def blend_2019(
     """
     found = read_2019(files, folds, labels)
     report, _, _ = blend_members(
-        found.members,
-        found.labels,
-        found.folds,
-        seed=0,
-        options=options,
-        remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
+        BlendProblem(
+            found.members,
+            found.labels,
+            found.folds,
+            remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
+        ),
+        options,
         runner=runner,
         progress=show,
     )

@@ -24,7 +24,6 @@ from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.submission import write_submission
@@ -195,7 +194,7 @@ def _predict(
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids, outside)
     write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
-    decoded = decode(probs, ensemble.decoder)
+    decoded = ensemble.decoder.decode(probs)
     write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files)
     if out:
         write_submission(out, split.ids, run.data.label_ids, decoded)

@@ -1,52 +1,185 @@
-"""From probabilities to label sets: by one threshold, by one per label group, or by the largest expected score."""
+"""From probabilities to label sets: by one threshold, by one per label group, or by the largest expected score.
 
-from typing import Annotated, Literal
+A decoder's fields are what `ensemble.json` keeps of it. The blend fits weights under a `ThresholdDecoder` exactly, on
+all pictures. Under a `SampleDecoder` it takes those weights and fits the decoder on a sample of pictures.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.specs import Frozen
 
+TEMPERATURES = 0.5, 2.0  # searched between
+TEMPERATURE_STEPS = 8
 
-class Decoder(Frozen):
+
+class Decoder(Frozen, ABC):
     """How an ensemble decides."""
 
-    name: Literal["threshold", "group-thresholds", "expected-f2"]
-    threshold: float | None = None
-    label_thresholds: Annotated[tuple[float, ...], Field(strict=False)] | None = (
-        None  # (C,), the same within a label group
-    )
-    temperature: float = 1.0  # of expected-f2: logits are divided by it
+    name: str  # its key in `DECODERS`
+
+    @classmethod
+    def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
+        """Why these data cannot have it; None if they can.
+
+        Args:
+            grouped: the labels have groups.
+            margins: the members' thresholds are subtracted already.
+            metric: a key of `METRICS`.
+        """
+        return None
+
+    @abstractmethod
+    def decode(self, probs: np.ndarray) -> np.ndarray:
+        """Label sets, none of them empty: (N, C) float in [0, 1] to (N, C) bool.
+
+        Raises:
+            ConfigError: if its parameters do not fit the labels.
+        """
+
+    def __str__(self) -> str:
+        """The name with the parameters that a person wants to know."""
+        return self.name
 
 
-def decode(probs: np.ndarray, decoder: Decoder) -> np.ndarray:
-    """Label sets, none of them empty.
+class ThresholdDecoder(Decoder):
+    """A label is predicted where its probability is above a threshold."""
 
-    Args:
-        probs: (N, C) float in [0, 1].
+    @classmethod
+    def how_many(cls, n_groups: int) -> int:
+        """The number of thresholds that the blend fits."""
+        return 1
 
-    Returns:
-        (N, C) bool.
+    @classmethod
+    @abstractmethod
+    def fitted(cls, thresholds: np.ndarray, groups: np.ndarray) -> Self:
+        """The decoder with these thresholds.
 
-    Raises:
-        ConfigError: if a decoder that needs thresholds comes without them.
-    """
-    if decoder.name == "expected-f2":
-        return at_least_one(
-            probs, METRICS["f2"].decode_expected(with_temperature(probs, decoder.temperature))
-        )
-    if decoder.name == "group-thresholds":
-        if decoder.label_thresholds is None or len(decoder.label_thresholds) != probs.shape[1]:
+        Args:
+            thresholds: (`how_many`,) probabilities.
+            groups: (C,) int, the group of each label.
+        """
+
+    @abstractmethod
+    def thresholds(self, groups: np.ndarray) -> np.ndarray:
+        """What `fitted` was given: float64."""
+
+
+class SampleDecoder(Decoder):
+    """A decoder that is fitted on the blended probabilities of a sample of pictures."""
+
+    @classmethod
+    def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
+        return "the members' thresholds are subtracted already: it needs probabilities" if margins else None
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, probs: np.ndarray, labels: np.ndarray, metric: str) -> Self:
+        """The decoder whose score is best.
+
+        Args:
+            probs: (S, C) float32; S may be 0.
+            labels: (S, C) uint8.
+            metric: a key of `METRICS`.
+        """
+
+
+class Threshold(ThresholdDecoder):
+    """One threshold for all labels."""
+
+    name: Literal["threshold"] = "threshold"
+    threshold: float
+
+    @classmethod
+    def fitted(cls, thresholds: np.ndarray, groups: np.ndarray) -> Self:
+        return cls(threshold=float(thresholds[0]))
+
+    def thresholds(self, groups: np.ndarray) -> np.ndarray:
+        return np.array([self.threshold])
+
+    def decode(self, probs: np.ndarray) -> np.ndarray:
+        return at_least_one(probs, decode_threshold(probs, self.threshold))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.threshold:.4f}"
+
+
+class GroupThresholds(ThresholdDecoder):
+    """One threshold per label group."""
+
+    name: Literal["group-thresholds"] = "group-thresholds"
+    label_thresholds: Annotated[tuple[float, ...], Field(strict=False)]  # (C,), the same within a group
+
+    @classmethod
+    def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
+        needed = "labels.csv needs a column `group` with two groups, or names such as culture::french"
+        return None if grouped else needed
+
+    @classmethod
+    def how_many(cls, n_groups: int) -> int:
+        return n_groups
+
+    @classmethod
+    def fitted(cls, thresholds: np.ndarray, groups: np.ndarray) -> Self:
+        return cls(label_thresholds=tuple(thresholds[groups].tolist()))
+
+    def thresholds(self, groups: np.ndarray) -> np.ndarray:
+        return np.array(self.label_thresholds)[np.unique(groups, return_index=True)[1]]
+
+    def decode(self, probs: np.ndarray) -> np.ndarray:
+        if len(self.label_thresholds) != probs.shape[1]:
             raise ConfigError(
-                f"the decoder 'group-thresholds' needs a threshold for each of {probs.shape[1]} labels: blend again"
+                f"the decoder {self.name!r} needs a threshold for each of {probs.shape[1]} labels: blend again"
             )
-        limits = np.array(decoder.label_thresholds, dtype=np.float32)
+        limits = np.array(self.label_thresholds, dtype=np.float32)
         return at_least_one(probs, np.asarray(probs.astype(np.float32, copy=False) > limits))
-    if decoder.threshold is None:
-        raise ConfigError("the decoder 'threshold' needs a threshold, got none: set one or use 'expected-f2'")
-    return at_least_one(probs, decode_threshold(probs, decoder.threshold))
+
+
+class ExpectedScore(SampleDecoder):
+    """The label set with the largest expected score under independent labels, at the best temperature."""
+
+    name: Literal["expected-f2"] = "expected-f2"
+    temperature: float = 1.0  # logits are divided by it
+    metric: str = "f2"  # a key of `METRICS`
+
+    @classmethod
+    def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
+        if not metric_named(metric).expects:
+            return f"the metric {metric!r} does not know its expectation"
+        return super().refusal(grouped=grouped, margins=margins, metric=metric)
+
+    @classmethod
+    def fit(cls, probs: np.ndarray, labels: np.ndarray, metric: str) -> Self:
+        """The temperature is 1, unless another is better."""
+        from scipy.optimize import minimize_scalar  # only here: a kernel does not fit
+
+        if not len(labels):
+            return cls(metric=metric)
+
+        def loss(logarithm: float) -> float:
+            decoder = cls(temperature=float(np.exp(logarithm)), metric=metric)
+            return -metric_named(metric).score(decoder.decode(probs), labels)
+
+        found = minimize_scalar(
+            loss,
+            bounds=tuple(np.log(TEMPERATURES)),
+            method="bounded",
+            options={"maxiter": TEMPERATURE_STEPS, "xatol": 0.01},
+        )
+        return cls(temperature=float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0, metric=metric)
+
+    def decode(self, probs: np.ndarray) -> np.ndarray:
+        warmed = with_temperature(probs, self.temperature)
+        return at_least_one(probs, metric_named(self.metric).decode_expected(warmed))
+
+    def __str__(self) -> str:
+        return f"{self.name}, temperature {self.temperature:.2f}"
 
 
 def decode_threshold(probs: np.ndarray, threshold: float) -> np.ndarray:
@@ -72,3 +205,48 @@ def at_least_one(probs: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     empty = np.flatnonzero(~decoded.any(axis=1))
     decoded[empty, probs[empty].argmax(axis=1)] = True
     return decoded
+
+
+def read_decoder(value: Any) -> Decoder:
+    """A decoder from what JSON holds of it.
+
+    Raises:
+        ValueError: if its name is unknown or its parameters do not fit.
+    """
+    if isinstance(value, Decoder):
+        return value
+    name = value.get("name") if isinstance(value, dict) else value
+    if name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}. Known: {', '.join(DECODERS)}")
+    kind = DECODERS[name]
+    # files of earlier versions hold the parameters of all decoders
+    return kind.model_validate({key: value[key] for key in kind.model_fields if key in value})
+
+
+def possible_decoders(
+    asked: Sequence[str] | None, *, grouped: bool, margins: bool, metric: str
+) -> tuple[str, ...]:
+    """Those that are asked for, or all that these data allow; arguments as of `Decoder.refusal`.
+
+    Raises:
+        ConfigError: for one that cannot be had, with the reason.
+    """
+    refusals = {
+        name: kind.refusal(grouped=grouped, margins=margins, metric=metric) for name, kind in DECODERS.items()
+    }
+    for name in asked or ():
+        if refusals[name] is not None:
+            raise ConfigError(f"the decoder {name!r} cannot be had: {refusals[name]}")
+    return tuple(dict.fromkeys(asked if asked is not None else (n for n in refusals if refusals[n] is None)))
+
+
+# a field of a model: any decoder, as JSON its name and parameters
+AnyDecoder = Annotated[
+    Decoder, PlainValidator(read_decoder), PlainSerializer(lambda decoder: decoder.model_dump(mode="json"))
+]
+
+DECODERS: dict[str, type[Decoder]] = {
+    "threshold": Threshold,
+    "group-thresholds": GroupThresholds,
+    "expected-f2": ExpectedScore,
+}

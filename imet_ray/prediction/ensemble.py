@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import AliasChoices, Field
 
 from imet_ray.errors import DataError, StoreError
-from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.pooling import Scale, as_probability, on_scale
 from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
@@ -23,7 +23,7 @@ from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.files import disk_error
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory, TrialDirectory
 
-ROWS = 4096  # pictures a block
+ROWS = 4096  # pictures per block
 
 
 TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder, and none outside
@@ -38,7 +38,7 @@ class EnsembleMember(Frozen):
     variant: str
     weight: float
     threshold: float  # the variant's own best, over its out-of-fold predictions
-    trials: list[TrialId]  # one a fold; none where another tool made the predictions
+    trials: list[TrialId]  # one per fold; none where another tool made the predictions
     checkpoints: list[str]  # sha256 of each one's weights
     score: Score  # alone, out of fold, nested, under the ensemble's decoder
     seconds: float | None = None  # a test picture takes, through all its checkpoints and views
@@ -49,7 +49,7 @@ class Prefix(Frozen):
     """The first members in the order of prediction, and how to decode when there is no time for more."""
 
     members: list[str]
-    decoder: Decoder
+    decoder: AnyDecoder
     score: Score  # own, out of fold
 
 
@@ -62,7 +62,7 @@ class Ensemble(Frozen):
     label_ids: list[str]
     members: list[EnsembleMember]
     scale: Scale = "probability"  # on which members are averaged
-    decoder: Decoder
+    decoder: AnyDecoder
     prefixes: list[Prefix] = []  # the k-th has the first k members; the last one is the whole ensemble
     report: dict[str, Any]  # the blend's scores, own and nested
 
@@ -97,7 +97,7 @@ def gather_oof(
     """A variant's out-of-fold probabilities in the order of train.csv.
 
     Args:
-        trials: one a fold.
+        trials: one per fold.
         ids: (N,) training ids, in order.
         variant: its name, for the errors.
         scratch: where to keep the array in a nameless file; in memory if None.
@@ -157,7 +157,7 @@ def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
 
 
 def cost_of(trials: Sequence[TrialDirectory]) -> tuple[float, int]:
-    """Seconds a test picture takes through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
+    """Seconds per test picture through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
     found = [_read_oof(trial) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
     total = 0
@@ -176,12 +176,12 @@ def blend_oof(
     ensemble: Ensemble,
     store: RunDirectory,
     ids: Sequence[str],
-    outside: Mapping[str, np.ndarray] | None = None,
+    external: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32.
 
     Args:
-        outside: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
+        external: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
     """
     total: np.ndarray | None = None
     for member in ensemble.members:
@@ -196,7 +196,7 @@ def blend_oof(
                     "fitted with: blend again"
                 )
         else:
-            probs = _given(member, outside)
+            probs = _given(member, external)
         total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
     return as_probabilities(total, ensemble.scale)
@@ -206,14 +206,14 @@ def blend_test(
     ensemble: Ensemble,
     store: RunDirectory,
     ids: Sequence[str],
-    outside: Mapping[str, np.ndarray] | None = None,
+    external: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """The members' test probabilities averaged with the ensemble's weights.
 
     A member's folds are averaged as probabilities, members on the ensemble's scale.
 
     Args:
-        outside: (n, C) test probabilities of members that another tool predicts, by name.
+        external: (n, C) test probabilities of members that another tool predicts, by name.
 
     Returns:
         (n, C) float32, in the order of `ids`.
@@ -236,18 +236,18 @@ def blend_test(
             _refuse_strangers(found, trial.test, checkpoint, wanted)
             probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
         if probs is None:
-            probs = _given(member, outside)
+            probs = _given(member, external)
         total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
     return as_probabilities(total, ensemble.scale)
 
 
-def _given(member: EnsembleMember, outside: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    if outside is None or member.variant not in outside:
+def _given(member: EnsembleMember, external: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    if external is None or member.variant not in external:
         raise StoreError(
             f"member {member.variant} comes from another tool: its predictions are not kept here"
         )
-    return outside[member.variant]
+    return external[member.variant]
 
 
 def add_share(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:

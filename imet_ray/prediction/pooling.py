@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 Scale = Literal["probability", "log-odds"]
 SCALES: tuple[Scale, ...] = ("probability", "log-odds")
@@ -45,3 +45,8 @@ def averaged(values: Sequence[np.ndarray] | np.ndarray, weights: np.ndarray, sca
 def as_probability(total: np.ndarray, scale: Scale) -> np.ndarray:
     """A mean on a scale as a probability."""
     return total if scale == "probability" else np.asarray(expit(total))
+
+
+def threshold_on_scale(thresholds: np.ndarray, scale: Scale) -> np.ndarray:
+    """Thresholds of a probability as those of a mean on a scale; float64, so that nothing is lost on the way back."""
+    return thresholds if scale == "probability" else np.asarray(logit(np.clip(thresholds, LOW, HIGH)))

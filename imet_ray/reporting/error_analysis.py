@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imet_ray.data.catalog import Catalog
-from imet_ray.prediction.decode import Decoder, decode
+from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.metrics import Metric
 
 ROWS = 2048  # pictures per block
@@ -52,7 +52,7 @@ def count_labels(probs: np.ndarray, labels: np.ndarray, decoder: Decoder) -> Lab
     """
 
     def count(start: int) -> np.ndarray:
-        decoded = decode(probs[start : start + ROWS], decoder)
+        decoded = decoder.decode(probs[start : start + ROWS])
         truth = labels[start : start + ROWS].astype(bool)
         return np.stack([np.count_nonzero(kind, axis=0) for kind in (decoded & truth, decoded, truth)])
 

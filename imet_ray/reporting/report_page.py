@@ -12,7 +12,6 @@ import numpy as np
 
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.images import read_rgb
-from imet_ray.prediction.decode import decode
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
 from imet_ray.prediction.metrics import METRICS, Metric
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
@@ -146,7 +145,7 @@ def _pictures(ensemble: Ensemble, catalog: Catalog, probs: np.ndarray) -> list[d
     """Some test pictures with the labels that the blend gives them; with test labels, which are right."""
     shown = np.linspace(0, len(probs) - 1, min(SHOWN_PICTURES, len(probs))).astype(int)
     names, found = catalog.label_names, []
-    for i, chosen in zip(shown, decode(probs[shown], ensemble.decoder), strict=True):
+    for i, chosen in zip(shown, ensemble.decoder.decode(probs[shown]), strict=True):
         truth = catalog.test_labels[i].astype(bool) if catalog.test_labels is not None else None
         kinds = [""] * len(names) if truth is None else np.where(truth, "hit", "miss")
         found.append(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imet_ray.prediction.decode import Decoder, decode
+from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import add_share, as_probabilities
 from imet_ray.prediction.pooling import on_scale
 from kernel_builder.runtime.manifest import KernelMember, Manifest
@@ -67,7 +67,7 @@ class RunningBlend:
         """Label sets, (n, C) bool, none empty; unreadable pictures get those of the prior."""
         probs = self.probabilities()
         probs[sorted(unreadable)] = np.array(self.manifest.prior, np.float32)
-        return decode(probs, self.decoder())
+        return self.decoder().decode(probs)
 
     def _mean(self) -> np.ndarray:
         assert self._open is not None

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from blends import evaluate
 from scipy.special import expit, logit
 
-from imet_ray.blending.evaluate import draw_sample, evaluate
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import uniform
-from imet_ray.blending.threshold_window import Window, first_thresholds
-from imet_ray.prediction.decode import decode
+from imet_ray.blending.problem import BlendProblem
+from imet_ray.blending.threshold_range import ThresholdRange
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
 
@@ -67,28 +67,28 @@ def test_where_one_member_has_all_the_weight_the_frozen_decoder_is_the_one_that_
     assert max(report.weights) == 1
     only = members[report.weights.index(1)]
     mean = averaged([only.probs], np.ones(1), scale)
-    assert F2.score(decode(mean, report.decoder), labels) == pytest.approx(report.chosen.own, abs=1e-3)
+    assert F2.score(report.decoder.decode(mean), labels) == pytest.approx(report.chosen.own, abs=1e-3)
 
 
-def test_a_window_grows_towards_the_end_that_is_asked_for_and_no_further_than_it_can():
-    window = Window((0.1, 0.2), low=-0.05, high=0.05, floor=-0.08, ceiling=0.9)
-    assert window.thresholds == [0.1, 0.2]
-    down, up = window.wider(True, False), window.wider(False, True)
+def test_a_range_grows_towards_the_end_that_is_asked_for_and_no_further_than_it_can():
+    within = ThresholdRange((0.1, 0.2), low=-0.05, high=0.05, floor=-0.08, ceiling=0.9)
+    assert within.thresholds == [0.1, 0.2]
+    down, up = within.wider(True, False), within.wider(False, True)
     assert (down.low, down.high) == (-0.08, 0.05)
     assert (up.low, up.high) == (-0.05, pytest.approx(0.15))
     assert down.wider(True, False) == down
     assert down.thresholds == pytest.approx([0.085, 0.185])
 
 
-def test_the_first_window_holds_what_is_best_without_each_fold():
+def test_the_first_range_holds_what_is_best_without_each_fold():
     members, labels, folds = make(expit, expit)
     labels[folds == 1] = 1  # without this fold the threshold is far higher
-    sample = draw_sample([member.probs for member in members], labels, 0)
-    mean_labels = labels.sum() / N
-    window = Window.around(
-        first_thresholds(sample, mean_labels), "probability", sample, folds, mean_labels, None
+    problem = BlendProblem(members, labels, folds)
+    sample = problem.sample()
+    within = ThresholdRange.around(
+        sample, "probability", groups=problem.groups, mean_labels=problem.mean_labels, metric="f2"
     )
-    even = averaged(sample.probs, uniform(2), "probability")
+    mean = averaged(sample.probs, uniform(2), "probability")
     for part in (folds >= 0, folds != 0, folds != 1, folds != 2):
-        best = F2.best_threshold(even[part], labels[part])[0] - np.mean(window.first)
-        assert window.low <= best <= window.high
+        best = F2.best_threshold(mean[part], labels[part])[0] - np.mean(within.first)
+        assert within.low <= best <= within.high

@@ -1,0 +1,195 @@
+"""What a blend is asked: its members and the truth about them, and what of it a fit needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.members import Member, check_members
+from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.threshold_range import Sample, ThresholdRange, single_cells
+from imet_ray.prediction.decode import DECODERS, SampleDecoder, possible_decoders
+from imet_ray.prediction.pooling import Scale
+
+SAMPLE = 4096  # pictures for sample decoders and for where thresholds are searched
+ONE = np.ones(1)  # the weights of a single member
+
+
+@dataclass(frozen=True)
+class BlendProblem:
+    """All that a blend is fitted and judged on."""
+
+    members: Sequence[Member]  # M of them, in one order of rows
+    labels: np.ndarray  # (N, C) uint8
+    folds: np.ndarray  # (N,) int64, at least two of them
+    seed: int = 0  # of the searches, the sample and the bootstrap
+    label_groups: Sequence[str] = ()  # (C,) names; without two of them there are no group thresholds
+    metric: str = "f2"  # a key of `METRICS`
+    folds_digest: str | None = None
+    images: int = 0  # test pictures
+    remarks: Sequence[str] = ()  # what flatters the nested score all the same, for the report
+
+    def check(self) -> None:
+        """Refuse members that cannot be blended.
+
+        Raises:
+            DataError: naming the member whose predictions cannot be used.
+        """
+        check_members(self.members, self.labels, self.folds, self.folds_digest)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def values(self) -> list[np.ndarray]:
+        """M arrays (N, C)."""
+        return [member.probs for member in self.members]
+
+    @property
+    def margins(self) -> bool:
+        """The members' thresholds are subtracted already."""
+        return self.members[0].margins
+
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """The names of the label groups; none where there are no two."""
+        names = sorted(set(self.label_groups))
+        return tuple(names) if len(names) > 1 else ()
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(C,) int, the group of each label; all 0 where there are no groups."""
+        if not self.group_names:
+            return np.zeros(self.labels.shape[1], dtype=np.int64)
+        return np.array([self.group_names.index(name) for name in self.label_groups])
+
+    @cached_property
+    def mean_labels(self) -> float:
+        """Labels per picture."""
+        return float(self.labels.sum() / len(self.labels))
+
+    @cached_property
+    def fold_numbers(self) -> list[int]:
+        return [int(fold) for fold in np.unique(self.folds)]
+
+    def decoders(self, asked: Sequence[str] | None) -> tuple[str, ...]:
+        """`possible_decoders` of these data."""
+        return possible_decoders(
+            asked, grouped=bool(self.group_names), margins=self.margins, metric=self.metric
+        )
+
+    def sample(self, *, pictures: int = SAMPLE) -> Sample:
+        """Some pictures; all of them, where there are few."""
+        rows = np.sort(np.random.default_rng(self.seed).permutation(len(self.labels))[:pictures])
+        probs = np.stack([np.asarray(value[rows]) for value in self.values])
+        return Sample(rows, probs, self.labels[rows], self.folds[rows])
+
+
+@dataclass(frozen=True)
+class FitProblem:
+    """What is fitted on: nothing of size N x C, so that it can be sent to other processes once."""
+
+    cells: DisputedCells
+    folds: np.ndarray  # (N,) int64
+    groups: np.ndarray  # (C,) int, the group of each label
+    sample: Sample | None  # None where no decoder needs it
+    seed: int
+    min_weight: float = 0.0
+    max_members: int | None = None
+    singles: tuple[
+        DisputedCells, ...
+    ] = ()  # of each single member; none where thresholds are subtracted already
+    range: ThresholdRange | None = (
+        None  # where thresholds are searched; None where they are subtracted already
+    )
+
+    @classmethod
+    def on(
+        cls,
+        scale: Scale,
+        problem: BlendProblem,
+        options: BlendOptions,
+        sample: Sample,
+        singles: tuple[DisputedCells, ...],
+    ) -> "FitProblem":
+        """With members averaged on a scale."""
+        within = None
+        if not problem.margins:
+            within = ThresholdRange.around(
+                sample,
+                scale,
+                groups=problem.groups,
+                mean_labels=problem.mean_labels,
+                metric=problem.metric,
+            )
+        needed = any(issubclass(DECODERS[n], SampleDecoder) for n in problem.decoders(options.decoders))
+        return cls(
+            cells=cells_within(problem, within, scale),
+            folds=problem.folds,
+            groups=problem.groups,
+            sample=sample if needed else None,
+            seed=problem.seed,
+            min_weight=options.min_weight,
+            max_members=options.max_members,
+            singles=singles,
+            range=within,
+        )
+
+    @property
+    def scale(self) -> Scale:
+        return self.cells.scale
+
+    @property
+    def metric(self) -> str:
+        return self.cells.metric
+
+    def widened(self, problem: BlendProblem, *, down: bool, up: bool) -> "FitProblem | None":
+        """With a wider range of thresholds; None where it cannot be wider."""
+        if self.range is None:
+            return None
+        wider = self.range.wider(down, up)
+        if wider == self.range:
+            return None
+        return replace(self, cells=cells_within(problem, wider, self.scale), range=wider)
+
+    def deciding(
+        self, weights: np.ndarray, *, without: int | None = None
+    ) -> tuple[DisputedCells, np.ndarray]:
+        """The cells that these weights decide, and the weights for them. A single member has cells of its own.
+
+        Args:
+            without: the fold whose pictures are left out.
+        """
+        member = int(np.argmax(weights))
+        cells = self.cells
+        if self.singles and weights[member] == 1:  # its best threshold may lie out of the blend's range
+            cells, weights = self.singles[member], ONE
+        if without is not None:
+            cells = cells.pictures(np.flatnonzero(self.folds != without))
+        return cells, weights
+
+
+def cells_within(problem: BlendProblem, within: ThresholdRange | None, scale: Scale) -> DisputedCells:
+    """The cells in dispute while thresholds stay in a range; without one they stay where they are subtracted."""
+    return DisputedCells.build(
+        problem.values,
+        [0.0] * len(problem.members) if within is None else within.thresholds,
+        problem.labels,
+        half_range=0.0 if within is None else within.half,
+        scale=scale,
+        groups=problem.groups,
+        metric=problem.metric,
+    )
+
+
+def cells_of_singles(problem: BlendProblem, sample: Sample) -> tuple[DisputedCells, ...]:
+    """The cells of each member by itself; none where thresholds are subtracted already."""
+    if problem.margins:
+        return ()
+    return tuple(
+        single_cells(probs, seen, problem.labels, groups=problem.groups, metric=problem.metric)
+        for probs, seen in zip(problem.values, sample.probs, strict=True)
+    )
