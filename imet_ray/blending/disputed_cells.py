@@ -144,7 +144,7 @@ class DisputedCells:
 
     def in_reach(self, shifts: np.ndarray) -> np.ndarray:
         """The same shifts; one that is out of reach becomes the end of the range."""
-        return np.clip(shifts, -self.reach, self.reach)
+        return np.asarray(np.clip(shifts, -self.reach, self.reach))
 
     def counts(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Labels predicted and true, and labels predicted, of each picture: (N,) int64 each.

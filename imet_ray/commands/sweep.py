@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from imet_ray.blending.blend_run import BlendOptions, blend_run
+from imet_ray.blending.blend_run import RunToBlend, blend_run
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
+from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
@@ -85,13 +86,9 @@ def sweep(
             print("the time budget ended the search: the same command continues with the other variants")
         _out_of_fold(run, whole, session)
         report = blend_run(
-            run.store,
-            run.data,
-            run.catalog,
-            run.experiment.space,
-            whole,
+            RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole),
             ENSEMBLE,
-            options=BlendOptions(methods=METHODS),
+            BlendOptions(methods=METHODS),
             runner=solve_here if address is None else solve_on_ray,
         )
         print(f"\n{report.text()}\n")
