@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from blends import evaluate
 from matplotlib.figure import Figure
 
-from blends import evaluate
 from imet_ray.blending.members import Member
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES

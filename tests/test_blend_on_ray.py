@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from blends import evaluate
 
 from imet_ray.blending.disputed_cells import DisputedCells
-from blends import evaluate
 from imet_ray.blending.fit_jobs import Job, Task, solve_here
 from imet_ray.blending.methods import METHODS
 from imet_ray.blending.problem import FitProblem
