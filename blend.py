@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
                 runner=runner,
             )
         else:
-            found = stages.blend(
+            request = stages.BlendRequest(
                 args.name,
                 runs=runs_at(args.runs, cache_at(args.cache)),
                 cache=args.cache,
@@ -73,9 +73,8 @@ def _run(args: argparse.Namespace) -> int:
                 external=args.member or (),
                 out=args.out or "blend",
                 in_full=args.json,
-                options=options,
-                runner=runner,
             )
+            found = stages.blend(request, options, runner=runner)
     print(json.dumps(found) if args.json else found["text"])
     return 0
 

@@ -103,7 +103,7 @@ def test_disputed_cells_count_what_the_whole_matrix_counts_in_blocks_of_any_size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells_module, "ROWS", rows)
         patch.setattr(cells_module, "CHUNK", chunk)
-        cells = case.build(threads=2)
+        cells = case.build()
         shifts = case.shifts_in(cells)
         check(cells, case.weights, shifts, case.dense(shifts), case.labels)
         assert cells.true.tolist() == case.labels.sum(axis=1).tolist()

@@ -200,11 +200,11 @@ def test_a_member_of_another_tool_joins_with_the_predictions_that_are_given(stor
     for blend, ids in ((blend_test, TEST_IDS), (blend_oof, IDS)):
         given = np.random.default_rng(1).random((len(ids), N_LABELS)).astype(np.float32)
         own = blend(ours, store, ids)
-        mixed = blend(ensemble, store, ids, outside={"mine": given})
+        mixed = blend(ensemble, store, ids, external={"mine": given})
         assert mixed == pytest.approx(averaged([own, given], np.array([0.6, 0.4]), scale), abs=1e-5)
-        for outside in (None, {"other": given}):
+        for external in (None, {"other": given}):
             with pytest.raises(StoreError, match="member mine comes from another tool"):
-                blend(ensemble, store, ids, outside=outside)
+                blend(ensemble, store, ids, external=external)
 
 
 def test_a_member_of_another_tool_without_weight_is_not_needed(store):

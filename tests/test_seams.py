@@ -208,3 +208,128 @@ def test_an_object_store_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown object store 'men://': did you mean 'mem://'\?"):
         runs_at("men://bucket/runs", Cache(tmp_path))
     object_store.open_bucket.cache_clear()
+
+
+@pytest.fixture
+def few_cells(make_members):
+    """Members whose cells are few enough to try all that a blend of two can be."""
+    return make_members([0.8, 1.2], n=24, c=4)
+
+
+def every_blend(members, labels, metric) -> float:
+    """The best score of two members under any weights and any threshold: all crossings are tried."""
+    one, two = (member.probs.astype(np.float64) for member in members)
+    best = 0.0
+    flat = (two - one).ravel()
+    pairs = flat[:, None] - flat
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossings = (
+            -(one.ravel()[:, None] - one.ravel()) / pairs
+        )  # shares of `two` at which two cells are equal
+    edges = np.unique(np.concatenate([[0, 1], crossings[(crossings > 0) & (crossings < 1)]]))
+    for share in (edges[1:] + edges[:-1]) / 2:
+        best = max(
+            best, metric.best_threshold(((1 - share) * one + share * two).astype(np.float32), labels)[1]
+        )
+    return best
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_a_metric_is_one_entry_and_the_blends_search_is_exact_for_it(beta, monkeypatch, few_cells):
+    from blends import evaluate
+
+    from imet_ray.blending.disputed_cells import DisputedCells
+    from imet_ray.blending.methods import fit
+    from imet_ray.prediction.metrics import METRICS, FBeta
+
+    monkeypatch.setitem(METRICS, "mine", FBeta(beta))
+    members, labels, folds = few_cells
+    values = [member.probs for member in members]
+    cells = DisputedCells.build(values, [0.5, 0.5], labels, half_range=0.5, metric="mine")
+    found = fit(cells, "line", seed=0)
+    assert found.score == pytest.approx(every_blend(members, labels, FBeta(beta)), abs=1e-9)
+    report = evaluate(members, labels, folds, methods=["line"], metric="mine", scale="probability")
+    assert report.decoder.name in ("threshold", "expected-f2")
+    mean = sum(w * value.astype(np.float32) for w, value in zip(report.weights, values, strict=True))
+    assert FBeta(beta).score(report.decoder.decode(mean), labels) == pytest.approx(
+        report.chosen.own, abs=0.02
+    )
+    assert f"nested F{beta:g}:" in report.text()
+
+
+def test_a_metric_that_is_no_f_beta_is_blended_too(monkeypatch, few_cells):
+    from blends import evaluate
+
+    from imet_ray.blending.disputed_cells import DisputedCells
+    from imet_ray.blending.methods import fit
+    from imet_ray.prediction.metrics import METRICS, Metric
+
+    class Jaccard(Metric):
+        title = "Jaccard"
+
+        def of_counts(self, hits, true, chosen):
+            return hits / np.maximum(true + chosen - hits, 1)
+
+    monkeypatch.setitem(METRICS, "mine", Jaccard())
+    members, labels, folds = few_cells
+    cells = DisputedCells.build([m.probs for m in members], [0.5, 0.5], labels, half_range=0.5, metric="mine")
+    mean = sum(0.5 * member.probs.astype(np.float32) for member in members)
+    assert fit(cells, "uniform", seed=0).score == pytest.approx(Jaccard().best_threshold(mean, labels)[1], abs=1e-12)
+    report = evaluate(members, labels, folds, methods=["smooth"], metric="mine")
+    assert {row.decoder for row in report.rows} == {"threshold"}  # its expectation is not known
+    with pytest.raises(ConfigError, match="'mine' does not know its expectation"):
+        evaluate(members, labels, folds, metric="mine", decoders=["expected-f2"])
+
+
+def test_a_decoder_is_one_class_and_one_line(monkeypatch, few_cells, tmp_path):
+    from typing import Literal
+
+    from blends import evaluate
+
+    from imet_ray.blending.blend_run import frozen
+    from imet_ray.prediction.decode import DECODERS, SampleDecoder
+    from imet_ray.prediction.ensemble import read_ensemble, write_ensemble
+    from imet_ray.prediction.metrics import metric_named
+
+    class TopK(SampleDecoder):
+        """The k most probable labels."""
+
+        name: Literal["top-k"] = "top-k"
+        k: int
+
+        @classmethod
+        def fit(cls, probs, labels, metric):
+            scores = [metric_named(metric).score(cls(k=k).decode(probs), labels) for k in (1, 2, 3)]
+            return cls(k=1 + int(np.argmax(scores)))
+
+        def decode(self, probs):
+            return probs >= np.sort(probs, axis=1)[:, [-self.k]]
+
+    monkeypatch.setitem(DECODERS, "top-k", TopK)
+    members, labels, folds = few_cells
+    report = evaluate(members, labels, folds, methods=["line"], use="line", decoders=["top-k"])
+    assert isinstance(report.decoder, TopK)
+    place = RunDirectory(tmp_path).ensemble("mine")
+    write_ensemble(place, frozen("mine", members, report, list("abcd")))
+    again = read_ensemble(place)
+    assert again.decoder == report.decoder
+    assert again.prefixes[-1].decoder == report.decoder
+    assert (again.decoder.decode(members[0].probs).sum(axis=1) >= report.decoder.k).all()
+
+
+def test_a_blend_method_is_one_function_and_one_line(monkeypatch, few_cells):
+    from blends import evaluate
+
+    from imet_ray.blending.methods import METHODS, Method
+
+    def first(objective, start, rng):
+        return np.concatenate([np.eye(objective.cells.n_members)[0], start[objective.cells.n_members :]]), ()
+
+    members, labels, folds = few_cells
+    with pytest.raises(ConfigError, match="unknown method 'first'"):
+        evaluate(members, labels, folds, use="first")
+    monkeypatch.setitem(METHODS, "first", Method(first))
+    report = evaluate(members, labels, folds, methods=[], use="first")
+    assert report.chosen.method == "first"
+    assert report.weights == (1.0, 0.0)
+    assert report.chosen.own == pytest.approx(report.single.own, abs=0.05)

@@ -54,9 +54,8 @@ class DisputedCells:
         scale: Scale = "probability",
         groups: np.ndarray | None = None,
         metric: str = "f2",
-        threads: int | None = None,
     ) -> "DisputedCells":
-        """Split the cells, in one pass over the arrays.
+        """Split the cells, in one pass over the arrays. One member without a range has no cell in dispute.
 
         Args:
             values: M arrays (N, C) float16 or float32, memory-mapped or not.
@@ -66,10 +65,6 @@ class DisputedCells:
             scale: of thresholds and range, and on which the weights average.
             groups: (C,) int, the group of each label; one group if None.
             metric: that the cells are scored by, a key of `METRICS`.
-            threads: of the pass; as many as there are cores if None.
-
-        Returns:
-            The disputed cells, by picture; for one member and no range there are none.
         """
         n, c = labels.shape
         of_label = np.zeros(c, dtype=np.int16) if groups is None else groups.astype(np.int16)
@@ -80,41 +75,22 @@ class DisputedCells:
 
         def split(start: int) -> tuple[np.ndarray, ...]:
             block = slice(start, start + ROWS)
-            parts = [value[block] for value in values]
-            truth = labels[block].astype(bool)
-            some, every = bounds[0].split(parts[0])
-            for bound, part in zip(bounds[1:], parts[1:], strict=True):
-                not_lost, won = bound.split(part)
-                some |= not_lost
-                every &= won
-            cells = np.flatnonzero(some & ~every)
-            rows = cells // c
-            margins = np.stack(
-                [
-                    member_margin(part.ravel()[cells], t, scale)
-                    for part, t in zip(parts, thresholds, strict=True)
-                ]
-            )
-            return (
-                margins,
-                (rows + start).astype(np.int32),
-                truth.ravel()[cells],
-                of_label[cells - rows * c],
-                np.count_nonzero(every & truth, axis=1),
-                np.count_nonzero(every, axis=1),
-                np.count_nonzero(truth, axis=1),
-            )
+            return _split([value[block] for value in values], labels[block].astype(bool), bounds)
 
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            blocks = list(pool.map(split, range(0, n, ROWS)))
-        margins, image, label, group, hits, chosen, true = (
+        starts = range(0, n, ROWS)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            blocks = list(pool.map(split, starts))
+        image = [
+            (cells // c + start).astype(np.int32) for start, (cells, *_) in zip(starts, blocks, strict=True)
+        ]
+        cells, margins, label, hits, chosen, true = (
             np.concatenate(part, axis=-1) for part in zip(*blocks, strict=True)
         )
         return cls(
             margins=margins,
-            image=image,
+            image=np.concatenate(image),
             label=label,
-            group=group,
+            group=of_label[cells % c],
             hits=hits,
             chosen=chosen,
             true=true,
@@ -299,6 +275,34 @@ class _Bounds:
                 return bits >= self.lost, bits >= self.won
         margin = member_margin(values, self.threshold, self.scale)
         return margin > np.float32(-self.half_range), margin > np.float32(self.half_range)
+
+
+def _split(
+    parts: Sequence[np.ndarray], truth: np.ndarray, bounds: Sequence[_Bounds]
+) -> tuple[np.ndarray, ...]:
+    """Of a block of pictures the disputed cells, their margins and labels, and the pictures' decided counts.
+
+    Args:
+        parts: M arrays (n, C).
+        truth: (n, C) bool.
+
+    Returns:
+        Places in the block (D,), margins (M, D), labels (D,); hits, chosen and true (n,) each.
+    """
+    some, every = bounds[0].split(parts[0])
+    for bound, part in zip(bounds[1:], parts[1:], strict=True):
+        not_lost, won = bound.split(part)
+        some |= not_lost
+        every &= won
+    cells = np.flatnonzero(some & ~every)
+    margins = np.stack(
+        [
+            member_margin(part.ravel()[cells], bound.threshold, bound.scale)
+            for part, bound in zip(parts, bounds, strict=True)
+        ]
+    )
+    counted = (np.count_nonzero(kind, axis=1) for kind in (every & truth, every, truth))
+    return cells, margins, truth.ravel()[cells], *counted
 
 
 def member_margin(probs: np.ndarray, threshold: float, scale: Scale = "probability") -> np.ndarray:

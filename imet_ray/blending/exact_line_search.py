@@ -129,12 +129,7 @@ def line_search(
     rng: np.random.Generator,
     rounds: int = ROUNDS,
     kicks: int | None = None,
-    jac: Any = None,
-    hess: Any = None,
-    hessp: Any = None,
-    bounds: Any = None,
-    constraints: Any = (),
-    callback: Any = None,
+    **_: Any,
 ) -> OptimizeResult:
     """A method for `scipy.optimize.minimize(fun, x0, method=line_search, options=dict(cells=..., rng=...))`.
 
@@ -145,7 +140,7 @@ def line_search(
     Args:
         fun: of x = weights, shifts: (M + G,) float64 with weights on the simplex; the negative score.
         x0: where to start.
-        jac, hess, hessp, bounds, constraints, callback: scipy passes them to every method; not used.
+        _: what else scipy passes to every method (`jac`, `bounds`, ...).
     """
     m = cells.n_members
     x = np.asarray(x0, dtype=np.float64).copy()

@@ -63,8 +63,9 @@ class Objective:
         return on_simplex(x[:m]), self.cells.in_reach(x[m:])
 
 
-# (objective, where to start, generator) -> (where it ends, greedy's curve)
-Search = Callable[[Objective, np.ndarray, np.random.Generator], tuple[np.ndarray, tuple[float, ...]]]
+Found = tuple[np.ndarray, tuple[float, ...]]  # where a search ends, and greedy's curve
+# of where to start: raw weights and shifts
+Search = Callable[[Objective, np.ndarray, np.random.Generator], Found]
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,11 @@ def _score_without(cells: DisputedCells, found: Fitted, member: int) -> float:
     return cells.score(weights / weights.sum(), found.shifts)
 
 
-def _uniform(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _uniform(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     return start, ()
 
 
-def _greedy(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _greedy(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     """Caruana et al. 2004: take again and again the member that helps most; each choice is one share of weight."""
     m = objective.cells.n_members
     shares, best = np.zeros(m), (-1.0, np.zeros(m))
@@ -204,9 +201,7 @@ def _greedy(
     return np.concatenate([best[1] / best[1].sum(), start[m:]]), tuple(curve)
 
 
-def _nelder_mead(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _nelder_mead(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     """The objective is a step function, so the first simplex is wide: each corner gives one member half."""
     m, reach = objective.cells.n_members, objective.cells.reach
     simplex = np.tile(start, (len(start) + 1, 1))
@@ -216,18 +211,14 @@ def _nelder_mead(
     return np.asarray(minimize(objective, start, method="Nelder-Mead", options=options).x), ()
 
 
-def _powell(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _powell(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     m, reach = objective.cells.n_members, objective.cells.reach
     bounds = [(0.0, 1.0)] * m + [(-reach - 1e-9, reach + 1e-9)] * (len(start) - m)
     options = {"maxfev": EVALUATIONS * len(start), "xtol": 1e-3, "ftol": 1e-7}
     return np.asarray(minimize(objective, start, method="Powell", bounds=bounds, options=options).x), ()
 
 
-def _line(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _line(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     """And from the best single member, if the search ends below it."""
     m = objective.cells.n_members
     options = {"cells": objective.cells, "rng": rng}
@@ -239,9 +230,7 @@ def _line(
     return np.asarray(found.x), ()
 
 
-def _smooth(
-    objective: Objective, start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, ...]]:
+def _smooth(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
     """A cell counts sigmoid(margin / softness) instead of 0 or 1, so that the score has a gradient."""
     cells = objective.cells
     m = cells.n_members

@@ -5,6 +5,7 @@ What they return is printed by the caller; progress goes to a terminal's stderr.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,77 +15,63 @@ from imet_ray.blending.fit_jobs import Runner
 from imet_ray.blending.imet2019_files import read_2019, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
-from imet_ray.commands.setup import cache_at, elsewhere, near, reopen
+from imet_ray.commands.setup import Run, cache_at, elsewhere, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
-from imet_ray.storage.results import standings
+from imet_ray.storage.results import Standing, standings
 from imet_ray.storage.runs import Runs
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
 
-def blend(
-    name: str | None,
-    *,
-    runs: Runs,
-    cache: Path | None,
-    members: Sequence[str] | None,
-    external: Sequence[str],
-    out: str,
-    in_full: bool,
-    options: BlendOptions,
-    runner: Runner,
-) -> dict[str, Any]:
-    """Blend a run, write its ensemble and page; the findings, as `ensemble.json` keeps them.
+@dataclass(frozen=True)
+class BlendRequest:
+    """Which run is blended, and into what."""
 
-    Args:
-        name: of the run; the newest if None.
-        members: variants to blend; all that are trained on all folds if None.
-        external: `NAME=FILE` of other tools' predictions.
-        out: the ensemble's name.
-        in_full: with what else the page tells of labels and pictures.
+    name: str | None  # of the run; the newest if None
+    runs: Runs
+    cache: Path | None
+    members: Sequence[str] | None  # variants to blend; all that are trained on all folds if None
+    external: Sequence[str]  # `NAME=FILE` of other tools' predictions
+    out: str  # the ensemble's name
+    in_full: bool  # with what else the page tells of labels and pictures
+
+
+def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> dict[str, Any]:
+    """Blend a run, write its ensemble and page; the findings, as `ensemble.json` keeps them.
 
     Raises:
         ImetError: one line for what cannot be blended.
     """
-    run = reopen(runs, name, cache_at(cache))
+    run = reopen(request.runs, request.name, cache_at(request.cache))
     variants = [variant.name for variant in run.experiment.space.variants]
-    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
-    if members is not None:
-        for member in members:
-            if member not in whole:
-                raise unknown_name("member", member, whole, listed_as="Trained on all folds")
-        whole = {member: whole[member] for member in members}
-    if not whole and not external:
+    whole = _whole(run, variants, request.members)
+    if not whole and not request.external:
         raise ConfigError(
             f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
         )
     given = [
-        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids)) for text in external
+        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids))
+        for text in request.external
     ]
-    place = run.store.ensemble(out)
+    out, place = request.out, run.store.ensemble(request.out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
-        blend_run(
-            RunToBlend(run.store, run.data, run.catalog, run.experiment.space, list(whole.values()), given),
-            out,
-            options,
-            runner=runner,
-            progress=show,
-        )
+        to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given)
+        blend_run(to_blend, out, options, runner=runner, progress=show)
         show("drawing the report")
         found = standings(run.store, variants)
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
         metric = metric_named(run.experiment.space.metric)
-        findings = (
-            label_findings(oof, run.catalog, ensemble.decoder, metric, SHOWN_MISTAKES) if in_full else {}
-        )
+        findings = {}
+        if request.in_full:
+            findings = label_findings(oof, run.catalog, ensemble.decoder, metric, SHOWN_MISTAKES)
         show("")
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
@@ -94,6 +81,15 @@ def blend(
         file=sys.stderr,
     )
     return ensemble.report | findings
+
+
+def _whole(run: Run, variants: Sequence[str], members: Sequence[str] | None) -> list[Standing]:
+    """The variants that are trained on all folds; of some members these, and no others may be named."""
+    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
+    for member in members or ():
+        if member not in whole:
+            raise unknown_name("member", member, whole, listed_as="Trained on all folds")
+    return [whole[member] for member in (whole if members is None else members)]
 
 
 def blend_2019(
