@@ -129,7 +129,7 @@ def line_search(
     rng: np.random.Generator,
     rounds: int = ROUNDS,
     kicks: int | None = None,
-    **_: Any,
+    **unused: Any,
 ) -> OptimizeResult:
     """A method for `scipy.optimize.minimize(fun, x0, method=line_search, options=dict(cells=..., rng=...))`.
 
@@ -140,7 +140,7 @@ def line_search(
     Args:
         fun: of x = weights, shifts: (M + G,) float64 with weights on the simplex; the negative score.
         x0: where to start.
-        _: what else scipy passes to every method (`jac`, `bounds`, ...).
+        unused: what else scipy passes to every method (`jac`, `bounds`, ...).
     """
     m = cells.n_members
     x = np.asarray(x0, dtype=np.float64).copy()
