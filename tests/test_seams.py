@@ -274,7 +274,9 @@ def test_a_metric_that_is_no_f_beta_is_blended_too(monkeypatch, few_cells):
     members, labels, folds = few_cells
     cells = DisputedCells.build([m.probs for m in members], [0.5, 0.5], labels, half_range=0.5, metric="mine")
     mean = sum(0.5 * member.probs.astype(np.float32) for member in members)
-    assert fit(cells, "uniform", seed=0).score == pytest.approx(Jaccard().best_threshold(mean, labels)[1], abs=1e-12)
+    assert fit(cells, "uniform", seed=0).score == pytest.approx(
+        Jaccard().best_threshold(mean, labels)[1], abs=1e-12
+    )
     report = evaluate(members, labels, folds, methods=["smooth"], metric="mine")
     assert {row.decoder for row in report.rows} == {"threshold"}  # its expectation is not known
     with pytest.raises(ConfigError, match="'mine' does not know its expectation"):
