@@ -139,6 +139,7 @@ def serve(scheme: str, folder: Path, *, trials: int = 0) -> Iterator[Proxy]:
     """
     port = _free_port()
     proxy = Proxy(STORES[scheme](port))
+    trials = min(trials, proxy.store.most)
     if proxy.store.missing:
         pytest.skip(proxy.store.missing)
     front = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, ("127.0.0.1", port)))

@@ -47,6 +47,7 @@ class S3Store:
     scheme = "s3"
     listing = "list-type=2"  # what only the path of a listing has in it
     page = 1000  # objects of a listing in one answer
+    most = 10_000  # trials in the bucket FULL
     slow = "SlowDown"  # what a user sees of its "slow"
     ways_in = "aws configure"
     secret = "tell-nobody"
@@ -133,6 +134,7 @@ class GoogleStore(S3Store):
     """moto, with the headers of Google's XML API: generations in place of ETags."""
 
     scheme = "gs"
+    most = 1100
     slow = "(SlowDown|RateLimitExceeded)"
     ways_in = "gcloud auth application-default login"
 
@@ -184,6 +186,7 @@ class AzureStore:
     scheme = "az"
     listing = "comp=list"
     page = 5000
+    most = 300
     slow = "ServerBusy"
     ways_in = "AZURE_STORAGE_ACCOUNT_NAME"
     deletes = "POST"

@@ -1,6 +1,7 @@
 """Runs in a bucket, over servers that speak as three object stores do, and the harm that happens on the way."""
 
 import logging
+import math
 import pickle
 import secrets
 from pathlib import Path
@@ -19,7 +20,7 @@ from imet_ray.storage.run_directory import Cache, RunDirectory, TrialDirectory
 from imet_ray.storage.runs import Runs, runs_at
 
 WRITES = ("PUT", "POST")
-TRIALS = 10_000  # in the bucket FULL
+TRIALS = 10_000  # in the bucket FULL; other stores than S3 have fewer, of two pages
 
 
 def write_text(directory: RunDirectory | TrialDirectory, path: Path, text: str) -> None:
@@ -145,7 +146,9 @@ def test_ten_thousand_trials_are_one_paged_listing(proxy, tmp_path):
     runs = runs_at(f"{proxy.scheme}://{FULL}/runs", Cache(tmp_path))
     proxy.requests.clear()
     runs.run("r").fetch()
-    assert len(proxy.requests) == proxy.listings() == TRIALS / proxy.store.page
+    assert (
+        len(proxy.requests) == proxy.listings() == math.ceil(min(TRIALS, proxy.store.most) / proxy.store.page)
+    )
 
 
 def test_results_that_are_here_already_are_not_read_again(on_node, proxy):

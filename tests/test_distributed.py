@@ -24,6 +24,7 @@ from imet_ray.training.distributed import SplitError, Team
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics, Trainer
 
+over_a_bucket = pytest.mark.parametrize("server", ["s3"], indirect=True)  # all stores: test_bucket_mirror.py
 CPU = torch.device("cpu")
 # Without batch norm and dropout two workers compute what one computes with the doubled batch, but for rounding.
 SMOOTH = {"architecture": "test_vit", "image_size": 160, "optimizer": "sgd", "lr": 0.05, "epochs": 2}
@@ -38,21 +39,21 @@ def member(
     rank: int,
     size: int,
     meeting: Path,
-    root: Path,
+    store: RunDirectory,
     spec: TrialSpec,
     data: TrainingData,
     device: str,
     stop: int | None,
     small: int | None,
-    late: tuple[Path, Path] | None,
+    late: tuple[RunDirectory, Path] | None,
 ) -> None:
     """One process of a team.
 
     Args:
-        root: of the run, on this process's node.
+        store: the run, on this process's node.
         stop: after this epoch it ends, as a kill would end it.
         small: the rank whose GPU is too small for whole batches.
-        late: an older twin's run on its node, and the state that it writes just before the leader takes over.
+        late: the run on an older writer's node, and the state that it writes just before the leader takes over.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
@@ -74,19 +75,19 @@ def member(
         take_over = TrialDirectory.acquire
 
         def taken_over_late(trial: TrialDirectory) -> str:
-            twin = RunDirectory(late[0]).trial(trial.trial_id)
-            twin.fetch_all()
-            save_state(twin.last, load_state(late[1]))
+            older = late[0].trial(trial.trial_id)
+            older.fetch_all()
+            save_state(older.last, load_state(late[1]), older.files)
             return take_over(trial)
 
         TrialDirectory.acquire = taken_over_late
     try:
-        trial = RunDirectory(root).trial(spec.trial_id)
+        trial = store.trial(spec.trial_id)
         train_trial(spec, data, trial, device=torch.device(device), report=report, team=Team(rank, size))
     except Killed:
         pass
     except BaseException:
-        (root / f"error-{rank}").write_text(traceback.format_exc())
+        (store.root / f"error-{rank}").write_text(traceback.format_exc())
         raise
     finally:
         dist.destroy_process_group()
@@ -108,27 +109,27 @@ def together(tiny_data, tmp_path):
         small: int | None = None,
         size: int | None = None,
         expected: tuple[int, ...] = (0, 0),
-        nodes: Sequence[Path] = (),
-        late: tuple[Path, Path] | None = None,
+        nodes: Sequence[RunDirectory] = (),
+        late: tuple[RunDirectory, Path] | None = None,
     ) -> TrialDirectory:
         root = tmp_path / where
         root.mkdir(exist_ok=True)
-        roots = nodes or [root] * (size or spec.workers)
+        stores = nodes or [RunDirectory(root)] * (size or spec.workers)
         spawned = multiprocessing.get_context("spawn")
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
         given = spec, tiny_data, device, stop, small, late
         processes = [
-            spawned.Process(target=member, args=(rank, len(roots), meeting, of_rank, *given))
-            for rank, of_rank in enumerate(roots)
+            spawned.Process(target=member, args=(rank, len(stores), meeting, of_rank, *given))
+            for rank, of_rank in enumerate(stores)
         ]
         for process in processes:
             process.start()
         for process in processes:
             process.join(120)
             process.kill()  # it hangs, or is over
-        errors = "".join(path.read_text() for of_rank in roots for path in of_rank.glob("error-*"))
+        errors = "".join(path.read_text() for of_rank in stores for path in of_rank.root.glob("error-*"))
         assert tuple(process.exitcode for process in processes) == expected, errors
-        return RunDirectory(roots[0]).trial(spec.trial_id)
+        return stores[0].trial(spec.trial_id)
 
     return _together
 
@@ -182,10 +183,11 @@ def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@over_a_bucket
 def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, make_spec, on_node):
     spec = of_team(make_spec(schedule="plateau", plateau_patience=0, ema_decay=0.9, mixup=0.3))
     whole = together(spec)
-    nodes = [on_node("a").root, on_node("b").root]
+    nodes = [on_node("a"), on_node("b")]
     together(spec, stop=1, nodes=nodes)
     together(spec, stop=2, nodes=nodes[::-1])
     resumed = together(spec, nodes=nodes)
@@ -194,15 +196,16 @@ def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, mak
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_what_an_older_twin_wrote_until_the_leader_took_over_is_where_all_of_a_team_go_on(
+@over_a_bucket
+def test_what_an_older_writer_wrote_until_the_leader_took_over_is_where_all_of_a_team_go_on(
     together, make_spec, on_node
 ):
     spec = of_team(make_spec())
     whole = together(spec)
-    nodes = [on_node("a").root, on_node("b").root]
+    nodes = [on_node("a"), on_node("b")]
     together(spec, stop=1, nodes=nodes)
     later = together(spec, "later", stop=2).last
-    resumed = together(spec, nodes=nodes, late=(on_node("c").root, later))
+    resumed = together(spec, nodes=nodes, late=(on_node("c"), later))
     assert len(read_json_lines(resumed.metrics)) == 3
     found, wanted = load_file(resumed.best), load_file(whole.best)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

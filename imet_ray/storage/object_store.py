@@ -30,9 +30,11 @@ T = TypeVar("T")
 
 PATIENCE_S = 120.0  # with a store that does not answer
 PAUSE_S = (0.5, 10.0)  # between two attempts, at first and at last
-CONNECT_S, READ_S = 5, 30
-LONG_UPLOAD_S = 1800  # of one request; obstore counts the body's way as waiting
-ATTEMPTS = 3  # of obstore itself, before `patiently` begins
+READ_S = 30  # without a byte
+LONG_UPLOAD_S = (
+    1800  # of a large file in one request: obstore's read_timeout also counts while the body is sent
+)
+RETRIES = 2  # of obstore itself, before `patiently` begins
 LARGE = 64 << 20  # bytes; larger objects are read in parts
 PART = 32 << 20  # bytes
 PARTS_AT_ONCE = 8
@@ -42,9 +44,8 @@ BLOCK = 1 << 20
 THREADS = 32  # calls at once
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "container does not exist")
 STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
-TOKEN = re.compile(
-    r"token request|/latest/(api/token|meta-data/iam)"
-)  # of what a node with a role asks first
+# of what a node with a role asks first
+TOKEN = re.compile(r"token request|/latest/(api/token|meta-data/iam)")
 
 
 class ChangedError(Exception):
@@ -242,16 +243,11 @@ class Bucket:
                 return whole
         return None  # else it was written anew meanwhile: all of it once more
 
-    def _opened(self, name: str, read_s: float) -> ObjectStore:
-        # a read may take as long as its bytes come: read_timeout begins anew with each of them
-        client = {
-            "allow_http": True,
-            "connect_timeout": f"{CONNECT_S}s",
-            "read_timeout": f"{read_s}s",
-            "timeout": "24h",
-        }
+    def _opened(self, name: str, read_s: int) -> ObjectStore:
+        # a read may take as long as bytes come: read_timeout begins anew with each of them
+        client = {"allow_http": True, "connect_timeout": "5s", "read_timeout": f"{read_s}s", "timeout": "24h"}
         pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)}
-        retry = {"max_retries": ATTEMPTS - 1, "retry_timeout": timedelta(minutes=2), "backoff": pause}
+        retry = {"max_retries": RETRIES, "retry_timeout": timedelta(minutes=2), "backoff": pause}
         try:
             return self.kind.open(name, client, retry)
         except exceptions.BaseError as error:
