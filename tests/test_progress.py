@@ -11,7 +11,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
-from imet_ray.commands.sweep import _leaderboard
+from imet_ray.commands.sweep import print_leaderboard
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
@@ -167,7 +167,7 @@ def test_a_trial_that_ends_is_one_line(make_space, store, monkeypatch, capsys, r
     assert capsys.readouterr().err == f"1:05  a  search fold 0  {expected}  {hparams}\n"
 
 
-def test_below_the_leaderboard_a_failures_reason_is_read_word_for_word(
+def test_below_theprint_leaderboard_a_failures_reason_is_read_word_for_word(
     make_space, store, monkeypatch, capsys
 ):
     reason = "expected one of [cpu, cuda] in '[/tmp/x]'"  # rich would take both for markup
@@ -176,7 +176,7 @@ def test_below_the_leaderboard_a_failures_reason_is_read_word_for_word(
     write_json(store.trial(spec.trial_id).spec, spec.model_dump(mode="json"))
     result = TrialResult(trial_id=spec.trial_id, status="failed", reason=reason)
     write_result(store.trial(spec.trial_id), result)
-    _leaderboard(SimpleNamespace(experiment=SimpleNamespace(space=make_space()), store=store))
+    print_leaderboard(SimpleNamespace(experiment=SimpleNamespace(space=make_space()), store=store))
     assert reason in " ".join(capsys.readouterr().out.split())  # lines are wrapped
 
 

@@ -18,7 +18,8 @@ from rich.text import Text
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
-from imet_ray.specs import TrialSpec, Variant
+from imet_ray.prediction.metrics import metric_named
+from imet_ray.specs import Hparam, TrialSpec, Variant
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.units import clock
 
@@ -38,12 +39,6 @@ class _Running:
     training_s: float = 0.0  # since this sweep was started or continued
 
     @property
-    def hparams(self) -> str:
-        return " ".join(
-            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.spec.hparams.items()
-        )
-
-    @property
     def interrupted(self) -> str:
         return f"interrupted after epoch {self.epoch}" if self.epoch else "interrupted in its first epoch"
 
@@ -53,6 +48,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
 
     def __init__(self, policy: Policy, session: Session, worker_failures: WorkerFailures) -> None:
         self.policy, self.session, self.worker_failures = policy, session, worker_failures
+        self.metric = metric_named(policy.space.metric).title
         self.running: dict[str, _Running] = {}  # by Tune's trial id
         self.epoch_s: dict[str, list[float]] = {}  # measured, by variant
         self.ended = 0
@@ -164,18 +160,18 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.training_s += running.training_s
         self.held_s += now - running.started
         result = read_result(self.policy.store.trial(running.spec.trial_id))
-        self._print(running, running.interrupted if result is None else _outcome(result))
+        self._print(running, running.interrupted if result is None else self._outcome(result))
         self.refresh()
 
     def _print(self, running: _Running, what: str) -> None:
         """One line that stays above the table."""
         spec, when = running.spec, clock(time.time() - self.started)
-        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {running.hparams}"
+        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {hparams_text(spec.hparams)}"
         self.console.print(Text(line), soft_wrap=True, highlight=False)
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("variant", "phase", "fold", "epoch", "F2", "images/s", "left"):
+        for column in ("variant", "phase", "fold", "epoch", self.metric, "images/s", "left"):
             table.add_column(column, justify="left" if column in ("variant", "phase") else "right")
         for variant in self.policy.space.variants:
             row, running = self.policy.progress(variant), self._running_of(variant)
@@ -189,7 +185,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
                 epochs = trial.spec.recipe.epochs
                 left = (epochs - trial.epoch) * trial.epoch_s if trial.epoch_s else None
                 table.add_row(
-                    f"  {trial.hparams}",
+                    f"  {hparams_text(trial.spec.hparams)}",
                     trial.phase,
                     str(trial.spec.fold),
                     f"{trial.epoch}/{epochs}",
@@ -226,10 +222,14 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
     def _running_of(self, variant: Variant) -> list[_Running]:
         return [one for one in self.running.values() if one.spec.variant.name == variant.name]
 
+    def _outcome(self, result: TrialResult) -> str:
+        if result.status == "failed":
+            return f"FAILED: {result.reason}"
+        assert result.score is not None
+        stopped = f" (stopped after epoch {result.epochs})" if result.status == "stopped" else ""
+        return f"{self.metric} {result.score:.4f}{stopped}"
 
-def _outcome(result: TrialResult) -> str:
-    if result.status == "failed":
-        return f"FAILED: {result.reason}"
-    assert result.score is not None
-    stopped = f" (stopped after epoch {result.epochs})" if result.status == "stopped" else ""
-    return f"F2 {result.score:.4f}{stopped}"
+
+def hparams_text(hparams: dict[str, Hparam]) -> str:
+    """A set of hparams on one line."""
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in hparams.items())

@@ -23,7 +23,7 @@ REST = (
 )
 RESTARTS = 3  # of the actor
 GAUGES = {  # name -> what it is, and its tags beside `run`
-    "imet_best_score": ("Best F2 on a held-out fold so far", "variant"),
+    "imet_best_score": ("Best score on a held-out fold so far", "variant"),
     "imet_trials": ("Trials by state", "state"),
     "imet_images_per_s": ("Pictures per second, of all trials that run", "variant"),
     "imet_gpu_bytes": ("GPU memory that the largest of the trials that run has allocated", "variant"),

@@ -5,7 +5,7 @@ Each prints what a person wants to read and returns the exit code.
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,16 @@ from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
+from imet_ray.cluster.progress import hparams_text
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
-from imet_ray.cluster.sweep import run_sweep
+from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
-from imet_ray.prediction.metrics import METRICS
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.experiment import only_driver
@@ -56,43 +57,34 @@ def sweep(
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
-    with only_driver(plan.store), contextlib.ExitStack() as stack:
-        session = stack.enter_context(
-            ray_session(
-                plan.space.resources, address=address, concurrency=concurrency, run=plan.store.root.name
-            )
-        )
+    with (
+        only_driver(plan.store),
+        ray_session(
+            plan.space.resources, address=address, concurrency=concurrency, run=plan.store.root.name
+        ) as session,
+    ):
         print(_describe(session))
         run = start(plan)  # while Ray's workers start
-        stack.enter_context(exported(run.store))
-        summary = run_sweep(plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies)
-        if summary.trials:
-            without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
-            print(
-                f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s a trial (time that "
-                f"its slot was held, less training), {summary.overhead_s:.2f} s with the start of the workers, "
-                f"{summary.start_s:.0f} s each"
+        with exported(run.store):
+            summary = run_sweep(
+                plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
-        whole = [standing for standing in _leaderboard(run) if standing.whole]
-        if not whole:
-            if summary.out_of_time:
-                print("no variant is trained on all folds yet: the time budget ended the search, so no blend")
-                print("next: the same command continues, with a longer --time-budget or none")
-                return 0
-            print("every variant failed on some fold, for the reasons above: no blend")
-            print("next: mend the space, then the same command with --fresh")
-            return 1
-        if summary.out_of_time and len(whole) < len(plan.space.variants):
-            print("the time budget ended the search: the same command continues with the other variants")
-        _out_of_fold(run, whole, session)
-        report = blend_run(
-            RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole),
-            ENSEMBLE,
-            BlendOptions(methods=METHODS),
-            runner=solve_here if address is None else solve_on_ray,
-        )
-        print(f"\n{report.text()}\n")
-        _predict(run, ENSEMBLE, session, out=None)
+            if summary.trials:
+                print(_describe_summary(summary))
+            whole = [standing for standing in print_leaderboard(run) if standing.whole]
+            if not whole:
+                return _nothing_to_blend(summary.out_of_time)
+            if summary.out_of_time and len(whole) < len(plan.space.variants):
+                print("the time budget ended the search: the same command continues with the other variants")
+            _predict_held_out(run, whole, session)
+            report = blend_run(
+                RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole),
+                ENSEMBLE,
+                BlendOptions(methods=METHODS),
+                runner=solve_here if address is None else solve_on_ray,
+            )
+            print(f"\n{report.text()}\n")
+            _predict_test(run, ENSEMBLE, session)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     print(f"  look at      {near(run.store.ensemble(ENSEMBLE).report)}")
     print(f"  blend again  python blend.py --name {plan.store.root.name}{elsewhere(plan.store)}")
@@ -101,15 +93,11 @@ def sweep(
 
 def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     """Out-of-fold predictions of all variants that are trained on all folds."""
-    whole = [standing for standing in _leaderboard(run) if standing.whole]
+    whole = [standing for standing in print_leaderboard(run) if standing.whole]
     if not whole:
         raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
-    resources = run.experiment.space.resources
-    with (
-        only_driver(run.store),
-        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
-    ):
-        _out_of_fold(run, whole, session)
+    with _driven(run, address, concurrency) as session:
+        _predict_held_out(run, whole, session)
     return 0
 
 
@@ -129,17 +117,34 @@ def predict(
     """
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
-    given = _outside_predictions(run, read_ensemble(run.store.ensemble(name)), outside)
+    given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), outside)
+    with _driven(run, address, concurrency) as session:
+        _predict_test(run, name, session, out=out, external=given)
+    return 0
+
+
+@contextlib.contextmanager
+def _driven(run: Run, address: str | None, concurrency: int | None) -> Iterator[Session]:
+    """A Ray for a run that no other process drives."""
     resources = run.experiment.space.resources
     with (
         only_driver(run.store),
         ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
     ):
-        _predict(run, name, session, out=out, outside=given)
-    return 0
+        yield session
 
 
-def _outside_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -> dict[str, np.ndarray]:
+def _nothing_to_blend(out_of_time: bool) -> int:
+    if out_of_time:
+        print("no variant is trained on all folds yet: the time budget ended the search, so no blend")
+        print("next: the same command continues, with a longer --time-budget or none")
+        return 0
+    print("every variant failed on some fold, for the reasons above: no blend")
+    print("next: correct the space, then the same command with --fresh")
+    return 1
+
+
+def _external_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
     needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
     files = dict(parse_member(text) for text in outside)
@@ -153,24 +158,25 @@ def _outside_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -
     return {name: read_member(name, path, ids, n_labels).probs for name, path in files.items()}
 
 
-def _out_of_fold(run: Run, whole: Sequence[Standing], session: Session) -> None:
+def _predict_held_out(run: Run, whole: Sequence[Standing], session: Session) -> None:
     trials = [standing.trials[fold] for standing in whole for fold in sorted(standing.trials)]
     began = time.monotonic()
     done = predict_held_out(trials, run.store, run.data, session)
     print(
         f"out-of-fold: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
-        f"{len(trials) - done} were there; each of {len(run.data.split.ids):,} pictures once a variant"
+        f"{len(trials) - done} were there; each of {len(run.data.split.ids):,} pictures once per variant"
     )
 
 
-def _predict(
+def _predict_test(
     run: Run,
     name: str,
     session: Session,
     *,
-    out: Path | None,
-    outside: Mapping[str, np.ndarray] | None = None,
+    out: Path | None = None,
+    external: Mapping[str, np.ndarray] | None = None,
 ) -> None:
+    """Predict the test split, and write the ensemble's submission and report."""
     place = run.store.ensemble(name)
     ensemble = read_ensemble(place)
     catalog = run.catalog
@@ -189,7 +195,7 @@ def _predict(
         split.share(short_side, workers=torch.get_num_threads())
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
-    probs = blend_test(ensemble, run.store, split.ids, outside)
+    probs = blend_test(ensemble, run.store, split.ids, external)
     write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = ensemble.decoder.decode(probs)
     write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files)
@@ -200,9 +206,9 @@ def _predict(
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
     )
     if catalog.test_labels is not None:
-        print(
-            f"test F2 {METRICS['f2'].score(decoded, catalog.test_labels):.4f} (this data set has test labels)"
-        )
+        metric = metric_named(run.experiment.space.metric)
+        score = metric.score(decoded, catalog.test_labels)
+        print(f"test {metric.title} {score:.4f} (this data set has test labels)")
     _report(run, ensemble, probs)
 
 
@@ -214,31 +220,27 @@ def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None
     print(f"report: {near(place.report)}")
 
 
-def _leaderboard(run: Run) -> list[Standing]:
-    """Print the best set of hparams of each variant, and what failed."""
-    variants = [variant.name for variant in run.experiment.space.variants]
-    found = standings(run.store, variants)
+def print_leaderboard(run: Run) -> list[Standing]:
+    """Print the best set of hparams of each variant, and which trials failed."""
+    space = run.experiment.space
+    found = standings(run.store, [variant.name for variant in space.variants])
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = WIDE
+    metric = metric_named(space.metric).title
     table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
-    for column in ("variant", "best hparams", "F2 a fold", "mean", "spread", "expected-F2"):
-        left = column in ("variant", "best hparams")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for column in ("variant", "best hparams"):
+        table.add_column(column, overflow="fold")
+    for column in (f"{metric} per fold", "mean", "spread", f"expected-{metric}"):
+        table.add_column(column, justify="right", overflow="fold")
     for standing in found:
         folds = " ".join(f"{standing.score[fold]:.4f}" for fold in sorted(standing.score))
         missing = standing.n_folds - len(standing.score)
         expected = sum(standing.expected_score.values()) / len(standing.expected_score)
         table.add_row(
-            standing.variant,
-            " ".join(
-                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in standing.hparams.items()
-            ),
+            *(standing.variant, hparams_text(standing.hparams)),
             folds + (f" ({missing} missing)" if missing else ""),
-            f"{standing.mean:.4f}",
-            f"{standing.spread:.4f}",
-            f"{expected:.4f}",
+            *(f"{figure:.4f}" for figure in (standing.mean, standing.spread, expected)),
         )
     if found:
         console.print(table)
@@ -248,6 +250,15 @@ def _leaderboard(run: Run) -> list[Standing]:
             highlight=False,
         )
     return found
+
+
+def _describe_summary(summary: SweepSummary) -> str:
+    without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
+    return (
+        f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s per trial (time that its slot "
+        f"was held, less training), {summary.overhead_s:.2f} s with the start of the workers, {summary.start_s:.0f} s "
+        "each"
+    )
 
 
 def _describe(session: Session) -> str:
