@@ -106,4 +106,4 @@ def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(polic
     policy.next()  # interrupted
     less = policy.space.model_copy(update={"trials_per_variant": 1})
     again = Policy(less, store, "data", "folds")
-    assert not again.progress(less.variants[0]).failed
+    assert not again.studies["a"].failed

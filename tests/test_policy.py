@@ -242,7 +242,7 @@ def test_a_variant_that_only_fails_ends_the_sweep_all_the_same(space, store):
     policy = policy_of(space, store)
     done = run_out(policy, status="failed", reason="NaN")
     assert len(done) == 6
-    assert all(policy.progress(variant).failed for variant in space.variants)
+    assert all(policy.studies[variant.name].failed for variant in space.variants)
 
 
 def test_after_the_deadline_no_new_trial_starts(space, store):

@@ -13,7 +13,7 @@ from typing import Literal
 import optuna
 
 from imet_ray.cluster.study_storage import Studies, journal_errors, journal_studies
-from imet_ray.cluster.variant_study import Assignment, VariantProgress, VariantStudy
+from imet_ray.cluster.variant_study import Assignment, VariantStudy
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Variant
 from imet_ray.storage.results import TrialResult, own_result
@@ -97,10 +97,6 @@ class Policy:
         if assignment is not None:
             self._results.pop(trial_id, None)
             self._refresh(self.studies[assignment.spec.variant.name])
-
-    def progress(self, variant: Variant) -> VariantProgress:
-        """Counts for the live table."""
-        return self.studies[variant.name].progress
 
     def _chosen(self) -> VariantStudy | None:
         """The study that gets the free slot, of those that have something to train or to ask for."""

@@ -19,7 +19,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.specs import Hparam, TrialSpec, Variant
+from imet_ray.specs import Hparam, TrialSpec
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.units import clock
 
@@ -173,14 +173,13 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("variant", "phase", "fold", "epoch", self.metric, "images/s", "left"):
             table.add_column(column, justify="left" if column in ("variant", "phase") else "right")
-        for variant in self.policy.space.variants:
-            row, running = self.policy.progress(variant), self._running_of(variant)
+        space = self.policy.space
+        for name, study in self.policy.studies.items():
+            running = self._running_of(name)
             state = (
-                "failed"
-                if row.failed
-                else f"searched {row.searched}/{row.to_search}, folds {row.promoted}/{row.to_promote}"
+                f"searched {study.ended}/{space.trials_per_variant}, folds {study.complete}/{space.n_folds}"
             )
-            table.add_row(variant.name, state, style="dim" if not running else "")
+            table.add_row(name, "failed" if study.failed else state, style="dim" if not running else "")
             for trial in running:
                 epochs = trial.spec.recipe.epochs
                 left = (epochs - trial.epoch) * trial.epoch_s if trial.epoch_s else None
@@ -207,20 +206,15 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         if not measured:
             return None
         seconds = 0.0
-        for variant in self.policy.space.variants:
-            row = self.policy.progress(variant)
-            if row.failed:
-                continue
-            own = self.epoch_s.get(variant.name, measured)
-            promotions = row.to_promote - max(row.promoted, len(self.policy.space.search_folds))
-            sets = max(0, row.to_search - row.searched)
-            trials = sets * len(self.policy.space.search_folds) + max(0, promotions)
-            epochs = trials * variant.epochs - sum(one.epoch for one in self._running_of(variant))
+        for name, study in self.policy.studies.items():
+            running = self._running_of(name)
+            epochs = (study.left + len(running)) * study.variant.epochs - sum(one.epoch for one in running)
+            own = self.epoch_s.get(name, measured)
             seconds += epochs * sum(own) / len(own)
         return max(0.0, seconds) / self.session.slots
 
-    def _running_of(self, variant: Variant) -> list[_Running]:
-        return [one for one in self.running.values() if one.spec.variant.name == variant.name]
+    def _running_of(self, variant: str) -> list[_Running]:
+        return [one for one in self.running.values() if one.spec.variant.name == variant]
 
     def _outcome(self, result: TrialResult) -> str:
         if result.status == "failed":

@@ -8,7 +8,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -31,30 +30,22 @@ GAUGES = {  # name -> what it is, and its tags beside `run`
 COUNTERS = {"imet_wait_seconds_total": ("Seconds in which trials waited for data", "variant")}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One value of one metric."""
-
-    metric: str
-    tag: str  # the value of the metric's own tag
-    value: float
-
-
-def figures(trials: Sequence[TrialStatus]) -> list[Figure]:
-    """All metrics of a run, counters as totals, gauges as of now."""
-    found = [Figure("imet_trials", state, sum(trial.state == state for trial in trials)) for state in STATES]
+def figures(trials: Sequence[TrialStatus]) -> dict[tuple[str, str], float]:
+    """All metrics of a run by name and by the value of the metric's own tag: counters as totals, gauges as of now."""
+    found: dict[tuple[str, str], float] = {
+        ("imet_trials", state): sum(trial.state == state for trial in trials) for state in STATES
+    }
     for variant in sorted({trial.spec.variant.name for trial in trials}):
         own = [trial for trial in trials if trial.spec.variant.name == variant]
         best = max((trial.best for trial in own if trial.best is not None), default=None)
         if best is not None:
-            found.append(Figure("imet_best_score", variant, best))
+            found["imet_best_score", variant] = best
         last = [trial.rows[-1] for trial in own if trial.state == "runs" and trial.rows]
-        waited = sum(row.get("wait_s", 0.0) for trial in own for row in trial.rows)
-        found += [
-            Figure("imet_images_per_s", variant, sum(row["images_per_s"] for row in last)),
-            Figure("imet_gpu_bytes", variant, max((row.get("gpu_bytes", 0) for row in last), default=0)),
-            Figure("imet_wait_seconds_total", variant, waited),
-        ]
+        found["imet_images_per_s", variant] = sum(row["images_per_s"] for row in last)
+        found["imet_gpu_bytes", variant] = max((row.get("gpu_bytes", 0) for row in last), default=0)
+        found["imet_wait_seconds_total", variant] = sum(
+            row.get("wait_s", 0.0) for trial in own for row in trial.rows
+        )
     return found
 
 
@@ -86,17 +77,14 @@ class Exporter:
     def _export(self) -> None:
         self.watcher.store.fetch()
         trials, _ = self.watcher.trials(time.time())
-        for figure in figures(trials):
-            if figure.metric in GAUGES:
-                tags = {"run": self.run, GAUGES[figure.metric][1]: figure.tag}
-                self.gauges[figure.metric].set(float(figure.value), tags)
+        for (metric, tag), value in figures(trials).items():
+            if metric in GAUGES:
+                self.gauges[metric].set(float(value), {"run": self.run, GAUGES[metric][1]: tag})
                 continue
-            key = figure.metric, figure.tag
-            more = figure.value - self.counted.get(key, 0.0)
+            more = value - self.counted.get((metric, tag), 0.0)
             if more > 0:  # less: an epoch was lost
-                tags = {"run": self.run, COUNTERS[figure.metric][1]: figure.tag}
-                self.counters[figure.metric].inc(more, tags)
-                self.counted[key] = figure.value
+                self.counters[metric].inc(more, {"run": self.run, COUNTERS[metric][1]: tag})
+                self.counted[metric, tag] = value
 
 
 @contextlib.contextmanager

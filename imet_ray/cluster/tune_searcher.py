@@ -140,12 +140,6 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its parts; the studies and the store are the state
 
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the studies and the store are the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the studies and the store are the state."""
-
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Do nothing: the studies and the store are the state."""
 

@@ -39,17 +39,6 @@ class Assignment:
     spec: TrialSpec
 
 
-@dataclass(frozen=True)
-class VariantProgress:
-    """How far one variant is."""
-
-    searched: int
-    to_search: int
-    promoted: int
-    to_promote: int
-    failed: bool
-
-
 class VariantStudy:
     """The search of one variant."""
 
@@ -83,7 +72,7 @@ class VariantStudy:
         """Trials that have not begun, as far as can be foretold."""
         sets = max(0, self.space.trials_per_variant - self.asked)
         folds = len(self.space.search_folds)
-        promotions = 0 if self.best or self._failed else self.space.n_folds - folds
+        promotions = 0 if self.best or self.failed else self.space.n_folds - folds
         return len(self.waiting) + sets * folds + promotions
 
     @property
@@ -92,19 +81,13 @@ class VariantStudy:
         return self.asked < self.space.trials_per_variant
 
     @property
-    def progress(self) -> VariantProgress:
-        """Counts for the live table."""
-        return VariantProgress(
-            self.ended, self.space.trials_per_variant, self.complete, self.space.n_folds, self._failed
-        )
+    def failed(self) -> bool:
+        """True if every set of hparams failed on some fold."""
+        return self._searched and self.best is None
 
     @property
     def _searched(self) -> bool:
         return self.ended == self.asked >= self.space.trials_per_variant
-
-    @property
-    def _failed(self) -> bool:
-        return self._searched and self.best is None
 
     def ask(self) -> None:
         """Ask Optuna for one more set of hparams; `refresh` then knows its trials.
