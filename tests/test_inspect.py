@@ -45,7 +45,7 @@ def command(capsys, *options: object) -> tuple[list[str], str]:
 
 def test_the_command_for_its_studies_names_a_copy_of_the_journal(written, runs, tmp_path, capsys):
     begin_study(written, "a")
-    write_json(written.experiment, {})
+    write_json(written.experiment, {}, written.files)
     words, remarks = command(capsys, "--runs", runs, "--cache", tmp_path / "other")
     storage = JournalStorage(JournalFileBackend(words[-1]))
     assert words[-3:-1] == ["--storage-class", "JournalFileStorage"]
