@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from imet_ray.prediction.metrics import Metric
-from imet_ray.prediction.pooling import as_probability, on_scale
 from imet_ray.reporting.error_analysis import LabelCounts
 from imet_ray.reporting.pages import COLOURS, INK, Cell, Section, Table, canvas, shorten
 from imet_ray.reporting.run_status import TrialStatus, hparams_text
@@ -196,32 +195,23 @@ def threshold_curve(data: ReportData) -> Section | None:
     axes.set_xlabel("threshold of the blended probability")
     axes.set_ylabel(f"{data.score} of all pictures")
     chosen = data.blend["chosen"]
-    marks = _thresholds(data.blend)
-    if not marks:
+    marks = chosen.get("thresholds", ())  # of the blended probability, one or one per group
+    if "thresholds" in chosen and not marks:
         label = f"{chosen['decoder']}, without a threshold"
         axes.axhline(chosen["own"], color=COLOURS[1], linestyle="--", label=label)
-    names = data.blend["groups"] if len(marks) > 1 else ["chosen"]
-    for i, (mark, name) in enumerate(zip(marks, names, strict=False)):
+    names = data.blend["groups"] if len(marks) > 1 else ["chosen"] * len(marks)
+    for i, (mark, name) in enumerate(zip(marks, names, strict=True)):
         label = f"{shorten(name or 'no group')}: {mark:.3f}" if i < len(COLOURS) - 1 else ""
         colour = COLOURS[1:][i % (len(COLOURS) - 1)]
         axes.axvline(mark, color=colour, linestyle="--", label=label or None)
-    axes.legend(fontsize="small")
+    if "thresholds" in chosen:  # earlier versions lack them
+        axes.legend(fontsize="small")
     return Section(
         "Threshold curve",
         "One threshold for all labels, on the pictures that the weights were fitted on. A picture without a label "
         "above the threshold counts as 0 here.",
         figure,
     )
-
-
-def _thresholds(blend: Mapping[str, Any]) -> Sequence[float]:
-    """The chosen thresholds of the blended probability, one or one per group; none where the decoder has none."""
-    chosen = blend["chosen"]
-    if "thresholds" in chosen or chosen["decoder"] == "expected-f2":
-        return list(chosen.get("thresholds", ()))
-    scale = blend.get("scale", "probability")  # earlier versions wrote shifts from the members' thresholds
-    base = np.dot(chosen["weights"], on_scale(np.array(blend["thresholds"]), scale))
-    return [float(mark) for mark in as_probability(base + np.array(chosen["shifts"]), scale)]
 
 
 def greedy(data: ReportData) -> Section | None:
