@@ -186,7 +186,7 @@ def test_another_number_of_columns_is_refused_by_name(folder):
 
 @pytest.mark.parametrize("values", [margins() > 0, margins()[:, 0], margins().astype(np.int32)])
 def test_an_array_that_is_no_table_of_floats_is_refused_by_name(folder, values):
-    assert f"{folder.file(0)} must have a row a picture" in folder.refusal(
+    assert f"{folder.file(0)} must have a row per picture" in folder.refusal(
         DataError, folder.add(values=values)
     )
 

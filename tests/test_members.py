@@ -69,7 +69,7 @@ def test_margins_below_minus_1_are_refused():
 
 @pytest.mark.parametrize("folds", [np.zeros(2, np.int64), np.array([0]), np.array([0, 1, 2])])
 def test_folds_that_are_missing_or_too_few_are_refused(folds):
-    with pytest.raises(DataError, match="a fold a picture and two folds"):
+    with pytest.raises(DataError, match="a fold per picture and two folds"):
         check_members([GOOD], LABELS, folds)
 
 

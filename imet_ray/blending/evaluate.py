@@ -65,12 +65,7 @@ def evaluate(
         ConfigError: for a method or decoder that is unknown or cannot be had, or weights that cannot be.
     """
     options = options or BlendOptions()
-    problem.check()
-    options.check()
-    if problem.margins and (options.level2 is not None or options.scale == "log-odds"):
-        raise ConfigError(
-            "log-odds and --level2 need probabilities: the members' thresholds are subtracted already"
-        )
+    _check(problem, options)
     sample = problem.sample()
     found, by_scale = _fit_all(problem, options, sample, runner, progress)
     choice = _choose(found, options)
@@ -110,6 +105,15 @@ def evaluate(
         level2=level2,
         forced=options.use is not None and len(problem.members) > 1,
     )
+
+
+def _check(problem: BlendProblem, options: BlendOptions) -> None:
+    problem.check()
+    options.check()
+    if problem.margins and (options.level2 is not None or options.scale == "log-odds"):
+        raise ConfigError(
+            "log-odds and --level2 need probabilities: the members' thresholds are subtracted already"
+        )
 
 
 def _fit_all(

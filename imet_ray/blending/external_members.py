@@ -1,4 +1,4 @@
-"""Other tools' predictions join the blend: one .npz file a member, its rows in any order.
+"""Other tools' predictions join the blend: one .npz file per member, its rows in any order.
 
     ids             (n,) str: those of train.csv, each once
     probs           (n, C) float16, float32 or float64: out of fold, the columns in the order of the labels
@@ -74,10 +74,10 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
     if probs.dtype.kind != "f" or probs.dtype.itemsize not in (2, 4, 8) or probs.ndim != 2:
         raise DataError(
             f"{where} must have probs (n, C) float16, float32 or float64, got {_described(probs)}: "
-            "save a row a picture, a column a label"
+            "save a row per picture, a column per label"
         )
     if len(probs) != len(found):
-        raise DataError(f"{where} has {len(found):,} ids for {len(probs):,} rows of probs: save one a row")
+        raise DataError(f"{where} has {len(found):,} ids for {len(probs):,} rows of probs: save one per row")
     if probs.shape[1] != n_labels:
         raise DataError(
             f"{where} has {probs.shape[1]:,} columns, but there are {n_labels:,} labels: save a column for each, "

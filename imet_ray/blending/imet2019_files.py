@@ -5,7 +5,7 @@
     train.csv                               id, attribute_ids: numbers, and columns of the files above
     NAME_val_0.6397.yml                     a list of `predicts`, a model's file names by fold, and `weight`
 
-The files hold p - t: each fold's threshold is already subtracted. One file a model is named, those of the other
+The files hold p - t: each fold's threshold is already subtracted. One file per model is named, those of the other
 folds are found beside it. Test predictions (level1_test_...) are not read.
 """
 
@@ -47,7 +47,7 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
     """Read models of which one fold's file each is named.
 
     Args:
-        files: one a model, of any fold.
+        files: one per model, of any fold.
         folds: the .npy of (N,) ints.
         labels: Kaggle's train.csv, N rows.
 
@@ -134,7 +134,9 @@ def _named(files: Sequence[Path]) -> dict[str, Path]:
             )
         named[model] = file
     if not named:
-        raise ConfigError("no level-1 file to blend: name level1_train_MODEL_f0_e14_0.5975.npy, one a model")
+        raise ConfigError(
+            "no level-1 file to blend: name level1_train_MODEL_f0_e14_0.5975.npy, one per model"
+        )
     return named
 
 
@@ -201,14 +203,14 @@ def _read_folds(file: Path, n: int, labels: Path) -> np.ndarray:
 def _check_shapes(
     files: Sequence[Sequence[Path]], parts: Sequence[Sequence[np.ndarray]], folds: np.ndarray
 ) -> int:
-    """The number of columns, if each file has a row a picture of its fold and as many columns as the first."""
+    """The number of columns, if each file has a row per picture of its fold and as many columns as the first."""
     n_rows = np.unique(folds, return_counts=True)[1].tolist()
     first = parts[0][0]
     for own, arrays in zip(files, parts, strict=True):
         for file, array, n in zip(own, arrays, n_rows, strict=True):
             if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
                 raise DataError(
-                    f"{file} must have a row a picture, a column a label, float16, float32 or float64, got "
+                    f"{file} must have a row per picture, a column per label, float16, float32 or float64, got "
                     f"{array.shape} {array.dtype.name}: make it again"
                 )
             if len(array) != n:

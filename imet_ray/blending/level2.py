@@ -31,10 +31,10 @@ def score_level2(kind: str, problem: BlendProblem, sample: Sample, runner: Runne
     if kind not in STACKS:
         raise unknown_name("level 2", kind, STACKS)
     stacked = STACKS[kind](problem.values, problem.labels, problem.folds, problem.seed)
-    alone = replace(problem, members=(Member(kind, stacked),), label_groups=())
+    stack = replace(problem, members=(Member(kind, stacked),), label_groups=())
     seen = replace(sample, probs=stacked[sample.rows][None])
-    cells = single_cells(stacked, seen.probs[0], problem.labels, groups=alone.groups, metric=problem.metric)
-    fits = FitProblem(cells, problem.folds, alone.groups, seen, problem.seed, singles=(cells,))
-    on_sample = [name for name in alone.decoders(None) if issubclass(DECODERS[name], SampleDecoder)]
-    found = cross_fit(alone, fits, single_methods(1), [THRESHOLD, *on_sample], runner)
+    cells = single_cells(stacked, seen.probs[0], problem.labels, groups=stack.groups, metric=problem.metric)
+    fits = FitProblem(cells, problem.folds, stack.groups, seen, problem.seed, singles=(cells,))
+    on_sample = [name for name in stack.decoders(None) if issubclass(DECODERS[name], SampleDecoder)]
+    found = cross_fit(stack, fits, single_methods(1), [THRESHOLD, *on_sample], runner)
     return list(found.judged.values())

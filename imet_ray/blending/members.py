@@ -8,7 +8,7 @@ import numpy as np
 from imet_ray.errors import DataError
 from imet_ray.prediction.metrics import FLOAT16_ONE
 
-ROWS = 8192  # pictures a block of the checks
+ROWS = 8192  # pictures per block of the checks
 MINUS_ZERO = 0x8000  # the bits of -0.0 in float16
 
 
@@ -42,7 +42,7 @@ def check_members(
         raise DataError("no member to blend: train a variant on all folds first")
     if folds.shape != labels.shape[:1] or len(np.unique(folds)) < 2:
         raise DataError(
-            f"the nested estimate needs a fold a picture and two folds: got {folds.shape} for {len(labels)} "
+            f"the nested estimate needs a fold per picture and two folds: got {folds.shape} for {len(labels)} "
             f"pictures, folds {np.unique(folds)[:5].tolist()}: train the variants on more folds"
         )
     seen: set[str] = set()

@@ -40,7 +40,7 @@ class EnsembleMember(Frozen):
     threshold: float  # the variant's own best, over its out-of-fold predictions
     trials: list[TrialId]  # one per fold; none where another tool made the predictions
     checkpoints: list[str]  # sha256 of each one's weights
-    score: Score  # alone, out of fold, nested, under the ensemble's decoder
+    score: Score  # as a single member, out of fold, nested, under the ensemble's decoder
     seconds: float | None = None  # a test picture takes, through all its checkpoints and views
     size: int | None = None  # bytes of its checkpoints
 

@@ -78,7 +78,7 @@ def predict_rows(
 
     Args:
         rows: (n,) indices into the pack.
-        batch_size: pictures a batch; each has all its views in it. Halved while the GPU's memory is too small.
+        batch_size: pictures per batch; each has all its views in it. Halved while the GPU's memory is too small.
         autocast: of `compute_dtype`; None: float32.
 
     Returns:
