@@ -1,0 +1,60 @@
+"""A run directory as somebody sees it who reads all of it: what must not change when the sweep goes on."""
+
+from dataclasses import dataclass, field
+
+import torch
+from safetensors.torch import load_file
+
+from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
+from imet_ray.storage.results import TrialResult, read_result, read_spec
+from imet_ray.storage.run_directory import RunDirectory
+
+
+@dataclass
+class Seen:
+    """Every file that is there was read."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of each epoch that a trial keeps: a finger-print
+    results: dict[str, TrialResult] = field(default_factory=dict)
+    arrays: dict[str, int] = field(default_factory=dict)  # when each prediction was written: nanoseconds
+
+
+def look(store: RunDirectory) -> Seen:
+    """The run as it is now."""
+    found = Seen()
+    for trial in store.trials():
+        if trial.spec.exists():
+            rows, result = read_json_lines(trial.metrics), read_result(trial)
+            # the last epoch has no state of its own: the result, which follows at once, keeps it
+            kept = rows[: read_spec(trial).recipe.epochs - (result is None)]
+            found.seconds[trial.trial_id] = [row["seconds"] for row in kept]
+            if result is not None:
+                found.results[trial.trial_id] = result
+        for path in (trial.oof, trial.test):
+            if path.exists():
+                assert read_arrays(path)
+                found.arrays[str(path)] = path.stat().st_mtime_ns
+    place = store.ensemble("blend")
+    if place.ensemble.exists():
+        assert read_json(place.ensemble)["members"]
+    return found
+
+
+def refuse_lost_work(before: Seen, after: Seen) -> None:
+    """No epoch that was written is trained again; no finished trial and no prediction is made again."""
+    for trial_id, seconds in before.seconds.items():
+        assert after.seconds[trial_id][: len(seconds)] == seconds
+    assert before.results.items() <= after.results.items()
+    assert before.arrays.items() <= after.arrays.items()
+
+
+def refuse_other_outcome(ours: RunDirectory, theirs: RunDirectory) -> None:
+    """The trials of both, their weights to the last bit, and both submissions are the same."""
+    trials = {trial.trial_id: trial for trial in theirs.trials()}
+    assert look(ours).results.keys() == trials.keys()
+    for trial_id, trial in trials.items():
+        one, two = load_file(ours.trial(trial_id).best), load_file(trial.best)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in two)
+    one, two = ours.ensemble("blend"), theirs.ensemble("blend")
+    assert one.submission.read_bytes() == two.submission.read_bytes()

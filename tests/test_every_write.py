@@ -1,0 +1,131 @@
+"""kill -9 of a sweep before and after each file that it puts in place, one after the other; then its end.
+
+The sweep runs in one process, so that its writes come in one order. Kills of a whole Ray: test_sweep.py.
+"""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import killed_here
+import pytest
+from killed_here import Point
+from seen import look, refuse_lost_work, refuse_other_outcome
+
+from imet_ray.storage.run_directory import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+SPACE = """
+n_folds: 2
+trials_per_variant: {trials}
+base: {{architecture: test_resnet, weights: none, image_size: 32, epochs: {epochs}, batch_size: 16, lr: 0.003}}
+variants: [{{name: a}}]
+search: {{dropout: {{low: 0.0, high: 0.5}}}}
+"""
+KILLED, PATIENCE = -9, 120
+
+
+@dataclass
+class Story:
+    """A sweep that nobody disturbs, and one in the same place that is killed again and again."""
+
+    alone: RunDirectory
+    points: list[Point]  # that it reached
+    store: RunDirectory
+    kills: Counter[Point]
+    codes: list[int]
+    printed: list[str]
+
+
+@pytest.fixture(scope="module")
+def run() -> Callable[..., int]:
+    """Calls a function in a process that has all imported and nothing done; its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["launch", "imet_ray.cluster.sweep", "imet_ray.commands.sweep"])
+
+    def _run(what: Callable[..., None], *args: object) -> int:
+        process = context.Process(target=what, args=args)
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    return _run
+
+
+def tell(run, folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes: int) -> Story:
+    """Kill at each of the chosen points as often as an undisturbed sweep reaches it."""
+    (folder / "space.yml").write_text(SPACE.format(**sizes))
+
+    def argv(place: Path) -> list[str]:
+        where = ["--runs", str(place / "runs"), "--cache", str(place / "cache"), "--name", "r"]
+        return ["--space", str(folder / "space.yml"), "--data", str(data), *where]
+
+    log, place = folder / "log", {name: folder / name for name in ("alone", "killed")}
+    assert run(killed_here.sweep, argv(place["alone"]), place["alone"], log, Counter()) == 0
+    reached = killed_here.points(log)
+    left = Counter(filter(chosen, reached))
+    story = Story(
+        RunDirectory(place["alone"] / "runs" / "r"),
+        reached,
+        RunDirectory(place["killed"] / "runs" / "r"),
+        Counter(),
+        [KILLED],
+        [],
+    )
+    seen = look(story.store)
+    while story.codes[-1] == KILLED:
+        story.codes.append(run(killed_here.sweep, argv(place["killed"]), place["killed"], log, +left))
+        story.printed.append(log.with_suffix(".out").read_text())
+        now = look(story.store)
+        refuse_lost_work(seen, now)
+        seen = now
+        if story.codes[-1] == KILLED:
+            point = killed_here.points(log)[-1]
+            left[point] -= 1
+            story.kills[point] += 1
+    assert story.codes[-1] == 0, story.printed[-1]
+    return story
+
+
+def of_the_journal(point: Point) -> bool:
+    return point[1].endswith(".lock")
+
+
+@pytest.fixture(scope="module")
+def story(run, tiny_root, tmp_path_factory) -> Story:
+    folder = tmp_path_factory.mktemp("writes")
+    return tell(run, folder, tiny_root, lambda point: not of_the_journal(point), trials=1, epochs=2)
+
+
+def test_it_is_killed_beside_each_file_that_it_puts_in_place(story):
+    names = {Path(where).name for _, where in story.kills}
+    trial = {"writer.token", "spec.json", "last.pt", "best.safetensors", "metrics.jsonl", "result.json"}
+    trial |= {"oof.npz", "test.npz"}
+    assert trial | {"folds.csv", "experiment.json", "ensemble.json", "submission.csv", "report.html"} <= names
+    assert any(where.startswith("cache/packs/") for _, where in story.kills)
+    assert story.kills == Counter(point for point in story.points if not of_the_journal(point))
+
+
+def test_a_sweep_that_was_killed_beside_each_write_is_an_undisturbed_one_to_the_last_bit(story):
+    refuse_other_outcome(story.store, story.alone)
+
+
+def test_a_killed_writes_leftovers_are_few_and_hidden(story):
+    left = list(story.store.root.rglob("*.tmp"))
+    assert len(left) <= story.kills.total()
+    assert all(path.name.startswith(".") for path in left)
+
+
+def test_nobody_sees_a_traceback(story):
+    assert not [printed for printed in story.printed if "Traceback" in printed]
+
+
+def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(run, tiny_root, tmp_path):
+    story = tell(run, tmp_path, tiny_root, of_the_journal, trials=2, epochs=1)
+    assert story.kills.total() >= 10
+    assert {r.status for r in look(story.store).results.values()} == {"complete"}
+    assert len(look(story.store).results) >= len(look(story.alone).results)
