@@ -14,9 +14,12 @@ from imet_ray.storage.run_directory import RunDirectory
 class Seen:
     """Every file that is there was read."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # of each epoch that a trial keeps: a finger-print
+    seconds: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of each epoch that a trial keeps: a finger-print
     results: dict[str, TrialResult] = field(default_factory=dict)
-    arrays: dict[str, int] = field(default_factory=dict)  # when each prediction was written: nanoseconds
+    written: dict[str, int] = field(default_factory=dict)  # when results and predictions were: nanoseconds
+    writers: dict[str, str] = field(default_factory=dict)  # whose the finished trials are
 
 
 def look(store: RunDirectory) -> Seen:
@@ -30,10 +33,12 @@ def look(store: RunDirectory) -> Seen:
             found.seconds[trial.trial_id] = [row["seconds"] for row in kept]
             if result is not None:
                 found.results[trial.trial_id] = result
+                found.writers[trial.trial_id] = trial.token.read_text()
+                found.written[str(trial.result)] = trial.result.stat().st_mtime_ns
         for path in (trial.oof, trial.test):
             if path.exists():
                 assert read_arrays(path)
-                found.arrays[str(path)] = path.stat().st_mtime_ns
+                found.written[str(path)] = path.stat().st_mtime_ns
     place = store.ensemble("blend")
     if place.ensemble.exists():
         assert read_json(place.ensemble)["members"]
@@ -45,7 +50,8 @@ def refuse_lost_work(before: Seen, after: Seen) -> None:
     for trial_id, seconds in before.seconds.items():
         assert after.seconds[trial_id][: len(seconds)] == seconds
     assert before.results.items() <= after.results.items()
-    assert before.arrays.items() <= after.arrays.items()
+    assert before.written.items() <= after.written.items()
+    assert before.writers.items() <= after.writers.items()
 
 
 def refuse_other_outcome(ours: RunDirectory, theirs: RunDirectory) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_sweep import PATIENCE, ray_processes, wait_for
+from processes import PATIENCE, ray_processes, wait_for
 
 from benchmarks.nodes import Cluster, cluster
 from imet_ray.storage.checked_read import read_json_lines

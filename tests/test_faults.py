@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import runs
 from safetensors.torch import load_file
-from test_sweep import runs
 
 from benchmarks.faults import FAULTS
 from benchmarks.nodes import Cluster, below, cluster

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from processes import PATIENCE, wait_for
 from test_ddp_trial import sweep
 from test_study_storage import SPACE, work
-from test_sweep import PATIENCE, wait_for
 
 from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy

@@ -5,7 +5,7 @@ import sys
 import zlib
 
 import pytest
-from test_sweep import PATIENCE
+from processes import PATIENCE
 
 from benchmarks.nodes import RAY, cluster
 from imet_ray.storage.results import read_result

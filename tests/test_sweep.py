@@ -1,37 +1,66 @@
-"""The whole job with a real Ray, and the accidents that happen to it: kill -9 of a trial, then of the driver.
+"""The whole job with a real Ray, and the accidents that happen to it: a worker is killed, then two drivers.
 
-One story, told once a session; each test looks at one thing that must be true of it.
+One story, told once; each test looks at one thing that must be true of it. A kill beside each single write:
+test_every_write.py.
 """
 
 import csv
+import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import AGENTS_LAST, PATIENCE, ray_processes, runs, wait_for
+from seen import Seen, look, refuse_lost_work, refuse_other_outcome
 
-from imet_ray.storage.checked_read import read_json, read_json_lines
+from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SPACE = """
 n_folds: 3
 trials_per_variant: 2
-asha: {grace_epochs: 2, factor: 2}
 resources: {cpus_per_trial: 1}
 base: {architecture: test_resnet, weights: none, image_size: 192, epochs: 4, batch_size: 8, lr: 0.003, keep: last}
 grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
-PATIENCE = 400  # seconds for anything to happen
-AGENTS_LAST = 120  # seconds: Ray's two agents try to reach their dead head for 60 s before they give up
+# Somebody who has the key to a sweep's Ray, and asks its API what the parts of the sweep are called.
+OBSERVER = """
+import json, sys, time
+from ray.util.state import list_actors, list_jobs, list_tasks
+address = sys.argv[1]
+actors = list_actors(address, detail=True)
+jobs = [job.metadata for job in list_jobs(address, detail=True)]
+tasks = []
+while not any(name.startswith("out-of-fold") for name in tasks):
+    time.sleep(0.2)
+    tasks = [task.name for task in list_tasks(address, limit=10_000)]
+print(json.dumps({"actors": [actor.repr_name for actor in actors], "jobs": jobs, "tasks": tasks}))
+"""
+HOW = {"text": True, "stdout": subprocess.PIPE}
+
+
+@dataclass
+class Names:
+    """What was seen of the undisturbed sweep while it ran."""
+
+    titles: list[str]  # of processes
+    actors: list[str]  # what they are called
+    jobs: list[dict[str, str]]  # their metadata
+    tasks: list[str]  # names
+    logs: str  # of all workers
+    printed: str  # by the driver
 
 
 @dataclass
@@ -39,118 +68,143 @@ class Story:
     """What was seen on the way."""
 
     store: RunDirectory
-    killed_worker_of: dict[str, int]  # trials that ran when a worker was killed, and their epochs by then
-    before: dict[str, dict]  # each trial when the driver was killed
-    orphans: list[int]
-    end: subprocess.CompletedProcess
-    after: dict[str, dict]
-    again: subprocess.CompletedProcess
-    at_last: dict[str, dict]
+    alone: RunDirectory  # the undisturbed run
+    killed_worker_of: list[str] = field(default_factory=list)  # trials that ran when a worker was killed
+    seen: list[Seen] = field(
+        default_factory=list
+    )  # after each driver; the last two after a sweep that has ended
+    asked_to_end: tuple[int, str] = (0, "")  # exit code and what was printed
+    end: subprocess.CompletedProcess | None = None
+    again: subprocess.CompletedProcess | None = None
+    orphans: list[str] = field(default_factory=list)
+    names: Names | None = None
 
 
-def ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
+class Driver:
+    """The command, again and again."""
+
+    def __init__(self, folder: Path, data: Path, cache: Path) -> None:
+        (folder / "space.yml").write_text(SPACE)
+        self.store, self.alone = (RunDirectory(folder / name / "story") for name in ("runs", "alone"))
+        self.family: dict[int, str] = {}  # processes that it must not leave behind
+        self.environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.argv = [
+            *(sys.executable, "launch.py", "--sweep", "--space", str(folder / "space.yml")),
+            *("--data", str(data), "--cache", str(cache), "--name", "story"),
+        ]
+
+    def start(self, store: RunDirectory | None = None) -> subprocess.Popen:
+        argv = [*self.argv, "--runs", str((store or self.store).root.parent)]
+        return subprocess.Popen(argv, env=self.environment, stderr=subprocess.STDOUT, **HOW)
+
+    def run(self) -> subprocess.CompletedProcess:
+        """To its end."""
+        driver = self.start()
         try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return found
-        found.append(pid)
-    return found
+            printed = driver.communicate(timeout=PATIENCE)[0]
+        finally:
+            driver.kill()
+        return subprocess.CompletedProcess(driver.args, driver.returncode, printed)
+
+    def begun(self) -> list[str]:
+        """Trials that have had an epoch, and have no result."""
+        now = look(self.store)
+        return [trial for trial, seconds in now.seconds.items() if seconds and trial not in now.results]
 
 
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def ray_processes(driver: int) -> dict[int, str]:
-    """Processes below a driver whose command line is Ray's."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "ray" in line and driver in ancestors(int(path.parent.name)):
-            found[int(path.parent.name)] = line
-    return found
-
-
-def state(store: RunDirectory) -> dict[str, dict]:
-    """Each trial: when its result was written, who wrote it, the seconds that its epochs took."""
-    found = {}
-    for trial in store.trials():
-        if trial.spec.exists():
-            found[trial.trial_id] = {
-                "result": trial.result.stat().st_mtime_ns if trial.result.exists() else None,
-                "oof": trial.oof.stat().st_mtime_ns if trial.oof.exists() else None,
-                "test": trial.test.stat().st_mtime_ns if trial.test.exists() else None,
-                "writer": trial.token.read_text() if trial.token.exists() else None,
-                "seconds": [row["seconds"] for row in read_json_lines(trial.metrics)],
-            }
-    return found
-
-
-def wait_for(condition, process, what):
-    deadline = time.time() + PATIENCE
-    while time.time() < deadline:
-        found = condition()
-        if found:
-            return found
-        if process.poll() is not None:
-            raise AssertionError(f"the sweep ended before {what}: {process.communicate()}")
-        time.sleep(0.05)
-    raise AssertionError(f"no {what} within {PATIENCE} s")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "space.yml").write_text(SPACE)
-    command = [
-        *(sys.executable, "launch.py", "--sweep", "--space", str(folder / "space.yml")),
-        *("--data", str(tiny_root), "--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)),
-        *("--name", "story"),
-    ]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    how = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    store = RunDirectory(folder / "runs" / "story")
-    driver = subprocess.Popen(command, **how)
-    family: dict[int, str] = {}
-    try:
-
-        def trains():
-            now = state(store)
-            return {k: len(v["seconds"]) for k, v in now.items() if v["result"] is None and v["seconds"]}
-
-        running = wait_for(trains, driver, "trial that trains")
-        family = ray_processes(driver.pid)
-        workers = [pid for pid, line in family.items() if " fold 0 search " in line]  # their titles
-        assert workers, family
-        os.kill(workers[0], signal.SIGKILL)
-
-        def some_done():
-            now = state(store)
-            half = [k for k, v in now.items() if v["result"] is None and v["seconds"]]
-            return half and sum(v["result"] is not None for v in now.values()) >= 2
-
-        wait_for(some_done, driver, "two results and a trial that trains")
-        family = ray_processes(driver.pid)
-    finally:
-        driver.kill()
-        driver.communicate()
-        killed = time.time()
-    before = state(store)
-    end = subprocess.run(command, **how, timeout=PATIENCE, check=False)
-    after = state(store)
-    again = subprocess.run(command, **how, timeout=PATIENCE, check=False)
-    at_last = state(store)
-    while time.time() < killed + AGENTS_LAST and any(map(runs, family)):
+    driver = Driver(tmp_path_factory.mktemp("sweep"), tiny_root, tiny_cache.root)
+    told = Story(driver.store, driver.alone)
+    kill_a_worker_then_the_driver(driver, told)
+    told.seen.append(look(told.store))
+    ask_to_end(driver, told)
+    told.seen.append(look(told.store))
+    kill_in_the_out_of_fold_pass(driver)
+    killed = time.monotonic()
+    told.seen.append(look(told.store))
+    told.end = driver.run()
+    told.seen.append(look(told.store))
+    told.again = driver.run()
+    told.seen.append(look(told.store))
+    told.names = observe(driver)
+    while time.monotonic() < killed + AGENTS_LAST and any(map(runs, driver.family)):
         time.sleep(0.5)
-    return Story(store, running, before, [pid for pid in family if runs(pid)], end, after, again, at_last)
+    told.orphans = [title for pid, title in driver.family.items() if runs(pid)]
+    return told
+
+
+def kill_a_worker_then_the_driver(driver: Driver, told: Story) -> None:
+    """kill -9 of both, each while trials are trained."""
+    process = driver.start()
+    try:
+        told.killed_worker_of = wait_for(driver.begun, process, "trial that trains")
+        workers = [
+            pid for pid, title in ray_processes(process.pid).items() if " fold 0 search " in title
+        ]  # their titles
+        assert workers
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(
+            lambda: driver.begun() and len(look(told.store).results) >= 2,
+            process,
+            "two results and a trial that trains",
+        )
+        driver.family |= ray_processes(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask_to_end(driver: Driver, told: Story) -> None:
+    """SIGTERM after an epoch more, as schedulers of clusters send it."""
+    process = driver.start()
+    try:
+        before = sum(map(len, look(told.store).seconds.values()))
+        wait_for(lambda: sum(map(len, look(told.store).seconds.values())) > before, process, "epoch more")
+        driver.family |= ray_processes(process.pid)
+        process.terminate()
+        printed = process.communicate(timeout=PATIENCE)[0]
+    finally:
+        process.kill()
+    told.asked_to_end = process.returncode, printed
+
+
+def kill_in_the_out_of_fold_pass(driver: Driver) -> None:
+    """kill -9 when all is trained and something is predicted."""
+    process = driver.start()
+    try:
+        wait_for(lambda: any(t.oof.exists() for t in driver.store.trials()), process, "prediction")
+        driver.family |= ray_processes(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def observe(driver: Driver) -> Names:
+    """The undisturbed run, and what Ray's pages and `ps` call its parts while it goes on."""
+    process = driver.start(driver.alone)
+
+    def titles() -> list[str]:
+        return [title for title in ray_processes(process.pid).values() if " fold " in title]
+
+    def found(pattern: str) -> str:
+        """In the command lines of Ray's processes."""
+        lines = ray_processes(process.pid).values()
+        return next(match[1] for line in lines if (match := re.search(pattern, line)))
+
+    try:
+        seen = wait_for(titles, process, "worker with a title")
+        logs = Path(found(r"(/\S*/session_[\w-]+)")) / "logs"
+        observer = [sys.executable, "-c", OBSERVER, found(r"--gcs-address=(\S+)")]
+        named = subprocess.run(observer, env=driver.environment, timeout=PATIENCE, check=True, **HOW).stdout
+        printed = process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == 0, printed
+    finally:
+        process.kill()
+        process.communicate()
+    told = "".join(file.read_text() for file in logs.glob("worker-*.out"))
+    return Names(seen, logs=told, printed=printed, **json.loads(named))
 
 
 def test_the_same_command_finishes_what_was_killed(story):
@@ -158,43 +212,44 @@ def test_the_same_command_finishes_what_was_killed(story):
     assert story.store.ensemble("blend").submission.exists()
 
 
-def test_no_finished_trial_is_trained_again(story):
-    finished = {k: v for k, v in story.before.items() if v["result"] is not None}
-    assert len(finished) >= 2
-    for trial_id, was in finished.items():
-        promoted = len(story.after[trial_id]["seconds"]) > len(was["seconds"])  # stopped early, then gone on
-        if not promoted:
-            assert story.after[trial_id]["result"] == was["result"]
-            assert story.after[trial_id]["writer"] == was["writer"]
-        assert story.after[trial_id]["seconds"][: len(was["seconds"])] == was["seconds"]
+def test_no_epoch_that_was_written_and_no_finished_trial_is_trained_again(story):
+    assert len(story.seen[0].results) >= 2
+    assert story.seen[0].seconds.keys() - story.seen[0].results.keys()  # trials that were being trained
+    for before, after in zip(story.seen, story.seen[1:], strict=False):
+        refuse_lost_work(before, after)
 
 
-def test_a_killed_driver_costs_a_running_trial_at_most_one_epoch(story):
-    running = {k: v for k, v in story.before.items() if v["result"] is None and v["seconds"]}
-    assert running
-    for trial_id, was in running.items():
-        kept = story.after[trial_id]["seconds"][: len(was["seconds"])]
-        assert kept == was["seconds"]  # measured seconds are a finger-print: these epochs ran once
+def test_all_is_that_of_an_undisturbed_run_to_the_last_bit(story):
+    refuse_other_outcome(story.store, story.alone)
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(story):
     assert story.killed_worker_of
     for trial_id in story.killed_worker_of:
-        result = read_result(story.store.trial(trial_id))
-        assert result is not None
-        assert result.status in ("complete", "stopped")
+        assert read_result(story.store.trial(trial_id)).status == "complete"
 
 
-def test_a_killed_driver_leaves_no_process_behind(story):
+def test_no_process_is_left_behind(story):
     assert not story.orphans
 
 
+def test_a_sweep_that_is_asked_to_end_does_so_in_one_line(story):
+    code, printed = story.asked_to_end
+    assert code == 130, printed
+    assert printed.splitlines()[-1] == "interrupted: the same command continues"
+    assert "SIGTERM" not in printed
+    assert "Traceback" not in printed
+
+
+def test_a_finished_sweep_trains_and_predicts_nothing_again(story):
+    assert story.again.returncode == 0, story.again.stdout
+    assert story.seen[-1] == story.seen[-2]
+
+
 def test_each_variant_is_trained_on_all_folds_with_one_set_of_hparams(story):
-    complete = [trial for trial in story.store.trials() if read_result(trial).status == "complete"]
     for variant in ("none", "light"):
-        specs = [read_spec(trial) for trial in complete]
         by_recipe: dict[str, set[int]] = {}
-        for spec in specs:
+        for spec in map(read_spec, story.store.trials()):
             if spec.variant.name == variant:
                 by_recipe.setdefault(spec.recipe.model_dump_json(), set()).add(spec.fold)
         assert {0, 1, 2} in by_recipe.values()
@@ -217,14 +272,9 @@ def test_the_submission_has_the_samples_rows_and_a_label_each(story, tiny_root):
     assert all(row[1] for row in rows)
 
 
-def test_a_finished_sweep_trains_and_predicts_nothing_again(story):
-    assert story.again.returncode == 0, story.again.stdout
-    assert story.at_last == story.after
-
-
 def test_the_end_is_a_leaderboard_a_verdict_and_the_next_command(story):
     for words in ("leaderboard", "overhead", "nested", "blend", "Next:", "dashboard http://127.0.0.1"):
-        assert words in story.end.stdout
+        assert words in story.names.printed
 
 
 def test_the_report_is_one_self_contained_page(story):
@@ -235,49 +285,36 @@ def test_the_report_is_one_self_contained_page(story):
     assert "https://" not in page
 
 
-def test_a_fault_of_the_set_up_stops_the_sweep_with_one_line(tiny_root, tiny_cache, tmp_path):
-    space = tmp_path / "space.yml"
-    space.write_text(SPACE.replace("weights: none", f"weights: {tmp_path}/missing.pth"))
-    found = subprocess.run(
-        [
-            *(sys.executable, "launch.py", "--sweep", "--space", str(space), "--data", str(tiny_root)),
-            *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert found.returncode == 1
-    errors = [line for line in found.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert "missing.pth" in errors[0]
-    assert "Traceback" not in found.stderr
+def test_a_process_is_called_by_its_variant_fold_phase_and_trial(story):
+    known = {trial.trial_id: read_spec(trial) for trial in story.alone.trials()}
+    for title in story.names.titles:
+        variant, _, fold, phase, trial_id = title.strip().removeprefix("ray::").split()[:5]
+        assert (variant, int(fold)) == (known[trial_id].variant.name, known[trial_id].fold)
+        assert phase in ("search", "promote")
 
 
-def test_a_trial_that_another_writer_takes_over_is_trained_to_its_end(tiny_root, tiny_cache, tmp_path):
-    """As a dead driver's last worker does, which begins after the next driver's."""
-    space = tmp_path / "space.yml"
-    space.write_text(
-        SPACE.replace("asha: {grace_epochs: 2, factor: 2}\n", "").replace("[none, light]", "[none]")
-    )
-    command = [
-        *(sys.executable, "launch.py", "--sweep", "--space", str(space), "--data", str(tiny_root)),
-        *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root), "--name", "r"),
-    ]
-    store = RunDirectory(tmp_path / "runs" / "r")
-    driver = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
+def test_the_actors_are_called_by_the_run(story):
+    assert {"trials of story", "gauges of story"} <= set(story.names.actors)
 
-        def trains() -> list[str]:
-            return [k for k, v in state(store).items() if v["writer"] and v["result"] is None]
 
-        taken = store.trial(wait_for(trains, driver, "trial that trains")[0])
-        token = taken.acquire()
-        printed = driver.communicate(timeout=PATIENCE)[0]
-    finally:
-        driver.kill()
-    assert driver.returncode == 0, printed
-    assert taken.token.read_text() != token  # it was taken back
-    assert {result.status for trial in store.trials() if (result := read_result(trial))} == {"complete"}
-    assert len(store.trials()) == 4
+def test_the_workers_logs_tell_each_trial(story):
+    specs = [read_spec(trial) for trial in story.alone.trials()]
+    assert len(specs) == 2 * (2 + 2)
+    for spec in specs:
+        phase = "promote" if spec.fold else "search"
+        assert f"{spec.variant.name} fold {spec.fold} {phase} {spec.trial_id}: " in story.names.logs
+
+
+def test_an_epoch_of_tune_is_a_task_that_is_called_by_the_run(story):
+    assert "trials of story.train" in story.names.tasks
+
+
+def test_an_out_of_fold_task_is_called_by_its_variant_and_fold(story):
+    titles = {f"out-of-fold {read_spec(trial).title}" for trial in story.alone.trials()}
+    asked = {name for name in story.names.tasks if name.startswith("out-of-fold")}
+    assert asked
+    assert asked <= titles
+
+
+def test_the_job_says_which_run_it_is(story):
+    assert [job["job_name"] for job in story.names.jobs] == ["story"]
