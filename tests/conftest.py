@@ -5,9 +5,11 @@ Nothing heavy is imported before a fixture needs it: a file of plain tests start
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from kernel_machine import Machine
 
     from imet_ray.blending.members import Member
+    from imet_ray.cluster.session import Session
     from imet_ray.commands.setup import Run
     from imet_ray.data.catalog import Catalog
     from imet_ray.data.training_data import TrainingData
@@ -255,6 +258,19 @@ def machine() -> Iterator[Machine]:
     found = Machine()
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[Session]:
+    """A Ray that runs, for tests that need no more."""
+    from imet_ray.cluster.session import ray_session
+    from imet_ray.search_space import Resources
+
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's, about the machine
+            session = stack.enter_context(ray_session(Resources()))
+        yield session
 
 
 @pytest.fixture(scope="module", params=["s3", "gs", "az"])

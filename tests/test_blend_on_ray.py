@@ -10,18 +10,14 @@ from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.fit_jobs import Job, Task, solve_here
 from imet_ray.blending.methods import METHODS
 from imet_ray.blending.problem import FitProblem
-from imet_ray.cluster.session import ray_session
 from imet_ray.cluster.tasks import solve_on_ray
-from imet_ray.search_space import Resources
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def on_ray():
-    """Ray starts once; its warnings about the machine are not ours."""
-    with ray_session(Resources()):
-        yield solve_on_ray
+@pytest.fixture
+def on_ray(shared_ray):
+    return solve_on_ray
 
 
 def problem_of(members, labels, folds) -> FitProblem:

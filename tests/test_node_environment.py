@@ -12,10 +12,8 @@ from ray.train.v2.api.callback import RayTrainCallback
 
 from imet_ray.cluster import ddp_trial as ddp
 from imet_ray.cluster import node_environment as nodes
-from imet_ray.cluster.session import ray_session
 from imet_ray.cluster.tasks import predict_held_out
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.search_space import Resources
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import RunDirectory
@@ -25,10 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 LOST = {"NodeID": "ab" * 28, "NodeManagerAddress": "192.0.2.77", "Alive": True}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def on_ray():
-    with ray_session(Resources()) as session:
-        yield session
+@pytest.fixture(autouse=True)
+def on_ray(shared_ray):
+    return shared_ray
 
 
 @pytest.fixture

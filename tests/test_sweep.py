@@ -294,7 +294,7 @@ def test_a_process_is_called_by_its_variant_fold_phase_and_trial(story):
 
 
 def test_the_actors_are_called_by_the_run(story):
-    assert {"trials of story", "gauges of story"} <= set(story.names.actors)
+    assert {"trials of story", "metrics of story"} <= set(story.names.actors)
 
 
 def test_the_workers_logs_tell_each_trial(story):
