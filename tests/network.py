@@ -62,12 +62,18 @@ class Network:
         cache: str = f"{hosts.SHARED}/cache",
         options: str = "",
         submitted: bool = False,
+        stub: bool = False,
     ) -> Done:
+        """
+        Args:
+            stub: trials without torch, where it is asked only where they run.
+        """
         shared = hosts.SHARED
         where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
         what = f"--space {shared}/space.yml --data {shared}/data"
         submit = "ray job submit --working-dir . -- " if submitted else ""
-        command = f"{submit}python launch.py --sweep --address auto {what} {where}"
+        program = "tests/stub_sweep.py" if stub else "launch.py"
+        command = f"{submit}python {program} --sweep --address auto {what} {where}"
         return self.ray("exec", str(self.config), command)
 
     def strangers(self) -> dict[str, Callable[[], Done]]:

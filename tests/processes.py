@@ -1,10 +1,17 @@
-"""The processes of a sweep, and waiting for what it does."""
+"""The processes of a sweep, waiting for what it does, and processes that begin with all imported."""
 
+import gc
+import multiprocessing
+import multiprocessing.context
+import os
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 from benchmarks.nodes import below
 
@@ -37,3 +44,21 @@ def wait_for(condition: Callable[[], T], process: subprocess.Popen, what: str) -
             raise AssertionError(f"the sweep ended before {what}: {process.communicate()}")
         time.sleep(0.05)
     raise AssertionError(f"no {what} within {PATIENCE} s")
+
+
+def ready(target: Callable[..., None], *args: object) -> multiprocessing.context.ForkServerProcess:
+    """A process to be, forked from one that has imported what sweeps need (10 s of a core) and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["serial_sweep", "matplotlib.backends.backend_agg", "scipy.stats"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        forkserver.ensure_running()
+    return context.Process(target=_begin, args=(dict(os.environ), target, args))
+
+
+def _begin(environment: dict[str, str], target: Callable[..., None], args: tuple[object, ...]) -> None:
+    """With the environment as it is now, not as it was when the server began."""
+    os.environ.clear()
+    os.environ.update(environment)
+    gc.freeze()  # all that is imported: else each collection looks through it for 0.7 s
+    target(*args)

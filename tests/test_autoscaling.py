@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cluster
 SPACE = """
 n_folds: 3
 trials_per_variant: 3
-base: {architecture: test_resnet, weights: none, image_size: 192, epochs: 4, batch_size: 8, lr: 0.003, keep: last}
+base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 4, batch_size: 8, lr: 0.003, keep: last}
 grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
@@ -159,7 +159,7 @@ def story(head, tiny_root, tiny_cache, tmp_path_factory) -> Story:
     folder = tmp_path_factory.mktemp("growing")
     (folder / "space.yml").write_text(SPACE)
     command = [
-        *(sys.executable, "launch.py", "--sweep", "--address", head.address, "--name", "r"),
+        *(sys.executable, "tests/stub_sweep.py", "--sweep", "--address", head.address, "--name", "r"),
         *("--space", str(folder / "space.yml"), "--data", str(tiny_root)),
         *("--runs", str(folder / "runs"), "--cache", str(tiny_cache.root)),
     ]
@@ -173,7 +173,12 @@ def story(head, tiny_root, tiny_cache, tmp_path_factory) -> Story:
     try:
         wait_for(lambda: counted.exists() and machines(counted) == [0])  # the head alone
         sweep = subprocess.run(
-            command, env=head.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command,
+            env=head.environment | {"STUB_SECONDS": "2"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
         during = machines(counted)
         wait_for(lambda: machines(counted)[-1] == 0)

@@ -26,7 +26,7 @@ base: {architecture: test_resnet, weights: none, image_size: 128, epochs: 4, bat
 variants: [{name: a}]
 search: {dropout: {low: 0.0, high: 0.5}}
 """
-OUTAGE_S = 30  # of the store, while the second machine trains
+OUTAGE_S = 15  # of the store, while the second machine trains
 BEFORE = 20  # writes until then
 PATIENCE = 400  # seconds for anything to happen
 

