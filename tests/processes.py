@@ -49,7 +49,9 @@ def wait_for(condition: Callable[[], T], process: subprocess.Popen, what: str) -
 def ready(target: Callable[..., None], *args: object) -> multiprocessing.context.ForkServerProcess:
     """A process to be, forked from one that has imported what sweeps need (10 s of a core) and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["serial_sweep", "matplotlib.backends.backend_agg", "scipy.stats"])
+    context.set_forkserver_preload(
+        ["serial_sweep", "matplotlib.backends.backend_agg", "iterstrat.ml_stratifiers"]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         forkserver.ensure_running()

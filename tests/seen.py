@@ -22,8 +22,12 @@ class Seen:
     writers: dict[str, str] = field(default_factory=dict)  # whose the finished trials are
 
 
-def look(store: RunDirectory) -> Seen:
-    """The run as it is now."""
+def look(store: RunDirectory, *, here: bool = True) -> Seen:
+    """The run as it is now.
+
+    Args:
+        here: files are those that were written, not copies of a bucket's.
+    """
     found = Seen()
     for trial in store.trials():
         if trial.spec.exists():
@@ -33,9 +37,9 @@ def look(store: RunDirectory) -> Seen:
             found.seconds[trial.trial_id] = [row["seconds"] for row in kept]
             if result is not None:
                 found.results[trial.trial_id] = result
-                found.writers[trial.trial_id] = trial.token.read_text()
-                found.written[str(trial.result)] = trial.result.stat().st_mtime_ns
-        for path in (trial.oof, trial.test):
+                found.writers[trial.trial_id] = trial.token.read_text() if here else ""
+                found.written[str(trial.result)] = trial.result.stat().st_mtime_ns if here else 0
+        for path in (trial.oof, trial.test) if here else ():
             if path.exists():
                 assert read_arrays(path)
                 found.written[str(path)] = path.stat().st_mtime_ns

@@ -3,6 +3,8 @@
 The sweep runs in one process, so that its writes come in one order. Kills of a whole Ray: test_sweep.py.
 """
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +14,10 @@ import killed_here
 import pytest
 from killed_here import Point
 from processes import ready
-from seen import look, refuse_lost_work, refuse_other_outcome
+from seen import Seen, look, refuse_lost_work, refuse_other_outcome
 
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage.run_directory import Cache, RunDirectory
+from imet_ray.storage.runs import runs_at
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +118,51 @@ def test_a_killed_writes_leftovers_are_few_and_hidden(story):
 
 def test_nobody_sees_a_traceback(story):
     assert not [printed for printed in story.printed if "Traceback" in printed]
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_sweep_over_a_bucket_that_is_killed_beside_each_upload_is_an_undisturbed_one(
+    story, proxy, bucket, tiny_root, tmp_path
+):
+    """Each time another machine goes on, which has nothing of it."""
+    (tmp_path / "space.yml").write_text(SPACE.format(trials=1, epochs=2))
+    url = f"{proxy.scheme}://{bucket}/runs"
+    what = ["--space", str(tmp_path / "space.yml"), "--data", str(tiny_root), "--runs", url, "--name", "r"]
+    kills: Counter[Point] = Counter()
+    process = None
+
+    def harm(method: str, path: str) -> str | None:
+        """Once before and once after each change of each object."""
+        if method in ("PUT", "POST", "DELETE"):
+            for when, how in (("before", "reset"), ("after", "lost")):
+                point = when, f"{method} {path.partition('?')[0]}"
+                if not kills[point]:
+                    kills[point] += 1
+                    os.kill(process.pid, signal.SIGKILL)
+                    return how
+        return None
+
+    proxy.harm = harm
+    store, seen = RunDirectory(runs_at(url, Cache(tmp_path / "watcher")) / "r"), Seen()
+    code = KILLED
+    while code == KILLED:
+        cache = str(tmp_path / f"machine{kills.total()}")
+        process = ready(killed_here.run, [*what, "--cache", cache], tmp_path / "log")
+        process.start()
+        process.join(PATIENCE)
+        code = process.exitcode
+        store.fetch()
+        now = look(store, here=False)
+        refuse_lost_work(seen, now)
+        seen = now
+    assert code == 0, (tmp_path / "log.out").read_text()
+    names = {where.rpartition("/")[2] for _, where in kills}
+    assert {"spec.json", "last.pt", "best.safetensors", "metrics.jsonl", "result.json", "oof.npz"} <= names
+    assert {"folds.csv", "experiment.json", "studies.journal", "submission.csv"} <= names
+    for trial in store.trials():
+        trial.fetch_all()
+        trial.fetch(trial.best)
+    refuse_other_outcome(store, story.alone)
 
 
 def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(run, tiny_root, tmp_path):
