@@ -46,7 +46,7 @@ TINY = {  # timm's own test model: 0.5 M parameters
 
 
 # Files in the order of their seconds, longest first: else one of the two processes waits for the other's last file.
-LONGEST = ("test_network.py", "test_faults.py", "test_sweep.py", "test_ddp_trial.py")
+LONGEST = ("test_network.py", "test_faults.py", "test_sweep.py", "test_every_write.py", "test_ddp_trial.py")
 
 
 @pytest.hookimpl(tryfirst=True)

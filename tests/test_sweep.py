@@ -25,13 +25,13 @@ from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SPACE = """
 n_folds: 3
 trials_per_variant: 2
 resources: {cpus_per_trial: 1}
-base: {architecture: test_resnet, weights: none, image_size: 192, epochs: 4, batch_size: 8, lr: 0.003, keep: last}
+base: {architecture: test_resnet, weights: none, image_size: 128, epochs: 4, batch_size: 8, lr: 0.003, keep: last}
 grid: {augmentation: [none, light]}
 search: {dropout: {low: 0.0, high: 0.5}}
 """
@@ -279,7 +279,7 @@ def test_the_end_is_a_leaderboard_a_verdict_and_the_next_command(story):
 
 def test_the_report_is_one_self_contained_page(story):
     page = story.store.ensemble("blend").report.read_text()
-    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/svg+xml;base64,") == 9
     assert page.count("data:image/jpeg;base64,") == 12 + 2 * 12  # test pictures, and both kinds of mistakes
     assert "http://" not in page
     assert "https://" not in page
