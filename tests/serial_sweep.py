@@ -12,12 +12,12 @@ import torch
 
 import launch
 from imet_ray.cluster.policy import Policy
-from imet_ray.cluster.predict_tasks import predict_one
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.study_storage import open_studies
 from imet_ray.cluster.sweep import SweepSummary
+from imet_ray.cluster.trial import predict_one
 from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
-from imet_ray.cluster.worker_failures import Deaths
+from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.commands import sweep as stage
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.search_space import SearchSpace
@@ -45,9 +45,11 @@ def _run_sweep(
 ) -> SweepSummary:
     digests = data.split.digest, data.folds_digest
     with open_studies(store, None) as studies:
-        policy = Policy(space, store, *digests, storage=studies.storage, prefix=studies.prefix)
+        policy = Policy(space, store, *digests, studies=studies)
         stopper = StopOnFault()
-        searcher = SweepSearcher(policy, lambda: None, stopper, session.capacity, Deaths(), studies.save)
+        searcher = SweepSearcher(
+            policy, lambda: None, stopper, session.capacity, WorkerFailures(), studies.save
+        )
         for number, spec in enumerate(_assigned(searcher)):
 
             def report(metrics: dict[str, Any], ours: str = str(number)) -> None:

@@ -19,7 +19,6 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
 
     from ray import tune
 
-    from imet_ray.cluster.title import announce, entitle
     from imet_ray.specs import TrialSpec
     from imet_ray.storage.checked_read import file_digest, read_json_lines
     from imet_ray.storage.files import write_json, write_json_lines, write_text
@@ -27,10 +26,8 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
     from imet_ray.storage.run_directory import RunDirectory
 
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial, phase = RunDirectory(slot.run).trial(spec.trial_id), config["phase"]
+    trial = RunDirectory(slot.run).trial(spec.trial_id)
     data.split.pack(spec.pack_short_side)  # as a trial does first: packed here, where this node has none
-    announce(spec, phase)
-    entitle(spec, phase)
     token = trial.acquire()
     write_json(trial.spec, spec.model_dump(mode="json"))
     rows = read_json_lines(trial.metrics)
@@ -65,7 +62,6 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
             )
             write_result(trial, result)
         tune.report(row | {"trial_seconds": SECONDS})
-        entitle(spec, phase)
 
 
 def predict(kind: str, trial_id: str, shared: tuple[Any, tuple[str, ...], Any], slot: Any) -> bool:
@@ -104,9 +100,9 @@ def main(argv: list[str]) -> int:
 
     prepare_environment()
     import launch
-    from imet_ray.cluster import predict_tasks, sweep
+    from imet_ray.cluster import sweep, tasks
 
-    sweep.train_in_worker, predict_tasks.predict_in_worker = train, predict
+    sweep.train_in_worker, tasks.predict_in_worker = train, predict
     return launch.main(argv)
 
 
