@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.nodes import below
 
-PATIENCE = 400  # seconds for anything to happen
+PATIENCE = 600  # seconds for anything to happen
 AGENTS_LAST = 120  # seconds: Ray's two agents try to reach their dead head for 60 s before they give up
 
 T = TypeVar("T")

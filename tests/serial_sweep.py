@@ -87,7 +87,7 @@ def _predict_test(
 def _predict(
     kind: str, trials: Sequence[TrialDirectory], shared: Any, store: RunDirectory, session: Session
 ) -> int:
-    slot = session.slot(store.root)
+    slot = session.slot(store)
     done = [predict_one(kind, trial.trial_id, shared, slot) for trial in trials]
     assert not any(isinstance(found, str) for found in done), done
     return sum(map(bool, done))

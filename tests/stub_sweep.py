@@ -23,10 +23,9 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
     from imet_ray.storage.checked_read import file_digest, read_json_lines
     from imet_ray.storage.files import write_json, write_json_lines, write_text
     from imet_ray.storage.results import TrialResult, write_result
-    from imet_ray.storage.run_directory import RunDirectory
 
     spec = TrialSpec.model_validate_json(config["spec"])
-    trial = RunDirectory(slot.run).trial(spec.trial_id)
+    trial = slot.run.trial(spec.trial_id)
     data.split.pack(spec.pack_short_side)  # as a trial does first: packed here, where this node has none
     token = trial.acquire()
     write_json(trial.spec, spec.model_dump(mode="json"))
@@ -71,10 +70,9 @@ def predict(kind: str, trial_id: str, shared: tuple[Any, tuple[str, ...], Any], 
     from imet_ray.storage.checked_read import file_digest
     from imet_ray.storage.files import write_arrays
     from imet_ray.storage.results import read_spec
-    from imet_ray.storage.run_directory import RunDirectory
 
     split, label_ids, data = shared
-    trial = RunDirectory(slot.run).trial(trial_id)
+    trial = slot.run.trial(trial_id)
     path, spec = trial.oof if kind == "oof" else trial.test, read_spec(trial)
     if path.exists():
         return False
