@@ -3,8 +3,6 @@
 The sweep runs in one process, so that its writes come in one order. Kills of a whole Ray: test_sweep.py.
 """
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from seen import Seen, look, refuse_lost_work, refuse_other_outcome
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SPACE = """
 n_folds: 2
@@ -120,6 +118,8 @@ def test_nobody_sees_a_traceback(story):
     assert not [printed for printed in story.printed if "Traceback" in printed]
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("server", ["s3"], indirect=True)
 def test_a_sweep_over_a_bucket_that_is_killed_beside_each_upload_is_an_undisturbed_one(
     proxy, bucket, tiny_root, tmp_path
