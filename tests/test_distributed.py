@@ -118,8 +118,7 @@ def together(tiny_data, tmp_path):
         meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
         given = spec, tiny_data, device, stop, small, late
         processes = [
-            ready(member, rank, len(stores), meeting, of_rank, *given)
-            for rank, of_rank in enumerate(stores)
+            ready(member, rank, len(stores), meeting, of_rank, *given) for rank, of_rank in enumerate(stores)
         ]
         for process in processes:
             process.start()
