@@ -167,7 +167,7 @@ def test_a_sweep_over_a_bucket_that_is_killed_beside_each_upload_is_an_undisturb
     refuse_other_outcome(store, RunDirectory(tmp_path / "alone" / "r"))
 
 
-def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(run, tiny_root, tmp_path):
+def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(tiny_root, tmp_path):
     story = tell(tmp_path, tiny_root, of_the_journal, trials=2, epochs=1)
     assert story.kills.total() >= 10
     assert {r.status for r in look(story.store).results.values()} == {"complete"}
