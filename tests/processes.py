@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], T], process: subprocess.Popen, what: str) -
             return found
         if process.poll() is not None:
             raise AssertionError(f"the sweep ended before {what}: {process.communicate()}")
-        time.sleep(0.05)
+        time.sleep(0.1)
     raise AssertionError(f"no {what} within {PATIENCE} s")
 
 
