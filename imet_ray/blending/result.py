@@ -25,7 +25,7 @@ class Row:
     weights: tuple[float, ...]
     weights_by_fold: tuple[tuple[float, ...], ...]  # fitted without each fold
     thresholds: tuple[float, ...]  # of the blended probability, one or one per group; none without thresholds
-    evaluations: int
+    evaluations: int  # of the search for weights
     curve: tuple[float, ...]  # greedy: the score after each choice
 
 
