@@ -99,6 +99,7 @@ def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):
     assert pictures(proxy) == 90 - here
 
 
+@pytest.mark.parametrize("server", ["s3"], indirect=True)  # the locks are this machine's
 def test_ten_at_once_on_a_cold_node_make_one_copy(url, name, tmp_path, proxy):
     argv = [sys.executable, "-c", FETCH, url, f"{proxy.scheme}://{name}/runs", str(tmp_path)]
     with ThreadPoolExecutor(10) as pool:

@@ -1,6 +1,7 @@
 """One driver per run, over a bucket: an object that its holder keeps changing.
 
-No clocks are compared: whoever would take it watches whether it changes. On one machine a file lock does that job.
+No clocks are compared: a driver that wants the run watches whether the object changes. On one machine a file lock does
+that job.
 """
 
 import _thread
@@ -27,9 +28,9 @@ LOOK_S = 1.0
 
 @contextlib.contextmanager
 def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
-    """Hold the run whose lease has that key; the caller holds the lock of this machine.
+    """Hold the run whose lease has that key. The caller holds the lock of this machine.
 
-    If another machine takes it meanwhile, for this one was cut off, the main thread is interrupted.
+    If another machine takes the run because this one was cut off, the main thread is interrupted.
 
     Raises:
         ConfigError: if another machine's driver holds it and lives.
@@ -83,9 +84,9 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
 
 
 def holder(bucket: Bucket, key: str) -> str:
-    """Who holds the run on another machine, as it says, and since when nothing was heard of it; empty: nobody does."""
+    """Who holds the run on another machine, and how long ago it was last heard of; empty: nobody holds it."""
     found, said = bucket.head(key), _read(bucket, key)
-    ours = said.get("host") == platform.node()  # it would have this machine's lock, if it lived
+    ours = said.get("host") == platform.node()  # if it lived, it would have this machine's lock
     if found is None or not said or ours:
         return ""
     who, silent = "{} on {}".format(*_named(said)), time.time() - found.modified  # of two clocks: a hint
@@ -94,7 +95,7 @@ def holder(bucket: Bucket, key: str) -> str:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """A script's background job ignores interrupts, and so the one that says that it is not the driver any more."""
+    """Let the interrupt through: a script's background job ignores interrupts, also the one that ends a driver."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         yield
@@ -107,7 +108,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _free(bucket: Bucket, key: str) -> str:
-    """The version of the lease that may be replaced; empty: there is none."""
+    """The version of the lease that may be replaced; empty: there is no lease."""
     found = bucket.head(key)
     if found is None:
         return ""
