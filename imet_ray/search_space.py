@@ -1,4 +1,4 @@
-"""Search spaces: one YAML file an experiment, read into frozen models.
+"""Search spaces: one YAML file per experiment, read into frozen models.
 
 A file names variants (a `grid`, a list, or both, over the settings of `base`), the ranges that Optuna searches
 and the budget. Each mistake is reported with file, line, key and the nearest valid key. Running the search is

@@ -1,6 +1,7 @@
 """What may import what."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,27 @@ def test_each_folder_lies_in_a_row_and_says_what_it_is_for():
     assert {path.name for path in folders} | {imports.PACKAGE} == set(imports.RANK)
     for path in folders:
         assert ast.get_docstring(ast.parse((path / "__init__.py").read_text())), path
+
+
+def test_the_map_in_the_docs_has_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for package in ("imet_ray", "kernel_builder"):
+        for path in (ROOT / package).rglob("*.py"):
+            inside = path.relative_to(ROOT / package)
+            parts = (
+                inside.parts if package == "kernel_builder" or len(inside.parts) == 1 else inside.parts[1:]
+            )
+            if path.name != "__init__.py":
+                assert f"| `{'/'.join(parts)}` |" in text, path
+
+
+def test_every_file_that_the_docs_name_is_there():
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for name in re.findall(
+            r"`((?:imet_ray|kernel_builder|tests|search_spaces|docs)/[\w/.]*)`", page.read_text()
+        ):
+            assert (ROOT / name).exists() or name == "search_spaces/mine.yml", f"{page.name}: {name}"
 
 
 def test_only_cluster_imports_ray_and_optuna():

@@ -1,4 +1,4 @@
-"""Exact search along a line: the objective is a step function of the position, with one step a disputed cell.
+"""Exact search along a line: the objective is a step function of the position, with one step per disputed cell.
 
 Along weights w + x d and shifts s + x e a cell's margin is a + x b, so it changes sides once, at x = -a / b. Sorting
 the crossings and summing what each does to its picture's score gives the objective everywhere on the line at the price
