@@ -1,4 +1,4 @@
-"""imet_ray's command line: one flag a stage. Parsing and printing only; the work is in `imet_ray`.
+"""imet_ray's command line: one flag per stage. Parsing and printing only; the work is in `imet_ray`.
 
 python launch.py --sweep                         search, train, predict, blend, submit; again: continue
 python launch.py --train --variant V --fold K    one trial, without a sweep
@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    stage = next(name for name in (*STAGES, *EXPORTERS) if getattr(args, name) not in (None, False))
+    stage = next(name for name in (*STAGES, *_tools()) if getattr(args, name) not in (None, False))
     _refuse_strangers(args, stage)
     settings = _settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
-    if stage in ("status", "optuna_dashboard", *EXPORTERS):
+    if stage in ("status", "optuna_dashboard", *_tools()):
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray.commands import setup
@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
-    from imet_ray.commands import inspect as looking
+    from imet_ray.commands import inspect
     from imet_ray.storage.run_directory import Cache
     from imet_ray.storage.runs import runs_at
 
@@ -126,10 +126,15 @@ def _look(stage: str, args: argparse.Namespace) -> int:
     store = runs.open(args.name)
     port = PORTS.get(stage, TOOL_PORT) if args.serve == OWN_PORT else args.serve
     if stage == "status":
-        return looking.status(store, port)
-    if stage in EXPORTERS:
-        return looking.export(store, stage, port)
-    return looking.optuna_dashboard(store, args.studies, port)
+        return inspect.status(store, port)
+    if stage in _tools():
+        return inspect.export(store, _tools()[stage], port)
+    return inspect.optuna_dashboard(store, args.studies, port)
+
+
+def _tools() -> dict[str, str]:
+    """The exporters' names, by argparse's names for their flags."""
+    return {name.replace("-", "_"): name for name in EXPORTERS}
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -209,9 +214,11 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     given = {
         {"source": "from"}.get(key, key)
         for key, value in vars(args).items()
-        if value is not None and value is not False and key not in (*STAGES, *EXPORTERS)
+        if value is not None and value is not False and key not in (*STAGES, *_tools())
     }
-    exporters = {name: {"name", "serve"} if tool.serve else {"name"} for name, tool in EXPORTERS.items()}
+    exporters = {
+        key: {"name", "serve"} if EXPORTERS[name].serve else {"name"} for key, name in _tools().items()
+    }
     options = OPTIONS | exporters
     for option in sorted(given - ALWAYS - options[stage]):
         readers = " or ".join(f"--{s.replace('_', '-')}" for s in options if option in options[s])

@@ -87,7 +87,10 @@ def write_datasets(out: Path, staging: Path, files: Sequence[StoredFile], limit:
         make_folder(folder)
         folders.append(folder)
         for name in names:
-            (staging / name).rename(folder / name)
+            try:
+                (staging / name).rename(folder / name)
+            except OSError as error:
+                raise disk_error(folder / name, error) from error
     return folders
 
 

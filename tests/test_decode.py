@@ -148,6 +148,7 @@ def test_no_decoder_leaves_a_picture_without_a_label(decoder):
         ({"name": "group-thresholds", "label_thresholds": None}, "label_thresholds"),
         ({"name": "top-k"}, "unknown decoder 'top-k'. Known: threshold, group-thresholds, expected-f2"),
         ("threshold?", "unknown decoder"),
+        ({"name": ["threshold"]}, "unknown decoder"),
     ],
 )
 def test_what_is_stored_of_no_decoder_is_refused(stored, message):

@@ -1,6 +1,7 @@
 """A trial that several processes train together: real processes, joined by gloo."""
 
 import math
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def member(
     data: TrainingData,
     device: str,
     stop: int | None,
-    small: int | None,
+    small: tuple[int, ...],
     late: tuple[RunDirectory, Path] | None,
 ) -> None:
     """One process of a team.
@@ -52,7 +53,7 @@ def member(
     Args:
         store: the run, on this process's node.
         stop: after this epoch it ends, as a kill would end it.
-        small: the rank whose GPU is too small for whole batches.
+        small: the ranks whose GPUs are too small for whole batches; one finds out after the other.
         late: the run on an older writer's node, and the state that it writes just before the leader takes over.
     """
     torch.set_num_threads(1)
@@ -62,11 +63,12 @@ def member(
         if metrics["epoch"] == stop:
             raise Killed
 
-    if rank == small:
+    if rank in small:
         really = Trainer._train_epoch
 
         def too_small(trainer: Trainer) -> EpochMetrics:
             if trainer.splits == 1:
+                time.sleep(0.3 * rank)
                 raise torch.cuda.OutOfMemoryError
             return really(trainer)
 
@@ -106,7 +108,7 @@ def together(tiny_data, tmp_path):
         *,
         device: str = "cpu",
         stop: int | None = None,
-        small: int | None = None,
+        small: tuple[int, ...] = (),
         size: int | None = None,
         expected: tuple[int, ...] = (0, 0),
         nodes: Sequence[RunDirectory] = (),
@@ -241,10 +243,11 @@ def test_three_workers_of_four_train_as_four(together, make_spec):
         assert math.isclose(a["valid_loss"], b["valid_loss"], rel_tol=TOLERANCE)
 
 
-def test_a_team_whose_memory_was_too_small_begins_again_in_smaller_parts(together, make_spec):
+@pytest.mark.parametrize("small", [(1,), (0, 1)])
+def test_a_team_whose_memory_was_too_small_begins_again_in_smaller_parts(together, make_spec, small):
     spec = of_team(make_spec())
-    together(spec, small=1, expected=(1, 1))
-    result = result_of(together(spec, small=1))
+    together(spec, small=small, expected=(1, 1))
+    result = result_of(together(spec, small=small))
     assert (result.status, result.batch_splits) == ("complete", 2)
 
 

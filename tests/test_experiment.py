@@ -150,6 +150,15 @@ def test_a_variant_that_was_left_out_comes_back_only_as_it_was(store, make):
     assert "variant 'b'" in refused(store, make(("resnet34", "resnet50")))
 
 
+def test_a_run_of_a_version_with_other_ids_is_not_trained_again_beside_itself(store, make):
+    experiment = make()
+    begin(store, experiment)
+    spec = bare_spec(experiment.space.variants[0])
+    write_json(store.trial("0123456789abcdef").spec, spec.model_dump(mode="json"))
+    with pytest.raises(StoreError, match="begun by an earlier version.*--fresh to set the old run aside"):
+        begin(store, make())
+
+
 def start_holder(store) -> "subprocess.Popen[str]":
     """Another process that drives the run."""
     repository = Path(imet_ray.__file__).parent.parent

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -295,3 +296,10 @@ def test_names_in_another_script_are_shown(store, ensemble, catalog):
     page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
     assert {row[0] for row in page.rows} >= set(names)
     assert any(names[0] in figure for figure in figures_of(page))
+
+
+def test_figures_are_pictures_though_a_name_holds_control_characters(store, ensemble, catalog):
+    names = ("bell\x07", "sea\x1b[31m", "page\x0c", "no\ufffe")
+    page = page_of(store, ensemble, replace(catalog, label_names=names, label_groups=names), None)
+    for figure in figures_of(page):
+        ElementTree.fromstring(figure)

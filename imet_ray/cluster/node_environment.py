@@ -27,7 +27,7 @@ def runtime_env() -> dict[str, Any] | None:
 
 def code_bytes() -> int:
     """Size of the files that are sent to each node, before compression."""
-    return sum(file.stat().st_size for file in PACKAGE.rglob("*.py"))
+    return sum(file.stat().st_size for file in PACKAGE.rglob("*") if "__pycache__" not in file.parts)
 
 
 def versions() -> dict[str, str]:

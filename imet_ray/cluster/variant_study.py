@@ -187,7 +187,9 @@ class VariantStudy:
 
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
             complete = trial.state == TrialState.COMPLETE
-            return complete, trial.value if complete else trial.user_attrs["score"]  # type: ignore[return-value]
+            return complete, trial.value if complete else trial.user_attrs.get(
+                "score", trial.user_attrs.get("f2")
+            )  # type: ignore[return-value]
 
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from socketserver import BaseServer
 
-import sqlalchemy
-
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.reporting.run_status import Watcher
@@ -99,6 +97,8 @@ def _journal(store: RunDirectory) -> tuple[list[str], list[str], list[str]]:
 
 def _database(store: RunDirectory, url: str) -> tuple[list[str], list[str], list[str]]:
     """Packages, storage and remarks for optuna-dashboard; the storage's URL has no password."""
+    import sqlalchemy  # a quarter of a second
+
     try:
         found = sqlalchemy.make_url(url)
     except (ValueError, sqlalchemy.exc.ArgumentError):

@@ -118,7 +118,7 @@ def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
     """The folds file that `--folds` names, and what it changes in the space."""
     if given is None:
         return None, {}
-    if given.isdigit():
+    if given.isascii() and given.isdigit():
         return None, {"n_folds": int(given)}
     if not Path(given).is_file():
         raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")

@@ -227,20 +227,22 @@ def print_leaderboard(run: Run) -> list[Standing]:
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = WIDE
-    metric = metric_named(space.metric).title
+    metric = metric_named(space.metric)
     table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
     for column in ("variant", "best hparams"):
         table.add_column(column, overflow="fold")
-    for column in (f"{metric} per fold", "mean", "spread", f"expected-{metric}"):
+    expectation = [f"expected-{metric.title}"] if metric.expects else []
+    for column in (f"{metric.title} per fold", "mean", "spread", *expectation):
         table.add_column(column, justify="right", overflow="fold")
     for standing in found:
         folds = " ".join(f"{standing.score[fold]:.4f}" for fold in sorted(standing.score))
         missing = standing.n_folds - len(standing.score)
-        expected = sum(standing.expected_score.values()) / len(standing.expected_score)
+        expected = [score for score in standing.expected_score.values() if score is not None]
         table.add_row(
             *(standing.variant, hparams_text(standing.hparams)),
             folds + (f" ({missing} missing)" if missing else ""),
-            *(f"{figure:.4f}" for figure in (standing.mean, standing.spread, expected)),
+            *(f"{figure:.4f}" for figure in (standing.mean, standing.spread)),
+            *([f"{sum(expected) / len(expected):.4f}"] if expectation and expected else []),
         )
     if found:
         console.print(table)

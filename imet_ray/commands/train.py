@@ -111,9 +111,11 @@ def _device(gpus: float | Literal["auto"]) -> torch.device:
 
 
 def _epoch_line(metrics: EpochMetrics, epochs: int, title: str) -> str:
+    expected = metrics["expected_score"]
     return (
         f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['train_loss']:.4f}  "
         f"valid {metrics['valid_loss']:.4f}  {title} {metrics['score']:.4f} at {metrics['threshold']:.3f}  "
-        f"expected-{title} {metrics['expected_score'] or 0:.4f}  lr {metrics['lr']:.2g}  "
+        + (f"expected-{title} {expected:.4f}  " if expected is not None else "")
+        + f"lr {metrics['lr']:.2g}  "
         f"{metrics['images_per_s']:.0f} images/s  waited {metrics['wait_s']:.1f} s"
     )

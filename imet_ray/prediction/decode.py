@@ -216,7 +216,7 @@ def read_decoder(value: Any) -> Decoder:
     if isinstance(value, Decoder):
         return value
     name = value.get("name") if isinstance(value, dict) else value
-    if name not in DECODERS:
+    if not isinstance(name, str) or name not in DECODERS:
         raise ValueError(f"unknown decoder {name!r}. Known: {', '.join(DECODERS)}")
     kind = DECODERS[name]
     # files of earlier versions hold the parameters of all decoders

@@ -13,17 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from imet_ray.errors import ConfigError
-from imet_ray.reporting.run_status import TrialStatus, ended_trials
-from imet_ray.specs import TrialSpec
-from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.files import disk_error, write_json
-from imet_ray.storage.run_directory import RunDirectory
 
-if TYPE_CHECKING:
+if (
+    TYPE_CHECKING
+):  # the command line reads the flags in EXPORTERS: numpy and pydantic are not for a wrong flag
     from mlflow.tracking import MlflowClient
+
+    from imet_ray.reporting.run_status import TrialStatus
+    from imet_ray.specs import TrialSpec
+    from imet_ray.storage.run_directory import RunDirectory
 
 NOT_CURVES = {"epoch", "at", "host"}  # keys of metrics.jsonl that are not figures
 HALF = ".half"  # ends the name of a directory that is being written; TensorBoard may see it for a moment
@@ -46,10 +45,10 @@ class Exporter:
     """
 
     help: str
-    write: Callable[[RunDirectory], tuple[int, int]]
-    place: Callable[[RunDirectory], str]
-    hint: Callable[[RunDirectory], str]
-    serve: Callable[[RunDirectory, int], str] | None = None
+    write: Callable[["RunDirectory"], tuple[int, int]]
+    place: Callable[["RunDirectory"], str]
+    hint: Callable[["RunDirectory"], str]
+    serve: Callable[["RunDirectory", int], str] | None = None
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -61,7 +60,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def settings(spec: TrialSpec) -> dict[str, str | int | float | bool]:
+def settings(spec: "TrialSpec") -> dict[str, str | int | float | bool]:
     """All that decides a trial, by name. What is not set is left out; a list becomes one text."""
     found: dict[str, str | int | float | bool] = {"variant": spec.variant.name, "fold": spec.fold}
     for key, value in (spec.recipe.model_dump(mode="json", exclude={"name"}) | {"seed": spec.seed}).items():
@@ -77,8 +76,14 @@ def missing(extra: str) -> ConfigError:
     )
 
 
-def write_events(store: RunDirectory) -> tuple[int, int]:
+def write_events(store: "RunDirectory") -> tuple[int, int]:
     """Write TensorBoard's event files: a directory per trial. See `Exporter.write`."""
+    from tqdm import tqdm
+
+    from imet_ray.reporting.run_status import ended_trials
+    from imet_ray.storage.checked_read import read_json
+    from imet_ray.storage.files import disk_error, write_json
+
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
@@ -100,11 +105,11 @@ def write_events(store: RunDirectory) -> tuple[int, int]:
             raise disk_error(place, error) from error
     if new:
         written |= {trial.spec.trial_id: len(trial.rows) for trial in new}
-        write_json(store.tensorboard_written, written, store.files)
+        write_json(store.tensorboard_written, written)  # of this machine, as the event files are
     return len(new), len(trials)
 
 
-def _write_event_files(trial: TrialStatus, folder: Path) -> None:
+def _write_event_files(trial: "TrialStatus", folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -115,7 +120,7 @@ def _write_event_files(trial: TrialStatus, folder: Path) -> None:
         writer.add_hparams(settings(trial.spec), best, run_name=".", global_step=len(trial.rows))
 
 
-def serve_tensorboard(store: RunDirectory, port: int) -> str:
+def serve_tensorboard(store: "RunDirectory", port: int) -> str:
     """TensorBoard over the run's event files. See `Exporter.serve`."""
     from tensorboard import program
 
@@ -130,8 +135,12 @@ def serve_tensorboard(store: RunDirectory, port: int) -> str:
         raise ConfigError(f"--serve {port}: {error}: give another port") from None
 
 
-def log_runs(store: RunDirectory) -> tuple[int, int]:
+def log_runs(store: "RunDirectory") -> tuple[int, int]:
     """Log each trial as a run of an MLflow experiment. See `Exporter.write`."""
+    from tqdm import tqdm
+
+    from imet_ray.reporting.run_status import ended_trials
+
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else it calls its makers once imported
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # else a server that is down takes minutes
     try:
@@ -163,7 +172,7 @@ def log_runs(store: RunDirectory) -> tuple[int, int]:
     return len(new), len(trials)
 
 
-def local_uri(store: RunDirectory) -> str:
+def local_uri(store: "RunDirectory") -> str:
     """Where runs are logged if the environment names no place."""
     return f"sqlite:///{store.mlflow.resolve()}"
 
@@ -182,7 +191,7 @@ def _logged_runs(client: "MlflowClient", experiment: str) -> Iterator[tuple[str,
             return
 
 
-def _log_run(client: "MlflowClient", experiment: str, trial: TrialStatus) -> None:
+def _log_run(client: "MlflowClient", experiment: str, trial: "TrialStatus") -> None:
     from mlflow.entities import Metric, Param
 
     spec, end = trial.spec, round(1000 * trial.written_at)
@@ -204,11 +213,11 @@ def _log_run(client: "MlflowClient", experiment: str, trial: TrialStatus) -> Non
     client.set_terminated(run, "FAILED" if trial.state == "failed" else "FINISHED", end_time=end)
 
 
-def _mlflow_place(store: RunDirectory) -> str:
+def _mlflow_place(store: "RunDirectory") -> str:
     return f"${URI}" if os.environ.get(URI) else str(store.mlflow)  # the variable may hold a password
 
 
-def _mlflow_hint(store: RunDirectory) -> str:
+def _mlflow_hint(store: "RunDirectory") -> str:
     if os.environ.get(URI):
         return f"look: the server that ${URI} names"
     version = metadata.version("mlflow-skinny")

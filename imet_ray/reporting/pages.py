@@ -7,6 +7,7 @@ page's text, in dark mode too, and a browser runs no script in an image.
 import base64
 import functools
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from PIL import Image
 
 WIDTH = 5.0  # inches of every figure: 11 pt are 11 px on a phone of 390 px, 17 px on a large screen
 LONGEST = 28  # characters of a name beside an axis: 2 of the 5 inches
+NOT_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffe\\uffff]")  # a label may hold such characters
 INK = "#010203"  # in figures: replaced by the colour of the page's text
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#888888", INK)
 THEME = "<style>svg{color:#1d2129}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
@@ -110,7 +112,11 @@ def svg(figure: Figure) -> str:
     """The figure as the address of an image."""
     data = io.StringIO()
     figure.savefig(data, format="svg", metadata={"Date": None})
-    text = data.getvalue().replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
+    text = (
+        NOT_XML.sub("\ufffd", data.getvalue())
+        .replace(INK, "currentColor")
+        .replace("<defs>", f"{THEME}<defs>", 1)
+    )
     return _data_url(text.encode(), "svg+xml")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.images import read_rgb
 from imet_ray.prediction.ensemble import Ensemble, blend_oof
-from imet_ray.prediction.metrics import METRICS, Metric
+from imet_ray.prediction.metrics import METRICS, Metric, metric_named
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
 from imet_ray.reporting.pages import draw_sections, jpeg, render
 from imet_ray.reporting.report_figures import FIGURES, ReportData
@@ -91,7 +91,8 @@ def write_findings(place: EnsembleDirectory, name: str, report: Mapping[str, Any
 def _metric(report: Mapping[str, Any]) -> Metric:
     """What the blend was judged by; the report has its title or its name, one of an earlier version neither."""
     known = report.get("metric", "f2")
-    return next(metric for name, metric in METRICS.items() if known in (name, metric.title))
+    by_title = {metric.title: metric for metric in METRICS.values()}
+    return by_title.get(known) or metric_named(known)
 
 
 def _page(
@@ -109,7 +110,7 @@ def _page(
         title=title,
         score=data.score,
         nested=blend.get("nested"),
-        gain=blend["chosen"]["over_single"] if len(blend.get("names", ())) > 1 else None,
+        gain=blend.get("chosen", {}).get("over_single") if len(blend.get("names", ())) > 1 else None,
         words=[*blend.get("verdict", "").splitlines()[:-1], *blend.get("remarks", ()), *notes],
         text="" if blend.get("rows") else blend.get("text", ""),  # the tables say the same
         sections=draw_sections(FIGURES, data),

@@ -85,7 +85,13 @@ def begin(store: RunDirectory, experiment: Experiment) -> None:
             was = getattr(before.space, field)
             if was != getattr(experiment.space, field):
                 raise StoreError(f"{store.root} was begun with {field}={was}: {out}")
-        known = {spec.variant.name: spec.variant for spec in map(read_spec, store.begun_trials())}
+        specs = {trial.trial_id: read_spec(trial) for trial in store.begun_trials()}
+        if any(spec.trial_id != trial_id for trial_id, spec in list(specs.items())[:1]):  # one tells of all
+            raise StoreError(
+                f"{store.root} was begun by an earlier version, whose trials have other ids and would be trained "
+                f"again: {out}. It can still be blended, predicted and looked at"
+            )
+        known = {spec.variant.name: spec.variant for spec in specs.values()}
         known |= {variant.name: variant for variant in before.space.variants}
         for variant in experiment.space.variants:
             old = known.get(variant.name, variant)

@@ -27,9 +27,7 @@ class TrialResult(Frozen):
     trial_id: str
     status: Literal["complete", "stopped", "failed"]
     reason: str = ""
-    score: Annotated[float | None, Field(validation_alias=AliasChoices("score", "f2"))] = (
-        None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
-    )
+    score: Score = None  # at `threshold`, on the held-out fold, of the epoch whose weights are kept
     threshold: float | None = None
     expected_score: ExpectedScore = None  # the same epoch decoded without a threshold
     epoch: int | None = None
@@ -89,7 +87,7 @@ class Standing:
     hparams: dict[str, Hparam]
     trials: dict[int, TrialDirectory]  # fold -> its complete trial
     score: dict[int, float]
-    expected_score: dict[int, float]
+    expected_score: dict[int, float | None]  # None where the metric cannot maximise its expectation
     n_folds: int
 
     @property
@@ -126,7 +124,7 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
             hparams=members[0][0].hparams,
             trials={spec.fold: trial for spec, _, trial in members},
             score={spec.fold: result.score or 0.0 for spec, result, _ in members},
-            expected_score={spec.fold: result.expected_score or 0.0 for spec, result, _ in members},
+            expected_score={spec.fold: result.expected_score for spec, result, _ in members},
             n_folds=members[0][0].n_folds,
         )
         rival = best.get(variant)

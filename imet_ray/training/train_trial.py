@@ -57,12 +57,13 @@ def train_trial(
         return result
     hardware = Hardware(device, loader_workers, team)
     while True:
+        splits = batch_splits(trial)  # before: all of a team that run out of memory write the same
         try:
             return Trainer(spec, data, trial, token, hardware).run(report)
         except TrialError as error:  # all of a team meet it at once
             result = _failed(spec, trial, str(error))
         except torch.cuda.OutOfMemoryError:
-            result = _too_large(spec, trial)
+            result = _too_large(spec, trial, splits)
             if team.size > 1:  # all begin again together, whichever of them met it
                 if result is not None:
                     write_result(trial, result)
@@ -88,9 +89,8 @@ def _begin(spec: TrialSpec, trial: TrialDirectory, team: Team) -> tuple[TrialRes
     return (_finished(trial) if team.size > 1 else None), token  # what an older writer wrote until now
 
 
-def _too_large(spec: TrialSpec, trial: TrialDirectory) -> TrialResult | None:
+def _too_large(spec: TrialSpec, trial: TrialDirectory, splits: int) -> TrialResult | None:
     """Halve the batch for the next attempt; the failed result, if it was halved as often as it may be."""
-    splits = batch_splits(trial)
     if splits == MAX_SPLITS:
         return _failed(spec, trial, f"out of GPU memory, even with each batch in {splits} parts")
     write_json(trial.splits, 2 * splits, trial.files)

@@ -10,7 +10,7 @@ import numpy as np
 from imet_ray.data.packed_images import Pack
 from imet_ray.errors import TrialError
 from imet_ray.models.models import Tagger
-from imet_ray.prediction.metrics import METRICS, log_loss
+from imet_ray.prediction.metrics import log_loss, metric_named
 from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
 from imet_ray.specs import TrialSpec
 from imet_ray.training.distributed import Hardware
@@ -40,7 +40,7 @@ def evaluate_fold(
         TrialError: if a probability is no number.
     """
     started = time.monotonic()
-    recipe, metric = spec.recipe, METRICS[spec.metric]
+    recipe, metric = spec.recipe, metric_named(spec.metric)
     probs = predict_rows(
         model,
         pack,

@@ -7,7 +7,6 @@ interrupted fetch goes on with what is missing. A node needs the images only to 
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import secrets
@@ -22,9 +21,7 @@ from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.files import disk_error, write_json
 from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket, split_url
 
-logger = logging.getLogger(__name__)
-
-MANIFEST = ".fetched.json"
+MANIFEST = ".fetched-2.json"  # of an earlier version, whose tags are others: compared by content
 
 
 def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
