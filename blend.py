@@ -92,8 +92,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
     parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
     parser.add_argument("--out", metavar="NAME", help="the ensemble's name; default: blend")
-    parser.add_argument("--method", help="use this one: uniform, greedy, nelder-mead, powell, line, smooth")
-    parser.add_argument("--decoder", help="use this one: threshold, group-thresholds, expected-f2")
+    parser.add_argument(
+        "--method", help="use this one, such as uniform, greedy or line; a wrong name lists all"
+    )
+    parser.add_argument(
+        "--decoder", help="use this one, such as threshold or expected-f2; a wrong name lists all"
+    )
     parser.add_argument(
         "--min-weight", metavar="W", type=float, default=0.0, help="members below it are left out"
     )

@@ -20,7 +20,7 @@ STEP = 1e-6  # of numeric slopes, in labels
 
 
 class Metric(ABC):
-    """A score of each picture from its counts. `of_counts` is all that a new one must have."""
+    """A score of each picture, 0 to 1, from its counts. `of_counts` is all that a new one must have."""
 
     title: str  # for people: "F2"
     expects: bool = False  # whether it has `decode_expected`
