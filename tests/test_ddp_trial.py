@@ -16,7 +16,7 @@ from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SPACE = """
 n_folds: 2
@@ -107,7 +107,6 @@ def test_no_worker_is_left_behind(story):
     assert not story.left
 
 
-@pytest.mark.cluster
 def test_a_team_whose_node_is_lost_for_good_goes_on_with_the_worker_that_is_left(
     tiny_root, tiny_cache, tmp_path
 ):
@@ -151,7 +150,6 @@ raise SystemExit(launch.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.cluster
 def test_a_team_that_began_with_one_worker_grows_when_a_node_comes(tiny_root, tiny_cache, tmp_path):
     space = SPACE.replace("epochs: 4", "epochs: 100")
     store = RunDirectory(tmp_path / "runs" / "r")
@@ -176,7 +174,6 @@ def test_a_team_that_began_with_one_worker_grows_when_a_node_comes(tiny_root, ti
     assert [row["epoch"] for row in rows()] == [*range(1, len(rows()) + 1)]
 
 
-@pytest.mark.cluster
 def test_a_fault_of_the_set_up_in_a_team_is_one_line(tiny_root, tiny_cache, tmp_path):
     space = SPACE.replace("weights: none", f"weights: {tmp_path}/missing.pth")
     driver = sweep(tmp_path, space, tiny_root, tiny_cache.root)
