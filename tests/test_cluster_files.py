@@ -29,7 +29,14 @@ def test_the_file_is_as_rays_schema_wants_it(name):
 def test_code_is_sent_and_data_runs_and_environments_are_not(name):
     config = read(name)
     assert config["file_mounts"] == {"~/imet_ray": ".", "~/.ray/auth_token": "~/.ray/auth_token"}
-    assert {".git", ".venv", "runs", "data"} <= set(config["rsync_exclude"])
+    assert {".git", ".venv", "/runs", "/data"} <= set(config["rsync_exclude"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_folder_of_the_code_has_a_name_that_is_left_out_wherever_it_lies(name):
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=REPOSITORY, text=True).splitlines()
+    names = {part for path in tracked for part in Path(path).parts}
+    assert not names & set(read(name)["rsync_exclude"])
 
 
 @pytest.mark.parametrize("name", FILES)

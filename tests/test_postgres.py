@@ -41,7 +41,7 @@ class Postgres:
         self.name = "postgres"
 
     def renew(self, name: str) -> None:
-        """An empty data base."""
+        """An empty database."""
         with psycopg.connect(self.server.get_uri(), autocommit=True) as link:
             link.execute(f'create database "{name}"')
         self.name = name
@@ -184,7 +184,7 @@ def test_a_data_base_that_is_gone_is_one_line(policy, postgres, monkeypatch):
 def test_what_a_data_base_refuses_is_one_line(policy, postgres):
     postgres.execute("drop table trial_params")
     with (
-        pytest.raises(StoreError, match=r"the data base failed \(\w+\): .*the same command") as found,
+        pytest.raises(StoreError, match=r"the database failed \(\w+\): .*the same command") as found,
         database_errors(),
     ):
         policy.next()

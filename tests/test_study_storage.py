@@ -67,7 +67,7 @@ def test_a_sweep_over_sqlite_goes_on_where_it_stopped(tmp_path, space):
 
 @pytest.fixture
 def cut_off(monkeypatch):
-    """Some of what a data base has carried out, it does not say, once it is open."""
+    """Some of what a database has carried out, it does not say, once it is open."""
     monkeypatch.setattr(buckets, "PAUSE_S", (0.001, 0.01))
     random, cuts = Random(0), []
 
