@@ -142,7 +142,7 @@ from imet_ray.cluster import sweep
 
 def train(config, data, slot):
     from imet_ray.cluster import ddp_trial as ddp
-    team.RESIZE_S = 3.0  # it is 300
+    ddp.RESIZE_S = 3.0  # it is 300
     ddp.run_ddp_trial(config, data, slot)
 
 sweep.train_in_group = train
