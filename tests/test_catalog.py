@@ -55,7 +55,7 @@ def make(root, **files):
 
 def problems(root):
     """Kind, place and verdict of each problem, after decoding."""
-    report = check_data(root, workers=2, progress=False)
+    report = check_data(root, workers=2)
     return [(p.kind, f"{p.where} row {p.row}", p.forbids) for p in report.problems]
 
 
@@ -130,7 +130,7 @@ def test_the_test_split_needs_neither_labels_nor_tables_nor_pictures(tmp_path, f
     root = make(tmp_path, **{"sample_submission.csv": None}, **files)
     catalog = read_catalog(root)
     assert (catalog.test.ids, catalog.test_labels) == (ids, None)
-    assert not check_data(root, workers=1, progress=False).forbids
+    assert not check_data(root, workers=1).forbids
 
 
 PROBLEMS = [  # file, what it now holds, what is wrong, and where
@@ -202,7 +202,7 @@ def test_all_rows_with_too_many_fields_are_named(tmp_path):
 
 def test_a_label_that_only_test_pictures_have_is_not_blamed_on_a_file_that_is_not_there(tmp_path):
     root = make(tmp_path, **{"labels.csv": None, "test.csv": HEAD + b"s,0\nt.jpg,1\nu,7\n"})
-    assert "labels.csv" not in check_data(root, workers=1, progress=False).text()
+    assert "labels.csv" not in check_data(root, workers=1).text()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -210,7 +210,7 @@ def test_a_dangling_link_forbids_training_and_is_no_traceback(tmp_path, split):
     train = TRAIN + b"d,1\n" if split == "train" else TRAIN
     root = make(tmp_path, **{"sample_submission.csv": None, "train.csv": train})
     (root / split / "d.png").symlink_to("nowhere.png")
-    assert check_data(root, workers=1, progress=False).forbids
+    assert check_data(root, workers=1).forbids
 
 
 def test_a_file_name_that_is_not_utf8_is_no_traceback(tmp_path, capsys):

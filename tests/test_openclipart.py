@@ -76,7 +76,7 @@ def source(tmp_path, monkeypatch):
 
 
 def fetched(root, source):
-    openclipart.fetch(root, source=source, progress=False)
+    openclipart.fetch(root, source=source)
     assert read_directory(root).problems == ()
     return read_catalog(root)
 
@@ -147,7 +147,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_result(tmp_path, source, 
 
     monkeypatch.setattr(openclipart, what, broken)
     with pytest.raises(KeyboardInterrupt):
-        openclipart.fetch(tmp_path / "clip", source=source, workers=1, progress=False)
+        openclipart.fetch(tmp_path / "clip", source=source, workers=1)
     assert not (tmp_path / "clip" / "sample_submission.csv").exists()
     fetched(tmp_path / "clip", source)
     assert contents(tmp_path / "clip") == contents(tmp_path / "whole")
@@ -169,7 +169,7 @@ def tool(tmp_path, monkeypatch):
 
 def one_line(root, source=None):
     with pytest.raises(ImetError) as caught:
-        openclipart.fetch(root, source=source, progress=False)
+        openclipart.fetch(root, source=source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -191,7 +191,7 @@ def test_a_download_that_fails_says_why_and_names_the_way_out(tmp_path, tool):
 def test_downloaded_packages_are_unpacked_converted_and_removed(tmp_path, source, tool):
     tool("apt-get", 'shift; for package in "$@"; do echo > "$package.deb"; done')
     tool("dpkg", f'mkdir -p "$3" && cp -r {source}/. "$3"')
-    openclipart.fetch(tmp_path / "clip", progress=False)
+    openclipart.fetch(tmp_path / "clip")
     fetched(tmp_path / "other", source)
     assert contents(tmp_path / "clip") == contents(tmp_path / "other")
     assert not (tmp_path / "clip" / "packages").exists()

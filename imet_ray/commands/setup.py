@@ -73,7 +73,7 @@ def cache_at(given: Path | None) -> Cache:
 
 def check_data(root: Path) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads(), progress=True)
+    report = check_directory(root, workers=torch.get_num_threads())
     print(report.text())
     return 1 if report.forbids else 0
 

@@ -1,4 +1,4 @@
-"""CSV tables by pandas: each cell is a string, and each problem names its row.
+"""CSV tables: each cell is a string, and each problem names its row.
 
 A byte-order mark, CRLF line ends and stray columns, as people and Kaggle write them, are read.
 """
@@ -15,7 +15,6 @@ from imet_ray.storage.files import LOCAL, Files, write_text
 
 BOM = "\ufeff"
 SHOWN = 50  # problems of one kind in a report; the rest is counted
-MOST_EXTRA = 64  # fields that a row may have beyond the first line's and be reported beside other problems
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ def read_table(
         text = _read_text(path)
         if text.startswith(BOM):
             problems.append(Problem("byte-order mark", name, 1, "read without it", forbids=False))
-        cells = _cells(text.removeprefix(BOM))
+        rows = _rows(text.removeprefix(BOM))
     except _UnusableError as error:
-        kind, row, text = error.args
-        problems.append(Problem(kind, name, row, text or f"expected columns {', '.join(columns)}"))
+        kind, number, text = error.args
+        problems.append(Problem(kind, name, number, text or f"expected columns {', '.join(columns)}"))
         return None
-    header = cells.iloc[0].dropna().str.strip().tolist()
+    header = [cell.strip() for cell in rows.pop(1)]
     missing = [column for column in columns if column not in header]
     if missing:
         text = f"{', '.join(missing)}; found {', '.join(header)[:100]}"
@@ -78,17 +77,19 @@ def read_table(
     stray = [column for i, column in enumerate(header) if column not in wanted or column in header[:i]]
     if stray:
         problems.append(Problem("stray column", name, 1, f"{', '.join(stray)}: ignored", forbids=False))
-    cells = cells.iloc[1:]
-    fields = cells.notna().sum(axis=1)
-    wrong = fields[(fields != len(header)) & (fields > 0)]
-    for number, n in zip(wrong.index.tolist(), wrong.tolist(), strict=True):
-        kind = "truncated row" if n < len(header) else "row with too many fields"
-        problems.append(Problem(kind, name, number, f"{n} of {len(header)} fields"))
-    cells = cells[fields == len(header)]
+    for number, cells in rows.items():
+        if cells and len(cells) != len(header):
+            kind = "truncated row" if len(cells) < len(header) else "row with too many fields"
+            problems.append(Problem(kind, name, number, f"{len(cells)} of {len(header)} fields"))
+    usable = {number: cells for number, cells in rows.items() if len(cells) == len(header)}
+    places = {column: header.index(column) for column in wanted if column in header}
     return pd.DataFrame(
-        {column: cells[header.index(column)].str.strip() if column in header else "" for column in wanted},
-        index=cells.index,
-        dtype=object,
+        {
+            column: [cells[places[column]].strip() if column in places else "" for cells in usable.values()]
+            for column in wanted
+        },
+        index=list(usable),
+        dtype=object,  # of str: pandas' own strings take no file name that is not UTF-8
     )
 
 
@@ -120,9 +121,8 @@ def _read_text(path: Path) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise _UnusableError(
-            "not UTF-8", _line(data, error.start), f"byte {data[error.start]:#04x}"
-        ) from None
+        what = f"byte {data[error.start]:#04x}"
+        raise _UnusableError("not UTF-8", _line(data, error.start), what) from None
     if not text.removeprefix(BOM).strip():
         raise _UnusableError("empty file", None, "")
     return text
@@ -132,41 +132,15 @@ def _line(data: bytes, place: int) -> int:
     return data[:place].count(b"\n") + 1
 
 
-def _cells(text: str) -> pd.DataFrame:
-    """All cells, the header's and those of empty lines included; NaN beyond a row's last field.
-
-    The index is the number of the line in which the row begins: a quoted field may have line ends.
-    """
-    commas = [line.count(",") for line in text.splitlines()]
-    width = 1 + min(max(commas), commas[0] + MOST_EXTRA)
-    regular = '"' not in text and min(commas) == max(commas) > 0
-    try:
-        cells = pd.read_csv(
-            io.StringIO(text, newline=""),
-            header=None,
-            names=range(width),
-            dtype=object,  # of str: pandas' own strings take no file name that is not UTF-8
-            keep_default_na=False,
-            skip_blank_lines=False,
-            # pandas' fast parser takes a truncated row for one with empty fields, an empty line for an empty field.
-            engine="c" if regular else "python",
-        )
-    except pd.errors.ParserError as error:
-        raise _UnusableError("damaged CSV", _damaged_row(text), str(error)) from None
-    cells.index = pd.RangeIndex(1, 1 + len(cells))
-    if '"' in text:
-        breaks = cells.apply(lambda column: column.str.count(r"\r\n|\r|\n")).sum(axis=1)
-        cells.index = pd.Index(1 + (1 + breaks).cumsum().shift(fill_value=0).astype(int))
-    return cells
-
-
-def _damaged_row(text: str) -> int | None:
-    """Where the row begins that no CSV file may have: pandas does not say it."""
+def _rows(text: str) -> dict[int, list[str]]:
+    """The cells of each row, by the number of the line in which it begins: a quoted field may have line ends."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: dict[int, list[str]] = {}
     row = 1
     try:
-        for _ in reader:
+        for cells in reader:
+            rows[row] = cells
             row = reader.line_num + 1
-    except csv.Error:
-        return row
-    return None
+    except csv.Error as error:
+        raise _UnusableError("damaged CSV", row, str(error)) from None
+    return rows

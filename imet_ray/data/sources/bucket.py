@@ -24,12 +24,11 @@ from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket, s
 MANIFEST = ".fetched-2.json"  # of an earlier version, whose tags are others: compared by content
 
 
-def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
+def fetch(url: str, folder: Path) -> Path:
     """Make a directory below `folder` what the bucket has; processes that ask at once share one fetch.
 
     Args:
         url: such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER.
-        progress: draw a bar, if stderr is a terminal.
 
     Raises:
         ConfigError: for a URL that is none, or where nothing lies.
@@ -47,7 +46,7 @@ def fetch(url: str, folder: Path, *, progress: bool = True) -> Path:
         known = read_json(root / MANIFEST) if (root / MANIFEST).exists() else {}
         late = {path: e for path, e in wanted.items() if not _have(root / path, e, known.get(path))}
         if late:
-            _bring(bucket, root, late, progress)
+            _bring(bucket, root, late)
         for path in known.keys() - wanted.keys():  # deleted there
             (root / path).unlink(missing_ok=True)
         now = {path: entry.tag for path, entry in wanted.items()}
@@ -72,7 +71,7 @@ def _have(path: Path, entry: Entry, tag: str | None) -> bool:
     return False
 
 
-def _bring(bucket: Bucket, root: Path, late: dict[str, Entry], progress: bool) -> None:
+def _bring(bucket: Bucket, root: Path, late: dict[str, Entry]) -> None:
     total = sum(entry.size for entry in late.values())
 
     def one(item: tuple[str, Entry]) -> int:
@@ -95,9 +94,7 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry], progress: bool) -
         return entry.size
 
     pool = ThreadPoolExecutor(THREADS)
-    bar = tqdm(
-        total=total, desc="fetch", unit="B", unit_scale=True, disable=None if progress else True, leave=False
-    )
+    bar = tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None, leave=False)
     try:
         for size in pool.map(one, late.items()):
             bar.update(size)

@@ -36,13 +36,12 @@ SUBJECT = re.compile(r"<dc:subject\b[^>]*>(.*?)</dc:subject>", re.DOTALL)
 ITEM = re.compile(r"<rdf:li\b[^>]*>([^<]*)</rdf:li>")
 
 
-def fetch(root: Path, *, source: Path | None = None, workers: int = 2, progress: bool = True) -> None:
+def fetch(root: Path, *, source: Path | None = None, workers: int = 2) -> None:
     """Make the data set in `root`, unless it is there. After an interruption it goes on.
 
     Args:
         source: a directory with the two unpacked packages; without it apt-get downloads them.
         workers: threads that convert pictures.
-        progress: draw a bar, if stderr is a terminal.
 
     Raises:
         DataError: one line, if the packages cannot be had.
@@ -53,7 +52,7 @@ def fetch(root: Path, *, source: Path | None = None, workers: int = 2, progress:
     try:
         root.mkdir(parents=True, exist_ok=True)
         unpacked = source if source is not None else _download(root / "packages")
-        _convert(root, unpacked, workers, progress)
+        _convert(root, unpacked, workers)
     except OSError as error:
         raise disk_error(root, error) from error
     shutil.rmtree(root / "packages", ignore_errors=True)
@@ -101,15 +100,13 @@ def _run(command: Sequence[str], folder: Path, way_out: str) -> None:
         raise DataError(f"`{' '.join(command[:2])}` failed ({last.strip()}): {hint}{way_out}")
 
 
-def _convert(root: Path, unpacked: Path, workers: int, progress: bool) -> None:
+def _convert(root: Path, unpacked: Path, workers: int) -> None:
     pairs = _pairs(unpacked)
     pictures = root / "pictures"
     pictures.mkdir(exist_ok=True)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         usable = pool.map(lambda pair: _shrink(pair[1], pictures / f"{pair[0]}.jpg"), pairs)
-        bar = tqdm(
-            usable, total=len(pairs), desc="openclipart", unit="img", disable=None if progress else True
-        )
+        bar = tqdm(usable, total=len(pairs), desc="openclipart", unit="img", disable=None)
         kept = [pair for pair, fits in zip(pairs, bar, strict=True) if fits]
     counts = Counter(word for _, _, words in kept for word in words)
     labels = sorted(word for word, n in counts.items() if n >= AT_LEAST)
@@ -120,14 +117,13 @@ def _convert(root: Path, unpacked: Path, workers: int, progress: bool) -> None:
         raise DataError(f"no picture with keywords in {unpacked}: is it the two unpacked packages?")
     test = set(np.random.default_rng(SEED).permutation(len(rows))[: round(TEST_SHARE * len(rows))].tolist())
     split = {
-        "train": [r for i, r in enumerate(rows) if i not in test],
-        "test": [rows[i] for i in sorted(test)],
+        "train": [row for i, row in enumerate(rows) if i not in test],
+        "test": [row for i, row in enumerate(rows) if i in test],
     }
     for name, part in split.items():
         (root / name).mkdir(exist_ok=True)
         for picture, _ in part:
-            if (pictures / f"{picture}.jpg").exists():  # else moved before an interruption
-                (pictures / f"{picture}.jpg").replace(root / name / f"{picture}.jpg")
+            (pictures / f"{picture}.jpg").replace(root / name / f"{picture}.jpg")
         label_sets = [" ".join(map(str, found)) for _, found in part]
         write_table(root / f"{name}.csv", {"id": [name for name, _ in part], "attribute_ids": label_sets})
     write_table(root / "labels.csv", {"attribute_id": range(len(labels)), "attribute_name": labels})
@@ -138,10 +134,7 @@ def _convert(root: Path, unpacked: Path, workers: int, progress: bool) -> None:
 
 def _pairs(unpacked: Path) -> list[tuple[str, Path, list[str]]]:
     """Id, picture and keywords of each picture that has any."""
-    pngs, svgs = (
-        next((folder for folder in sorted(unpacked.rglob(kind)) if folder.is_dir()), None)
-        for kind in ("openclipart/png", "openclipart/svg")
-    )
+    pngs, svgs = (next(unpacked.rglob(f"openclipart/{kind}"), None) for kind in ("png", "svg"))
     if pngs is None or svgs is None:
         raise DataError(
             f"{unpacked} has no openclipart/png and openclipart/svg in it: give the directory into which both "
@@ -150,15 +143,13 @@ def _pairs(unpacked: Path) -> list[tuple[str, Path, list[str]]]:
     pairs = []
     names: Counter[str] = Counter()
     for png in sorted(pngs.rglob("*.png")):
-        svg = (svgs / png.relative_to(pngs)).with_suffix(".svg")
-        if svg.exists():
-            words = keywords(svg.read_text(encoding="utf-8", errors="replace"))
-            if words:
-                name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(png.relative_to(pngs).with_suffix("").parts))
-                names[name] += 1  # "a b" and "a&b" give one name
-                if names[name] > 1:
-                    name += f".{names[name]}"
-                pairs.append((name, png, words))
+        place = png.relative_to(pngs).with_suffix("")
+        svg = svgs / f"{place}.svg"
+        words = keywords(svg.read_text(encoding="utf-8", errors="replace")) if svg.exists() else []
+        if words:
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(place.parts))
+            names[name] += 1  # "a b" and "a&b" give one name
+            pairs.append((f"{name}.{names[name]}" if names[name] > 1 else name, png, words))
     return pairs
 
 
@@ -167,8 +158,7 @@ def _shrink(png: Path, target: Path) -> bool:
 
     JPEG, quality 95: a fifth of PNG's bytes, and 0.3 % of the pixels' range in error on drawings.
     """
-    places = (target, *(target.parent.parent / split / target.name for split in ("train", "test")))
-    if any(place.exists() for place in places):
+    if target.exists():
         return True
     try:
         pixels = read_rgb(png, short_side=SHORT_SIDE)
