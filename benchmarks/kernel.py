@@ -29,7 +29,7 @@ from benchmarks.loader import MEAN, STD, photograph
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Prefix
-from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, predicted_batches
+from imet_ray.prediction.predict import EVAL_BATCH, Inference, half_of, predict_batches
 from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import Variant, default_pack_short_side
 from kernel_builder.runtime.image_cache import ImageCache
@@ -43,8 +43,8 @@ LABELS = 100
 VIEWS = ("centre", "flip")
 BATCH = EVAL_BATCH // len(VIEWS)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-AUTOCAST = compute_dtype(DEVICE, "bf16")
 ON_GPU = DEVICE.type == "cuda"
+AUTOCAST = half_of(DEVICE) if ON_GPU else None
 
 
 class Stopwatch:
@@ -119,15 +119,9 @@ def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, fo
     recipe, short_side = manifest.members[0].recipe, manifest.members[0].pack_short_side
 
     def batches(member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
-        return predicted_batches(
-            models[int(weights.trial)],
-            images.get(short_side, keep=[short_side]),
-            np.arange(len(files)),
-            views=recipe.views,
-            image_size=recipe.image_size,
-            pace=Pace(BATCH, cores - 1 if ON_GPU else 0),
-            device=DEVICE,
-            autocast=AUTOCAST,
+        how = Inference.of(recipe, DEVICE, workers=cores - 1 if ON_GPU else 0)
+        return predict_batches(
+            models[int(weights.trial)], images.get(short_side, keep=[short_side]), np.arange(len(files)), how
         )
 
     def publish(blend: RunningBlend) -> None:

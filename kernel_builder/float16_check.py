@@ -18,7 +18,7 @@ from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.prediction.predict import predict_by_recipe
+from imet_ray.prediction.predict import Inference, predict_rows
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json
 from imet_ray.storage.files import write_json
@@ -138,14 +138,14 @@ def _predicted(
         if not len(own):
             continue
         trial.fetch(trial.best)
-        model, _ = load_tagger(trial.best)
+        model, _ = load_tagger(trial.best, device)
         pack = data.split.pack(spec.pack_short_side)
-        exact[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+        exact[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
         for tensor in model.state_dict().values():
             if tensor.dtype == torch.float32:
                 tensor.copy_(tensor.half())
                 if not tensor.isfinite().all():  # a variance may be: what it predicts is finite, and wrong
                     rounded[:] = np.nan
                     return exact, rounded
-        rounded[own] = predict_by_recipe(model, spec.recipe, pack, rows[own], device=device)
+        rounded[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
     return exact, rounded

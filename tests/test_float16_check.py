@@ -51,7 +51,7 @@ def blended(trained):
 def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(trained, blended, monkeypatch):
     run = trained.run
     assert abs(measure_loss(run, blended, blended.members).moved) < 0.02
-    original = float16_check.predict_by_recipe
+    original = float16_check.predict_rows
     calls = 0
 
     def broken(*args, **kwargs):
@@ -60,17 +60,17 @@ def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(tra
         probs = original(*args, **kwargs)
         return probs if calls % 2 else 1 - probs  # the second time weights are rounded
 
-    monkeypatch.setattr(float16_check, "predict_by_recipe", broken)
+    monkeypatch.setattr(float16_check, "predict_rows", broken)
     found = measure_loss(run, blended, blended.members)
     assert abs(found.moved) > 0.02
     assert not found.harmless
 
 
 def test_numbers_that_float16_cannot_hold_are_not_harmless(trained, blended, monkeypatch):
-    def infinite(model, recipe, pack, rows, *, device):
+    def infinite(model, pack, rows, how):
         return np.full((len(rows), len(trained.run.data.label_ids)), np.nan, np.float16)
 
-    monkeypatch.setattr(float16_check, "predict_by_recipe", infinite)
+    monkeypatch.setattr(float16_check, "predict_rows", infinite)
     assert not measure_loss(trained.run, blended, blended.members).harmless
 
 
@@ -96,8 +96,8 @@ def test_a_variance_that_float16_cannot_hold_is_not_harmless_though_it_predicts_
 ):
     original = float16_check.load_tagger
 
-    def large(path):
-        model, info = original(path)
+    def large(path, device):
+        model, info = original(path, device)
         next(t for name, t in model.state_dict().items() if name.endswith("running_var")).fill_(1e5)
         return model, info
 

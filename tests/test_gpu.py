@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_distributed import SMOOTH, alone, of_team, together
 
 from imet_ray.models.models import build_model
-from imet_ray.prediction.predict import Pace, predict_rows, predicted_batches
+from imet_ray.prediction.predict import Inference, predict_rows
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.train_trial import train_trial
@@ -61,13 +61,13 @@ def test_a_batch_too_large_for_the_memory_is_trained_in_parts(tiny_data, make_sp
 def test_a_batch_too_large_for_the_memory_is_predicted_in_smaller_ones(tiny_data, memory):
     model = build_model("resnet26", n_labels=9, image_size=64, dropout=0.0, weights="none").to(GPU)
     pack, rows = tiny_data.split.pack(64), np.arange(90)
-    how = {"views": ("centre", "flip"), "image_size": 64, "device": GPU, "autocast": None}
+    views = ("centre", "flip")
     torch.cuda.reset_peak_memory_stats()
-    whole = predict_rows(model, pack, rows, batch_size=90, **how)
+    whole = predict_rows(model, pack, rows, Inference(GPU, views, 64, 90))
     memory(int(0.8 * torch.cuda.max_memory_allocated()))
-    pace = Pace(90)
-    found = np.concatenate(list(predicted_batches(model, pack, rows, pace=pace, **how)))
-    assert pace.batch_size < 90
+    how = Inference(GPU, views, 64, 90)
+    found = predict_rows(model, pack, rows, how)
+    assert how.batch_size < 90
     np.testing.assert_allclose(found.astype(np.float32), whole.astype(np.float32), atol=2e-3)
 
 
@@ -77,9 +77,9 @@ def test_half_precision_predicts_nearly_the_same(tiny_data, dtype, tolerance):
     model = build_model("resnet26", n_labels=9, image_size=64, dropout=0.0, weights="none").to(GPU)
     pack, rows = tiny_data.split.pack(64), np.arange(90)
     probs = [
-        predict_rows(
-            model, pack, rows, views=("centre",), image_size=64, batch_size=32, device=GPU, autocast=autocast
-        ).astype(np.float32)
+        predict_rows(model, pack, rows, Inference(GPU, ("centre",), 64, 32, autocast=autocast)).astype(
+            np.float32
+        )
         for autocast in (None, dtype)
     ]
     assert 0 < np.abs(probs[0] - probs[1]).max() < tolerance

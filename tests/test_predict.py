@@ -7,7 +7,7 @@ from PIL import Image
 
 from imet_ray.data.packed_images import Pack, build_pack
 from imet_ray.data.views import apply_view
-from imet_ray.prediction.predict import predict_rows
+from imet_ray.prediction.predict import Inference, predict_rows
 
 CPU = torch.device("cpu")
 
@@ -39,8 +39,7 @@ def pack(tmp_path_factory) -> Pack:
 
 
 def predict(model, pack, rows, views, batch_size):
-    how = {"image_size": 16, "device": CPU, "autocast": None}
-    return predict_rows(model, pack, np.array(rows), views=views, batch_size=batch_size, **how)
+    return predict_rows(model, pack, np.array(rows), Inference(CPU, views, 16, batch_size))
 
 
 def test_the_mean_over_the_views_is_predicted_in_the_order_of_the_rows(pack):

@@ -64,7 +64,7 @@ class Stranger:
             self.trial.result: lambda: (read_result(self.trial), standings(self.store, self.variants)),
             self.trial.spec: lambda: (read_spec(self.trial), standings(self.store, self.variants)),
             self.trial.metrics: lambda: (read_json_lines(self.trial.metrics), Watcher(self.store).look()),
-            self.trial.best: lambda: load_tagger(self.trial.best),
+            self.trial.best: lambda: load_tagger(self.trial.best, torch.device("cpu")),
             self.trial.last: lambda: load_state(self.trial.last),
             self.trial.oof: lambda: read_predictions(self.trial.oof),
             self.store.experiment: lambda: (read_experiment(self.store), Watcher(self.store).look()),

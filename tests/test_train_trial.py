@@ -279,7 +279,7 @@ def test_a_checkpoint_predicts_its_fold_once_and_again_only_if_it_changed(run, m
 
 def test_a_checkpoint_builds_its_own_model_and_predicts_as_in_training(run, make_spec, tiny_data):
     result, trial = run(make_spec(keep="last", views=["centre"]))
-    model, info = load_tagger(trial.best)
+    model, info = load_tagger(trial.best, CPU)
     assert not model.training
     assert info.score == result.score
     rows = tiny_data.rows(0, held_out=True)

@@ -100,8 +100,8 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
         raise damaged(path, error) from None
 
 
-def load_tagger(path: Path) -> tuple[Tagger, CheckpointInfo]:
-    """Build the model of a checkpoint, in evaluation mode, on the CPU."""
+def load_tagger(path: Path, device: torch.device) -> tuple[Tagger, CheckpointInfo]:
+    """Build the model of a checkpoint, in evaluation mode, on a device."""
     info = read_info(path)
     recipe = info.spec.recipe
     model = build_model(
@@ -112,6 +112,7 @@ def load_tagger(path: Path) -> tuple[Tagger, CheckpointInfo]:
         weights="none",
     )
     load_weights(path, model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), info
 
 

@@ -44,11 +44,24 @@ class Predictions:
 
 
 @dataclass
-class Pace:
-    """How pictures go through a model; lowered where memory or loader processes fail, and it stays so."""
+class Inference:
+    """How pictures go through a model. Batch and loaders are lowered where memory or loader processes fail."""
 
+    device: torch.device
+    views: tuple[str, ...]
+    image_size: int  # pixels
     batch_size: int  # pictures; each has all its views in the batch
-    workers: int = 0  # loader processes
+    workers: int = 0  # loader processes; 0: this one
+    autocast: torch.dtype | None = None  # None: float32
+
+    @classmethod
+    def of(
+        cls, recipe: Variant, device: torch.device, *, workers: int = 0, n_views: int | None = None
+    ) -> "Inference":
+        """As a recipe says, with all its views or the first ones."""
+        views = recipe.views[:n_views]
+        autocast = half_of(device) if device.type == "cuda" and recipe.precision == "bf16" else None
+        return cls(device, views, recipe.image_size, max(1, EVAL_BATCH // len(views)), workers, autocast)
 
 
 def half_of(device: torch.device) -> torch.dtype:
@@ -57,119 +70,55 @@ def half_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def compute_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """What a model computes in: float32 (None) on a CPU and where a recipe says so, else half of it."""
-    return half_of(device) if device.type == "cuda" and precision == "bf16" else None
-
-
-def predict_rows(
-    model: Tagger,
-    pack: Pictures,
-    rows: np.ndarray,
-    *,
-    views: Sequence[str],
-    image_size: int,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    workers: int = 0,
-) -> np.ndarray:
-    """Mean probability over the views.
+def predict_rows(model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference) -> np.ndarray:
+    """Mean probability over the views: (n, C) float16, in the order of `rows`. NaN is for the caller to judge.
 
     Args:
-        rows: (n,) indices into the pack.
-        batch_size: pictures per batch; each has all its views in it. Halved while the GPU's memory is too small.
-        autocast: of `compute_dtype`; None: float32.
-
-    Returns:
-        (n, C) float16, in the order of `rows`. NaN is passed on for the caller to judge.
+        model: on the device.
+        rows: (n,) indices of the pictures.
     """
-    return np.concatenate(
-        list(
-            predicted_batches(
-                model,
-                pack,
-                rows,
-                views=views,
-                image_size=image_size,
-                pace=Pace(batch_size, workers),
-                device=device,
-                autocast=autocast,
-            )
-        )
-    )
+    return np.concatenate(list(predict_batches(model, pictures, rows, how)))
 
 
-def predict_by_recipe(
-    model: Tagger,
-    recipe: Variant,
-    pack: Pictures,
-    rows: np.ndarray,
-    *,
-    device: torch.device,
-    workers: int = 0,
-) -> np.ndarray:
-    """`predict_rows` with a recipe's views, size and precision; the model goes to the device."""
-    return predict_rows(
-        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        pack,
-        rows,
-        views=recipe.views,
-        image_size=recipe.image_size,
-        batch_size=max(1, EVAL_BATCH // len(recipe.views)),
-        device=device,
-        autocast=compute_dtype(device, recipe.precision),
-        workers=workers,
-    )
-
-
-def predicted_batches(
-    model: Tagger,
-    pack: Pictures,
-    rows: np.ndarray,
-    *,
-    views: Sequence[str],
-    image_size: int,
-    pace: Pace,
-    device: torch.device,
-    autocast: torch.dtype | None,
+def predict_batches(
+    model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference
 ) -> Iterator[np.ndarray]:
     """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
 
-    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here: both in `pace`.
+    Too little GPU memory halves the batch, and a loader process that dies is replaced by loading here: both in `how`.
     What is predicted already is not predicted again. What float16 is too small for is computed in float32.
     """
     model.eval()
     done, trouble = 0, ""
     while done < len(rows):
         batches = view_batches(
-            pack,
+            pictures,
             rows[done:],
-            views,
-            image_size,
-            batch_size=pace.batch_size,
-            workers=pace.workers,
-            pin_memory=device.type == "cuda",
+            how.views,
+            how.image_size,
+            batch_size=how.batch_size,
+            workers=how.workers,
+            pin_memory=how.device.type == "cuda",
         )
         loading = True
         try:
             for images in batches:
                 loading = False
-                probs = _predict_batch(model, images, device, autocast)
-                if autocast == torch.float16 and not np.isfinite(probs).all():
+                probs = _predict_batch(model, images, how)
+                if how.autocast == torch.float16 and not np.isfinite(probs).all():
                     logger.warning("numbers too large for float16: computing in float32")
-                    autocast = None
-                    probs = _predict_batch(model, images, device, autocast)
+                    how.autocast = None
+                    probs = _predict_batch(model, images, how)
                 done += len(probs)
                 yield probs
                 loading = True
         except Exception as error:
             loading |= loader_died(error)  # raised wherever this process is
-            if _out_of_memory(error) and pace.batch_size > 1:
-                pace.batch_size //= 2
-                trouble = f"out of GPU memory: predicting in batches of {pace.batch_size}"
-            elif pace.workers and loading:  # one died, or did not start; else it comes again
-                pace.workers = 0
+            if _out_of_memory(error) and how.batch_size > 1:
+                how.batch_size //= 2
+                trouble = f"out of GPU memory: predicting in batches of {how.batch_size}"
+            elif how.workers and loading:  # one died, or did not start; else it comes again
+                how.workers = 0
                 trouble = f"loader processes failed ({first_line(error)}): loading in this process"
             else:
                 raise
@@ -186,13 +135,11 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 @torch.inference_mode()
-def _predict_batch(
-    model: Tagger, images: torch.Tensor, device: torch.device, autocast: torch.dtype | None
-) -> np.ndarray:
+def _predict_batch(model: Tagger, images: torch.Tensor, how: Inference) -> np.ndarray:
     """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
     n, n_views = images.shape[:2]
-    flat = images.flatten(0, 1).to(device, non_blocking=True)
-    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    flat = images.flatten(0, 1).to(how.device, non_blocking=True)
+    with torch.autocast(how.device.type, dtype=how.autocast, enabled=how.autocast is not None):
         logits = model(flat)
     probs: torch.Tensor = logits.float().sigmoid().view(n, n_views, -1).mean(1)
     return np.asarray(probs.half().cpu().numpy())
@@ -260,7 +207,7 @@ def predict_checkpoint(
     Args:
         rows: (n,) which pictures of the split, in the order wanted.
         path: where to write; one of `trial`'s own paths.
-        label_ids: the labels that the data set has; the checkpoint must have been trained on the same.
+        label_ids: of the dataset; the checkpoint must have been trained on the same.
 
     Raises:
         StoreError: if the checkpoint is missing, damaged, or of other labels.
@@ -270,16 +217,16 @@ def predict_checkpoint(
     if info.label_ids != tuple(label_ids):
         raise StoreError(
             f"{trial.best} was trained on {len(info.label_ids)} labels, the data have "
-            f"{len(label_ids)} or others: predict with the data set that it was trained on"
+            f"{len(label_ids)} or others: predict with the dataset that it was trained on"
         )
     recipe = info.spec.recipe
     digest = file_digest(trial.best)
     ids = np.array(split.ids)[rows]
     if fits(path, digest, recipe.views, split.digest, ids):
         return False
-    model, _ = load_tagger(trial.best)
+    model, _ = load_tagger(trial.best, device)
     pack = split.pack(info.spec.pack_short_side)
-    probs = predict_by_recipe(model, recipe, pack, rows, device=device, workers=workers)
+    probs = predict_rows(model, pack, rows, Inference.of(recipe, device, workers=workers))
     if not np.isfinite(probs).all():
         raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
     seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ from imet_ray.data.packed_images import Pack
 from imet_ray.errors import TrialError
 from imet_ray.models.models import Tagger
 from imet_ray.prediction.metrics import log_loss, metric_named
-from imet_ray.prediction.predict import EVAL_BATCH, compute_dtype, predict_rows
+from imet_ray.prediction.predict import Inference, predict_rows
 from imet_ray.specs import TrialSpec
 from imet_ray.training.distributed import Hardware
 
@@ -40,18 +40,9 @@ def evaluate_fold(
         TrialError: if a probability is no number.
     """
     started = time.monotonic()
-    recipe, metric = spec.recipe, metric_named(spec.metric)
-    probs = predict_rows(
-        model,
-        pack,
-        hardware.team.share(rows),
-        views=recipe.views[:1],
-        image_size=recipe.image_size,
-        batch_size=EVAL_BATCH,
-        device=hardware.device,
-        autocast=compute_dtype(hardware.device, recipe.precision),
-        workers=hardware.loader_workers,
-    )
+    metric = metric_named(spec.metric)
+    how = Inference.of(spec.recipe, hardware.device, workers=hardware.loader_workers, n_views=1)
+    probs = predict_rows(model, pack, hardware.team.share(rows), how)
     probs = hardware.team.gathered(probs, len(rows))
     if not np.isfinite(probs).all():
         raise TrialError(f"predictions became NaN in epoch {epoch}")

@@ -12,7 +12,7 @@ import torch
 
 from imet_ray.errors import StoreError, first_line
 from imet_ray.models.models import Tagger, build_model
-from imet_ray.prediction.predict import EVAL_BATCH, Pace, compute_dtype, half_of, predicted_batches
+from imet_ray.prediction.predict import Inference, half_of, predict_batches
 from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.locate_weights import FoundWeights, read_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
@@ -40,14 +40,14 @@ class Checkpoints:
         """
         Args:
             found: by trial.
-            batch_size: pictures; None: as many as have `EVAL_BATCH` views.
+            batch_size: pictures; None: as `Inference.of` has it.
             workers: loader processes.
         """
         self.manifest, self.found, self.secret, self.images = manifest, found, secret, images
         self.device, self.batch_size, self.workers = device, batch_size, workers
         self._order = [weights.trial for member in manifest.members for weights in member.weights]
         self._read: dict[str, Future[bytes]] = {}  # begun, and not yet used
-        self._paces: dict[str, Pace] = {}  # by member: a batch that was too large once is not tried again
+        self._how: dict[str, Inference] = {}  # by member: a batch that was too large once is not tried again
 
     def open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
         """Set up a checkpoint and its pictures. Its batches are (b, C) float16, in order.
@@ -59,17 +59,9 @@ class Checkpoints:
         members = self.manifest.members
         needed = {other.pack_short_side for other in members[members.index(member) :]}
         pictures = self.images.get(member.pack_short_side, keep=needed)
-        model = self._model(member, weights)
-        return predicted_batches(
-            model.to(self.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            pictures,
-            np.arange(len(self.images.test.ids)),
-            views=member.recipe.views,
-            image_size=member.recipe.image_size,
-            pace=self._pace(member),
-            device=self.device,
-            autocast=compute_dtype(self.device, member.recipe.precision),
-        )
+        model = self._model(member, weights).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rows = np.arange(len(self.images.test.ids))
+        return predict_batches(model, pictures, rows, self._inference(member))
 
     def _model(self, member: KernelMember, weights: Weights) -> Tagger:
         read = self._read.pop(weights.trial)
@@ -106,13 +98,13 @@ class Checkpoints:
         except BaseException as error:
             future.set_exception(error)
 
-    def _pace(self, member: KernelMember) -> Pace:
-        """Batch size and loaders of a member. Loaders that died once are not started again for other members."""
-        if member.name not in self._paces:
-            workers = min((pace.workers for pace in self._paces.values()), default=self.workers)
-            size = self.batch_size or max(1, EVAL_BATCH // len(member.recipe.views))
-            self._paces[member.name] = Pace(size, workers)
-        return self._paces[member.name]
+    def _inference(self, member: KernelMember) -> Inference:
+        """How a member predicts. Loaders that died once are not started again for other members."""
+        if member.name not in self._how:
+            workers = min((how.workers for how in self._how.values()), default=self.workers)
+            self._how[member.name] = how = Inference.of(member.recipe, self.device, workers=workers)
+            how.batch_size = self.batch_size or how.batch_size
+        return self._how[member.name]
 
 
 def usable_device() -> torch.device:
