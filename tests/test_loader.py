@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from imet_ray.data.augmentation import TrainTransform
-from imet_ray.data.loader import Timed, TrainDataset, ViewDataset, loader_died, train_batches, view_batches
+from imet_ray.data.loader import Timed, TrainDataset, loader_died, train_batches, view_batches
 from imet_ray.data.packed_images import Pack, build_pack
 from imet_ray.data.views import VIEWS, apply_view
 
@@ -169,10 +169,6 @@ def test_view_batches_show_each_row_in_order_in_each_view(pack: Pack, workers: i
     assert images.dtype == torch.uint8
     expected = [[apply_view(pack[row], view, SIZE) for view in views] for row in ROWS]
     assert np.array_equal(images.numpy().transpose(0, 1, 3, 4, 2), np.array(expected))
-
-
-def test_one_item_of_the_views_has_the_shape_of_the_batches(pack: Pack) -> None:
-    assert ViewDataset(pack, ROWS, ["centre"], SIZE)[2].shape == (1, 3, SIZE, SIZE)
 
 
 def test_waiting_for_batches_is_measured_and_working_on_them_is_not() -> None:

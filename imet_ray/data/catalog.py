@@ -5,7 +5,7 @@ compared here; `imet_ray.data.check` decodes every picture as well.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,31 +81,30 @@ class Reading:
 
 def assemble(root: Path, tables: Tables, problems: list[Problem]) -> Reading:
     """Match ids with pictures and label sets with labels; what is wrong is added to `problems`."""
-    names, groups = _label_names(tables, problems)
-    labels = _Labels({label: i for i, label in enumerate(names)}, (tables.labels or tables.train).name)
-    train, kept = _split("train", tables.train, tables.train_pictures, problems)
-    hot = labels.of(Table(tables.train.name, kept), problems, may_be_empty=False)
-    test, test_kept = _split("test", tables.test, tables.test_pictures, problems)
-    test_labels = _test_labels(tables.test_labels, test.ids, labels, problems)
-    rows = {
-        file: (table.name, int(row))
-        for split, table, found in ((train, tables.train, kept), (test, tables.test, test_kept))
-        for file, row in zip(split.files, found.index, strict=True)
-    }
+    known = _known_labels(tables, problems)
+    known_from = (tables.labels or tables.train).name
+    train, train_rows = _split("train", tables.train, tables.train_pictures, problems)
+    labelled = Table(tables.train.name, tables.train.rows.loc[list(train_rows.values())])
+    labels = _label_sets(labelled, known, known_from, problems)
+    test, test_rows = _split("test", tables.test, tables.test_pictures, problems)
+    tested = _test_table(tables.test_labels, test.ids, problems)
+    test_labels = _label_sets(tested, known, known_from, problems) if tested is not None else None
     pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
+    rows = {file: (tables.train.name, row) for file, row in train_rows.items()}
+    rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
     if any(problem.forbids for problem in problems):
         return Reading(None, tuple(problems), pictures, rows)
-    label_ids, label_names = tuple(names), tuple(names.values())
+    names = tuple(name for name, _ in known.values())
     catalog = Catalog(
         root=root.resolve(),
-        label_ids=label_ids,
-        label_names=label_names,
+        label_ids=tuple(known),
+        label_names=names,
         train=train,
-        labels=hot,
+        labels=labels,
         test=test,
         test_labels=test_labels,
-        label_groups=label_groups(label_names, groups),
-        digest=_digest(train, label_ids, hot),
+        label_groups=label_groups(names, [group for _, group in known.values()]),
+        digest=_digest(train, tuple(known), labels),
         test_digest=_digest(test, (), None),
     )
     return Reading(catalog, tuple(problems), pictures, rows)
@@ -125,20 +124,19 @@ def picture_files(folder: Path) -> dict[str, Path]:
     return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
 
 
-def _label_names(tables: Tables, problems: list[Problem]) -> tuple[dict[str, str], list[str]]:
-    """Label id to name, in order; and the group of each label."""
+def _known_labels(tables: Tables, problems: list[Problem]) -> dict[str, tuple[str, str]]:
+    """Name and group of each label id, in order."""
     if tables.labels is None:
         used = {label for text in tables.train.rows["attribute_ids"] for label in text.split()}
-        return {label: label for label in _ordered(used)}, [""] * len(used)
-    names: dict[str, str] = {}
-    groups: dict[str, str] = {}
+        return {label: (label, "") for label in _ordered(used)}
+    known: dict[str, tuple[str, str]] = {}
     for row, label, name, group in tables.labels.rows.itertuples(name=None):
         if not label:
             problems.append(Problem("empty label id", tables.labels.name, row, ""))
-        elif label in names:
+        elif label in known:
             problems.append(Problem("repeated label", tables.labels.name, row, repr(label)))
-        names[label], groups[label] = name, group
-    return names, list(groups.values())
+        known[label] = name, group
+    return known
 
 
 def _ordered(labels: set[str]) -> list[str]:
@@ -148,79 +146,69 @@ def _ordered(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The known labels, and the table that they are from."""
+def _label_sets(table: Table, known: Iterable[str], known_from: str, problems: list[Problem]) -> np.ndarray:
+    """The label sets of a table's rows: (n, C) uint8.
 
-    index: dict[str, int]
-    known_from: str
-
-    def of(self, table: Table, problems: list[Problem], *, may_be_empty: bool) -> np.ndarray:
-        """The label sets of a table's rows: (n, C) uint8."""
-        hot = np.zeros((len(table.rows), len(self.index)), np.uint8)
-        for i, (row, text) in enumerate(numbered(table.rows, "attribute_ids")):
-            labels = text.split()
-            for label in labels:
-                position = self.index.get(label)
-                if position is None:
-                    kind, what = f"label that {self.known_from} lacks", repr(label)
-                    problems.append(Problem(kind, table.name, row, what))
-                elif hot[i, position]:
-                    problems.append(Problem("repeated label", table.name, row, repr(label)))
-                else:
-                    hot[i, position] = 1
-            if not labels and not may_be_empty:
-                text = repr(table.rows["id"].iloc[i])
-                problems.append(Problem("row without labels", table.name, row, text))
-        return hot
+    Args:
+        known: the labels' ids.
+        known_from: the table that they are from.
+    """
+    place = {label: i for i, label in enumerate(known)}
+    labels = np.zeros((len(table.rows), len(place)), np.uint8)
+    for i, (row, text) in enumerate(numbered(table.rows, "attribute_ids")):
+        for label in text.split():
+            if label not in place:
+                problems.append(Problem(f"label that {known_from} lacks", table.name, row, repr(label)))
+            elif labels[i, place[label]]:
+                problems.append(Problem("repeated label", table.name, row, repr(label)))
+            else:
+                labels[i, place[label]] = 1
+        if not text:
+            picture = table.rows["id"].iloc[i]
+            problems.append(Problem("row without labels", table.name, row, repr(picture)))
+    return labels
 
 
 def _split(
     name: str, table: Table, pictures: dict[str, Path], problems: list[Problem]
-) -> tuple[Split, pd.DataFrame]:
-    """The pictures that a table's rows name, and those rows that name one."""
+) -> tuple[Split, dict[Path, int]]:
+    """The pictures that a table's rows name, and the row of each."""
     if len(table.rows) and not pictures:
         text = f"{table.name} has {len(table.rows):,} ids"
         problems.append(Problem("no pictures", name, None, text))
-        return Split((), ()), table.rows.iloc[:0]
+        return Split((), ()), {}
     by_stem: dict[str, list[Path]] = {}
     for file in pictures.values():
         by_stem.setdefault(file.stem, []).append(file)
     seen: dict[str, int] = {}
     taken: dict[Path, int] = {}  # a and a.png are one picture
-    found: dict[str, Path] = {}
+    ids = []
     for row, picture in numbered(table.rows, "id"):
-        wrong = _wrong_id(picture, seen)
-        if wrong is None:
-            seen[picture] = row
-            exact = pictures.get(picture)
-            files = [exact] if exact is not None else by_stem.get(picture, [])
-            wrong = _wrong_file(picture, files, taken)
+        files = [pictures[picture]] if picture in pictures else by_stem.get(picture, [])
+        wrong = _wrong(picture, files, seen, taken)
+        seen.setdefault(picture, row)
         if wrong is not None:
             problems.append(Problem(wrong[0], table.name, row, wrong[1]))
             continue
         taken[files[0]] = row
-        found[picture] = files[0]
-    extra = len(pictures) - len(found)
-    if len(table.rows) and extra > 0 and len(found) == len(table.rows):
+        ids.append(picture)
+    extra = len(pictures) - len(ids)
+    if extra > 0 and 0 < len(table.rows) == len(ids):
         text = f"{extra:,} are not used"
         problems.append(Problem("files without an id", name, None, text, forbids=False))
-    return Split(tuple(found), tuple(found.values())), table.rows.loc[list(taken.values())]
+    return Split(tuple(ids), tuple(taken)), taken
 
 
-def _wrong_id(picture: str, seen: dict[str, int]) -> tuple[str, str] | None:
-    """Why it cannot be a picture's id: the kind of problem and its text."""
+def _wrong(
+    picture: str, files: Sequence[Path], seen: dict[str, int], taken: dict[Path, int]
+) -> tuple[str, str] | None:
+    """Why an id, or the files that may be its picture, cannot be: the kind of problem and its text."""
     if not picture:
         return "empty id", ""
     if "/" in picture or "\\" in picture or picture in (".", ".."):
         return "id is a path", repr(picture)
     if picture in seen:
         return "duplicate id", f"{picture!r}, first in row {seen[picture]}"
-    return None
-
-
-def _wrong_file(picture: str, files: Sequence[Path], taken: dict[Path, int]) -> tuple[str, str] | None:
-    """Why the files that may be an id's picture cannot be: the kind of problem and its text."""
     if not files:
         return "id without a file", f"no picture is called {picture!r}"
     if len(files) > 1:
@@ -232,23 +220,17 @@ def _wrong_file(picture: str, files: Sequence[Path], taken: dict[Path, int]) -> 
     return None
 
 
-def _test_labels(
-    table: Table | None, ids: Sequence[str], labels: _Labels, problems: list[Problem]
-) -> np.ndarray | None:
-    """Labels of the test pictures, if all have them: (n, C) uint8."""
+def _test_table(table: Table | None, ids: Sequence[str], problems: list[Problem]) -> Table | None:
+    """The labelled rows of the test pictures, in their order, if all have labels."""
     if table is None or not ids:
         return None
     rows = table.rows[table.rows["attribute_ids"] != ""].reset_index(names="row")
     rows = rows.drop_duplicates("id", keep="last").set_index("id", drop=False)
-    if rows.empty:
-        return None
     missing = len(ids) - int(rows["id"].isin(ids).sum())
-    if missing:
+    if missing and len(rows):
         text = f"{missing:,} of {len(ids):,} test pictures have none: test labels are not used"
         problems.append(Problem("test labels are incomplete", table.name, None, text, forbids=False))
-        return None
-    ordered = rows.loc[list(ids)].set_index("row")
-    return labels.of(Table(table.name, ordered), problems, may_be_empty=True)
+    return None if missing else Table(table.name, rows.loc[list(ids)].set_index("row"))
 
 
 def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None) -> str:

@@ -7,7 +7,7 @@ device, as its first step.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # prediction needs no albumentations
 PREFETCH = 2  # batches that each worker has ready
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-T_co = TypeVar("T_co", covariant=True)
 
 
 class Pictures(Protocol):
@@ -34,24 +33,11 @@ class Pictures(Protocol):
         ...
 
 
-class SizedIterable(Protocol[T_co]):
-    """Batches whose number is known."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[T_co]: ...
-
-
 class TrainDataset(Dataset[Batch]):
     """Augmented pictures of some rows of a pack, with their labels. They differ in each epoch."""
 
     def __init__(
-        self,
-        pack: Pack,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        transform: "TrainTransform",
-        seed: int,
+        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, transform: "TrainTransform", seed: int
     ) -> None:
         """
         Args:
@@ -87,8 +73,7 @@ class TrainDataset(Dataset[Batch]):
 
     def _picture_seed(self, row: int) -> int:
         """32 bits from (seed, epoch, row)."""
-        state = np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)
-        return int(state[0])
+        return int(np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0])
 
 
 class ViewDataset(Dataset[torch.Tensor]):
@@ -106,10 +91,6 @@ class ViewDataset(Dataset[torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """One picture: (V, 3, S, S) uint8."""
-        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
         """A batch in one piece: (B, V, 3, S, S) uint8."""
@@ -132,30 +113,22 @@ def train_batches(
     size: int = 1,
     least: int = 2,
     pin_memory: bool = False,
-) -> SizedIterable[Batch]:
+) -> DataLoader[Batch]:
     """The batches of the dataset's current epoch: (B, 3, S, S) uint8 and (B, C) float32.
 
     Args:
         batch_size: of all `size` processes together.
         workers: processes that prepare batches; 0 prepares them here.
         rank: which of the `size` processes that train together this one is; it gets its part of each batch.
-        least: the fewest pictures that a last batch may have; see `whole_batches`.
+        least: a last batch of fewer pictures is left out, unless it is the only one or `batch_size` is smaller.
+            Batch norm cannot learn from one picture.
         pin_memory: for a GPU, which fetches such batches while it computes.
     """
-    batches = whole_batches(dataset.order(), batch_size, at_least=min(least, batch_size))
-    parts = [np.array_split(batch, size)[rank].tolist() for batch in batches]
+    batches = _cut(dataset.order(), batch_size)
+    if len(batches) > 1 and len(batches[-1]) < min(least, batch_size):
+        batches.pop()
+    parts = [np.array_split(batch, size)[rank] for batch in batches]
     return _loader(dataset, parts, workers, pin_memory=pin_memory)
-
-
-def whole_batches(order: np.ndarray, batch_size: int, *, at_least: int) -> list[np.ndarray]:
-    """An order cut into batches, the last of which may be smaller.
-
-    Args:
-        order: (n,).
-        at_least: a smaller last batch is left out unless it is the only one. Batch norm cannot learn from one picture.
-    """
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < at_least else batches
 
 
 def view_batches(
@@ -167,24 +140,23 @@ def view_batches(
     batch_size: int,
     workers: int,
     pin_memory: bool = False,
-) -> SizedIterable[torch.Tensor]:
+) -> DataLoader[torch.Tensor]:
     """All of `rows`, in their order, each in all views: (B, V, 3, S, S) uint8."""
     dataset = ViewDataset(pack, rows, views, image_size)
-    batches = whole_batches(np.arange(len(dataset)), batch_size, at_least=1)
-    return _loader(dataset, [batch.tolist() for batch in batches], workers, pin_memory=pin_memory)
+    return _loader(dataset, _cut(np.arange(len(rows)), batch_size), workers, pin_memory=pin_memory)
 
 
-class Timed(Generic[T_co]):
+class Timed:
     """Batches, with the seconds spent waiting for them, the start of the workers included."""
 
-    def __init__(self, batches: SizedIterable[T_co]) -> None:
+    def __init__(self, batches: DataLoader[Batch]) -> None:
         self.batches = batches
         self.waited = 0.0  # seconds
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[T_co]:
+    def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
         for batch in self.batches:
             self.waited += time.perf_counter() - started
@@ -203,13 +175,18 @@ def loader_died(error: Exception) -> bool:
     return disconnected or "DataLoader worker (pid" in text
 
 
+def _cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """An order, (n,), in batches; the last one may be smaller."""
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def _loader(
-    dataset: Dataset[Any], batches: list[list[int]], workers: int, *, pin_memory: bool
+    dataset: Dataset[Any], batches: list[np.ndarray], workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:
     """Torch's loader. If a worker dies, it raises within five seconds (`loader_died`)."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
 
 from imet_ray.data.augmentation import TrainTransform, mixup
-from imet_ray.data.loader import Batch, SizedIterable, Timed, TrainDataset, train_batches
+from imet_ray.data.loader import Batch, Timed, TrainDataset, train_batches
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
@@ -191,7 +192,7 @@ class Trainer:
             **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
 
-    def _batches(self, loaders: int) -> SizedIterable[Batch]:
+    def _batches(self, loaders: int) -> DataLoader[Batch]:
         return train_batches(
             self.dataset,
             batch_size=self.batch_size,
