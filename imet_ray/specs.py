@@ -79,7 +79,7 @@ class Variant(Frozen):
 
 
 class TrialSpec(Frozen):
-    """One variant with one set of hparams on one fold of one data set, trained once."""
+    """One variant with one set of hparams on one fold of one dataset, trained once."""
 
     variant: Variant
     hparams: Annotated[dict[str, Hparam], Field(default_factory=dict)]

@@ -1,4 +1,4 @@
-"""What tests share: a tiny data set in the Kaggle layout, made once, what is trained on it, object stores, one Ray.
+"""What tests share: a tiny dataset in the Kaggle layout, made once, what is trained on it, object stores, one Ray.
 
 Nothing heavy is imported before a fixture needs it: a file of plain tests starts in a second.
 """

@@ -43,7 +43,7 @@ def name(proxy) -> str:
 
 @pytest.fixture
 def url(name, proxy, tiny_root) -> str:
-    """The tiny data set in it."""
+    """The tiny dataset in it."""
     files = [path for path in tiny_root.rglob("*") if path.is_file()]
     proxy.store.put(name, {f"a/tiny/{path.relative_to(tiny_root)}": path.read_bytes() for path in files})
     return f"{proxy.scheme}://{name}/a/tiny"

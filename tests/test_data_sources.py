@@ -1,4 +1,4 @@
-"""Data sets by name: the demo is drawn from a seed, whole or not at all."""
+"""Datasets by name: the demo is drawn from a seed, whole or not at all."""
 
 import csv
 from collections import Counter

@@ -208,7 +208,7 @@ def _predict_test(
     if catalog.test_labels is not None:
         metric = metric_named(run.experiment.space.metric)
         score = metric.score(decoded, catalog.test_labels)
-        print(f"test {metric.title} {score:.4f} (this data set has test labels)")
+        print(f"test {metric.title} {score:.4f} (this dataset has test labels)")
     _report(run, ensemble, probs)
 
 

@@ -1,7 +1,9 @@
 """Pictures from files: any mode is read as 8-bit RGB. A damaged or oversized file is refused by its name."""
 
+import contextlib
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -31,16 +33,9 @@ def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
     Raises:
         DataError: naming the file, if it cannot be decoded whole or is larger than `MAX_PIXELS`.
     """
-    try:
-        with _open(path) as image:
-            if _orientation(image) in TURNS:
-                pixels = _to_rgb(ImageOps.exif_transpose(image))
-            else:
-                pixels = _to_rgb(image)
-    except DataError:
-        raise
-    except Exception as error:  # each decoder raises its own
-        raise _undecodable(path, error) from error
+    with _opened(path) as image:
+        turned = _orientation(image) in TURNS
+        pixels = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
     if short_side is None:
         return pixels
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
@@ -50,24 +45,19 @@ def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header alone, after the EXIF orientation.
+    """Height and width from the header only, after the EXIF orientation.
 
     Raises:
         DataError: naming the file, if the header cannot be read or announces more than `MAX_PIXELS`.
     """
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            turned = _orientation(image) in (5, 6, 7, 8)
-    except DataError:
-        raise
-    except Exception as error:
-        raise _undecodable(path, error) from error
+    with _opened(path) as image:
+        width, height = image.size
+        turned = _orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def _orientation(image: Image.Image) -> object:
-    """From the header alone. The PNG reader's own `getexif` would decode the picture, to look behind its pixels."""
+    """From the header only. The PNG reader's own `getexif` would decode the picture, to look behind its pixels."""
     return Image.Image.getexif(image).get(ORIENTATION)
 
 
@@ -79,19 +69,23 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header, and refuse a decompression bomb before anything is decoded."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Read the header, and refuse a decompression bomb before anything is decoded; each fault names the file."""
     try:
         with warnings.catch_warnings():  # Pillow warns from half our bound on
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(path, f"{image.width} x {image.height}")
+            yield image
+    except DataError:
+        raise
     except Image.DecompressionBombError:
         raise _too_large(path, "it") from None
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise _too_large(path, size)
-    return image
+    except Exception as error:  # each decoder raises its own
+        raise _undecodable(path, error) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -130,21 +130,19 @@ def build_pack(
     assert len(files) == len(ids)
     if (found := _existing(path, ids, short_side)) is not None:
         return found
-    with one_process(path) as alone:
+    with one_process(path) as locked:
         if (found := _existing(path, ids, short_side)) is not None:  # made while we waited
             return found
         if path.exists():
             logger.warning("%s is damaged or holds other pictures: packing again", path)
-        if alone:
+        if locked:
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of builders that were killed
                 leftover.unlink(missing_ok=True)
         if copy(path) and (found := _existing(path, ids, short_side)) is not None:
             return found
         shapes = _target_shapes(files, short_side, workers, unreadable)
-        index = json.dumps(
-            {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()},
-            separators=(",", ":"),
-        ).encode()
+        table = {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()}
+        index = json.dumps(table, separators=(",", ":")).encode()
         n_pixels = int(_offsets(shapes)[-1])
         footer = FOOTER.pack(n_pixels, len(index), hashlib.sha256(index).digest(), MAGIC)
         with writing(path) as temporary, temporary.open("xb") as file:
@@ -192,7 +190,7 @@ def one_process(path: Path) -> Iterator[bool]:
 def _target_shapes(
     files: Sequence[Path], short_side: int, workers: int, unreadable: set[int] | None
 ) -> np.ndarray:
-    """Sizes after scaling, from the headers alone: (N, 2) int64, height and width."""
+    """Sizes after scaling, from the headers: (N, 2) int64, height and width."""
 
     def scaled(row: int) -> tuple[int, int]:
         try:

@@ -1,4 +1,4 @@
-"""A data set that is ready for training: ids, labels, folds and where its packed pictures lie.
+"""A dataset that is ready for training: ids, labels, folds and where its packed pictures lie.
 
 The driver prepares it once. It is cheap to send to workers: they open the pack by its path, or make it on a node
 that has none. The directory itself is read in `imet_ray.data.formats`.
@@ -88,19 +88,16 @@ def prepare(
         DataError: if a folds file does not fit the data.
     """
     ids = catalog.train.ids
+    given = read_folds(given_folds, ids) if given_folds else None
     if store.folds.exists():
         folds = read_folds(store.folds, ids)
-        if given_folds and not np.array_equal(folds, read_folds(given_folds, ids)):
+        if given is not None and not np.array_equal(folds, given):
             raise StoreError(
                 f"{store.root} was begun with other folds than {given_folds}: "
                 "choose another --name, or --fresh to set the old run aside"
             )
     else:
-        folds = (
-            read_folds(given_folds, ids)
-            if given_folds
-            else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
-        )
+        folds = given if given is not None else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
         write_folds(store.folds, ids, folds, store.files)
     return TrainingData(
         split=training_split(catalog, cache, store.packs),

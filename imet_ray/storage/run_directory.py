@@ -172,7 +172,7 @@ class EnsembleDirectory:
 
 @dataclass(frozen=True)
 class Cache:
-    """What can be made again: generated data sets and packed pictures, shared by all runs."""
+    """What can be made again: generated datasets and packed pictures, shared by all runs."""
 
     root: Path
 

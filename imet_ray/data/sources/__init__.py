@@ -1,4 +1,4 @@
-"""Data sets by name: `demo` is drawn, `openclipart` is fetched, anything else is a directory."""
+"""Datasets by name: `demo` is drawn, `openclipart` is fetched, anything else is a directory."""
 
 import hashlib
 from pathlib import Path
@@ -11,12 +11,12 @@ WORKERS = 2
 
 
 def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
-    """The directory of a data set, made or fetched now if it is not there.
+    """The directory of a dataset, made or fetched now if it is not there.
 
     Args:
         data: `demo`, `demo:missing=0.4,seed=1`, `openclipart`, a URL such as s3://BUCKET/FOLDER, or
             a directory.
-        cache: where generated and fetched data sets are kept.
+        cache: where generated and fetched datasets are kept.
         source: openclipart's unpacked packages.
 
     Raises:
@@ -49,7 +49,7 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     return root.resolve()
 
 
-VERSION = 1  # of demo's drawings: another version is another data set
+VERSION = 1  # of demo's drawings: another version is another dataset
 
 
 def _demo_options(text: str) -> dict[str, int | float]:

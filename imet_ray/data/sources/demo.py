@@ -127,17 +127,17 @@ def generate(
     missing: float = 0.2,
     workers: int = 2,
 ) -> None:
-    """Draw the data set into `root`, unless it is there.
+    """Draw the dataset into `root`, unless it is there.
 
     Args:
         n_images: training pictures.
         n_test: test pictures, with complete labels in test.csv.
-        seed: the same seed gives the same data set.
+        seed: the same seed gives the same dataset.
         missing: share of training labels that are dropped; each picture keeps at least one.
         workers: drawing threads.
 
     Raises:
-        ConfigError: for numbers that make no data set.
+        ConfigError: for numbers that make no dataset.
         StoreError: if the disk is full.
     """
     if n_images < 10 or n_test < 0 or seed < 0 or not 0 <= missing < 1:
@@ -181,17 +181,13 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     )
     for motif in motifs:
         radius = short * rng.uniform(0.13, 0.27)
-        centre = rng.uniform(
-            0.6 * radius, np.array([width, height]) - 0.6 * radius
-        )  # some are cut by the edge
+        # some are cut by the edge
+        centre = rng.uniform(0.6 * radius, np.array([width, height]) - 0.6 * radius)
         colour = np.clip(np.array(colours[int(rng.integers(2, 5))]) + rng.normal(0, 12, 3), 0, 255)
         _stamp(canvas, list(MOTIFS.values())[motif], centre, radius, rng.normal(0, 0.25), colour)
         labels.append(len(CULTURES) + int(motif))
-    canvas = (
-        canvas * rng.uniform(0.85, 1.1)
-        + rng.normal(0, 7, (height, width, 1))
-        + rng.normal(0, 3, canvas.shape)
-    )
+    canvas = canvas * rng.uniform(0.85, 1.1) + rng.normal(0, 7, (height, width, 1))
+    canvas = canvas + rng.normal(0, 3, canvas.shape)
     return np.clip(canvas, 0, 255).astype(np.uint8), sorted(labels)
 
 
@@ -219,7 +215,7 @@ def _write(root: Path, n_images: int, n_test: int, seed: int, missing: float, wo
         label_sets = [" ".join(map(str, labels)) for _, labels in rows]
         write_table(root / f"{file}.csv", {"id": [name for name, _ in rows], "attribute_ids": label_sets})
     sample = {"id": [name for name, _ in tables["test"]], "attribute_ids": "0 1"}
-    write_table(root / "sample_submission.csv", sample)  # last: the data set is whole
+    write_table(root / "sample_submission.csv", sample)  # last: the dataset is whole
 
 
 def _drop(labels: list[int], missing: float, rng: np.random.Generator) -> list[int]:

@@ -37,7 +37,7 @@ ITEM = re.compile(r"<rdf:li\b[^>]*>([^<]*)</rdf:li>")
 
 
 def fetch(root: Path, *, source: Path | None = None, workers: int = 2) -> None:
-    """Make the data set in `root`, unless it is there. After an interruption it goes on.
+    """Make the dataset in `root`, unless it is there. After an interruption it goes on.
 
     Args:
         source: a directory with the two unpacked packages; without it apt-get downloads them.
@@ -129,7 +129,7 @@ def _convert(root: Path, unpacked: Path, workers: int) -> None:
     write_table(root / "labels.csv", {"attribute_id": range(len(labels)), "attribute_name": labels})
     shutil.rmtree(pictures)
     sample = {"id": [name for name, _ in split["test"]], "attribute_ids": "0"}
-    write_table(root / "sample_submission.csv", sample)  # last: the data set is whole
+    write_table(root / "sample_submission.csv", sample)  # last: the dataset is whole
 
 
 def _pairs(unpacked: Path) -> list[tuple[str, Path, list[str]]]:
