@@ -13,7 +13,8 @@ from imet_ray.blending.members import Member
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES
 from imet_ray.reporting.pages import Section, draw_sections, shorten
-from imet_ray.reporting.report_figures import FIGURES, ReportData
+from imet_ray.reporting.report_data import ReportData
+from imet_ray.reporting.report_figures import FIGURES
 
 DRAWN = list(FIGURES)[:8]  # those of the blend
 

@@ -29,16 +29,16 @@ def obvious(probs, labels, k, *, wanted) -> list[Mistake]:
     n=st.integers(1, 30),
     c=st.integers(1, 5),
     k=st.integers(1, 12),
-    rows=st.integers(1, 40),
+    columns=st.integers(1, 6),
     seed=st.integers(0, 10_000),
     half=st.booleans(),
 )
-def test_the_same_as_sorting_all_cells_with_ties_and_in_blocks(n, c, k, rows, seed, half):
+def test_the_same_as_sorting_all_cells_with_ties_and_in_blocks(n, c, k, columns, seed, half):
     rng = np.random.default_rng(seed)
     probs = (rng.integers(0, 6, (n, c)) / 5).astype(np.float16 if half else np.float32)
     labels = rng.integers(0, 2, (n, c), dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mistakes, "ROWS", rows)
+        patch.setattr(mistakes, "COLUMNS", columns)
         missing, unseen = confident_mistakes(probs, labels, k)
     assert missing == obvious(probs, labels, k, wanted=False)
     assert unseen == obvious(probs, labels, k, wanted=True)

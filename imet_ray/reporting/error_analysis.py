@@ -1,7 +1,7 @@
 """What out-of-fold predictions get wrong, as data: counts of each label, and the most confident mistakes.
 
-Often it is the label that is wrong; `report_page` shows such mistakes with their pictures. All is done in blocks
-of rows: iMet's predictions are 482 MB.
+Often it is the label that is wrong; `report_page` shows such mistakes with their pictures. All is done in blocks:
+iMet's predictions are 482 MB.
 """
 
 import os
@@ -17,6 +17,7 @@ from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.metrics import Metric
 
 ROWS = 2048  # pictures per block
+COLUMNS = 64  # labels per block
 PER_LABEL = 2  # so that one label does not fill the page
 
 
@@ -78,14 +79,8 @@ def label_findings(
     groups = np.array(catalog.label_groups)
 
     def listed(found: list[Mistake]) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": catalog.train.ids[mistake.row],
-                "label": catalog.label_ids[mistake.label],
-                "probability": mistake.probability,
-            }
-            for mistake in found
-        ]
+        ids, labels = catalog.train.ids, catalog.label_ids
+        return [{"id": ids[m.row], "label": labels[m.label], "probability": m.probability} for m in found]
 
     missing, unseen = confident_mistakes(probs, catalog.labels, k)
     return {
@@ -118,44 +113,22 @@ def confident_mistakes(probs: np.ndarray, labels: np.ndarray, k: int) -> tuple[l
     Returns:
         Absent labels, the most probable first; present labels, the least probable first.
     """
-    absent = _top(probs, labels, wanted=False)
-    present = _top(probs, labels, wanted=True)
-    return _first(*absent, k, sign=1), _first(*present, k, sign=-1)
+    return (
+        _most_confident(probs, labels, k, present=False),
+        _most_confident(probs, labels, k, present=True),
+    )
 
 
-def _top(probs: np.ndarray, labels: np.ndarray, *, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of each label the cells that contradict most, where the label is as `wanted`.
-
-    Returns:
-        rows: (PER_LABEL, C) int64, and scores: (PER_LABEL, C) float32, falling, -inf where there is none: the
-        probability, negated for present labels.
-    """
-    c = probs.shape[1]
-    rows = np.zeros((PER_LABEL, c), dtype=np.int64)
-    scores = np.full((PER_LABEL, c), -np.inf, dtype=np.float32)
-    columns = np.arange(c)
-    for start in range(0, len(probs), ROWS):
-        block = probs[start : start + ROWS].astype(np.float32)
-        if wanted:
-            np.negative(block, out=block)
-        block[labels[start : start + ROWS].astype(bool) != wanted] = -np.inf
-        found_rows, found_scores = [rows], [scores]
+def _most_confident(probs: np.ndarray, labels: np.ndarray, k: int, *, present: bool) -> list[Mistake]:
+    sign = -1 if present else 1
+    found = []
+    for first in range(0, probs.shape[1], COLUMNS):
+        columns = slice(first, first + COLUMNS)
+        scores = sign * probs[:, columns].astype(np.float32)
+        scores[labels[:, columns].astype(bool) != present] = -np.inf
         for _ in range(PER_LABEL):
-            best = block.argmax(axis=0)
-            found_rows.append(best[None] + start)
-            found_scores.append(block[best, columns][None])
-            block[best, columns] = -np.inf
-        rows, scores = np.concatenate(found_rows), np.concatenate(found_scores)
-        order = np.argsort(-scores, axis=0, kind="stable")[:PER_LABEL]  # earlier rows stand first
-        rows, scores = np.take_along_axis(rows, order, axis=0), np.take_along_axis(scores, order, axis=0)
-    return rows, scores
-
-
-def _first(rows: np.ndarray, scores: np.ndarray, k: int, *, sign: int) -> list[Mistake]:
-    labels = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    order = np.lexsort((labels.ravel(), rows.ravel(), -scores.ravel()))[:k]
-    return [
-        Mistake(int(rows.flat[i]), int(labels.flat[i]), sign * float(scores.flat[i]))
-        for i in order
-        if np.isfinite(scores.flat[i])
-    ]
+            for column, row in enumerate(scores.argmax(axis=0).tolist()):  # of equal ones the first
+                if np.isfinite(scores[row, column]):
+                    found.append(Mistake(row, first + column, sign * float(scores[row, column])))
+                    scores[row, column] = -np.inf
+    return sorted(found, key=lambda mistake: (-sign * mistake.probability, mistake.row, mistake.label))[:k]

@@ -16,7 +16,8 @@ from imet_ray.prediction.ensemble import Ensemble, blend_oof
 from imet_ray.prediction.metrics import METRICS, Metric, metric_named
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
 from imet_ray.reporting.pages import draw_sections, jpeg, render
-from imet_ray.reporting.report_figures import FIGURES, ReportData
+from imet_ray.reporting.report_data import ReportData
+from imet_ray.reporting.report_figures import FIGURES
 from imet_ray.reporting.run_status import Watcher
 from imet_ray.storage.checked_read import read_json
 from imet_ray.storage.files import write_text

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from imet_ray.errors import ImetError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.reporting.pages import Section, canvas, draw_sections, render, shorten
-from imet_ray.reporting.report_figures import FIGURES, ReportData, variant_colour, variant_legend
+from imet_ray.reporting.report_data import ReportData
+from imet_ray.reporting.report_figures import FIGURES, variant_colour, variant_legend
 from imet_ray.reporting.run_status import Status, TrialStatus
 from imet_ray.units import clock
 

@@ -1,0 +1,29 @@
+"""What the figures of a report may draw."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imet_ray.prediction.metrics import Metric
+from imet_ray.reporting.error_analysis import LabelCounts
+from imet_ray.reporting.run_status import TrialStatus
+from imet_ray.storage.results import Standing
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a figure may draw. What is not known is empty, or None."""
+
+    metric: Metric
+    blend: Mapping[str, Any]  # `BlendReport.to_dict()`
+    variants: Sequence[str] = ()  # names; their order decides their colours
+    leaderboard: Sequence[Standing] = ()
+    trials: Sequence[TrialStatus] = ()
+    counts: LabelCounts | None = None  # out of fold
+    label_names: Sequence[str] = ()
+    label_groups: Sequence[str] = ()
+
+    @property
+    def score(self) -> str:
+        """The score's name for people."""
+        return self.metric.title
