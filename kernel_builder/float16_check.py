@@ -16,8 +16,9 @@ from tqdm import tqdm
 from imet_ray.commands.setup import Run
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
-from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, add_share, as_probabilities
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.prediction.pooling import add_share, as_probability
 from imet_ray.prediction.predict import Inference, predict_rows
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json
@@ -105,7 +106,7 @@ def measure_loss(
     metric = metric_named(run.experiment.space.metric)
     before, after = (
         metric.per_picture(
-            ensemble.decoder.decode(as_probabilities(total, ensemble.scale)), data.labels[rows]
+            ensemble.decoder.decode(as_probability(total, ensemble.scale, out=total)), data.labels[rows]
         )
         for total in (exact_total, rounded_total)
     )

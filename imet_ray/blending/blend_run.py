@@ -61,7 +61,7 @@ def blend_run(
         progress(f"reading {standing.variant}")
         own = [standing.trials[fold] for fold in sorted(standing.trials)]
         ids = data.split.ids
-        probs, digests = gather_oof(own, ids, standing.variant, scratch=run.store.root)
+        probs, digests = gather_oof(own, ids, standing.variant)
         sources[standing.variant] = Source(tuple(trial.trial_id for trial in own), tuple(digests))
         seconds, size = cost_of(own)
         members.append(Member(standing.variant, probs, ids, False, data.folds_digest, seconds, size))

@@ -7,7 +7,7 @@ folds of a variant, then over variants with the blend's weights.
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,19 +16,14 @@ from pydantic import AliasChoices, Field
 
 from imet_ray.errors import DataError, StoreError
 from imet_ray.prediction.decode import AnyDecoder
-from imet_ray.prediction.pooling import Scale, as_probability, on_scale
+from imet_ray.prediction.pooling import Scale, add_share, as_probability
 from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.files import disk_error
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory, TrialDirectory
 
-ROWS = 4096  # pictures per block
-
-
 TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder, and none outside
-
-
 Score = Annotated[float, Field(validation_alias=AliasChoices("score", "f2"))]  # earlier versions wrote `f2`
 
 
@@ -92,7 +87,7 @@ def read_ensemble(store: EnsembleDirectory) -> Ensemble:
 
 
 def gather_oof(
-    trials: Sequence[TrialDirectory], ids: Sequence[str], variant: str, *, scratch: Path | None = None
+    trials: Sequence[TrialDirectory], ids: Sequence[str], variant: str
 ) -> tuple[np.ndarray, list[str]]:
     """A variant's out-of-fold probabilities in the order of train.csv.
 
@@ -100,11 +95,10 @@ def gather_oof(
         trials: one per fold.
         ids: (N,) training ids, in order.
         variant: its name, for the errors.
-        scratch: where to keep the array in a nameless file; in memory if None.
 
     Returns:
-        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, and the digest of each
-        trial's checkpoint.
+        probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, mapped from a nameless file
+        beside the trials; and the digest of each trial's checkpoint.
 
     Raises:
         DataError: if a picture is covered twice, not at all, or is no training picture.
@@ -120,7 +114,7 @@ def gather_oof(
         except KeyError as error:
             raise DataError(f"{trial.oof} predicts picture {error}, which train.csv lacks") from None
         if probs is None:
-            probs = _empty((len(ids), found.probs.shape[1]), scratch)
+            probs = _mapped((len(ids), found.probs.shape[1]), trial.root)
         probs[rows] = found.probs
         np.add.at(seen, rows, 1)
         digests.append(found.checkpoint)
@@ -144,16 +138,15 @@ def _read_oof(trial: TrialDirectory) -> Predictions:
         ) from error
 
 
-def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
-    if scratch is None:
-        return np.zeros(shape, dtype=np.float16)
+def _mapped(shape: tuple[int, int], folder: Path) -> np.ndarray:
+    """Zeros of float16, in a nameless file: several members of iMet do not fit into the memory of a laptop."""
     try:
-        with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it; no name is left behind
+        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps it; no name is left behind
             # a mapped file that the disk has no room for would end the process
             os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
             return np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
     except OSError as error:
-        raise disk_error(scratch, error) from error
+        raise disk_error(folder, error) from error
 
 
 def cost_of(trials: Sequence[TrialDirectory]) -> tuple[float, int]:
@@ -183,23 +176,18 @@ def blend_oof(
     Args:
         external: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
     """
-    total: np.ndarray | None = None
-    for member in ensemble.members:
-        if member.weight == 0:
-            continue
-        if member.trials:
-            trials = [store.trial(trial_id) for trial_id in member.trials]
-            probs, digests = gather_oof(trials, ids, member.variant, scratch=store.root)
-            if digests != member.checkpoints:
-                raise StoreError(
-                    f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
-                    "fitted with: blend again"
-                )
-        else:
-            probs = _given(member, external)
-        total = add_share(total, member.weight, probs, ensemble.scale)
-    assert total is not None
-    return as_probabilities(total, ensemble.scale)
+
+    def read(member: EnsembleMember) -> np.ndarray:
+        trials = [store.trial(trial_id) for trial_id in member.trials]
+        probs, digests = gather_oof(trials, ids, member.variant)
+        if digests != member.checkpoints:
+            raise StoreError(
+                f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
+                "fitted with: blend again"
+            )
+        return probs
+
+    return _blended(ensemble, read, external)
 
 
 def blend_test(
@@ -221,13 +209,9 @@ def blend_test(
     Raises:
         StoreError: if predictions are missing or come from other weights than the ensemble's.
     """
-    total: np.ndarray | None = None
     wanted = np.array(ids)
-    order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
-    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
-    for member in sorted(ensemble.members, key=lambda member: order.get(member.variant, 0)):
-        if member.weight == 0:
-            continue  # the test pass leaves it out
+
+    def read(member: EnsembleMember) -> np.ndarray:
         probs: np.ndarray | None = None
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             trial = store.trial(trial_id)
@@ -235,35 +219,35 @@ def blend_test(
             found = read_predictions(trial.test)
             _refuse_strangers(found, trial.test, checkpoint, wanted)
             probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
-        if probs is None:
-            probs = _given(member, external)
+        assert probs is not None
+        return probs
+
+    return _blended(ensemble, read, external)
+
+
+def _blended(
+    ensemble: Ensemble,
+    read: Callable[[EnsembleMember], np.ndarray],
+    external: Mapping[str, np.ndarray] | None,
+) -> np.ndarray:
+    """The weighted mean of what is read of each member, or given; members of weight 0 were not predicted."""
+    order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
+    total: np.ndarray | None = None
+    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
+    for member in sorted(ensemble.members, key=lambda member: order.get(member.variant, 0)):
+        if member.weight == 0:
+            continue
+        if member.trials:
+            probs = read(member)
+        elif external is None or member.variant not in external:
+            raise StoreError(
+                f"member {member.variant} comes from another tool: its predictions are not kept here"
+            )
+        else:
+            probs = external[member.variant]
         total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
-    return as_probabilities(total, ensemble.scale)
-
-
-def _given(member: EnsembleMember, external: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    if external is None or member.variant not in external:
-        raise StoreError(
-            f"member {member.variant} comes from another tool: its predictions are not kept here"
-        )
-    return external[member.variant]
-
-
-def add_share(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
-    """total + share * probs on the scale, in blocks: no other array of that size."""
-    if total is None:
-        total = np.zeros(probs.shape, dtype=np.float32)
-    for start in range(0, len(probs), ROWS):
-        block = slice(start, start + ROWS)
-        total[block] += np.float32(share) * on_scale(probs[block], scale)
-    return total
-
-
-def as_probabilities(total: np.ndarray, scale: Scale) -> np.ndarray:
-    for start in range(0, len(total), ROWS):
-        total[start : start + ROWS] = as_probability(total[start : start + ROWS], scale)
-    return total
+    return as_probability(total, ensemble.scale, out=total)
 
 
 def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:

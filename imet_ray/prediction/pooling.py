@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 Scale = Literal["probability", "log-odds"]
 SCALES: tuple[Scale, ...] = ("probability", "log-odds")
 LOW = 2.0**-25  # float16's numbers begin at twice that
+ROWS = 4096  # pictures per block
 HIGH = 1 - 2.0**-12  # what is above it float16 rounds to 1
 
 
@@ -35,16 +36,31 @@ def averaged(values: Sequence[np.ndarray] | np.ndarray, weights: np.ndarray, sca
     Args:
         weights: (M,) with sum 1; members of weight 0 are not looked at.
     """
-    total = np.zeros(values[0].shape, dtype=np.float32)
+    total: np.ndarray | None = None
     for value, weight in zip(values, weights, strict=True):
         if weight > 0:
-            total += np.float32(weight) * on_scale(value, scale)
-    return as_probability(total, scale)
+            total = add_share(total, weight, value, scale)
+    assert total is not None
+    return as_probability(total, scale, out=total)
 
 
-def as_probability(total: np.ndarray, scale: Scale) -> np.ndarray:
-    """A mean on a scale as a probability."""
-    return total if scale == "probability" else np.asarray(expit(total))
+def add_share(total: np.ndarray | None, share: float, probs: np.ndarray, scale: Scale) -> np.ndarray:
+    """total + share * probs on the scale, in blocks: no other array of that size."""
+    if total is None:
+        total = np.zeros(probs.shape, dtype=np.float32)
+    for start in range(0, len(probs), ROWS):
+        block = slice(start, start + ROWS)
+        total[block] += np.float32(share) * on_scale(probs[block], scale)
+    return total
+
+
+def as_probability(total: np.ndarray, scale: Scale, *, out: np.ndarray | None = None) -> np.ndarray:
+    """A mean on a scale as a probability.
+
+    Args:
+        out: where it is written, such as `total` itself; None: a new array.
+    """
+    return total if scale == "probability" else np.asarray(expit(total, out=out))
 
 
 def threshold_on_scale(thresholds: np.ndarray, scale: Scale) -> np.ndarray:

@@ -147,16 +147,7 @@ def _predict_batch(model: Tagger, images: torch.Tensor, how: Inference) -> np.nd
 
 def write_predictions(path: Path, predictions: Predictions, files: Files = LOCAL) -> None:
     """Write an .npz file, atomically."""
-    write_arrays(
-        path,
-        files,
-        ids=predictions.ids,
-        probs=predictions.probs,
-        checkpoint=np.array(predictions.checkpoint),
-        views=np.array(predictions.views),
-        pictures=np.array(predictions.pictures),
-        seconds=np.array(predictions.seconds),
-    )
+    write_arrays(path, files, **{name: np.array(value) for name, value in vars(predictions).items()})
 
 
 def read_predictions(path: Path) -> Predictions:

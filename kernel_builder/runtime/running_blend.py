@@ -3,8 +3,7 @@
 import numpy as np
 
 from imet_ray.prediction.decode import Decoder
-from imet_ray.prediction.ensemble import add_share, as_probabilities
-from imet_ray.prediction.pooling import on_scale
+from imet_ray.prediction.pooling import add_share, as_probability, on_scale
 from kernel_builder.runtime.manifest import KernelMember, Manifest
 
 
@@ -53,7 +52,7 @@ class RunningBlend:
         assert total is not None
         whole = len(self.members) == len(self.manifest.members)
         total = total.copy() if whole else total / np.float32(weight)
-        return as_probabilities(total, self.manifest.scale)
+        return as_probability(total, self.manifest.scale, out=total)
 
     def decoder(self) -> Decoder:
         """The one that was fitted for these members, or else for as many of them."""
