@@ -20,8 +20,6 @@ from imet_ray.data.views import apply_view
 if TYPE_CHECKING:  # prediction needs no albumentations
     from imet_ray.data.augmentation import TrainTransform
 
-PREFETCH = 2  # batches that each worker has ready
-
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -191,7 +189,6 @@ def _loader(
         collate_fn=_as_is,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # the loader draws a number: not from the generator that dropout uses
     )
 

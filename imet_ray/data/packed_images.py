@@ -190,17 +190,13 @@ def one_process(path: Path) -> Iterator[bool]:
 def _target_shapes(
     files: Sequence[Path], short_side: int, workers: int, unreadable: set[int] | None
 ) -> np.ndarray:
-    """Sizes after scaling, from the headers: (N, 2) int64, height and width."""
+    """Sizes after scaling, from the headers: (N, 2) int64, height and width; 1 x 1 where there is none."""
 
     def scaled(row: int) -> tuple[int, int]:
-        try:
-            return scaled_size(*image_size(files[row]), short_side)
-        except DataError:
-            _tolerate(row, unreadable)
-            return 1, 1
+        return scaled_size(*image_size(files[row]), short_side)
 
-    sizes = _for_each(scaled, len(files), workers, "sizes")
-    return np.array(sizes, np.int64).reshape(-1, 2)
+    sizes = _for_each(scaled, len(files), workers, "sizes", unreadable)
+    return np.array([size or (1, 1) for size in sizes], np.int64).reshape(-1, 2)
 
 
 def _decode(
@@ -222,55 +218,53 @@ def _decode(
         if unreadable is not None and row in unreadable:
             return
         expected = (*shapes[row].tolist(), 3)
-        try:
-            image = read_rgb(files[row], short_side=short_side)
-            if image.shape != expected:
-                raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
-        except DataError:
-            _tolerate(row, unreadable)
-            return
+        image = read_rgb(files[row], short_side=short_side)
+        if image.shape != expected:
+            raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
         _write(descriptor, np.ascontiguousarray(image).data.cast("B"), int(offsets[row]))
 
-    _for_each(decode, len(files), workers, "decoding")
+    _for_each(decode, len(files), workers, "decoding", unreadable)
 
 
-def _tolerate(row: int, unreadable: set[int] | None) -> None:
-    """In an `except` clause: note the row, or raise what was caught."""
-    if unreadable is None:
-        raise
-    unreadable.add(row)
+def _for_each(
+    work: Callable[[int], T], n: int, workers: int, what: str, unreadable: set[int] | None
+) -> list[T | None]:
+    """`work` of rows 0..n-1 by threads, in order; None where it raises a DataError.
 
-
-def _for_each(work: Callable[[int], T], n: int, workers: int, what: str) -> list[T]:
-    """`work` of 0..n-1 by threads, in order.
+    Args:
+        unreadable: takes these rows. Without it they are refused.
 
     Raises:
         DataError: all that `work` raised, in one report.
     """
 
-    def chunk(start: int) -> tuple[list[T], list[str]]:
-        done, problems = [], []
+    def chunk(start: int) -> tuple[list[T | None], dict[int, str]]:
+        done: list[T | None] = []
+        problems = {}
         for row in range(start, min(start + CHUNK, n)):
             try:
                 done.append(work(row))
             except DataError as error:
-                problems.append(str(error))
+                done.append(None)
+                problems[row] = str(error)
         return done, problems
 
-    results: list[T] = []
-    problems: list[str] = []
+    results: list[T | None] = []
+    problems: dict[int, str] = {}
     pool = ThreadPoolExecutor(max(1, workers))
     bar = tqdm(total=n, desc=what, unit="img", disable=None, leave=False)
     try:
         for done, bad in pool.map(chunk, range(0, n, CHUNK)):
             results += done
-            problems += bad
-            bar.update(len(done) + len(bad))
+            problems |= bad
+            bar.update(len(done))
     finally:
         pool.shutdown(cancel_futures=True)  # before the caller closes the file they write to
         bar.close()
-    if problems:
-        shown = problems[:MAX_PROBLEMS]
+    if unreadable is not None:
+        unreadable.update(problems)
+    elif problems:
+        shown = list(problems.values())[:MAX_PROBLEMS]
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
         raise DataError(f"{len(problems)} of {n} images cannot be decoded:\n  " + "\n  ".join(shown))

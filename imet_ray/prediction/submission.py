@@ -10,11 +10,7 @@ from imet_ray.storage.files import LOCAL, Files
 
 
 def write_submission(
-    path: Path,
-    ids: Sequence[str],
-    label_ids: Sequence[str],
-    decoded: np.ndarray,
-    files: Files = LOCAL,
+    path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray, files: Files = LOCAL
 ) -> None:
     """Write `id,attribute_ids`, one row per picture.
 

@@ -113,10 +113,7 @@ def confident_mistakes(probs: np.ndarray, labels: np.ndarray, k: int) -> tuple[l
     Returns:
         Absent labels, the most probable first; present labels, the least probable first.
     """
-    return (
-        _most_confident(probs, labels, k, present=False),
-        _most_confident(probs, labels, k, present=True),
-    )
+    return (_most_confident(probs, labels, k, present=False), _most_confident(probs, labels, k, present=True))
 
 
 def _most_confident(probs: np.ndarray, labels: np.ndarray, k: int, *, present: bool) -> list[Mistake]:

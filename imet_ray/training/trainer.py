@@ -58,12 +58,7 @@ class Trainer:
     """Trains one trial, as long as this process lives."""
 
     def __init__(
-        self,
-        spec: TrialSpec,
-        data: TrainingData,
-        trial: TrialDirectory,
-        token: str,
-        hardware: Hardware,
+        self, spec: TrialSpec, data: TrainingData, trial: TrialDirectory, token: str, hardware: Hardware
     ) -> None:
         """
         Args:
@@ -128,10 +123,7 @@ class Trainer:
         """
         while True:
             metrics = self._train_epoch() | self._evaluate()
-            metrics |= {
-                "host": socket.gethostname(),
-                "at": round(time.time(), 3),
-            }  # for whoever looks on
+            metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for whoever looks on
             self._save(metrics)
             if self.epoch == self.recipe.epochs:
                 result = self._finish()
