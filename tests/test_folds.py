@@ -15,7 +15,7 @@ FOLDS = np.array([0, 1, 2, 0, 1, 2, 0])
 
 
 def long_tail(n: int, n_labels: int, seed: int) -> np.ndarray:
-    """(n, n_labels) uint8 with about 3 labels a row, the rarest on a handful of rows."""
+    """(n, n_labels) uint8 with about 3 labels per row, the rarest on a handful of rows."""
     rng = np.random.default_rng(seed)
     rate = 1 / np.arange(2, n_labels + 2) ** 1.3
     labels = rng.random((n, n_labels)) < np.minimum(0.6, 3 * rate / rate.sum())

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from imet_ray.errors import ConfigError
-from imet_ray.models.models import Tagger, build_model, dropout_rate, head_parameters
+from imet_ray.models.models import Tagger, build_model, dropout_rate
+from imet_ray.models.pretrained import classifier_parameters
 
 IMET = {  # architecture -> image size and the mean of its pretrained config
     "seresnext50_32x4d": (288, 0.485),
@@ -139,14 +140,14 @@ def test_a_size_that_an_architecture_cannot_take_is_refused():
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "dla34", "levit_128s", "legacy_xception"])
-def test_head_parameters_are_the_classifier_alone(architecture):
+def test_classifier_parameters_are_those_of_the_classifier_only(architecture):
     with torch.device("meta"):
         tagger = build(architecture, image_size=224)
         small, large = (
             {name: p.shape for name, p in build(architecture, image_size=224, n_labels=n).named_parameters()}
             for n in (7, 8)
         )
-    head = {id(parameter) for parameter in head_parameters(tagger)}
+    head = {id(parameter) for parameter in classifier_parameters(tagger.body)}
     names = {name for name, parameter in tagger.named_parameters() if id(parameter) in head}
     assert {name for name in small if small[name] != large[name]} <= names
     assert len(names) < len(small) / 4

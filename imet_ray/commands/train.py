@@ -76,7 +76,7 @@ def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
         )
     if space.resources.workers_per_trial > 1:
         raise ConfigError(
-            "--train trains in this process alone, and workers_per_trial is "
+            "--train trains in one process, and workers_per_trial is "
             f"{space.resources.workers_per_trial}: sweep, or leave it out of the space"
         )
     return known[name]

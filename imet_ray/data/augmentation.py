@@ -1,7 +1,7 @@
 """From a packed picture to the pixels that a model learns from: a random crop, then a preset of augmentations; mixup.
 
-Everything but mixup works on uint8 RGB and gives uint8; normalising is the model's first step. A training picture is a
-function of (picture, seed) alone. Fixed views for evaluation are `imet_ray.data.views`.
+Everything but mixup works on uint8 RGB and gives uint8; normalising is the model's first step. A training picture
+depends only on (picture, seed). Fixed views for evaluation are `imet_ray.data.views`.
 """
 
 import random

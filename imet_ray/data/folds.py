@@ -27,7 +27,7 @@ NUMBER = re.compile(r"[0-9]{1,9}")  # int() takes other digits and refuses more 
 def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
     """Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), by the package of that name.
 
-    Measured at 109,237 x 1,103 with 3.2 labels per row: 62 s on one core (80 s with a steeper tail), once a run;
+    Measured at 109,237 x 1,103 with 3.2 labels per row: 62 s on one core (80 s with a steeper tail), once per run;
     then each of the 1,088 labels with five pictures or more is in each of the five folds, within one of its fifth.
 
     Args:
@@ -50,7 +50,7 @@ def make_folds(labels: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
     if n_folds > n:
         raise ConfigError(f"n_folds must be at most the number of images={n}, got n_folds={n_folds}")
     if labels.size > SLOW:
-        logger.warning("stratifying %d images over %d labels: about a minute, once a run", *labels.shape)
+        logger.warning("stratifying %d images over %d labels: about a minute, once per run", *labels.shape)
     used = labels[:, labels.any(axis=0)]
     # The package takes a table of fewer than two columns for single-label data.
     padded = np.pad(used, ((0, 0), (0, max(0, 2 - used.shape[1]))))

@@ -1,7 +1,7 @@
 """Packed pictures as batches for training and for evaluation.
 
-A picture depends on (seed, epoch, row) alone, and the order of an epoch on (seed, epoch). So neither the number
-of worker processes nor an interruption changes a batch. Pixels stay uint8: the model normalises them on the
+A picture depends only on (seed, epoch, row), and the order of an epoch on (seed, epoch). So neither the number of
+worker processes nor an interruption changes a batch. Pixels stay uint8: the model normalises them on the
 device, as its first step.
 """
 

@@ -1,6 +1,6 @@
 """Depthwise convolutions on maps smaller than their kernel, trained fast on a CPU.
 
-There torch (oneDNN) falls back to one tiny matrix product a channel and picture for the gradient of the weights: half
+There torch (oneDNN) falls back to one tiny matrix product per channel and picture for the gradient of the weights: half
 the time of a whole training step of EfficientNet-Lite0 at 64 px. Summing a shifted product for each tap of the kernel
 gives the same numbers 9 to 20 times as fast (1,152 channels, 5 x 5 taps, batch 32, one core: 45 ms to 3 on a 2 x 2
 map, 67 to 8 on 4 x 4; `python -m benchmarks.train` measures what a trial gains). Everything else, and all of a GPU,

@@ -124,15 +124,10 @@ def dropout_rate(model: torch.nn.Module) -> float:
     return max(modules) if modules else float(getattr(body, "drop_rate", 0.0))
 
 
-def head_parameters(tagger: Tagger) -> list[torch.nn.Parameter]:
-    """The classifier's parameters: of both classifiers, where a model has two."""
-    return classifier_parameters(tagger.body)
-
-
 def train_mode(tagger: Tagger, *, head_only: bool) -> None:
-    """Prepare for training: of the head alone, with the body's batch norms as they are, or of everything."""
+    """Prepare for training: of the head only, with the body's batch norms as they are, or of everything."""
     tagger.train(not head_only)
-    head = {id(parameter) for parameter in head_parameters(tagger)}
+    head = {id(parameter) for parameter in classifier_parameters(tagger.body)}
     for parameter in tagger.parameters():
         parameter.requires_grad_(not head_only or id(parameter) in head)
 
@@ -184,7 +179,7 @@ def _config(body: torch.nn.Module) -> dict[str, Any]:
 
 def _start_at_prior(tagger: Tagger, prior: np.ndarray) -> None:
     logits = torch.logit(torch.from_numpy(np.clip(prior, RARE, 1 - RARE)).float())
-    head = {id(parameter) for parameter in head_parameters(tagger)}
+    head = {id(parameter) for parameter in classifier_parameters(tagger.body)}
     with torch.no_grad():
         for module in tagger.modules():
             bias = module.bias if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) else None

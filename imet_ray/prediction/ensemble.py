@@ -52,7 +52,7 @@ class Ensemble(Frozen):
     """What `ensemble.json` holds."""
 
     name: str
-    data_digest: str = ""  # unknown where other tools' files alone are blended
+    data_digest: str = ""  # unknown where only other tools' files are blended
     folds_digest: str = ""
     label_ids: list[str]
     members: list[EnsembleMember]

@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory alone, while it runs or after.
+"""How far a run is, read only from its directory, while it runs or after.
 
 Needs no Ray and no Optuna, holds no lock, and writes nothing. A trial runs while its epochs keep coming.
 """

@@ -1,4 +1,4 @@
-"""A run as a page that keeps itself fresh, served on loopback from the store alone.
+"""A run as a page that keeps itself fresh, served on loopback from the run directory.
 
 It shows what `run_status` found: the phase, a bar per trial over time on each host, learning curves, the
 leaderboard and failures.

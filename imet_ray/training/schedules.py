@@ -37,7 +37,7 @@ class Schedule:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty where the rate is a function of the update alone."""
+        """Empty where the rate is a function of the update only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
