@@ -1,7 +1,7 @@
 """The processes that train one trial together: each has a share of every batch, and their gradients are averaged.
 
-Torch's DistributedDataParallel and collectives, in one place; a trial in one process is a team of one, for which
-nothing is called. Whoever starts the processes has joined them to a process group before (`imet_ray.cluster.ddp_trial`).
+Torch's DistributedDataParallel and collectives, in one place; for a trial in one process nothing is called. Whoever
+starts the processes has joined them to a process group before (`imet_ray.cluster.ddp_trial`).
 """
 
 import contextlib

@@ -38,7 +38,7 @@ from imet_ray.training.validation import evaluate_fold
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
 NAN_CHECK_UPDATES = 20  # each check waits for the GPU
 # Pictures, all epochs: from here on cuDNN may try which of its kernels are fastest. Where eight trials of 48 px shared
-# an H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. The search itself and its gain were not measured.
+# an H100 first epochs, which did so, took 11 to 65 s, later ones 0.8 s. What the search gains was not measured.
 LONG_TRIAL = 500_000
 
 EpochMetrics = dict[str, Any]
