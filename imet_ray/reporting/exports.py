@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imet_ray.errors import ConfigError
@@ -25,7 +24,6 @@ if (
     from imet_ray.storage.run_directory import RunDirectory
 
 NOT_CURVES = {"epoch", "at", "host"}  # keys of metrics.jsonl that are not figures
-HALF = ".half"  # ends the name of a directory that is being written; TensorBoard may see it for a moment
 URI = "MLFLOW_TRACKING_URI"
 TRIAL, EPOCHS = "imet_ray.trial_id", "imet_ray.epochs"  # tags by which MLflow's runs are known again
 MOST = 1000  # metrics that MLflow takes at a time, and runs that it lists at a time
@@ -85,7 +83,7 @@ def write_events(store: "RunDirectory") -> tuple[int, int]:
     from imet_ray.storage.files import disk_error, write_json
 
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise missing("tensorboard") from None
     found = read_json(store.tensorboard_written) if store.tensorboard_written.exists() else {}
@@ -95,29 +93,20 @@ def write_events(store: "RunDirectory") -> tuple[int, int]:
     new = [trial for trial in trials if written.get(trial.spec.trial_id) != len(trial.rows)]
     for trial in tqdm(new, desc="TensorBoard", unit="trial", disable=None, delay=2):
         place = store.tensorboard / trial.spec.title
-        half = place.with_name(place.name + HALF)
         try:
-            shutil.rmtree(half, ignore_errors=True)
-            _write_event_files(trial, half)
             shutil.rmtree(place, ignore_errors=True)
-            half.rename(place)
+            with SummaryWriter(str(place)) as writer:
+                for row in trial.rows:
+                    for name, value in scalars(row).items():
+                        writer.add_scalar(name, value, row["epoch"], walltime=row.get("at"))
+                best = {"best/score": trial.best}
+                writer.add_hparams(settings(trial.spec), best, run_name=".", global_step=len(trial.rows))
         except OSError as error:
             raise disk_error(place, error) from error
     if new:
         written |= {trial.spec.trial_id: len(trial.rows) for trial in new}
         write_json(store.tensorboard_written, written)  # of this machine, as the event files are
     return len(new), len(trials)
-
-
-def _write_event_files(trial: "TrialStatus", folder: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for row in trial.rows:
-            for name, value in scalars(row).items():
-                writer.add_scalar(name, value, row["epoch"], walltime=row.get("at"))
-        best = {"best/score": trial.best}
-        writer.add_hparams(settings(trial.spec), best, run_name=".", global_step=len(trial.rows))
 
 
 def serve_tensorboard(store: "RunDirectory", port: int) -> str:
