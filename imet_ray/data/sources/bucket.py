@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from imet_ray.data.packed_images import one_process
 from imet_ray.errors import ConfigError, DataError
 from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.files import disk_error, write_json
+from imet_ray.storage.files import beside, write_json
 from imet_ray.storage.object_store import THREADS, Bucket, Entry, open_bucket, split_url
 
 MANIFEST = ".fetched-2.json"  # of an earlier version, whose tags are others: compared by content
@@ -76,9 +75,7 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry]) -> None:
 
     def one(item: tuple[str, Entry]) -> int:
         path, entry = root / item[0], item[1]
-        temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path) as temporary:
             found = bucket.get(entry.key, temporary, entry.size)
             if found is None:
                 raise DataError(f"{entry.key} was deleted while it was fetched: run the same command again")
@@ -86,11 +83,6 @@ def _bring(bucket: Bucket, root: Path, late: dict[str, Entry]) -> None:
                 raise DataError(f"{entry.key} changed while it was fetched: run the same command again")
             os.utime(temporary, (entry.modified, entry.modified))
             os.replace(temporary, path)
-        except OSError as error:
-            raise disk_error(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         return entry.size
 
     pool = ThreadPoolExecutor(THREADS)
