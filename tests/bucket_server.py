@@ -83,8 +83,6 @@ def _handler(proxy: Proxy, backend: tuple[str, int]) -> type[BaseHTTPRequestHand
             connection.close()
             if harm == "lost" or (harm == "cut" and self.command == "HEAD"):  # done, and nobody hears of it
                 return self.reset()
-            if harm == "altered":
-                data = bytes([data[0] ^ 1]) + data[1:]
             if harm == "cut":  # in the middle of the answer
                 with contextlib.suppress(OSError):
                     self.answer(found.status, told, data[: len(data) // 2], str(len(data)))

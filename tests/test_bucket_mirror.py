@@ -13,7 +13,6 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage import files
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import SupersededError
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import Cache, RunDirectory, TrialDirectory
@@ -159,29 +158,6 @@ def test_results_that_are_here_already_are_not_read_again(on_node, proxy):
     proxy.requests.clear()
     there.fetch()
     assert len(proxy.requests) == proxy.listings() == 1
-
-
-def test_a_machine_without_anything_reads_an_index_and_what_is_newer(on_node, proxy):
-    here, there = on_node("a"), on_node("b")
-    with only_driver(here):
-        for i in range(300):
-            write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="stopped"))
-    for i in range(7):
-        write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
-    proxy.requests.clear()
-    there.fetch()
-    assert len(proxy.requests) == 1 + 1 + 7  # listing, index, results since
-    states = [read_result(there.trial(f"t{i}")).status for i in range(300)]
-    assert states == ["complete"] * 7 + ["stopped"] * 293
-
-
-def test_a_damaged_index_is_no_harm(on_node, bucket, proxy):
-    here, there = on_node("a"), on_node("b")
-    for i in range(300):
-        write_result(here.trial(f"t{i}"), TrialResult(trial_id=f"t{i}", status="complete"))
-    proxy.store.put(bucket, {"runs/r/small.index": b"half"})
-    there.fetch()
-    assert read_result(there.trial("t299")).status == "complete"
 
 
 def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket, proxy, tmp_path):

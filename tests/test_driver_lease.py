@@ -61,15 +61,15 @@ def test_a_driver_whose_first_word_arrived_though_its_answer_was_lost_drives(on_
     assert here.files.read_now(here.lease) is None
 
 
-@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
-def job(request):
-    """How shells start drivers: those in the background of a script ignore interrupts."""
-    before = signal.signal(signal.SIGINT, request.param)
+@pytest.fixture
+def session():
+    """As a Ray session sets it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
-    assert signal.signal(signal.SIGINT, before) == request.param
+    signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.usefixtures("job", "quick")
+@pytest.mark.usefixtures("session", "quick")
 def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
     def drive() -> None:
         with only_driver(on_node("a")):

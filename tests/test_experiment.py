@@ -15,7 +15,7 @@ from bare_spec import bare_spec
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import read_space
-from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
 from imet_ray.storage.files import write_json
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
@@ -54,13 +54,13 @@ def make(tmp_path) -> Callable[..., Experiment]:
             text = text.replace(old, new)
         path = tmp_path / "space.yml"
         path.write_text(text)
-        return resolve(
-            read_space(path, check=check_recipe),
+        return Experiment(
+            space=read_space(path, check=check_recipe),
             data="demo",
-            data_root=tmp_path,
+            data_root=str(tmp_path),
             data_digest=data,
             folds_digest=folds,
-            label_ids=("0", "1"),
+            label_ids=["0", "1"],
         )
 
     return _make

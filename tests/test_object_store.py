@@ -133,29 +133,6 @@ def test_nothing_is_asked_but_what_we_ask(bucket, proxy):
     assert [method for method, _ in proxy.requests] == ["HEAD", proxy.store.deletes, "GET"]
 
 
-def test_what_was_altered_on_its_way_is_read_again(bucket, proxy, tmp_path):
-    if proxy.scheme == "az":
-        pytest.skip("Azure tells no md5 through obstore: there https protects what is on its way")
-    proxy.store.put(bucket, {"a": b"whole"})
-    left = ["altered"] * 2
-    proxy.harm = lambda method, path: left.pop() if left else None
-    assert buckets.open_bucket(proxy.scheme, bucket).get("a", tmp_path / "a")
-    assert not left
-    assert (tmp_path / "a").read_bytes() == b"whole"
-
-
-@only_s3
-def test_an_object_whose_tag_is_no_md5_of_it_is_read_all_the_same(bucket, proxy, tmp_path):
-    """As those under a KMS key."""
-    proxy.store.put(bucket, {"a": b"sealed"})
-    proxy.harm = lambda method, path: "altered"
-    found = buckets.open_bucket("s3", bucket)
-    assert found.get("a", tmp_path / "a")
-    proxy.requests.clear()
-    assert found.get("a", tmp_path / "a")
-    assert len(proxy.requests) == 1
-
-
 @only_s3
 def test_another_region_is_named(bucket, proxy, monkeypatch):
     answer = (301, "application/xml", b"<Error><Code>PermanentRedirect</Code></Error>")

@@ -128,6 +128,23 @@ def test_a_trial_that_is_not_done_neither_stands_nor_failed(store):
     assert failures(store) == []
 
 
+@pytest.mark.parametrize("status", ["complete", "failed"])
+def test_an_altered_trial_is_named_and_no_result(store, status):
+    specs = whole(store, "a", 0.1, 0.2, 0.3)
+    altered = store.trial(ended(store, "a", 1, 0.9, status=status, dropout=0.1).trial_id)
+    write_json(altered.spec, specs[0].model_dump(mode="json"))
+    for read in (lambda: standings(store, ["a"]), lambda: failures(store)):
+        with pytest.raises(StoreError, match=f"tells of another trial than {altered.trial_id}"):
+            read()
+
+
+def test_in_a_run_of_an_earlier_version_all_trials_have_other_ids_and_count(store):
+    for spec in whole(store, "a", 0.1, 0.2, 0.3):
+        store.trial(spec.trial_id).root.rename(store.root / "trials" / spec.trial_id[::-1])
+    (standing,) = standings(store, ["a"])
+    assert standing.score == {0: 0.1, 1: 0.2, 2: 0.3}
+
+
 def test_failed_trials_are_listed_with_their_reasons(store):
     whole(store, "a", 0.1, 0.2, 0.3)
     ended(store, "a", 0, 0.2, status="stopped", reason="early", dropout=0.1)

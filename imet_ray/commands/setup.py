@@ -18,7 +18,7 @@ from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
-from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, resolve
+from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
@@ -150,13 +150,13 @@ def start(plan: Plan) -> Run:
             f"{plan.store.root} was begun with {data.n_folds} folds, not {plan.space.n_folds}: "
             "choose another --name, or --fresh to set the old run aside"
         )
-    experiment = resolve(
-        plan.space,
+    experiment = Experiment(
+        space=plan.space,
         data=plan.data,
-        data_root=plan.root,
+        data_root=str(plan.root),
         data_digest=data.split.digest,
         folds_digest=data.folds_digest,
-        label_ids=data.label_ids,
+        label_ids=list(data.label_ids),
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):

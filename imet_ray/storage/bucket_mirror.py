@@ -6,11 +6,10 @@ wherever it is started next. Which files there are is `imet_ray.storage.run_dire
 """
 
 import contextlib
-import json
+import functools
 import logging
 import os
 import time
-import zlib
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +26,9 @@ from imet_ray.storage.run_directory import FENCED, TOKEN
 
 logger = logging.getLogger(__name__)
 
-SHOWN_BYTES = 100_000_000
-INDEX = "small.index"
-INDEX_LIMIT = 1 << 30  # bytes of text
-SHOWN_FROM = 200  # files: fewer need no bar
+bar_after_2_s = functools.partial(
+    tqdm, leave=False, delay=2, disable=None
+)  # None: unless stderr is no terminal
 
 
 @dataclass(frozen=True)
@@ -80,41 +78,29 @@ class MirroredFiles(Files):
     def folders(self, path: Path) -> list[str]:
         return self._bucket.folders(_folder(self._key(path)))
 
-    def fetch(
-        self,
-        folder: Path,
-        names: Collection[str],
-        *,
-        fenced: Collection[str] = (),
-        listed: Collection[str] = (),
-        owner: bool = False,
-    ) -> set[Path]:
+    def fetch(self, folder: Path, names: Collection[str], *, owner: bool = False) -> set[Path]:
         began = time.time()
         there = self._listing(folder)
         found = {path: entry for path, entry in there.items() if path.name in names}
-        for path in _local(folder, names) if owner else ():
-            # never came to the bucket, or was deleted there
-            if path not in found and path.stat().st_ctime < began:
-                path.unlink(missing_ok=True)
-        for name in fenced:
-            if (folder / name) not in found and name in names:
-                folder.mkdir(parents=True, exist_ok=True)
-                _version_of(folder / name).write_text("")
+        if owner:
+            for path in folder.rglob("*"):  # never came to the bucket, or was deleted there
+                if path.name in names and path not in found and path.stat().st_ctime < began:
+                    path.unlink(missing_ok=True)
+            for name in FENCED:
+                if name in names and folder / name not in found:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _version_of(folder / name).write_text("")
         late = {path for path, entry in found.items() if not entry.matches(path)}
-        if len(late) >= SHOWN_FROM:
-            late -= self._from_index(folder, {path: found[path] for path in late})
 
         def bring(path: Path) -> None:
-            if path.name in fenced:
+            if owner and path.name in FENCED:
                 self._get_fenced(path, late=path in late)
             elif path in late:
                 self._get(path, found[path].size)
 
-        quiet = True if len(late) < SHOWN_FROM else None  # None: unless stderr is no terminal
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in tqdm(pool.map(bring, found), total=len(found), desc="fetch", disable=quiet, leave=False):
-                pass
-        return {path for path in there if path.name in listed}
+            list(bar_after_2_s(pool.map(bring, found), total=len(found), desc="fetch"))
+        return set(there)
 
     def fetch_file(self, path: Path) -> None:
         found = self._bucket.head(self._key(path))
@@ -144,35 +130,20 @@ class MirroredFiles(Files):
     def leaseholder(self, lease: Path) -> str:
         return driver_lease.holder(self._bucket, self._key(lease))
 
-    def write_index(self, folder: Path, names: Collection[str]) -> None:
-        """Put all files of these names into one object, so that a machine without them reads it at once."""
-        self.fetch(folder, names)
-        texts = {
-            str(path.relative_to(folder)): (entry.tag, path.read_text(encoding="utf-8"))
-            for path, entry in self._listing(folder).items()
-            if path.name in names and entry.matches(path)
-        }
-        self._bucket.put(zlib.compress(json.dumps(texts).encode(), 1), self._key(folder / INDEX))
-
     def share(self, source: Path, path: Path) -> None:
         """Its sha256 comes last: then it is whole."""
-        if self._bucket.head(self._key(_mark(path))) is None:
+        if self._bucket.head(self._key(_digest_of(path))) is None:
             self._bucket.put(source, self._key(path))
-            self._bucket.put(file_digest(source).encode(), self._key(_mark(path)))
+            self._bucket.put(file_digest(source).encode(), self._key(_digest_of(path)))
 
     def copy_shared(self, target: Path, path: Path) -> bool:
-        digest = self.read_now(_mark(path))
-        size = self.size_of(path) if digest else None
+        digest, size = self.read_now(_digest_of(path)), self.size_of(path)
         if digest is None or size is None:
             return False
-        bar = tqdm(
-            *(None, f"copy {target.name}", size),
-            unit="B",
-            unit_scale=True,
-            disable=None if size >= SHOWN_BYTES else True,
-            leave=False,
-        )
-        with contextlib.closing(bar), beside(target) as temporary:
+        with (
+            beside(target) as temporary,
+            bar_after_2_s(desc=f"copy {target.name}", total=size, unit="B", unit_scale=True) as bar,
+        ):
             if self._bucket.get(self._key(path), temporary, size, bar.update) is None:
                 return False
             if file_digest(temporary) != digest:
@@ -230,52 +201,19 @@ class MirroredFiles(Files):
                 known.write_text(now.version if now else "")
 
     def _get_fenced(self, path: Path, *, late: bool) -> None:
-        now, known = (
-            self._bucket.head(self._key(path)),
-            _version_of(path),
-        )  # a listing may not tell the version
+        now, known = self._bucket.head(self._key(path)), _version_of(path)  # a listing may not tell versions
         version = now.version if now else ""
         if now is not None and (late or not known.exists() or known.read_text() != version):
             version = self._get(path, now.size)
         known.write_text(version)
-
-    def _from_index(self, folder: Path, wanted: dict[Path, Entry]) -> set[Path]:
-        """Write those files whose text in the index is what the bucket has now; which."""
-        data = self._bucket.read(self._key(folder / INDEX))
-        try:
-            text = zlib.decompressobj().decompress(data or b"", INDEX_LIMIT)
-            known = {
-                folder / inside: (str(tag), str(text)) for inside, (tag, text) in json.loads(text).items()
-            }
-        except (
-            ValueError,
-            AttributeError,
-            TypeError,
-            zlib.error,
-        ):  # none, or damaged: all are read one by one
-            return set()
-        done = {path for path, entry in wanted.items() if path in known and known[path][0] == entry.tag}
-        for path in done:
-            with beside(path) as temporary:
-                temporary.write_text(known[path][1], encoding="utf-8")
-                os.utime(temporary, (wanted[path].modified, wanted[path].modified))
-                os.replace(temporary, path)
-        return done
 
 
 def _folder(key: str) -> str:
     return f"{key}/" if key else ""
 
 
-def _mark(path: Path) -> Path:
+def _digest_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _local(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    for root, _, files in os.walk(folder):
-        for name in files:
-            if name in names:
-                yield Path(root) / name
 
 
 def _version_of(path: Path) -> Path:

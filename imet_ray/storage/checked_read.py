@@ -42,11 +42,8 @@ def regular(path: Path, *, limit: int | None = None) -> Path:
 
 def damaged(path: Path, why: object) -> StoreError:
     """What to say of an artefact that cannot be read."""
-    return StoreError(f"{path} is damaged ({_short(why)}): delete it and run the same command")
-
-
-def _short(why: object) -> str:
-    return " ".join(str(why).split())[:300]
+    short = " ".join(str(why).split())[:300]
+    return StoreError(f"{path} is damaged ({short}): delete it and run the same command")
 
 
 def read_text(path: Path) -> str:
@@ -67,11 +64,7 @@ def read_json(path: Path) -> Any:
     Raises:
         StoreError: if it is missing or damaged.
     """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from None
+    return _parsed(path, read_text(path))
 
 
 def read_model(path: Path, model: type[Model]) -> Model:
@@ -96,11 +89,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = read_text(path).splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from None
+    rows = [_parsed(path, line) for line in read_text(path).splitlines()]
     if not all(isinstance(row, dict) for row in rows):
         raise damaged(path, "a line is no object")
     return rows
@@ -118,6 +107,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except StoreError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise damaged(path, error) from None
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise damaged(path, error) from None
 
 

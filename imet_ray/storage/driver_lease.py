@@ -4,12 +4,12 @@ No clocks are compared: a driver that wants the run watches whether the object c
 that job.
 """
 
-import _thread
 import contextlib
-import itertools
 import json
 import logging
+import os
 import platform
+import secrets
 import signal
 import threading
 import time
@@ -30,56 +30,53 @@ LOOK_S = 1.0
 def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
     """Hold the run whose lease has that key. The caller holds the lock of this machine.
 
-    If another machine takes the run because this one was cut off, the main thread is interrupted.
+    If another machine takes the run because this one was cut off, this process gets SIGTERM, which acts like Ctrl-C.
 
     Raises:
         ConfigError: if another machine's driver holds it and lives.
     """
-    beats = itertools.count()
+    ours = {"driver": who, "host": platform.node(), "token": secrets.token_hex(8)}
 
-    def text() -> bytes:
-        beat = f"{next(beats)} {time.time_ns()}"
-        return json.dumps({"driver": who, "host": platform.node(), "beat": beat}).encode()
+    def is_ours() -> bool:
+        return _read(bucket, key).get("token") == ours["token"]
 
-    first = text()
-    try:
-        version = bucket.put(first, key, _free(bucket, key))
-    except ChangedError:
-        if bucket.read(key) != first:
-            raise ConfigError(f"{who}: another driver began this run just now: wait for it") from None
-        found = bucket.head(key)  # ours, and the answer was lost
-        version = found.version if found else ""
+    def put(version: str) -> str | None:
+        """The lease's new version; None if it is another driver's."""
+        try:
+            return bucket.put(json.dumps(ours | {"beat": time.time_ns()}).encode(), key, version)
+        except ChangedError:
+            found = bucket.head(key)
+            if not is_ours():
+                return None
+            return found.version if found else ""  # of an attempt whose answer was lost
+
+    version = put(_free(bucket, key))
+    if version is None:
+        raise ConfigError(f"{who}: another driver began this run just now: wait for it")
     stop = threading.Event()
 
-    def beat() -> None:
-        nonlocal version
+    def beat(version: str) -> None:
         while not stop.wait(BEAT_S):
             try:
-                version = bucket.put(text(), key, version)
-            except ChangedError:
-                now = _read(bucket, key)
-                if now.get("driver") == who and now.get("host") == platform.node():
-                    found = bucket.head(key)  # an attempt of ours whose answer was lost
-                    version = found.version if found else ""
-                    continue
-                logger.error(
-                    "another driver took this run over: %s on %s", now.get("driver"), now.get("host")
-                )
-                _thread.interrupt_main()
-                return
+                now = put(version)
             except StoreError as error:
                 logger.warning("%s", error)
+                continue
+            if now is None:
+                logger.error("another driver took this run over: %s on %s", *_named(_read(bucket, key)))
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            version = now
 
-    thread = threading.Thread(target=beat, daemon=True, name="lease")
+    thread = threading.Thread(target=beat, args=(version,), daemon=True, name="lease")
     thread.start()
     try:
-        with _interruptible():
-            yield
+        yield
     finally:
         stop.set()
         thread.join()
         with contextlib.suppress(StoreError):
-            if _read(bucket, key).get("driver") == who:
+            if is_ours():
                 bucket.delete(key)
 
 
@@ -93,29 +90,15 @@ def holder(bucket: Bucket, key: str) -> str:
     return who if silent < DEAD_S else f"{who}, last heard of {clock(silent)} ago by the clock here"
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the interrupt through: a script's background job ignores interrupts, also the one that ends a driver."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _free(bucket: Bucket, key: str) -> str:
     """The version of the lease that may be replaced; empty: there is no lease."""
     found = bucket.head(key)
     if found is None:
         return ""
-    holder = _read(bucket, key)
-    if holder.get("host") == platform.node():
+    before = _read(bucket, key)
+    if before.get("host") == platform.node():
         return found.version  # we have this machine's lock, so it is dead
-    logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(holder), DEAD_S)
+    logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(before), DEAD_S)
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
         time.sleep(LOOK_S)
@@ -124,7 +107,7 @@ def _free(bucket: Bucket, key: str) -> str:
             return ""
         if now.version != found.version:
             raise ConfigError(
-                "{} on {} drives this run: wait for it, or choose another --name".format(*_named(holder))
+                "{} on {} drives this run: wait for it, or choose another --name".format(*_named(before))
             )
     return found.version
 

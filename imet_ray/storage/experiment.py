@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import Field
+
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import SearchSpace
@@ -25,6 +27,25 @@ from imet_ray.storage.run_directory import RunDirectory
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 
 
+def versions() -> dict[str, str]:
+    """Versions of what this process runs on, by name."""
+    found = {"imet_ray": imet_ray.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _git_state() -> str:
+    """The commit of the code, with a + where it was changed; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip()
+    return ""
+
+
 class Experiment(Frozen):
     """Everything that all trials of a run have in common, and where it was run."""
 
@@ -34,34 +55,8 @@ class Experiment(Frozen):
     folds_digest: str
     label_ids: list[str]
     space: SearchSpace
-    versions: dict[str, str]
-    git: str
-
-
-def resolve(
-    space: SearchSpace,
-    *,
-    data: str,
-    data_root: Path,
-    data_digest: str,
-    folds_digest: str,
-    label_ids: tuple[str, ...],
-) -> Experiment:
-    """The experiment as it stands now, with the versions that run it."""
-    versions = {"imet_ray": imet_ray.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return Experiment(
-        data=data,
-        data_root=str(data_root),
-        data_digest=data_digest,
-        folds_digest=folds_digest,
-        label_ids=list(label_ids),
-        space=space,
-        versions=versions,
-        git=_git_state(),
-    )
+    versions: dict[str, str] = Field(default_factory=versions)
+    git: str = Field(default_factory=_git_state)
 
 
 def read_experiment(store: RunDirectory) -> Experiment:
@@ -75,40 +70,41 @@ def begin(store: RunDirectory, experiment: Experiment) -> None:
     Raises:
         StoreError: naming what differs.
     """
-    if store.experiment.exists():
-        before = read_experiment(store)
+    if store.experiment.exists() and (difference := _difference(store, experiment)):
         out = "choose another --name, or --fresh to set the old run aside"
-        for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
-            if getattr(before, field) != getattr(experiment, field):
-                raise StoreError(f"{store.root} was begun with other {what}: {out}")
-        for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
-            was = getattr(before.space, field)
-            if was != getattr(experiment.space, field):
-                raise StoreError(f"{store.root} was begun with {field}={was}: {out}")
-        specs = {trial.trial_id: read_spec(trial) for trial in store.begun_trials()}
-        if any(spec.trial_id != trial_id for trial_id, spec in list(specs.items())[:1]):  # one tells of all
-            raise StoreError(
-                f"{store.root} was begun by an earlier version, whose trials have other ids and would be trained "
-                f"again: {out}. It can still be blended, predicted and looked at"
-            )
-        known = {spec.variant.name: spec.variant for spec in specs.values()}
-        known |= {variant.name: variant for variant in before.space.variants}
-        for variant in experiment.space.variants:
-            old = known.get(variant.name, variant)
-            if old != variant:
-                changed = next(
-                    field
-                    for field in type(variant).model_fields
-                    if getattr(old, field) != getattr(variant, field)
-                )
-                raise StoreError(
-                    f"{store.root} knows variant {variant.name!r} with {changed}="
-                    f"{getattr(old, changed)!r}, now it is {getattr(variant, changed)!r}: {out}"
-                )
-            ranges = before.space.ranges.get(variant.name)
-            if ranges is not None and ranges != experiment.space.ranges[variant.name]:
-                raise StoreError(f"{store.root} searched variant {variant.name!r} over other ranges: {out}")
+        raise StoreError(f"{store.root} {difference}: {out}")
     write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
+
+
+def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
+    """What the run was begun with, if it is not what is asked for now."""
+    before, space = read_experiment(store), experiment.space
+    for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
+        if getattr(before, field) != getattr(experiment, field):
+            return f"was begun with other {what}"
+    for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
+        was = getattr(before.space, field)
+        if was != getattr(space, field):
+            return f"was begun with {field}={was}"
+    trials = store.begun_trials()
+    specs = [read_spec(trial) for trial in trials]
+    if trials and specs[0].trial_id != trials[0].trial_id:  # one tells of all
+        return (
+            "was begun by an earlier version, whose trials have other ids and would be trained again (it can still be "
+            "blended, predicted and looked at)"
+        )
+    known = {spec.variant.name: spec.variant for spec in specs}
+    known |= {variant.name: variant for variant in before.space.variants}
+    for variant in space.variants:
+        old = known.get(variant.name, variant)
+        for field in type(variant).model_fields:
+            was, now = getattr(old, field), getattr(variant, field)
+            if was != now:
+                return f"knows variant {variant.name!r} with {field}={was!r}, now it is {now!r}"
+        ranges = space.ranges[variant.name]
+        if before.space.ranges.get(variant.name, ranges) != ranges:
+            return f"searched variant {variant.name!r} over other ranges"
+    return None
 
 
 @contextlib.contextmanager
@@ -137,13 +133,3 @@ def only_driver(store: RunDirectory) -> Iterator[None]:
         file.flush()
         with store.leased(f"process {os.getpid()}"):
             yield
-
-
-def _git_state() -> str:
-    """The commit of the code, with a + where it was changed; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return found.stdout.strip()
-    return ""

@@ -35,7 +35,7 @@ class Files:
         """A temporary path beside `path`, put in its place when the block ends well.
 
         Raises:
-            StoreError: one line, if the disk is full or the place cannot be written.
+            StoreError: if the disk is full or the place cannot be written.
             SupersededError: if a newer writer of the trial has written the file.
         """
         return writing(path)
@@ -59,23 +59,16 @@ class Files:
 
     def folders(self, path: Path) -> list[str]:
         """Names of the folders in a folder."""
-        return sorted(one.name for one in path.glob("*") if one.is_dir())
+        return [one.name for one in path.glob("*") if one.is_dir()]
 
-    def fetch(
-        self,
-        folder: Path,
-        names: Collection[str],
-        *,
-        fenced: Collection[str] = (),
-        listed: Collection[str] = (),
-        owner: bool = False,
-    ) -> set[Path]:
+    def fetch(self, folder: Path, names: Collection[str], *, owner: bool = False) -> set[Path]:
         """Bring the files of these names, down to two folders below one, to this machine.
 
+        Returns all files that lie elsewhere, of any name, as their places here.
+
         Args:
-            fenced: names of files that only the newest writer may replace, and that is the caller from now on.
-            listed: names of files that are not brought. Which of them lie elsewhere is returned, as their places here.
-            owner: nobody else on this machine writes here. Files that were deleted elsewhere go.
+            owner: nobody else on this machine writes here. Files that were deleted elsewhere go, and the caller is from
+                now on the writer of those that only the newest writer may replace.
         """
         return set()
 
@@ -83,11 +76,7 @@ class Files:
         """Bring one file."""
 
     def fetch_log(self, path: Path, target: Path) -> Path:
-        """Bring a file that only grows; where it is now.
-
-        Args:
-            target: where it goes, if it comes from elsewhere. What is there and has more at its end stays.
-        """
+        """Bring a file that only grows to `target`, if it lies elsewhere; where it is now. A longer one there stays."""
         return path
 
     def publish(self, path: Path) -> None:
@@ -105,9 +94,6 @@ class Files:
     def leaseholder(self, lease: Path) -> str:
         """Who drives the run on another machine; empty: nobody does."""
         return ""
-
-    def write_index(self, folder: Path, names: Collection[str]) -> None:
-        """Make `fetch` of these names fast for a machine that has none of them."""
 
     def share(self, source: Path, path: Path) -> None:
         """Give a large file to other machines, if it is not there yet."""
@@ -137,7 +123,7 @@ def beside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, gone when the block ends.
 
     Raises:
-        StoreError: one line, if the disk is full or the place cannot be written.
+        StoreError: if the disk is full or the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     try:

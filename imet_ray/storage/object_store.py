@@ -31,9 +31,7 @@ T = TypeVar("T")
 PATIENCE_S = 120.0  # with a store that does not answer
 PAUSE_S = (0.5, 10.0)  # between two attempts, at first and at last
 READ_S = 30  # without a byte
-LONG_UPLOAD_S = (
-    1800  # of a large file in one request: obstore's read_timeout also counts while the body is sent
-)
+LONG_UPLOAD_S = 1800  # for a large file in one request: obstore's read_timeout counts while it is sent
 RETRIES = 2  # of obstore itself, before `patiently` begins
 LARGE = 64 << 20  # bytes; larger objects are read in parts
 PART = 32 << 20  # bytes
@@ -60,24 +58,19 @@ class Entry:
     size: int  # bytes
     tag: str  # changes whenever the object is written
     modified: float  # of time.time(), by the store's clock
-    version: (
-        str  # for `Bucket.put`; one from a listing is of no use there, for Google tells no generations in it
-    )
-
-    @property
-    def md5(self) -> str:
-        """Hex; empty where the tag cannot be one."""
-        return self.tag if re.fullmatch("[0-9a-f]{32}", self.tag) else ""
+    version: str  # for `Bucket.put`, if it is not from a listing: Google's tell no generations
 
     def matches(self, path: Path) -> bool:
-        """True if a file has the object's bytes, as far as the store tells; else if it has its size and time."""
+        """True if a file has the object's size and content; its time, where the tag is not the content's md5."""
         with contextlib.suppress(OSError):
             found = path.stat()
-            if found.st_size != self.size or not self.md5:
-                return found.st_size == self.size and int(found.st_mtime) == int(self.modified)
+            if found.st_size != self.size:
+                return False
+            if not re.fullmatch("[0-9a-f]{32}", self.tag):
+                return int(found.st_mtime) == int(self.modified)
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-            return digest.hexdigest() == self.md5
+            return digest.hexdigest() == self.tag
         return False
 
 
@@ -88,14 +81,14 @@ def split_url(url: str) -> tuple[str, str, tuple[str, ...]]:
         ConfigError: for a URL that cannot be meant, or that holds a password.
     """
     scheme, _, rest = url.partition("://")
-    bucket, _, folder = rest.partition("/")
+    bucket, *folders = rest.split("/")
     if scheme not in STORES:
         raise unknown_name("object store", f"{scheme[:40]}://", [f"{known}://" for known in STORES])
     if "@" in rest or "?" in rest or "#" in rest:  # not shown: it may hold a password
         raise ConfigError(
             f"{scheme}:// takes a bucket and a folder, without user, password or query: {STORES[scheme].credentials}"
         )
-    parts = tuple(part for part in folder.split("/") if part)
+    parts = tuple(folder for folder in folders if folder)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}[A-Za-z0-9]", bucket):
         raise ConfigError(f"{bucket[:80]!r} is no name of a bucket: give {scheme}://BUCKET/FOLDER")
     if any(part in (".", "..") or "\\" in part or not part.isprintable() for part in parts):
@@ -123,7 +116,6 @@ class Bucket:
         self.url = f"{scheme}://{name}"
         self.kind = STORES[scheme]
         self.answered = False
-        self.tags_are_md5 = True  # until three reads say something else
         self.store = self._opened(name, READ_S)
         self.long_store = self._opened(name, LONG_UPLOAD_S)
 
@@ -156,16 +148,17 @@ class Bucket:
         """
         if size >= LARGE:
             return self._get_parts(key, path, tell)
-        for attempt in range(3):
-            found = self._call(key, lambda: self._get_whole(key, path))
-            if found is None:
-                return None
-            entry, digest = found
-            if not self.tags_are_md5 or entry.md5 in ("", digest):
-                break
-            if attempt == 2:  # it was not altered three times on its way: such as under a KMS key
-                self.tags_are_md5 = False
-        tell(entry.size)
+
+        def read() -> Entry:
+            found = self.store.get(key)
+            with path.open("wb") as file:
+                for block in found.stream(min_chunk_size=BLOCK):
+                    file.write(block)
+            return _entry(found.meta)
+
+        entry = self._call(key, read)
+        if entry is not None:
+            tell(entry.size)
         return entry
 
     def put(self, source: Path | bytes, key: str, version: str | None = None) -> str:
@@ -208,15 +201,6 @@ class Bucket:
     def delete(self, key: str) -> None:
         """Delete an object, if there is one."""
         self._call(key, lambda: self.store.delete(key))
-
-    def _get_whole(self, key: str, path: Path) -> tuple[Entry, str]:
-        """What was written, and its md5."""
-        found, digest = self.store.get(key), hashlib.md5(usedforsecurity=False)
-        with path.open("wb") as file:
-            for block in found.stream(min_chunk_size=BLOCK):
-                file.write(block)
-                digest.update(block)
-        return _entry(found.meta), digest.hexdigest()
 
     def _get_parts(self, key: str, path: Path, tell: Callable[[int], object]) -> Entry | None:
         while (whole := self.head(key)) is not None:

@@ -109,23 +109,24 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     """The best set of hparams of each variant, best variant first: whole ones before those with folds missing.
 
     A variant without a complete trial is left out.
+
+    Raises:
+        StoreError: if a trial is damaged or altered.
     """
-    groups: dict[tuple[str, str], list[tuple[TrialSpec, TrialResult, TrialDirectory]]] = {}
-    for trial in store.begun_trials():
-        result = read_result(trial)
-        if result is not None and result.status == "complete":
-            spec = read_spec(trial)
-            key = (spec.variant.name, spec.recipe.model_dump_json())
-            groups.setdefault(key, []).append((spec, result, trial))
+    groups: dict[tuple[str, str], list[tuple[TrialDirectory, TrialSpec, TrialResult]]] = {}
+    for trial, spec, result in _ended(store):
+        if result.status == "complete":
+            key = spec.variant.name, spec.recipe.model_dump_json()
+            groups.setdefault(key, []).append((trial, spec, result))
     best: dict[str, Standing] = {}
     for (variant, _), members in sorted(groups.items()):
         standing = Standing(
             variant=variant,
-            hparams=members[0][0].hparams,
-            trials={spec.fold: trial for spec, _, trial in members},
-            score={spec.fold: result.score or 0.0 for spec, result, _ in members},
-            expected_score={spec.fold: result.expected_score for spec, result, _ in members},
-            n_folds=members[0][0].n_folds,
+            hparams=members[0][1].hparams,
+            trials={spec.fold: trial for trial, spec, _ in members},
+            score={spec.fold: result.score or 0.0 for _, spec, result in members},
+            expected_score={spec.fold: result.expected_score for _, spec, result in members},
+            n_folds=members[0][1].n_folds,
         )
         rival = best.get(variant)
         if rival is None or (standing.whole, standing.mean) > (rival.whole, rival.mean):
@@ -136,9 +137,21 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
 
 def failures(store: RunDirectory) -> list[tuple[TrialSpec, str]]:
     """Failed trials and their reasons."""
-    found = []
-    for trial in store.begun_trials():
-        result = read_result(trial)
-        if result is not None and result.status == "failed":
-            found.append((read_spec(trial), result.reason))
+    return [(spec, result.reason) for _, spec, result in _ended(store) if result.status == "failed"]
+
+
+def _ended(store: RunDirectory) -> list[tuple[TrialDirectory, TrialSpec, TrialResult]]:
+    """Trials that have a result.
+
+    Raises:
+        StoreError: if a file is damaged, or tells of another trial. In a run of an earlier version all ids are others.
+    """
+    found = [
+        (trial, read_spec(trial), result)
+        for trial in store.begun_trials()
+        if (result := read_result(trial)) is not None
+    ]
+    altered = [trial for trial, spec, _ in found if spec.trial_id != trial.trial_id]
+    if 0 < len(altered) < len(found):
+        raise another_trial(altered[0])
     return found

@@ -64,12 +64,12 @@ class RunDirectory:
     def fetch(self, *, owner: bool = False) -> set[Path]:
         """Bring what is small, of all trials at once, to this machine.
 
-        Returns which out-of-fold predictions stay elsewhere, as their places here.
+        Returns all files that lie elsewhere, large ones too, as their places here.
 
         Args:
             owner: we drive the run. Then the journal comes, too, and what was deleted elsewhere goes.
         """
-        elsewhere = self.files.fetch(self.root, SMALL, listed=("oof.npz",), owner=owner)
+        elsewhere = self.files.fetch(self.root, SMALL, owner=owner)
         if owner:
             self.files.fetch_log(self.journal, self.journal)
         return elsewhere
@@ -93,7 +93,6 @@ class RunDirectory:
         with self.files.leased(self.lease, who):
             self.fetch(owner=True)
             yield
-            self.files.write_index(self.root, SMALL)  # the next machine has 1 file to read, not thousands
 
     def leaseholder(self) -> str:
         """Who drives the run on another machine; empty: nobody does."""
@@ -141,8 +140,8 @@ class TrialDirectory:
         self.files.fetch(self.root, [path.name for path in paths])
 
     def fetch_all(self) -> None:
-        """The same, of all that a trial goes on from; for its writer, who may be on another node than the last one."""
-        self.files.fetch(self.root, WRITERS, fenced=FENCED, owner=True)
+        """Bring all that a trial goes on from; for its writer, who may be on another node than the last one."""
+        self.files.fetch(self.root, WRITERS, owner=True)
 
     def acquire(self) -> str:
         """Become the writer of this directory; whoever was it before is superseded."""

@@ -31,24 +31,23 @@ class Runs:
         Raises:
             ConfigError: if there is none, naming those that exist.
         """
-        if name is not None:
+        where = self.files.address(self.root)
+        if name is None:
+            begun = self._begun()
+            if not begun:
+                raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
+            found = max(begun, key=lambda run: run.experiment.stat().st_mtime)
+        else:
             found = self.run(name)
-            found.fetch()
-            if found.experiment.exists():
-                return found
-            known = ", ".join(sorted(begun.root.name for begun in self._begun())) or "none yet"
-            where = self.files.address(self.root)
+        found.fetch()
+        if not found.experiment.exists():
+            known = ", ".join(run.root.name for run in self._begun()) or "none yet"
             raise ConfigError(f"no run {name!r} in {where}: choose one of: {known}")
-        begun = self._begun()
-        if not begun:
-            where = self.files.address(self.root)
-            raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
-        newest = max(begun, key=lambda run: run.experiment.stat().st_mtime)
-        newest.fetch()
-        return newest
+        return found
 
     def _begun(self) -> list[RunDirectory]:
-        found = [self.run(name) for name in self.files.folders(self.root)]
+        """Runs that have an experiment, by name."""
+        found = [self.run(name) for name in sorted(self.files.folders(self.root))]
         for run in found:
             self.files.fetch_file(run.experiment)
         return [run for run in found if run.experiment.exists()]
