@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
     run = setup.reopen(runs_at(args.runs, cache), args.name, cache)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
-    return cluster_stages.predict(run, args.predict, outside=args.member or (), out=args.out, **ray)
+    return cluster_stages.predict(run, args.predict, members=args.member or (), out=args.out, **ray)
 
 
 def _look(stage: str, args: argparse.Namespace) -> int:

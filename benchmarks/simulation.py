@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -110,15 +111,15 @@ def simulate(
         )
         heapq.heappush(events, (now + took, count, trial_id, result))
 
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch(
+            "imet_ray.cluster.variant_study.tpe", optuna.samplers.RandomSampler
+        ),  # its time is measured apart
+        patch("imet_ray.cluster.policy.own_result", lambda trial: results.get(trial.trial_id)),
+    ):
         policy = chooser(
-            space,
-            RunDirectory(Path(folder)),
-            "data",
-            "folds",
-            # TPE's time is measured apart
-            studies=Studies(InMemoryStorage(), sampler=optuna.samplers.RandomSampler),
-            read=results.get,
+            space, RunDirectory(Path(folder)), "data", "folds", studies=Studies(InMemoryStorage())
         )
         now = 0.0
         while True:

@@ -135,6 +135,11 @@ class TrialSpec(Frozen):
         }
 
 
+def hparams_text(hparams: dict[str, Hparam]) -> str:
+    """A set of hparams on one line."""
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in hparams.items())
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values, equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -47,9 +47,7 @@ def _run_sweep(
     with open_studies(store, None) as studies:
         policy = Policy(space, store, *digests, studies=studies)
         stopper = StopOnFault()
-        searcher = SweepSearcher(
-            policy, lambda: None, stopper, session.capacity, WorkerFailures(), studies.save
-        )
+        searcher = SweepSearcher(policy, lambda: None, stopper, session.capacity, WorkerFailures())
         for number, spec in enumerate(_assigned(searcher)):
 
             def report(metrics: dict[str, Any], ours: str = str(number)) -> None:
@@ -58,7 +56,7 @@ def _run_sweep(
             train_trial(spec, data, store.trial(spec.trial_id), device=torch.device("cpu"), report=report)
             searcher.on_trial_complete(str(number), {})
             assert stopper.fault is None, stopper.fault
-    return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
+    return SweepSummary(0, 0.0, 0.0, [], False)
 
 
 def _assigned(searcher: SweepSearcher) -> Iterator[TrialSpec]:
@@ -71,7 +69,7 @@ def _assigned(searcher: SweepSearcher) -> Iterator[TrialSpec]:
 def _predict_held_out(
     trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
 ) -> int:
-    return _predict("oof", trials, (data.split, data.label_ids, data), store, session)
+    return _predict(trials, (data.split, data.label_ids, data), store, session)
 
 
 def _predict_test(
@@ -81,13 +79,11 @@ def _predict_test(
     label_ids: tuple[str, ...],
     session: Session,
 ) -> int:
-    return _predict("test", trials, (split, label_ids, None), store, session)
+    return _predict(trials, (split, label_ids, None), store, session)
 
 
-def _predict(
-    kind: str, trials: Sequence[TrialDirectory], shared: Any, store: RunDirectory, session: Session
-) -> int:
+def _predict(trials: Sequence[TrialDirectory], shared: Any, store: RunDirectory, session: Session) -> int:
     slot = session.slot(store)
-    done = [predict_one(kind, trial.trial_id, shared, slot) for trial in trials]
+    done = [predict_one(trial.trial_id, shared, slot) for trial in trials]
     assert not any(isinstance(found, str) for found in done), done
     return sum(map(bool, done))

@@ -63,7 +63,7 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
         tune.report(row | {"trial_seconds": SECONDS})
 
 
-def predict(kind: str, trial_id: str, shared: tuple[Any, tuple[str, ...], Any], slot: Any) -> bool:
+def predict(trial_id: str, shared: tuple[Any, tuple[str, ...], Any], slot: Any) -> bool:
     """In place of `imet_ray.cluster.worker.predict_in_worker`."""
     import numpy as np
 
@@ -73,7 +73,7 @@ def predict(kind: str, trial_id: str, shared: tuple[Any, tuple[str, ...], Any], 
 
     split, label_ids, data = shared
     trial = slot.run.trial(trial_id)
-    path, spec = trial.oof if kind == "oof" else trial.test, read_spec(trial)
+    path, spec = trial.test if data is None else trial.oof, read_spec(trial)
     if path.exists():
         return False
     ids = np.array(split.ids)

@@ -109,8 +109,7 @@ def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, s
     assert fit(total=(4, 0), concurrency=concurrency, joined=joined).slots == slots
 
 
-def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is(monkeypatch):
-    monkeypatch.setattr(session, "SIZE_S", -1.0)
+def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is():
     total = {"CPU": 2.0}
     how = {"dashboard": None, "concurrency": None}
     joined = session._fit(Resources(), lambda: total, **how, joined=True)

@@ -101,7 +101,7 @@ def test_overhead_is_the_time_that_a_slot_was_held_less_training(make_space, sto
     sweep.end(second, after=0)  # held 15, trained 10
     assert sweep.progress.ended == 2
     assert sweep.progress.overhead_s == pytest.approx((4 + 5) / 2)
-    assert sweep.progress.start_s == pytest.approx(3)  # 13 until the first epoch had ended, which took 10
+    assert sweep.progress.starts_s == pytest.approx([3])  # 13 until the first epoch had ended, which took 10
     sweep.progress.on_trial_complete(1, [], second)  # told twice
     assert sweep.progress.ended == 2
     waited = sweep.start(after=100, asked=sweep.now + 99)  # there was nothing to do for 99 s

@@ -32,7 +32,7 @@ def run(make_spec, tiny_data, tmp_path, monkeypatch):
 
         monkeypatch.setattr(adapter, "train_trial", train)
         spec = make_spec()
-        slot = Slot(RunDirectory(tmp_path), 1.0, 0.0, 1, loader_workers, joined=False)
+        slot = Slot(RunDirectory(tmp_path), 1.0, 0.0, loader_workers, joined=False)
         adapter.run_trial({"spec": spec.model_dump_json(), "phase": "search"}, tiny_data, slot)
         return told, RunDirectory(tmp_path).trial(spec.trial_id)
 

@@ -129,8 +129,8 @@ def test_what_a_trials_own_line_tells_is_not_told_by_ray_again(capsys, monkeypat
         "ray: The node with node id: 29b9 and address: 10.0.0.2 has been marked dead",
         "ray: The following resource request cannot be scheduled right now: {'CPU': 4.0}.",
     ]
-    with deaths.told_by_trial():
-        worker.print_to_stdstream(published, ignore_prefix=False)
+    deaths.quiet_ray(deaths.TOLD_BY_TRIAL)
+    worker.print_to_stdstream(published, ignore_prefix=False)
     printed = capsys.readouterr()
     assert printed.err == "ray: The following resource request cannot be scheduled right now: {'CPU': 4.0}.\n"
     assert not printed.out

@@ -24,7 +24,6 @@ from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ImetError
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.results import TrialResult, read_result
-from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.distributed import Team
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -49,13 +48,12 @@ class Job:
 def run_ddp_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     """Train the trial of `config["spec"]` on as many workers as it says, reporting to Tune after each epoch."""
     spec = TrialSpec.model_validate_json(config["spec"])
-    store = slot.run
     job = Job(spec, config["phase"], data, slot)
     if _elastic(spec, slot):
         os.environ.setdefault(START, str(START_S))
     while True:
         try:
-            _trainer(job, store).fit()
+            _trainer(job).fit()
         except WorkerGroupError as error:
             errors = [getattr(one, "_base_exc", one) for one in error.worker_failures.values()]
             preempted = [getattr(one, "health_check_failure", None) for one in error.worker_failures.values()]
@@ -66,17 +64,17 @@ def run_ddp_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> Non
             if fault is not None:
                 tune.report({"fatal": str(fault)})
                 return
-            if _result(store, spec) is None:
+            if _result(job) is None:
                 if any(isinstance(one, OutOfMemoryError) for one in errors):
                     continue  # with smaller parts of a batch
                 raise
-        result = _result(store, spec)
+        result = _result(job)
         assert result is not None
         report_end(result)
         return
 
 
-def _trainer(job: Job, store: RunDirectory) -> TorchTrainer:
+def _trainer(job: Job) -> TorchTrainer:
     spec, slot = job.spec, job.slot
     return TorchTrainer(
         _train,
@@ -91,7 +89,7 @@ def _trainer(job: Job, store: RunDirectory) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=spec.title,
-            storage_path=str(store.tune / "ddp"),
+            storage_path=str(slot.run.tune / "ddp"),
             failure_config=FailureConfig(max_failures=0),  # Tune counts the failures
             callbacks=[TuneReportCallback()],
         ),
@@ -106,9 +104,9 @@ def _elastic(spec: TrialSpec, slot: Slot) -> bool:
     return slot.gpus in (0, 1) and spec.batch_norm == "local"
 
 
-def _result(store: RunDirectory, spec: TrialSpec) -> TrialResult | None:
+def _result(job: Job) -> TrialResult | None:
     """The result that the first worker wrote, perhaps on another node."""
-    trial = store.trial(spec.trial_id)
+    trial = job.slot.run.trial(job.spec.trial_id)
     trial.fetch(trial.result)
     return read_result(trial)
 

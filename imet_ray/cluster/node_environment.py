@@ -4,16 +4,14 @@ The code is sent: this package, and nothing else of the checkout. Versions are c
 """
 
 import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import imet_ray
 from imet_ray.errors import ConfigError
+from imet_ray.storage.experiment import versions
 
 PACKAGE = Path(imet_ray.__file__).resolve().parent
-COMPARED = ("ray", "torch", "torchvision", "timm", "albumentations", "numpy", "scipy")
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs us: the code is there already
 ANSWER_S = 60.0  # that a node has to answer
 
@@ -30,29 +28,16 @@ def code_bytes() -> int:
     return sum(file.stat().st_size for file in PACKAGE.rglob("*") if "__pycache__" not in file.parts)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what this process runs on, by name."""
-    found = {"python": platform.python_version(), "imet_ray": imet_ray.__version__}
-    for name in COMPARED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
-def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
-    """The versions of another node that differ, in words; a patch release of Python does not matter."""
-
-    def compared(name: str, version: str) -> str:
-        return ".".join(version.split(".")[:2]) if name == "python" else version
-
-    found = [
-        f"{name} {theirs.get(name, 'none')}, here {version}"
-        for name, version in ours.items()
-        if compared(name, theirs.get(name, "none")) != compared(name, version)
-    ]
-    return "; ".join(found) or None
+def difference(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    """The versions of another node that differ, in words. A patch release of Python does not matter."""
+    found = []
+    for name in ours.keys() - {"optuna"}:  # the driver alone has studies
+        here, there = ours[name], theirs.get(name, "none")
+        if name == "python":
+            here, there = here.rpartition(".")[0], there.rpartition(".")[0]
+        if here != there:
+            found.append(f"{name} {there}, here {here}")
+    return "; ".join(sorted(found))
 
 
 def refuse_other_versions() -> int:
@@ -76,7 +61,7 @@ def refuse_other_versions() -> int:
     ours, wrong = versions(), []
     nodes = {
         node: address for node, address in alive().items() if node in answers
-    }  # some were lost meanwhile
+    }  # not those lost meanwhile
     for node, address in nodes.items():
         if answers[node] in late:
             wrong.append(f"{address} does not answer")
@@ -88,9 +73,8 @@ def refuse_other_versions() -> int:
         if found:
             wrong.append(f"{address} has {found}")
     if wrong:
+        listed = "\n  ".join(wrong)
         raise ConfigError(
-            "the nodes of this cluster differ:\n  "
-            + "\n  ".join(wrong)
-            + "\nset them up again: ray up cluster.yaml"
+            f"the nodes of this cluster differ:\n  {listed}\nset them up again: ray up cluster.yaml"
         )
     return len(nodes)

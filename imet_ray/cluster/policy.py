@@ -7,15 +7,13 @@ policy continues where a killed one stopped. `imet_ray.cluster.variant_study` kn
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Literal
 
 import optuna
 
-from imet_ray.cluster.study_storage import Studies, journal_errors, journal_studies
+from imet_ray.cluster.study_storage import Studies, journal_studies
 from imet_ray.cluster.variant_study import Assignment, VariantStudy
 from imet_ray.search_space import SearchSpace
-from imet_ray.specs import Variant
 from imet_ray.storage.results import TrialResult, own_result
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -23,11 +21,11 @@ from imet_ray.storage.run_directory import RunDirectory
 class Policy:
     """Chooses assignments until every variant is trained on all folds.
 
-    Interrupted trials go first. Otherwise the variant that would take longest gets the free slot. Counted are measured
-    seconds: what is left of it, over all slots, and the chain of a searching trial and a promotion that it still has
-    to run. So long trials begin early, studies advance together, and the last trials end together (compared with the
-    order of the file: `python -m benchmarks.scale simulated`). Within one variant, search goes before promotion. Under
-    a deadline promotions go first of all, because they complete a variant.
+    The variant that would take longest gets the free slot. Counted are measured seconds: what is left of it, over all
+    slots, and the chain of a searching trial and a promotion that it still has to run. So long trials begin early,
+    studies advance together, and the last trials end together (compared with the order of the file:
+    `python -m benchmarks.scale simulated`). Within one variant, interrupted trials go first, and search goes before
+    promotion. Under a deadline promotions go first of all, because they complete a variant.
     """
 
     def __init__(
@@ -39,32 +37,23 @@ class Policy:
         deadline: float | None = None,
         *,
         studies: Studies | None = None,
-        read: Callable[[str], TrialResult | None] | None = None,
     ) -> None:
         """
         Args:
             deadline: in `time.time()`'s seconds; no new trial after it.
             studies: None: those of the run's journal.
-            read: the result of a trial's id; None: from the store.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.store, self.deadline = space, store, deadline
         self.in_flight: dict[str, Assignment] = {}  # by trial_id
-        self._read = read or (lambda trial_id: own_result(store.trial(trial_id)))
         self._results: dict[str, TrialResult] = {}  # that were read so far, by trial_id
         self.studies: dict[str, VariantStudy] = {}  # by variant
-        studies, digests = studies or journal_studies(store), (data_digest, folds_digest)
-        with journal_errors(studies.journal_of):
-            for variant in space.variants:
-                study = VariantStudy(variant, space, digests, studies.study(variant.name), studies.sampler)
-                self._refresh(study)
-                self.studies[variant.name] = study
-        self._interrupted = {
-            trial_id
-            for study in self.studies.values()
-            for trial_id, waiting in study.waiting.items()
-            if waiting.phase == "search"
-        }
+        self._stored = studies or journal_studies(store)
+        for variant in space.variants:
+            stored = self._stored.study(variant.name)
+            study = VariantStudy(variant, space, (data_digest, folds_digest), stored)
+            self._refresh(study)
+            self.studies[variant.name] = study
 
     def next(self) -> Assignment | Literal["finished"] | None:
         """The next trial, None if it depends on one that still runs, "finished" if no more will come."""
@@ -72,13 +61,12 @@ class Policy:
             return "finished"
         while (study := self._chosen()) is not None:
             if study.waiting:
-                interrupted = (trial_id for trial_id in study.waiting if trial_id in self._interrupted)
-                trial_id = next(interrupted, next(iter(study.waiting)))
-                self._interrupted.discard(trial_id)
+                trial_id = next(iter(study.waiting))
                 self.in_flight[trial_id] = study.waiting.pop(trial_id)
                 return self.in_flight[trial_id]
             study.ask()
             self._refresh(study)  # nothing waits after it if the set was tried before, or is impossible
+            self._stored.save()
         return None if self.in_flight else "finished"
 
     def next_is_last(self) -> bool:
@@ -97,30 +85,28 @@ class Policy:
         if assignment is not None:
             self._results.pop(trial_id, None)
             self._refresh(self.studies[assignment.spec.variant.name])
+            self._stored.save()
 
     def _chosen(self) -> VariantStudy | None:
         """The study that gets the free slot, of those that have something to train or to ask for."""
-        scale, slots = self._scale(), len(self.in_flight) + 1
+        seconds, slots = self._seconds_per_trial(), len(self.in_flight) + 1
         running = Counter(assignment.spec.variant.name for assignment in self.in_flight.values())
 
-        def need(study: VariantStudy) -> tuple[bool, bool, float, int]:
+        def need(study: VariantStudy) -> tuple[bool, float, int]:
             completes = self.deadline is not None and study.best is not None
-            interrupted = bool(self._interrupted) and not self._interrupted.isdisjoint(study.waiting)
-            own = running[study.variant.name]
-            chain = 1 if study.best else 2
-            seconds = (study.left + own + slots * chain) * _seconds(study, scale)
-            return completes, interrupted, seconds, -own
+            own, chain = running[study.variant.name], 1 if study.best else 2
+            return completes, (study.left + own + slots * chain) * seconds[study.variant.name], -own
 
         ready = [study for study in self.studies.values() if study.waiting or study.can_ask]
         return max(ready, key=need, default=None)
 
-    def _scale(self) -> float:
-        """Measured seconds per estimated work, of all variants that have a complete trial."""
-        known = [study for study in self.studies.values() if study.seconds is not None]
-        if len(known) == len(self.studies):
-            return 1.0
-        work = sum(_work(study.variant) for study in known)
-        return sum(_seconds(study, 1.0) for study in known) / work if work else 1.0
+    def _seconds_per_trial(self) -> dict[str, float]:
+        """By variant: as measured, or estimated from other variants' trials by epochs and pixels."""
+        studies = self.studies.items()
+        work = {name: float(one.variant.epochs * one.variant.image_size**2) for name, one in studies}
+        measured = {name: one.seconds for name, one in studies if one.seconds is not None}
+        per_work = sum(measured.values()) / sum(work[name] for name in measured) if measured else 1.0
+        return {name: per_work * work[name] for name in work} | measured
 
     def _refresh(self, study: VariantStudy) -> None:
         study.refresh(self._result, self.in_flight)
@@ -129,17 +115,7 @@ class Policy:
         if trial_id not in self._results:
             if trial_id in self.in_flight:
                 return None  # whatever is stored: a promoted trial that was stopped earlier is being trained further
-            if (result := self._read(trial_id)) is None:
+            if (result := own_result(self.store.trial(trial_id))) is None:
                 return None
             self._results[trial_id] = result
         return self._results[trial_id]
-
-
-def _seconds(study: VariantStudy, scale: float) -> float:
-    """Of one trial: as measured, or estimated from other variants' trials."""
-    return scale * _work(study.variant) if study.seconds is None else study.seconds
-
-
-def _work(variant: Variant) -> float:
-    """A trial's work, by its epochs and pixels."""
-    return float(variant.epochs * variant.image_size**2)

@@ -5,8 +5,7 @@ On a terminal it is a table that is redrawn; elsewhere one line for each trial t
 
 import sys
 import time
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ray.tune import Callback
@@ -19,7 +18,7 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.specs import Hparam, TrialSpec
+from imet_ray.specs import TrialSpec, hparams_text
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.units import clock
 
@@ -32,11 +31,12 @@ class _Running:
     phase: str
     started: float
     first: bool  # of its slot: its worker process starts
-    epoch: int = 0
-    score: float | None = None
-    images_per_s: float | None = None
-    epoch_s: float | None = None
+    last: dict[str, Any] = field(default_factory=dict)  # what its last epoch reported
     training_s: float = 0.0  # since this sweep was started or continued
+
+    @property
+    def epoch(self) -> int:
+        return int(self.last.get("epoch", 0))
 
     @property
     def interrupted(self) -> str:
@@ -53,12 +53,13 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.epoch_s: dict[str, list[float]] = {}  # measured, by variant
         self.ended = 0
         self.drawn = 0.0
-        self.training_s = 0.0
-        self.held_s = 0.0
+        self.held_s = 0.0  # sum over trials, less their training
         self.started = time.time()
         self.free_since = [self.started] * session.slots  # when slots became free
         self.unused = session.slots  # slots that have had no trial yet
-        self.starting_s = 0.0  # sum over workers, until they train
+        self.starts_s: list[
+            float
+        ] = []  # of each worker, until it trains: a process starts, and imports torch
         self.console = Console(stderr=True, markup=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -67,14 +68,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.live.is_started:
-            self.live.stop()
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; nothing here must survive
@@ -85,20 +80,15 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
 
         Includes the start of the workers, because their slots are free from the beginning.
         """
-        return (self.held_s - self.training_s) / max(1, self.ended)
-
-    @property
-    def start_s(self) -> float:
-        """Seconds until a worker trains: a process starts, and imports torch."""
-        return self.starting_s / max(1, self.session.slots - self.unused)
+        return self.held_s / max(1, self.ended)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its slot."""
         if trial.trial_id not in self.running:  # else its worker was lost, and it has another
             spec = TrialSpec.model_validate_json(trial.config["spec"])
             free = self.free_since.pop(0) if self.free_since else time.time()
-            free = max(free, min(trial.config["asked"], time.time()))  # before that there was nothing to do
-            self.running[trial.trial_id] = _Running(spec, trial.config["phase"], free, self.unused > 0)
+            began = max(free, trial.config["asked"])  # before that there was nothing to do
+            self.running[trial.trial_id] = _Running(spec, trial.config["phase"], began, self.unused > 0)
             self.unused = max(0, self.unused - 1)
         self.refresh()
 
@@ -109,13 +99,12 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         running = self.running.get(trial.trial_id)
         if running is None or "score" not in result or result["epoch"] <= running.epoch:
             return
+        seconds = result["trial_seconds"]
         if running.first and not running.epoch:
-            self.starting_s += time.time() - result["trial_seconds"] - running.started
-        running.epoch, running.score = result["epoch"], result["score"]
-        running.images_per_s = result["images_per_s"]
-        running.epoch_s = result["trial_seconds"]
-        running.training_s += result["trial_seconds"]
-        self.epoch_s.setdefault(running.spec.variant.name, []).append(result["trial_seconds"])
+            self.starts_s.append(time.time() - seconds - running.started)
+        running.last = result
+        running.training_s += seconds
+        self.epoch_s.setdefault(running.spec.variant.name, []).append(seconds)
         self.refresh()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -157,8 +146,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         now = time.time()
         self.free_since.append(now)
         self.ended += 1
-        self.training_s += running.training_s
-        self.held_s += now - running.started
+        self.held_s += now - running.started - running.training_s
         result = read_result(self.policy.store.trial(running.spec.trial_id))
         self._print(running, running.interrupted if result is None else self._outcome(result))
         self.refresh()
@@ -181,17 +169,13 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
             )
             table.add_row(name, "failed" if study.failed else state, style="dim" if not running else "")
             for trial in running:
-                epochs = trial.spec.recipe.epochs
-                left = (epochs - trial.epoch) * trial.epoch_s if trial.epoch_s else None
-                table.add_row(
-                    f"  {hparams_text(trial.spec.hparams)}",
-                    trial.phase,
-                    str(trial.spec.fold),
-                    f"{trial.epoch}/{epochs}",
-                    f"{trial.score:.4f}" if trial.score is not None else "",
-                    f"{trial.images_per_s:.0f}" if trial.images_per_s else "",
-                    clock(left) if left is not None else "",
-                )
+                epochs, last = trial.spec.recipe.epochs, trial.last
+                figures = ["", "", ""]
+                if last:
+                    seconds = (epochs - trial.epoch) * last["trial_seconds"]
+                    figures = [f"{last['score']:.4f}", f"{last['images_per_s']:.0f}", clock(seconds)]
+                hparams, epoch = hparams_text(trial.spec.hparams), f"{trial.epoch}/{epochs}"
+                table.add_row(f"  {hparams}", trial.phase, str(trial.spec.fold), epoch, *figures)
         elapsed, left = time.time() - self.started, self._time_left()
         foot = f"{self.ended} trials ended, {clock(elapsed)} so far"
         if left is not None:
@@ -222,8 +206,3 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         assert result.score is not None
         stopped = f" (stopped after epoch {result.epochs})" if result.status == "stopped" else ""
         return f"{self.metric} {result.score:.4f}{stopped}"
-
-
-def hparams_text(hparams: dict[str, Hparam]) -> str:
-    """A set of hparams on one line."""
-    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in hparams.items())

@@ -17,9 +17,6 @@ from imet_ray.reporting.run_status import STATES, TrialStatus, Watcher
 from imet_ray.storage.run_directory import RunDirectory
 
 EVERY_S = 5.0  # Ray itself exports every 10 s
-REST = (
-    20.0  # times as long as an export takes, at least: with very many trials it takes a twentieth of a core
-)
 RESTARTS = 3  # of the actor
 GAUGES = {  # name -> what it is, and its tags beside `run`
     "imet_best_score": ("Best score on a held-out fold so far", "variant"),
@@ -72,7 +69,8 @@ class Exporter:
                 Exception
             ) as error:  # such as a disk that is away for a while; this goes to the actor's log
                 print(f"{type(error).__name__}: {error}", flush=True)
-            time.sleep(max(EVERY_S, REST * (time.monotonic() - began)))
+            # with very many trials it takes a twentieth of a core
+            time.sleep(max(EVERY_S, 20 * (time.monotonic() - began)))
 
     def _export(self) -> None:
         self.watcher.store.fetch()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imet_ray.errors import ConfigError, ImetError
+from imet_ray.errors import ConfigError, ImetError, first_line
 from imet_ray.search_space import Resources
 from imet_ray.storage.run_directory import RunDirectory
 
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 STARTS = 3  # attempts to start a Ray of our own
 SLOW_START = "timed out during startup"  # in Ray's error
-SIZE_S = 5.0  # between two looks at the size of a cluster
 KNOCK_S = 5.0  # between two questions to the head
 ANSWER_S = 5.0  # that the head has to answer
 LOST_S = 40.0  # without an answer; after 60 s Ray itself ends the process, in its own words
@@ -36,9 +35,12 @@ class Slot:
     run: RunDirectory
     cpus: float
     gpus: float
-    threads: int
     loader_workers: int
     joined: bool  # perhaps one of several nodes
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
 
     def describe(self, error: ImetError) -> str:
         """An error for the user; it names the node where there may be several."""
@@ -65,8 +67,7 @@ class Session:
 
     def slot(self, run: RunDirectory) -> Slot:
         """What each worker of a run has."""
-        threads = max(1, int(self.cpus_per_trial))
-        return Slot(run, self.cpus_per_trial, self.gpus_per_trial, threads, self.loader_workers, self.joined)
+        return Slot(run, self.cpus_per_trial, self.gpus_per_trial, self.loader_workers, self.joined)
 
 
 def prepare_environment() -> None:
@@ -112,7 +113,10 @@ def ray_session(
     joined = address is not None
     quiet_ray()
     context = _start_or_join(address, run)
-    _protect_token()
+    with contextlib.suppress(
+        OSError
+    ):  # the key to Ray's clusters, which Ray lets all users of the machine read
+        Path("~/.ray/auth_token").expanduser().chmod(0o600)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         stack.enter_context(_interrupted_by_sigterm())
@@ -205,18 +209,17 @@ def _start_or_join(address: str | None, run: str) -> Any:
             )
         except Exception as error:
             slow = address is None and SLOW_START in str(error)  # a plain Exception
-            if not slow and not isinstance(
-                error, (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
-            ):
+            rays = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
+            if not slow and not isinstance(error, rays):
                 raise
             if slow and left:  # what was started (350 MB) ends with this process
                 logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
                 continue
-            first = (str(error).splitlines() or [type(error).__name__])[0]
             if address is None:
-                raise ConfigError(f"Ray does not start on this machine: {first}") from error
+                raise ConfigError(f"Ray does not start on this machine: {first_line(error)}") from error
             raise ConfigError(
-                f"no Ray to join at {address!r} ({first}): start one with `ray start --head`, or leave out --address"
+                f"no Ray to join at {address!r} ({first_line(error)}): start one with `ray start --head`, or leave out "
+                "--address"
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
@@ -224,24 +227,11 @@ def _start_or_join(address: str | None, run: str) -> Any:
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM, which schedulers and init systems send, acts like Ctrl-C; Ray would print its stack."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _protect_token() -> None:
-    """Let only its owner read the key to Ray's clusters; Ray writes it readable by all users of the machine."""
-    with contextlib.suppress(OSError):
-        Path("~/.ray/auth_token").expanduser().chmod(0o600)
 
 
 def _largest() -> dict[str, float]:
@@ -278,9 +268,9 @@ def _fit(
 
     def fitting(found: dict[str, float]) -> int:
         slots = _slots(resources, gpus_per_trial, found)
-        if concurrency is not None:
-            slots = min(slots, concurrency) if not joined else concurrency
-        return max(1, slots) if joined else slots  # it may grow
+        if not joined:
+            return slots if concurrency is None else min(slots, concurrency)
+        return max(1, slots if concurrency is None else concurrency)  # it may grow
 
     slots = fitting(now)
     if slots < 1:
@@ -297,7 +287,7 @@ def _fit(
         gpus_per_trial=gpus_per_trial,
         loader_workers=beside_gpu if resources.loader_workers == "auto" else resources.loader_workers,
         slots=slots,
-        capacity=_at_most_every(SIZE_S, lambda: fitting(total())) if joined else lambda: slots,
+        capacity=(lambda: fitting(total())) if joined else (lambda: slots),
         nodes=nodes,
         joined=joined,
         workers_per_trial=workers,
@@ -311,16 +301,3 @@ def _slots(resources: Resources, gpus_per_trial: float, found: dict[str, float])
         per_gpu = int(1 / gpus_per_trial + 1e-9)  # a fraction lies on one GPU
         slots = min(slots, int(found.get("GPU", 0.0)) * per_gpu)
     return slots // resources.workers_per_trial
-
-
-def _at_most_every(seconds: float, look: Callable[[], int]) -> Callable[[], int]:
-    """`look`, with its last answer where it was called less than `seconds` before."""
-    seen, at = 0, -seconds
-
-    def now() -> int:
-        nonlocal seen, at
-        if time.monotonic() - at > seconds:
-            seen, at = look(), time.monotonic()
-        return seen
-
-    return now

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,25 +18,18 @@ from typing import Any
 import optuna
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from imet_ray.errors import ConfigError, ImetError, StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import PassingError, patiently
 from imet_ray.storage.run_directory import RunDirectory
 
-logger = logging.getLogger(__name__)
-
 JOURNAL_PAUSE_S = 2.0  # at least, between two uploads of the journal
 JOURNAL_PAUSES = 9.0  # the pause is at least so many times as long as the upload
-SLOW_S = 90.0  # of one attempt; a dead connection is found earlier, and Optuna connects five times
-LIBPQ = {
-    "connect_timeout": 10,
-    "tcp_user_timeout": 30_000,
-}  # s, ms; without them a dead connection is never noticed
+LIBPQ = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # s, ms: else a dead connection is never noticed
 PASSING = (  # what a database that is away raises; the last one after Optuna has ignored another
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
@@ -46,18 +38,12 @@ PASSING = (  # what a database that is away raises; the last one after Optuna ha
 FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that a database may raise
 
 
-def tpe(seed: int) -> BaseSampler:
-    """Tree-structured Parzen estimator (Bergstra et al. 2011); sets that still run count as bad ones."""
-    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=4)
-
-
 @dataclass
 class Studies:
     """The studies of one run."""
 
     storage: BaseStorage
     prefix: str = ""  # of the studies' names; a database may have other runs' studies
-    sampler: Callable[[int], BaseSampler] = tpe  # of a seed
     journal_of: RunDirectory | None = None  # the run whose journal this is; None: a database
     _upload_at: float = 0.0  # of time.monotonic()
 
@@ -76,26 +62,6 @@ class Studies:
             self._upload_at = now + max(JOURNAL_PAUSE_S, JOURNAL_PAUSES * (now - began))
 
 
-@contextlib.contextmanager
-def journal_errors(store: RunDirectory | None) -> Iterator[None]:
-    """Around the first reading of a run's journal: Optuna raises whatever the first bad line of it causes.
-
-    Args:
-        store: None if the studies are in a database.
-
-    Raises:
-        StoreError: if the journal is damaged.
-    """
-    try:
-        yield
-    except (ImetError, OSError):
-        raise
-    except Exception as error:
-        if store is None:
-            raise
-        raise damaged(store.journal, error) from error
-
-
 def journal_studies(store: RunDirectory) -> Studies:
     """The studies in a run's journal, repaired after a killed driver or a full disk (a lock, an unfinished last line).
 
@@ -104,16 +70,16 @@ def journal_studies(store: RunDirectory) -> Studies:
     """
     path = store.journal
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or path.exists():
-        regular(path)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    if path.exists():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(path, end)
-    with journal_errors(store):
+    if path.is_symlink() or path.exists():
+        content = regular(path).read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    try:
         return Studies(JournalStorage(JournalFileBackend(str(path))), journal_of=store)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises whatever the first bad line causes
+        raise damaged(path, error) from error
 
 
 @contextlib.contextmanager
@@ -154,12 +120,9 @@ def open_storage(url: str) -> RDBStorage:
         found = RDBStorage(url, engine_kwargs=options)
         found.get_all_studies()
     except ImportError:
-        scheme = url.partition(":")[0]
-        way = (
-            "`uv sync --extra postgres`"
-            if scheme == "postgresql"
-            else "install the one that SQLAlchemy names for it"
-        )
+        scheme, way = url.partition(":")[0], "install the one that SQLAlchemy names for it"
+        if scheme == "postgresql":
+            way = "`uv sync --extra postgres`"
         raise ConfigError(f"--studies: no driver for {scheme}:// is installed: {way}") from None
     except Exception as error:  # its text may contain the URL, and so the password
         raise ConfigError(
@@ -181,8 +144,7 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
             def attempt() -> Any:
                 nonlocal cut
                 try:
-                    with _warned_if_slow(where):
-                        return operation(*args, **kwargs)
+                    return operation(*args, **kwargs)
                 except UpdateFinishedTrialError:
                     if name != "set_trial_state_values" or not cut:
                         raise
@@ -201,20 +163,6 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
     operations = {name: patient(name) for name in BaseStorage.__abstractmethods__}
     found: BaseStorage = type("PatientStorage", (BaseStorage,), operations)()
     return found
-
-
-@contextlib.contextmanager
-def _warned_if_slow(where: str) -> Iterator[None]:
-    """Tell the user of a server that hangs: it is waited for without a limit."""
-    timer = threading.Timer(
-        SLOW_S, logger.warning, ("%s has not answered for %.0f s: still waiting", where, SLOW_S)
-    )
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager

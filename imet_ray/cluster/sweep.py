@@ -1,7 +1,6 @@
 """The sweep: Ray Tune over `Policy`'s trials, with early stopping for those that search.
 
-Hands out trials, watches them, and returns when every variant is trained on all folds. Continuing a sweep never needs
-Tune's own state.
+Returns when every variant is trained on all folds. Continuing a sweep never needs Tune's own state.
 """
 
 import logging
@@ -16,10 +15,16 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
-from imet_ray.cluster.study_storage import Studies, database_errors, open_studies
+from imet_ray.cluster.study_storage import database_errors, open_studies
 from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
 from imet_ray.cluster.worker import train_in_group, train_in_worker
-from imet_ray.cluster.worker_failures import WORKER_FAILURES, WorkerFailures, teach_tune, told_by_trial
+from imet_ray.cluster.worker_failures import (
+    TOLD_BY_TRIAL,
+    WORKER_FAILURES,
+    WorkerFailures,
+    quiet_ray,
+    teach_tune,
+)
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ImetError, first_line
 from imet_ray.search_space import SearchSpace
@@ -44,11 +49,8 @@ class SweepSummary:
 
     trials: int  # that ended
     wall_s: float
-    overhead_s: (
-        float  # per trial: time that a slot was held, less training; includes the start of the workers
-    )
-    start_s: float  # per worker
-    workers: int
+    overhead_s: float  # per trial, with the start of the workers: time that its slot was held, less training
+    starts_s: list[float]  # of each worker
     out_of_time: bool
 
 
@@ -75,23 +77,23 @@ def run_sweep(
     with database_errors(), open_studies(store, studies_url) as studies:
         policy = Policy(space, store, data.split.digest, data.folds_digest, deadline, studies=studies)
         if policy.next_is_last():
-            return SweepSummary(0, 0.0, 0.0, 0.0, 0, False)
-        return _run(policy, studies, _trainable(session, data, store), session)
+            return SweepSummary(0, 0.0, 0.0, [], False)
+        return _run(policy, _trainable(session, data, store), session)
 
 
-def _run(policy: Policy, studies: Studies, trainable: Any, session: Session) -> SweepSummary:
+def _run(policy: Policy, trainable: Any, session: Session) -> SweepSummary:
     started = time.time()
     # Tune's own state is of no use to us; a full disk, on which it cannot be saved, is reported elsewhere in one line
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     teach_tune()
+    quiet_ray(TOLD_BY_TRIAL)
     failures, stopper = WorkerFailures(), StopOnFault()
-    with told_by_trial(), SweepProgress(policy, session, failures) as progress:
+    with SweepProgress(policy, session, failures) as progress:
+        searcher = SweepSearcher(policy, progress.refresh, stopper, session.capacity, failures)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(
-                    policy, progress.refresh, stopper, session.capacity, failures, studies.save
-                ),
+                search_alg=searcher,
                 scheduler=SearchOnlyAsha(policy.space, failures),
                 num_samples=-1,  # as many as the searcher has; it limits itself to what fits
                 reuse_actors=session.workers_per_trial == 1,  # the workers of a group end with its actor
@@ -111,6 +113,7 @@ def _run(policy: Policy, studies: Studies, trainable: Any, session: Session) -> 
             tuner.fit()
         except (RuntimeError, tune.TuneError) as error:
             raise TuneError(f"Ray Tune failed ({first_line(error)}): the same command continues") from error
+    quiet_ray()
     if stopper.fault is not None:
         raise SetupFaultError(stopper.fault)
     out_of_time = policy.deadline is not None and time.time() > policy.deadline
@@ -121,8 +124,7 @@ def _run(policy: Policy, studies: Studies, trainable: Any, session: Session) -> 
         trials=progress.ended,
         wall_s=time.time() - started,
         overhead_s=progress.overhead_s,
-        start_s=progress.start_s,
-        workers=max(1, session.slots - progress.unused),
+        starts_s=progress.starts_s,
         out_of_time=out_of_time,
     )
 
@@ -174,17 +176,8 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
             return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
         return bracket.on_trial_result(tune_controller, trial, result)  # type: ignore[no-any-return]
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Forget the trial; its rungs keep its scores."""
-        self.judged.pop(trial.trial_id, None)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget the trial."""
-        self.judged.pop(trial.trial_id, None)
-
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Forget the trial, and note why it lost its worker: Tune tells its scheduler first."""
-        self.judged.pop(trial.trial_id, None)
+        """Note why the trial lost its worker: Tune tells its scheduler first."""
         self.worker_failures.note(trial)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from tqdm import tqdm
@@ -23,7 +23,7 @@ def predict_held_out(
     trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
 ) -> int:
     """Predict the held-out fold of each checkpoint; how many were not there yet."""
-    return _predict("oof", trials, store, session, (data.split, data.label_ids, data))
+    return _predict(trials, store, session, (data.split, data.label_ids, data))
 
 
 def predict_test(
@@ -34,24 +34,22 @@ def predict_test(
     session: Session,
 ) -> int:
     """Predict the test split with each checkpoint; how many were not there yet."""
-    return _predict("test", trials, store, session, (split, label_ids, None))
+    return _predict(trials, store, session, (split, label_ids, None))
 
 
 def _predict(
-    kind: Literal["oof", "test"],
     trials: Sequence[TrialDirectory],
     store: RunDirectory,
     session: Session,
-    data: tuple[SplitData, tuple[str, ...], TrainingData | None],
+    pictures: tuple[SplitData, tuple[str, ...], TrainingData | None],
 ) -> int:
     slot = session.slot(store)
-    task = ray.remote(  # GPUs not by .options(): Ray would not end a worker that held a GPU
-        num_cpus=slot.cpus, num_gpus=slot.gpus, max_retries=RETRIES
-    )(predict_in_worker)
-    shared = ray.put(data)
-    what = {"oof": "out-of-fold", "test": "test"}[kind]
+    # GPUs not by .options(): Ray would not end a worker that held a GPU
+    remote = ray.remote(num_cpus=slot.cpus, num_gpus=slot.gpus, max_retries=RETRIES)
+    task, shared = remote(predict_in_worker), ray.put(pictures)
+    what = "test" if pictures[2] is None else "out-of-fold"
     refs = [
-        task.options(name=f"{what} {read_spec(trial).title}").remote(kind, trial.trial_id, shared, slot)
+        task.options(name=f"{what} {read_spec(trial).title}").remote(trial.trial_id, shared, slot)
         for trial in trials
     ]
     predicted = 0

@@ -17,7 +17,7 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 from imet_ray.cluster.session import Slot
 from imet_ray.data.loader import loader_died
 from imet_ray.data.training_data import SplitData, TrainingData
-from imet_ray.errors import ConfigError, ImetError
+from imet_ray.errors import ConfigError, ImetError, first_line
 from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import SupersededError, write_text
@@ -38,18 +38,9 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
     log_start(spec, config["phase"])
     set_title(spec, config["phase"])
     try:
-        device = prepare_device(slot)
-        result = train_trial(
-            spec,
-            data,
-            trial,
-            device=device,
-            loader_workers=slot.loader_workers,
-            report=report,
-        )
-    except (
-        SupersededError
-    ):  # by a worker that outlives its driver by a moment, or by this trial's next worker
+        device, loaders = prepare_device(slot), slot.loader_workers
+        result = train_trial(spec, data, trial, device=device, loader_workers=loaders, report=report)
+    except SupersededError:  # by a worker that outlives its driver, or by this trial's next worker
         tune.report({"superseded": True})
         return
     except ImetError as error:
@@ -61,37 +52,26 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             os._exit(1)
         kept = trial.root / "error.txt"
         write_text(kept, traceback.format_exc(), trial.files)
-        first = (str(error).splitlines() or [""])[0]
-        result = TrialResult(
-            trial_id=spec.trial_id,
-            status="failed",
-            reason=f"{type(error).__name__}: {first} (traceback in {kept})",
-        )
+        reason = f"{type(error).__name__}: {first_line(error)} (traceback in {kept})"
+        result = TrialResult(trial_id=spec.trial_id, status="failed", reason=reason)
         write_result(trial, result)
     report_end(result)
 
 
 def predict_one(
-    kind: str,
-    trial_id: str,
-    shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
-    slot: Slot,
+    trial_id: str, shared: tuple[SplitData, tuple[str, ...], TrainingData | None], slot: Slot
 ) -> bool | str:
-    """Predict with one checkpoint; the text of an error that the user has to mend.
+    """Predict with one checkpoint; False if the predictions were there, or the text of an error for the user.
 
     Args:
-        kind: "oof" or "test".
         shared: the split, its labels, and the training data if the held-out fold is predicted.
     """
     split, label_ids, data = shared
     trial = slot.run.trial(trial_id)
-    path = trial.oof if kind == "oof" else trial.test
+    path = trial.test if data is None else trial.oof
     try:
         trial.fetch(trial.spec, trial.best, path)
-        if data is not None:
-            rows = data.rows(read_spec(trial).fold, held_out=True)
-        else:
-            rows = np.arange(len(split.ids))
+        rows = data.rows(read_spec(trial).fold, held_out=True) if data else np.arange(len(split.ids))
         return predict_checkpoint(
             trial,
             split,

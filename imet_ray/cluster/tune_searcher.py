@@ -47,22 +47,16 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         stopper: StopOnFault,
         capacity: Callable[[], int],
         worker_failures: WorkerFailures,
-        save: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             on_change: called when a trial has ended.
             stopper: once it has a fault, trials that Tune stops are only interrupted.
             capacity: how many trials may be in flight; more than fit would be asked for without any scores.
-            save: called when the studies may have changed.
         """
         super().__init__()  # no metric: with one, Tune refuses the reports of failed trials
-        self.policy = policy
-        self.on_change = on_change
-        self.stopper = stopper
-        self.capacity = capacity
-        self.worker_failures = worker_failures
-        self.save_studies = save
+        self.policy, self.stopper, self.worker_failures = policy, stopper, worker_failures
+        self.on_change, self.capacity = on_change, capacity
         self.trial_ids: dict[str, str] = {}  # Tune's id -> ours
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -71,8 +65,6 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
         with self._errors_stop_the_sweep():
             full = len(self.policy.in_flight) >= self.capacity()
             assignment = None if full else self.policy.next()
-            if isinstance(assignment, Assignment):
-                self.save_studies()
         if isinstance(assignment, str):
             return Searcher.FINISHED  # type: ignore[no-any-return]
         if assignment is None:
@@ -103,7 +95,6 @@ class SweepSearcher(Searcher):  # type: ignore[misc]  # Ray has no types for myp
             if failed is not None or not interrupted:
                 self._record(ours, failed)
             self.policy.done(ours)
-            self.save_studies()
         self.on_change()
 
     @contextlib.contextmanager

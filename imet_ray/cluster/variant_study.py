@@ -12,13 +12,8 @@ from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -43,27 +38,19 @@ class VariantStudy:
     """The search of one variant."""
 
     def __init__(
-        self,
-        variant: Variant,
-        space: SearchSpace,
-        digests: tuple[str, str],
-        study: optuna.Study,
-        sampler: Callable[[int], BaseSampler],
+        self, variant: Variant, space: SearchSpace, digests: tuple[str, str], study: optuna.Study
     ) -> None:
         """
         Args:
             digests: of the data and of the folds.
-            sampler: of a seed.
         """
-        self.variant, self.space, self.digests = variant, space, digests
-        self.study, self.sampler = study, sampler
+        self.variant, self.space, self.digests, self.study = variant, space, digests, study
         self.distributions = distributions(variant, space.ranges[variant.name])
         self.asked = self.ended = 0  # sets of hparams
         self.complete = 0  # folds on which the best set is trained
         self.best: FrozenTrial | None = None  # the set to promote, once the search is over
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and is not in flight
-        self.seconds: float | None = None  # per trial, mean of the complete ones
-        self._seconds: dict[str, float] = {}  # by trial_id
+        self._seconds: dict[str, float] = {}  # of the complete trials, by trial_id
         self._specs: dict[tuple[int, int], tuple[str, TrialSpec]] = {}  # by the set's number and the fold
         self._fail_half_drawn()  # of a driver that was killed
 
@@ -74,6 +61,11 @@ class VariantStudy:
         folds = len(self.space.search_folds)
         promotions = 0 if self.best or self.failed else self.space.n_folds - folds
         return len(self.waiting) + sets * folds + promotions
+
+    @property
+    def seconds(self) -> float | None:
+        """Per complete trial, in the mean; None while there is none."""
+        return sum(self._seconds.values()) / len(self._seconds) if self._seconds else None
 
     @property
     def can_ask(self) -> bool:
@@ -95,7 +87,7 @@ class VariantStudy:
         Raises:
             StoreError: if the study was begun with other ranges.
         """
-        self.study.sampler = self.sampler(stable_seed(self.space.seed, self.variant.name, self.asked))
+        self.study.sampler = tpe(stable_seed(self.space.seed, self.variant.name, self.asked))
         try:
             self.study.ask(self.distributions)
         except ValueError as error:  # Optuna's, if the variant was left out of the space for a while
@@ -114,19 +106,17 @@ class VariantStudy:
         if len(untrained) < len(running):  # Optuna was told of some
             sets = self._sets()
         self.asked, self.ended = len(sets), len(sets) - len(untrained)
-        self.best = self._best(sets, result) if self._searched else None
+        self.best = best = self._best(sets, result) if self._searched else None
         self.complete = 0
-        best = self.best
-        for trial_id, spec in [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else ():
+        promoted = [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else []
+        for trial_id, spec in promoted:
             found = result(trial_id)
             if found is not None and found.status == "complete":
                 self.complete += 1
                 self._seconds[trial_id] = found.seconds
-            elif found is None or found.status == "stopped":
+            else:  # it has not begun, or was stopped
                 waiting[trial_id] = Assignment("promote", spec)
         self.waiting = {trial_id: one for trial_id, one in waiting.items() if trial_id not in in_flight}
-        if self._seconds:
-            self.seconds = sum(self._seconds.values()) / len(self._seconds)
 
     def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
@@ -186,10 +176,10 @@ class VariantStudy:
         """The best set: finished ones before stopped ones; a set that failed on some fold is passed over."""
 
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
-            complete = trial.state == TrialState.COMPLETE
-            return complete, trial.value if complete else trial.user_attrs.get(
-                "score", trial.user_attrs.get("f2")
-            )  # type: ignore[return-value]
+            if trial.state == TrialState.COMPLETE:
+                return True, trial.values[0]
+            stopped = trial.user_attrs
+            return False, stopped["score"] if "score" in stopped else stopped["f2"]  # of an earlier version
 
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
@@ -218,6 +208,11 @@ class VariantStudy:
             )
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]
+
+
+def tpe(seed: int) -> TPESampler:
+    """Tree-structured Parzen estimator (Bergstra et al. 2011); sets that still run count as bad ones."""
+    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=4)
 
 
 def distributions(variant: Variant, ranges: dict[str, Range]) -> dict[str, BaseDistribution]:

@@ -25,12 +25,9 @@ def train_in_group(config: dict[str, Any], data: TrainingData, slot: Slot) -> No
 
 
 def predict_in_worker(
-    kind: str,
-    trial_id: str,
-    shared: tuple[SplitData, tuple[str, ...], TrainingData | None],
-    slot: Slot,
+    trial_id: str, shared: tuple[SplitData, tuple[str, ...], TrainingData | None], slot: Slot
 ) -> bool | str:
     """A Ray task: `trial.predict_one`."""
     with heavy_imports():
         from imet_ray.cluster.trial import predict_one
-    return predict_one(kind, trial_id, shared, slot)
+    return predict_one(trial_id, shared, slot)

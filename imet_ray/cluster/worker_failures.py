@@ -3,11 +3,9 @@
 Ray and Tune report each loss in several paragraphs, which stay in Ray's logs.
 """
 
-import contextlib
 import functools
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,23 +94,15 @@ def cause_of(error: str) -> str:
     return lines[-1][:200] if known else "its worker died"
 
 
-def quiet_ray() -> None:
+def quiet_ray(left_out: tuple[str, ...] = ()) -> None:
     """Print one line, not a page, of each message that Ray's nodes publish.
 
     There is no public way: `log_to_driver=False` does not stop them.
+
+    Args:
+        left_out: beginnings of messages that are not printed.
     """
-    ray._private.worker.print_to_stdstream = functools.partial(_print_first_line, ())
-
-
-@contextlib.contextmanager
-def told_by_trial() -> Iterator[None]:
-    """Leave out the messages that the progress reports per trial."""
-    before = ray._private.worker.print_to_stdstream
-    ray._private.worker.print_to_stdstream = functools.partial(_print_first_line, TOLD_BY_TRIAL)
-    try:
-        yield
-    finally:
-        ray._private.worker.print_to_stdstream = before
+    ray._private.worker.print_to_stdstream = functools.partial(_print_first_line, left_out)
 
 
 def teach_tune() -> None:

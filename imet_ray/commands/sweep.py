@@ -18,7 +18,6 @@ from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
-from imet_ray.cluster.progress import hparams_text
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
@@ -30,10 +29,12 @@ from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
+from imet_ray.search_space import SearchSpace
+from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, failures, read_spec, standings
-from imet_ray.storage.run_directory import TrialDirectory
+from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.units import clock
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
@@ -57,12 +58,7 @@ def sweep(
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
-    with (
-        only_driver(plan.store),
-        ray_session(
-            plan.space.resources, address=address, concurrency=concurrency, run=plan.store.root.name
-        ) as session,
-    ):
+    with _driven(plan.store, plan.space, address, concurrency) as session:
         print(_describe(session))
         run = start(plan)  # while Ray's workers start
         with exported(run.store):
@@ -96,7 +92,7 @@ def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     whole = [standing for standing in print_leaderboard(run) if standing.whole]
     if not whole:
         raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
-    with _driven(run, address, concurrency) as session:
+    with _driven(run.store, run.experiment.space, address, concurrency) as session:
         _predict_held_out(run, whole, session)
     return 0
 
@@ -105,7 +101,7 @@ def predict(
     run: Run,
     name: str,
     *,
-    outside: Sequence[str],
+    members: Sequence[str],
     out: Path | None,
     address: str | None,
     concurrency: int | None,
@@ -113,23 +109,25 @@ def predict(
     """Test predictions of an ensemble and its submission file.
 
     Args:
-        outside: `NAME=FILE` of the test predictions of members that another tool predicts.
+        members: `NAME=FILE` of the test predictions of members that another tool predicts.
     """
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
-    given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), outside)
-    with _driven(run, address, concurrency) as session:
+    given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), members)
+    with _driven(run.store, run.experiment.space, address, concurrency) as session:
         _predict_test(run, name, session, out=out, external=given)
     return 0
 
 
 @contextlib.contextmanager
-def _driven(run: Run, address: str | None, concurrency: int | None) -> Iterator[Session]:
+def _driven(
+    store: RunDirectory, space: SearchSpace, address: str | None, concurrency: int | None
+) -> Iterator[Session]:
     """A Ray for a run that no other process drives."""
-    resources = run.experiment.space.resources
+    name = store.root.name
     with (
-        only_driver(run.store),
-        ray_session(resources, address=address, concurrency=concurrency, run=run.store.root.name) as session,
+        only_driver(store),
+        ray_session(space.resources, address=address, concurrency=concurrency, run=name) as session,
     ):
         yield session
 
@@ -144,10 +142,10 @@ def _nothing_to_blend(out_of_time: bool) -> int:
     return 1
 
 
-def _external_predictions(run: Run, ensemble: Ensemble, outside: Sequence[str]) -> dict[str, np.ndarray]:
+def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
     needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
-    files = dict(parse_member(text) for text in outside)
+    files = dict(parse_member(text) for text in members)
     for name in files.keys() - needed:
         raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
     for name in needed - files.keys():
@@ -185,12 +183,8 @@ def _predict_test(
         _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache, run.store.packs)
-    trials: list[TrialDirectory] = [
-        run.store.trial(trial_id)
-        for member in ensemble.members
-        if member.weight > 0
-        for trial_id in member.trials
-    ]
+    members = [member for member in ensemble.members if member.weight > 0]
+    trials = [run.store.trial(trial_id) for member in members for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.share(short_side, workers=torch.get_num_threads())
     began = time.monotonic()
@@ -247,19 +241,17 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if found:
         console.print(table)
     for spec, reason in failures(run.store):
-        console.print(
-            f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}",
-            highlight=False,
-        )
+        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
+        console.print(line, highlight=False)
     return found
 
 
 def _describe_summary(summary: SweepSummary) -> str:
-    without = summary.overhead_s - summary.start_s * summary.workers / summary.trials
+    starting = sum(summary.starts_s)
+    without, each = summary.overhead_s - starting / summary.trials, starting / max(1, len(summary.starts_s))
     return (
         f"\n{summary.trials} trials in {clock(summary.wall_s)}; overhead {without:.2f} s per trial (time that its slot "
-        f"was held, less training), {summary.overhead_s:.2f} s with the start of the workers, {summary.start_s:.0f} s "
-        "each"
+        f"was held, less training), {summary.overhead_s:.2f} s with the start of the workers, {each:.0f} s each"
     )
 
 

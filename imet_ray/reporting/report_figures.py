@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from imet_ray.reporting import blend_figures
 from imet_ray.reporting.pages import COLOURS, INK, Section, Table, canvas, shorten
 from imet_ray.reporting.report_data import ReportData
-from imet_ray.reporting.run_status import TrialStatus, hparams_text
+from imet_ray.reporting.run_status import TrialStatus
+from imet_ray.specs import hparams_text
 
 MOST_POINTS = 1000  # that are drawn as shapes; more are drawn as pixels, else a page takes megabytes
 BINS = (1, 10, 30, 100, 300)  # training pictures that a label has, at least
@@ -31,7 +32,7 @@ def leaderboard(data: ReportData) -> Section | None:
             standing.mean,
             " ".join(f"{value:.4f}" for _, value in sorted(standing.score.items()))
             + ("" if standing.whole else f" ({len(standing.score)} of {standing.n_folds})"),
-            hparams_text(standing),
+            hparams_text(standing.hparams),
         )
         for standing in data.leaderboard
     ]

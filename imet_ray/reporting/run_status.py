@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from imet_ray.errors import StoreError
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.specs import TrialSpec
+from imet_ray.specs import TrialSpec, hparams_text
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.experiment import Experiment, read_experiment
 from imet_ray.storage.results import Standing, TrialResult, read_result, read_spec, standings
@@ -139,7 +139,7 @@ class Status:
         for standing in self.leaderboard:
             lines.append(
                 f"{standing.variant:<{width}}  {len(standing.score):>2}/{standing.n_folds:<2}  {standing.mean:.4f}  "
-                + hparams_text(standing)
+                + hparams_text(standing.hparams)
             )
         for trial in self.running():
             lines.append(f"{trial.state:<8} {self.describe(trial)}")
@@ -182,11 +182,16 @@ class Watcher:
         found, unreadable = self.trials(now)
         experiment = read_experiment(store)
         oofs = [store.trial(trial.spec.trial_id).oof for trial in found]
+        leaderboard: list[Standing] = []
+        try:
+            leaderboard = standings(store, [variant.name for variant in experiment.space.variants])
+        except StoreError as error:  # a damaged or altered trial
+            unreadable = unreadable or [str(error)]
         return Status(
             name=store.root.name,
             experiment=experiment,
             trials=found,
-            leaderboard=_standings(store, [variant.name for variant in experiment.space.variants]),
+            leaderboard=leaderboard,
             out_of_fold=sum(oof.exists() or oof in elsewhere for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
             driver=_driver(store) or store.leaseholder(),
@@ -241,13 +246,6 @@ def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: 
     return "runs" if silence < max(SILENT_S, SILENT_EPOCHS * epoch) else "silent"
 
 
-def _standings(store: RunDirectory, variants: Sequence[str]) -> list[Standing]:
-    try:
-        return standings(store, variants)
-    except StoreError:  # a damaged trial: it is listed as unreadable
-        return []
-
-
 def _driver(store: RunDirectory) -> str:
     """Who holds the run's lock, as the lock file says; does not wait."""
     try:
@@ -260,12 +258,3 @@ def _driver(store: RunDirectory) -> str:
     except OSError:
         pass
     return ""
-
-
-def hparams_text(standing: Standing) -> str:
-    """The hparams in a line, as key=value."""
-    texts = {
-        key: f"{value:.3g}" if isinstance(value, float) else str(value)
-        for key, value in standing.hparams.items()
-    }
-    return " ".join(f"{key}={text}" for key, text in texts.items())
