@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.oof import Oof, generate
-from imet_ray.blending.cross_fit import score_pictures
+from imet_ray.blending.cross_fit import score_pictures, silent
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit_jobs import THRESHOLD, Job, Task, solve
+from imet_ray.blending.fit_jobs import THRESHOLD, Job, Task, solve, solve_here
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import fit, uniform
 from imet_ray.blending.options import BlendOptions
@@ -44,7 +44,8 @@ from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.blending.threshold_range import ROOM, first_thresholds
 from imet_ray.prediction.metrics import METRICS
 
-F2 = METRICS["f2"]
+METRIC = "f2"
+F2 = METRICS[METRIC]
 
 SAMPLE = 4096  # pictures that members' thresholds are taken from
 RANDOM = 2  # random weights, beside the uniform ones
@@ -64,6 +65,12 @@ def thresholds_of(oof: Oof) -> list[float]:
 def range_of(thresholds: Sequence[float]) -> float:
     """How far the search lets the common threshold go."""
     return ROOM * float(np.mean(thresholds))
+
+
+def cells_of(oof: Oof, thresholds: Sequence[float]) -> DisputedCells:
+    return DisputedCells.build(
+        oof.probs, thresholds, oof.labels, half_range=range_of(thresholds), metric=METRIC
+    )
 
 
 def warm(home: Path, args: argparse.Namespace) -> Path:
@@ -143,7 +150,7 @@ def ours(
     """Seconds of the build and of an evaluation, share of the cells in dispute, scores."""
     oof = Oof.read(folder)
     started = time.perf_counter()
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=half_range)
+    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=half_range, metric=METRIC)
     build = time.perf_counter() - started
     seconds, scores = _timed(cells.score, weights_for(cells.n_members), rounds)
     return build, seconds, len(cells.image) / oof.labels.size, scores
@@ -198,7 +205,8 @@ def search(folder: Path) -> tuple[float, float, str, tuple[float, ...]]:
     members = [Member(f"m{i}", p) for i, p in enumerate(oof.probs)]
     started, worked = time.perf_counter(), time.process_time()
     options = BlendOptions(methods=METHODS, decoders=(THRESHOLD,))
-    report = evaluate(BlendProblem(members, oof.labels, oof.folds), options)
+    problem = BlendProblem(members, oof.labels, oof.folds, METRIC)
+    report = evaluate(problem, options, runner=solve_here, progress=silent)
     seconds, of_cores = time.perf_counter() - started, time.process_time() - worked
     return seconds, of_cores, report.text(), next(row.curve for row in report.rows if row.method == "greedy")
 
@@ -214,11 +222,10 @@ def expected(folder: Path) -> list[tuple[str, float, float, str]]:
     """Weights from where, seconds of their fit, F2 of all pictures under expected F2, and the weights."""
     oof = Oof.read(folder)
     everything = np.arange(len(oof.labels))
-    blend = BlendProblem([Member(f"m{i}", p) for i, p in enumerate(oof.probs)], oof.labels, oof.folds)
-    thresholds = first_thresholds(blend.sample(), blend.mean_labels)
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
-    sample = blend.sample(pictures=EXPECTED_SAMPLE)
-    problem = FitProblem(cells, oof.folds, blend.groups, sample, seed=0)
+    blend = BlendProblem([Member(f"m{i}", p) for i, p in enumerate(oof.probs)], oof.labels, oof.folds, METRIC)
+    thresholds = first_thresholds(blend.sample, blend.mean_labels)
+    cells = cells_of(oof, thresholds)
+    problem = FitProblem(cells, oof.folds, blend.groups, blend.sample_of(EXPECTED_SAMPLE), seed=0)
     found = []
     for method, what in (
         ("line", "threshold, line"),
@@ -248,7 +255,7 @@ def part_lines(home: Path, args: argparse.Namespace) -> None:
     for seed in range(PROBLEMS):
         oof = Oof.read(generate(home, *SMALL, seed=seed))
         thresholds = thresholds_of(oof)
-        cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
+        cells = cells_of(oof, thresholds)
         for i, method in enumerate(("line", "nelder-mead")):
             started = time.perf_counter()
             scores[i, seed] = fit(cells, method, seed=seed).score
@@ -268,7 +275,7 @@ def fifty(folder: Path) -> list[tuple[str, float, str]]:
     oof = Oof.read(folder)
     thresholds = thresholds_of(oof)
     started = time.perf_counter()
-    cells = DisputedCells.build(oof.probs, thresholds, oof.labels, half_range=range_of(thresholds))
+    cells = cells_of(oof, thresholds)
     steps = [
         ("build", time.perf_counter() - started, f"{len(cells.image) / oof.labels.size:.2%} of the cells")
     ]

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import yaml
 
-from imet_ray.blending.cross_fit import bootstrap, cross_fit
+from imet_ray.blending.cross_fit import bootstrap, cross_fit, silent
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.fit_jobs import Solution, Task, solve_here
 from imet_ray.blending.members import Member
@@ -142,13 +142,19 @@ def nested_f2(run: Run, ensemble: Ensemble) -> np.ndarray:
         seen.append(fits)
         return solve_here(fits, tasks)
 
+    space = run.experiment.space
     problem = BlendProblem(
-        members, data.labels, data.folds, run.experiment.space.seed, run.catalog.label_groups
+        members,
+        data.labels,
+        data.folds,
+        space.metric,
+        seed=space.seed,
+        label_groups=run.catalog.label_groups,
     )
     methods = tuple(row["method"] for row in ensemble.report["rows"] if not row["is_single"])
-    evaluate(problem, BlendOptions(methods=methods, scale=ensemble.scale), runner=keep)
+    evaluate(problem, BlendOptions(methods=methods, scale=ensemble.scale), runner=keep, progress=silent)
     method, decoder = (ensemble.report["chosen"][key] for key in ("method", "decoder"))
-    again = cross_fit(problem, seen[-1], [method], [decoder], solve_here)
+    again = cross_fit(problem, seen[-1], [method], [decoder], solve_here, silent)
     nested = again.judged[method, decoder].nested
     assert abs(nested.mean() - ensemble.report["nested"]) < 1e-9
     return nested

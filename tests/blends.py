@@ -12,8 +12,6 @@ def evaluate(
     members, labels, folds, *, seed=0, groups=(), remarks=(), metric="f2", runner=solve_here, **options
 ) -> BlendReport:
     """`evaluate` of a problem with options; those that are lists become tuples."""
-    problem = BlendProblem(
-        members, labels, folds, seed=seed, label_groups=groups, metric=metric, remarks=remarks
-    )
+    problem = BlendProblem(members, labels, folds, metric, seed=seed, label_groups=groups, remarks=remarks)
     asked = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return evaluate_problem(problem, BlendOptions(**asked), runner=runner, progress=silent)

@@ -22,7 +22,7 @@ def on_ray(shared_ray):
 
 def problem_of(members, labels, folds) -> FitProblem:
     cells = DisputedCells.build(
-        [member.probs for member in members], [0.2] * len(members), labels, half_range=0.02
+        [member.probs for member in members], [0.2] * len(members), labels, half_range=0.02, metric="f2"
     )
     return FitProblem(cells, folds, np.arange(labels.shape[1]) * 0, None, seed=0)
 

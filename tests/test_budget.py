@@ -8,8 +8,10 @@ import pytest
 
 from imet_ray.blending import budget as budget_module
 from imet_ray.blending.blend_run import blend_members
-from imet_ray.blending.budget import Budget, Chosen, choose
+from imet_ray.blending.budget import Chosen, choose
+from imet_ray.blending.cross_fit import silent
 from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
@@ -19,6 +21,11 @@ from imet_ray.prediction.metrics import METRICS
 F2 = METRICS["f2"]
 
 IMAGES = 1000
+HERE = {"runner": solve_here, "progress": silent}
+
+
+def within(seconds=None, size=None, members=None) -> BlendOptions:
+    return BlendOptions(seconds=seconds, size=size, max_members=members, images=IMAGES)
 
 
 def with_costs(members, seed=0):
@@ -40,42 +47,44 @@ def every_set(members, labels) -> dict[tuple[str, ...], tuple[float, float, int]
     for size in range(1, len(members) + 1):
         for kept in itertools.combinations(members, size):
             own = [thresholds[member.name] for member in kept]
-            score = DisputedCells.build([m.probs for m in kept], own, labels).score(uniform(size))
+            score = DisputedCells.build([m.probs for m in kept], own, labels, metric="f2").score(
+                uniform(size)
+            )
             seconds = IMAGES * sum(member.seconds for member in kept)
             found[tuple(m.name for m in kept)] = score, seconds, sum(member.size for member in kept)
     return found
 
 
-def check_that_it_fits(found: Chosen, members, budget: Budget):
+def check_that_it_fits(found: Chosen, members, budget: BlendOptions):
     by_name = {member.name: member for member in members}
     kept = [by_name[name] for name in found.names]
-    assert found.seconds == pytest.approx(budget.images * sum(member.seconds for member in kept))
+    assert found.seconds == pytest.approx(IMAGES * sum(member.seconds for member in kept))
     assert found.size == sum(member.size for member in kept)
     assert budget.seconds is None or found.seconds <= budget.seconds
     assert budget.size is None or found.size <= budget.size
-    assert budget.members is None or len(found.names) <= budget.members
+    assert budget.max_members is None or len(found.names) <= budget.max_members
 
 
 BUDGETS = [
-    Budget(IMAGES, 900.0),
-    Budget(IMAGES, 1500.0),
-    Budget(IMAGES, None, 12_000_000),
-    Budget(IMAGES, 1200.0, 15_000_000),
-    Budget(IMAGES, 2000.0, None, 2),
-    Budget(IMAGES, 1e9, 10**12),
+    within(900.0),
+    within(1500.0),
+    within(None, 12_000_000),
+    within(1200.0, 15_000_000),
+    within(2000.0, None, 2),
+    within(1e9, 10**12),
 ]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_chosen_set_is_the_best_of_all_that_fit(five, budget):
     members, labels, folds = five
-    found = choose(BlendProblem(members, labels, folds), budget)
+    found = choose(BlendProblem(members, labels, folds, "f2"), budget)
     fitting = {
         names: score
         for names, (score, took, bytes_) in every_set(members, labels).items()
         if (budget.seconds is None or took <= budget.seconds)
         and (budget.size is None or bytes_ <= budget.size)
-        and (budget.members is None or len(names) <= budget.members)
+        and (budget.max_members is None or len(names) <= budget.max_members)
     }
     best = max(fitting.values())
     assert fitting[found.names] == pytest.approx(best, abs=1e-12)
@@ -88,7 +97,7 @@ def test_of_equally_good_members_the_faster_one_is_chosen(five):
     twins = [
         replace(members[0], name=name, seconds=seconds) for name, seconds in (("slow", 0.9), ("fast", 0.3))
     ]
-    assert choose(BlendProblem(twins, labels, folds), Budget(IMAGES, 1e9)).names == ("fast",)
+    assert choose(BlendProblem(twins, labels, folds, "f2"), within(1e9)).names == ("fast",)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -98,7 +107,7 @@ def test_the_curve_rises_and_each_point_is_the_best_that_is_as_fast(five, monkey
     limit = 1200.0
     sets = every_set(members, labels)
     seen = {names: found for names, found in sets.items() if whole or found[1] <= limit}
-    curve = choose(BlendProblem(members, labels, folds), Budget(IMAGES, limit)).curve
+    curve = choose(BlendProblem(members, labels, folds, "f2"), within(limit)).curve
     for before, after in itertools.pairwise(curve):
         assert before.seconds < after.seconds
         assert before.score < after.score
@@ -114,17 +123,17 @@ def test_more_than_15_members_are_chosen_greedily_and_fit(make_members):
     members, labels, folds = make_members(noise, n=120, c=6)
     members = with_costs(members)
     for budget in (
-        Budget(IMAGES, 2000.0),
-        Budget(IMAGES, None, 20_000_000),
-        Budget(IMAGES, 3000.0, 20_000_000, 3),
+        within(2000.0),
+        within(None, 20_000_000),
+        within(3000.0, 20_000_000, 3),
     ):
-        found = choose(BlendProblem(members, labels, folds), budget)
+        found = choose(BlendProblem(members, labels, folds, "f2"), budget)
         assert not found.exact
         check_that_it_fits(found, members, budget)
         scores = {names: step.score for step in found.curve for names in [step.members]}
         assert scores[found.names] == max(scores.values())
         alone = [
-            choose(BlendProblem([member], labels, folds), Budget(IMAGES)).curve[0].score
+            choose(BlendProblem([member], labels, folds, "f2"), within()).curve[0].score
             for member in members
             if (budget.seconds is None or member.seconds * IMAGES <= budget.seconds)
         ]
@@ -134,46 +143,44 @@ def test_more_than_15_members_are_chosen_greedily_and_fit(make_members):
 
 def test_greedy_choice_is_close_to_the_best_of_all_sets(five, monkeypatch):
     members, labels, folds = five
-    budget = Budget(IMAGES, 1500.0, 20_000_000)
-    best = choose(BlendProblem(members, labels, folds), budget)
+    budget = within(1500.0, 20_000_000)
+    best = choose(BlendProblem(members, labels, folds, "f2"), budget)
     monkeypatch.setattr(budget_module, "EXACT", 1)
-    greedy = choose(BlendProblem(members, labels, folds), budget)
+    greedy = choose(BlendProblem(members, labels, folds, "f2"), budget)
     check_that_it_fits(greedy, members, budget)
     assert not greedy.exact
     scores = {names: score for names, (score, _, _) in every_set(members, labels).items()}
     assert scores[best.names] - 0.01 <= scores[greedy.names] <= scores[best.names]
 
 
-@pytest.mark.parametrize(
-    ("cost", "budget"), [("seconds", Budget(IMAGES, 1000.0)), ("size", Budget(IMAGES, None, 10**9))]
-)
+@pytest.mark.parametrize(("cost", "budget"), [("seconds", within(1000.0)), ("size", within(None, 10**9))])
 def test_a_member_that_does_not_say_its_cost_is_refused_by_name_only_where_the_cost_is_limited(
     five, cost, budget
 ):
     members, labels, folds = five
     without = [*members[:2], replace(members[2], **{cost: None})]
     with pytest.raises(ConfigError, match=f"member noise2 does not say its {cost}"):
-        choose(BlendProblem(without, labels, folds), budget)
-    other = Budget(IMAGES, size=10**9) if cost == "seconds" else Budget(IMAGES, seconds=1e9)
-    assert choose(BlendProblem(without, labels, folds), other).names
+        choose(BlendProblem(without, labels, folds, "f2"), budget)
+    other = within(size=10**9) if cost == "seconds" else within(seconds=1e9)
+    assert choose(BlendProblem(without, labels, folds, "f2"), other).names
 
 
-@pytest.mark.parametrize("budget", [Budget(IMAGES, 1.0), Budget(IMAGES, None, 10)])
+@pytest.mark.parametrize("budget", [within(1.0), within(None, 10)])
 def test_a_budget_that_no_member_fits_says_what_the_least_is(five, budget):
     members, labels, folds = five
     least = IMAGES * min(member.seconds for member in members)
     with pytest.raises(
         ConfigError, match=rf"no member fits.*{least:,.0f} s for 1,000 pictures.*raise --seconds"
     ):
-        choose(BlendProblem(members, labels, folds), budget)
+        choose(BlendProblem(members, labels, folds, "f2"), budget)
 
 
 def test_what_is_blended_is_what_was_chosen_and_the_report_says_so(five):
     members, labels, folds = five
     options = BlendOptions(methods=(), decoders=("threshold",), seconds=1500.0, scale="probability")
-    problem = BlendProblem(members, labels, folds, images=IMAGES)
-    report, kept, bought = blend_members(problem, options)
-    assert bought == choose(BlendProblem(members, labels, folds), Budget(IMAGES, 1500.0))
+    problem = BlendProblem(members, labels, folds, "f2", images=IMAGES)
+    report, kept, bought = blend_members(problem, options, **HERE)
+    assert bought == choose(BlendProblem(members, labels, folds, "f2"), within(1500.0))
     assert tuple(member.name for member in kept) == report.names == bought.names
     assert bought.remark in report.text()
     assert report.seconds == tuple(member.seconds for member in kept)
@@ -183,8 +190,9 @@ def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
     members, labels, folds = five
     few, many = (
         blend_members(
-            BlendProblem(members, labels, folds, images=IMAGES),
+            BlendProblem(members, labels, folds, "f2", images=IMAGES),
             BlendOptions(methods=(), decoders=("threshold",), seconds=1e5, images=images),
+            **HERE,
         )[2]
         for images in (10, 100_000)
     )
@@ -195,4 +203,4 @@ def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
 def test_seconds_without_test_pictures_are_refused(five):
     members, labels, folds = five
     with pytest.raises(ConfigError, match="--seconds needs the number of test pictures.*give --images"):
-        blend_members(BlendProblem(members, labels, folds), BlendOptions(seconds=10.0))
+        blend_members(BlendProblem(members, labels, folds, "f2"), BlendOptions(seconds=10.0), **HERE)

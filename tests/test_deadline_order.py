@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from imet_ray.blending import deadline_order as prefixes_module
 from imet_ray.blending.blend_run import frozen
 from imet_ray.blending.cross_fit import CrossFit, Judged
-from imet_ray.blending.deadline_order import Step, prefixes
+from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.fit_jobs import Solution
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import settled_shifts
 from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.prediction.decode import DECODERS, decode_threshold
-from imet_ray.prediction.ensemble import read_ensemble, write_ensemble
+from imet_ray.prediction.ensemble import Prefix, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged, on_scale
 from imet_ray.storage.files import write_json
@@ -32,16 +32,18 @@ def with_seconds(members: list[Member], seconds) -> list[Member]:
     return [Member(m.name, m.probs, seconds=s) for m, s in zip(members, seconds, strict=True)]
 
 
-def order_of(members, labels, folds) -> tuple[str, ...]:
+def order_of(members, labels, folds) -> list[str]:
     report = evaluate(members, labels, folds, seed=0, methods=("uniform",), decoders=("threshold",))
     return report.prefixes[-1].members
 
 
 def steps_of(
     members, labels, folds, weights, *, decoder="threshold", scale="probability"
-) -> tuple[Step, ...]:
+) -> tuple[Prefix, ...]:
     """The prefixes of any weights, the cells in dispute being nearly all that a threshold could reach."""
-    problem = BlendProblem([Member(m.name, m.probs) for m in members], labels, folds, label_groups="ab" * 4)
+    problem = BlendProblem(
+        [Member(m.name, m.probs) for m in members], labels, folds, "f2", label_groups="ab" * 4
+    )
     first = [float(on_scale(np.array(0.3), scale))] * len(members)
     cells = DisputedCells.build(
         problem.values,
@@ -50,19 +52,20 @@ def steps_of(
         half_range=0.299 if scale == "probability" else 7.0,
         scale=scale,
         groups=GROUPS,
+        metric="f2",
     )
     kind = DECODERS[decoder]
     if decoder == "expected-f2":
-        used = Solution(weights, kind())
+        used = Solution(weights, kind(metric="f2"))
     else:
         shifts = settled_shifts(cells, weights, np.zeros(kind.how_many(2)))
         used = Solution(weights, kind.fitted(cells.thresholds_of(weights, shifts), GROUPS))
-    fits = FitProblem(cells, folds, GROUPS, problem.sample(), 0)
+    fits = FitProblem(cells, folds, GROUPS, problem.sample, 0)
     chosen = Judged("line", decoder, used, {}, np.zeros(len(labels)), np.zeros(len(labels)))
     return prefixes(chosen, CrossFit(problem, fits, {chosen.key: chosen}))
 
 
-def dense(step: Step, members, weights, scale="probability") -> np.ndarray:
+def dense(step: Prefix, members, weights, scale="probability") -> np.ndarray:
     """The blend of a prefix, its weights renormalised: (N, C) float32."""
     kept = [i for i, member in enumerate(members) if member.name in step.members]
     return averaged([members[i].probs for i in kept], weights[kept] / weights[kept].sum(), scale)
@@ -200,7 +203,7 @@ def test_thresholds_that_are_subtracted_already_have_prefixes_too(make_members):
 def test_one_member_is_one_prefix(make_members):
     members, labels, folds = make_members([1.0])
     report = evaluate(members, labels, folds, seed=0)
-    assert [(step.members, step.decoder) for step in report.prefixes] == [(("noise0",), report.decoder)]
+    assert [(step.members, step.decoder) for step in report.prefixes] == [(["noise0"], report.decoder)]
 
 
 def test_members_without_weight_are_in_no_prefix(make_members):
@@ -223,7 +226,7 @@ def test_the_reports_data_name_the_order_its_scores_and_its_decoders(make_member
     members, labels, folds = make_members([0.8, 1.5])
     report = evaluate(members, labels, folds, seed=0, methods=("uniform",), decoders=("threshold",))
     assert report.to_dict()["prefixes"] == [
-        {"members": list(step.members), "decoder": "threshold", "own": step.score} for step in report.prefixes
+        {"members": step.members, "decoder": "threshold", "own": step.score} for step in report.prefixes
     ]
 
 

@@ -129,8 +129,8 @@ def test_an_empty_set_gets_its_most_probable_label_and_others_stay():
 SOME = [
     Threshold(threshold=0.5),
     GroupThresholds(label_thresholds=(0.5, 0.7, 0.5)),
-    ExpectedScore(),
-    ExpectedScore(temperature=2.0),
+    ExpectedScore(metric="f2"),
+    ExpectedScore(temperature=2.0, metric="f2"),
 ]
 
 
@@ -219,11 +219,11 @@ def test_a_rounding_above_one_has_a_temperature_too():
 def test_expected_f2_is_decoded_at_its_temperature():
     probs = np.random.default_rng(0).random((60, 5)).astype(np.float32) ** 3
     for temperature in (0.5, 2.0):
-        found = ExpectedScore(temperature=temperature).decode(probs)
+        found = ExpectedScore(temperature=temperature, metric="f2").decode(probs)
         assert np.array_equal(
             found, at_least_one(probs, F2.decode_expected(with_temperature(probs, temperature)))
         )
-    cool, warm = (ExpectedScore(temperature=t).decode(probs) for t in (0.5, 2.0))
+    cool, warm = (ExpectedScore(temperature=t, metric="f2").decode(probs) for t in (0.5, 2.0))
     assert warm.sum() > cool.sum()  # less sure: more labels
 
 

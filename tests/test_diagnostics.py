@@ -7,8 +7,7 @@ import pytest
 from blends import evaluate
 
 from imet_ray.blending.cross_fit import bootstrap
-from imet_ray.blending.diagnostics import without_member
-from imet_ray.blending.methods import uniform
+from imet_ray.blending.methods import uniform, weights_of
 from imet_ray.prediction.decode import Threshold, decode_threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES, averaged
@@ -35,8 +34,8 @@ def test_a_members_worth_is_what_the_blend_loses_without_it_with_a_threshold_of_
 
 
 def test_the_weight_of_a_member_that_has_all_goes_to_the_others_evenly():
-    assert without_member(np.array([0.2, 0.6, 0.2]), 1).tolist() == [0.5, 0, 0.5]
-    assert without_member(np.array([0.0, 1.0, 0.0]), 1).tolist() == [0.5, 0, 0.5]
+    assert weights_of([0, 2], np.array([0.2, 0.6, 0.2])).tolist() == [0.5, 0, 0.5]
+    assert weights_of([0, 2], np.array([0.0, 1.0, 0.0])).tolist() == [0.5, 0, 0.5]
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "expected-f2"])

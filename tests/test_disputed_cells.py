@@ -28,7 +28,7 @@ class Case:
     weights: np.ndarray
     shifts: np.ndarray | None  # in -1..1, to be multiplied by the reach
 
-    def build(self, **how) -> DisputedCells:
+    def build(self) -> DisputedCells:
         return DisputedCells.build(
             self.values,
             self.thresholds,
@@ -36,7 +36,7 @@ class Case:
             half_range=self.half_range,
             scale=self.scale,
             groups=self.groups,
-            **how,
+            metric="f2",
         )
 
     def margins(self) -> list[np.ndarray]:
@@ -143,8 +143,8 @@ def test_only_cells_that_some_weights_and_shift_change_are_kept(case):
 def test_one_member_or_equal_members_dispute_nothing_without_a_range():
     p = np.random.default_rng(0).random((20, 5)).astype(np.float16)
     labels = (p > 0.5).astype(np.uint8)
-    assert DisputedCells.build([p], [0.5], labels).margins.shape == (1, 0)
-    assert DisputedCells.build([p, p], [0.5, 0.5], labels).margins.shape == (2, 0)
+    assert DisputedCells.build([p], [0.5], labels, metric="f2").margins.shape == (1, 0)
+    assert DisputedCells.build([p, p], [0.5, 0.5], labels, metric="f2").margins.shape == (2, 0)
 
 
 def test_members_may_be_memory_mapped(make_members, tmp_path):
@@ -153,7 +153,7 @@ def test_members_may_be_memory_mapped(make_members, tmp_path):
     for member in members:
         np.save(tmp_path / f"{member.name}.npy", member.probs)
         mapped.append(np.load(tmp_path / f"{member.name}.npy", mmap_mode="r"))
-    one = DisputedCells.build([m.probs for m in members], [0.3, 0.3], labels, half_range=0.1)
-    two = DisputedCells.build(mapped, [0.3, 0.3], labels, half_range=0.1)
+    one = DisputedCells.build([m.probs for m in members], [0.3, 0.3], labels, half_range=0.1, metric="f2")
+    two = DisputedCells.build(mapped, [0.3, 0.3], labels, half_range=0.1, metric="f2")
     assert np.array_equal(one.margins, two.margins)
     assert np.array_equal(one.chosen, two.chosen)

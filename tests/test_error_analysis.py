@@ -59,7 +59,7 @@ def test_what_is_given_is_not_changed():
     assert (labels == np.eye(3, 2)).all()
 
 
-@pytest.mark.parametrize("decoder", [Threshold(threshold=0.4), ExpectedScore()])
+@pytest.mark.parametrize("decoder", [Threshold(threshold=0.4), ExpectedScore(metric="f2")])
 def test_labels_are_counted_in_blocks_as_they_would_be_at_once(decoder, monkeypatch):
     rng = np.random.default_rng(0)
     probs, labels = rng.random((23, 5), dtype=np.float32), rng.integers(0, 2, (23, 5), dtype=np.uint8)

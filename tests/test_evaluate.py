@@ -8,6 +8,7 @@ import pytest
 from blends import evaluate
 
 from imet_ray.blending import evaluate as evaluate_module
+from imet_ray.blending import problem as problem_module
 from imet_ray.blending import threshold_range
 from imet_ray.blending.cross_fit import CrossFit
 from imet_ray.blending.members import Member
@@ -272,10 +273,9 @@ def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
     make_members, cross_fits, monkeypatch
 ):
     members, labels, _ = make_members([1.0, 1.5], n=80)
-    original = BlendProblem.sample
-    rows = original(BlendProblem(members, labels, np.zeros(80, int)), pictures=20).rows
+    monkeypatch.setattr(problem_module, "SAMPLE", 20)
+    rows = BlendProblem(members, labels, np.zeros(80, int), "f2").sample.rows
     folds = np.isin(np.arange(80), rows).astype(int)
-    monkeypatch.setattr(BlendProblem, "sample", lambda problem: original(problem, pictures=20))
     evaluate(
         members, labels, folds, seed=0, methods=["nelder-mead"], decoders=["expected-f2"], scale="probability"
     )
@@ -296,8 +296,6 @@ def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
         ),
         (GOOD, {"decoders": ["group-thresholds"], "groups": ["a", "a"]}, "cannot be had: labels.csv needs"),
         (MARGINS, {"decoders": ["expected-f2"]}, "expected-f2' cannot be had: the members' thresholds"),
-        (MARGINS, {"level2": "logistic"}, "need probabilities"),
-        (MARGINS, {"scale": "log-odds"}, "need probabilities"),
         (GOOD, {"level2": "logistics"}, "unknown level 2 'logistics': did you mean 'logistic'"),
         (GOOD, {"min_weight": 1.5}, r"--min-weight must be in 0\.\.1, got 1\.5"),
         (GOOD, {"min_weight": float("nan")}, "--min-weight must be in"),

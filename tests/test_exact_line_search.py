@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from imet_ray.blending import exact_line_search as line_module
 from imet_ray.blending.disputed_cells import HIT, DisputedCells
 from imet_ray.blending.exact_line_search import best_on_line, line_search, step_gains
 from imet_ray.blending.methods import fit, settled_shifts, uniform
@@ -27,6 +28,7 @@ def draw_problem(rng, *, steps=None):
         labels,
         half_range=rng.choice([0.0, 0.1, 0.3]),
         groups=np.arange(c) % 2,
+        metric="f2",
     )
     weights = rng.dirichlet(np.ones(m)) if steps is None else uniform(m)
     shifts = rng.uniform(-0.5, 0.5, rng.choice([1, cells.n_groups])) * cells.reach * (steps is None)
@@ -63,7 +65,9 @@ def test_the_best_point_of_a_line_is_never_worse_than_its_start_where_cells_tie(
 
 def test_a_line_that_starts_on_a_tie_leads_away_from_it():
     p = [np.array([[0.25]], np.float32), np.array([[0.75]], np.float32)]
-    cells = DisputedCells.build(p, [0.5, 0.5], np.ones((1, 1), np.uint8))  # uniform weights sum to just 0
+    cells = DisputedCells.build(
+        p, [0.5, 0.5], np.ones((1, 1), np.uint8), metric="f2"
+    )  # uniform weights sum to just 0
     weights, still = uniform(2), np.zeros(1)
     assert cells.score(weights) == 0
     for towards in np.eye(2) - weights:
@@ -73,7 +77,7 @@ def test_a_line_that_starts_on_a_tie_leads_away_from_it():
 
 def test_the_shift_is_the_best_one_even_where_no_shift_is_a_tie():
     p = [np.array([[0.25]], np.float32), np.array([[0.75]], np.float32)]
-    cells = DisputedCells.build(p, [0.5, 0.5], np.ones((1, 1), np.uint8), half_range=0.1)
+    cells = DisputedCells.build(p, [0.5, 0.5], np.ones((1, 1), np.uint8), half_range=0.1, metric="f2")
     assert cells.score(uniform(2), settled_shifts(cells, uniform(2), np.zeros(1))) == 1
 
 
@@ -82,7 +86,7 @@ def test_a_step_too_narrow_for_float32_is_not_taken_for_the_best():
         rng = np.random.default_rng(seed)
         below, above, scale = -rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5), rng.uniform(0.2, 1)
         margins = np.array([[below, below * scale], [above, above * scale]], np.float32)[:, None]
-        cells = DisputedCells.build(list(margins), [0.0, 0.0], np.array([[1, 0]], np.uint8))
+        cells = DisputedCells.build(list(margins), [0.0, 0.0], np.array([[1, 0]], np.uint8), metric="f2")
         start, still = (
             np.array([0.9, 0.1]) if 0.9 * below + 0.1 * above < 0 else np.array([1.0, 0.0]),
             np.zeros(1),
@@ -111,7 +115,9 @@ def test_gains_of_steps_are_those_of_a_slow_loop(seed):
 def problem(make_members, noise=(1.0, 2.0, 1.5, 3.0), *, half_range=0.05, **how) -> DisputedCells:
     members, labels, _ = make_members(noise, **how)
     thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
-    return DisputedCells.build([m.probs for m in members], thresholds, labels, half_range=half_range)
+    return DisputedCells.build(
+        [m.probs for m in members], thresholds, labels, half_range=half_range, metric="f2"
+    )
 
 
 def test_line_search_is_a_method_of_scipy(make_members):
@@ -133,23 +139,18 @@ def test_line_search_is_a_method_of_scipy(make_members):
     assert found.nfev <= len(called)
 
 
-def test_more_rounds_and_kicks_are_never_worse(make_members):
+def test_more_rounds_and_kicks_are_never_worse(make_members, monkeypatch):
     cells = problem(make_members, [1.0, 1.0, 2.0, 2.0], n=150)
 
     def loss(x):
         return -cells.score(x[:4], x[4:])
 
-    ends = [
-        line_search(
-            loss,
-            np.append(uniform(4), 0.0),
-            cells=cells,
-            rng=np.random.default_rng(0),
-            rounds=rounds,
-            kicks=kicks,
-        ).fun
-        for rounds, kicks in [(0, 0), (1, 0), (3, 0), (3, 4)]
-    ]
+    ends = []
+    for rounds, kicks in [(0, 0), (1, 0), (3, 0), (3, 4)]:
+        monkeypatch.setattr(line_module, "ROUNDS", rounds)
+        monkeypatch.setattr(line_module, "KICKS", (kicks, kicks))
+        start, rng = np.append(uniform(4), 0.0), np.random.default_rng(0)
+        ends.append(line_search(loss, start, cells=cells, rng=rng).fun)
     assert ends[0] == loss(np.append(uniform(4), 0.0))
     assert ends == sorted(ends, reverse=True)
 

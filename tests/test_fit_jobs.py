@@ -32,7 +32,7 @@ def make_problem(members, labels, folds, *, half_range=0.05, t=None) -> FitProbl
     values = [member.probs for member in members]
     thresholds = [F2.best_threshold(v, labels)[0] for v in values] if t is None else [t] * len(values)
     groups = np.arange(labels.shape[1]) % 2
-    cells = DisputedCells.build(values, thresholds, labels, half_range=half_range, groups=groups)
+    cells = DisputedCells.build(values, thresholds, labels, half_range=half_range, groups=groups, metric="f2")
     sample = Sample(np.arange(len(labels)), np.stack(values), labels, folds)
     return FitProblem(cells, folds, groups, sample, seed=0)
 
@@ -49,25 +49,6 @@ def plain(solution: Solution):
 def score_expected(sample: Sample, weights, temperature, scale="probability") -> float:
     mixed = with_temperature(averaged(sample.probs, weights, scale), temperature)
     return F2.score(at_least_one(mixed, F2.decode_expected(mixed)), sample.labels)
-
-
-def test_restarts_run_as_tasks_of_their_own_and_the_best_of_them_is_the_fit(problem, monkeypatch):
-    monkeypatch.setitem(METHODS, "line", replace(METHODS["line"], starts_on_few=3))
-    seen = []
-
-    def runner(problem: FitProblem, tasks) -> list[Solution]:
-        seen.extend(tasks)
-        return solve_here(problem, tasks)
-
-    jobs = [Job(method, THRESHOLD) for method in METHODS]
-    solved, _ = solve_all(problem, jobs, runner, lambda fits, down, up: None)
-    count = {method: sum(task.job.method == method for task in seen) for method in METHODS}
-    assert (count["nelder-mead"], count["powell"], count["line"], count["greedy"]) == (2, 2, 3, 1)
-    assert len(set(seen)) == len(seen)
-    for job in jobs:
-        wanted = fit(problem.cells, job.method, seed=0)
-        assert solved[job].weights.tolist() == wanted.weights.tolist()
-        assert (solved[job].score, solved[job].evaluations) == (wanted.score, wanted.evaluations)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imet_ray.blending.blend_run import RunToBlend, blend_run
+from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
 from imet_ray.prediction.ensemble import read_ensemble
 from imet_ray.storage.results import standings
@@ -44,7 +45,8 @@ def blended(trained):
     run = trained.run
     whole = standings(run.store, ["a", "b"])
     options = BlendOptions(methods=(), use="uniform", decoders=("threshold",))
-    blend_run(RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole), "half", options)
+    to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole)
+    blend_run(to_blend, "half", options, runner=solve_here)
     return read_ensemble(run.store.ensemble("half"))
 
 

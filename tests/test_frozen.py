@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from blends import evaluate
 
-from imet_ray.blending.blend_run import Source, frozen
+from imet_ray.blending.blend_run import frozen
 from imet_ray.prediction.decode import Threshold, at_least_one, decode_threshold
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.pooling import SCALES
@@ -21,9 +21,10 @@ def row_of(report, method, decoder):
 
 def test_the_frozen_ensemble_is_what_the_report_says(three):
     members, labels, folds = three
-    members = [replace(members[0], seconds=0.5, size=7), *members[1:]]
+    known = {"seconds": 0.5, "size": 7, "trials": ("t0", "t1"), "checkpoints": ("d0", "d1")}
+    members = [replace(members[0], **known), *members[1:]]
     report = evaluate(members, labels, folds, seed=0, methods=["greedy"], remarks=["take care"])
-    ensemble = frozen("x", members, report, list("abcdef"), {"noise0": Source(("t0", "t1"), ("d0", "d1"))})
+    ensemble = frozen("x", members, report, list("abcdef"))
     assert [member.weight for member in ensemble.members] == list(report.weights)
     for found, member in zip(ensemble.members, members, strict=True):
         alone = at_least_one(member.probs, decode_threshold(member.probs, found.threshold))

@@ -19,7 +19,7 @@ def folder(tmp_path) -> Folder:
 def test_folds_are_assembled_in_the_order_of_train_csv(folder):
     found = folder.read(folder.add())
     assert np.array_equal(found.members[0].probs, margins())
-    assert found.ids == ("p0", "p1", "p2", "p3", "p4", "p5")
+    assert found.members[0].ids == ("p0", "p1", "p2", "p3", "p4", "p5")
     assert found.folds.tolist() == FOLDS.tolist()
     assert found.folds.dtype == np.int64
 
@@ -71,7 +71,7 @@ def test_labels_are_the_columns_of_their_numbers(folder):
 
 def test_labels_are_read_with_a_byte_order_mark_and_crlf(folder):
     folder.write_labels(LABELS, start="\ufeffid,attribute_ids\r\n", end="\r\n")
-    assert folder.read(folder.add()).ids[0] == "p0"
+    assert folder.read(folder.add()).members[0].ids[0] == "p0"
 
 
 @pytest.mark.parametrize("label", ["4", "-1", "x", "1.0", "²", "9" * 5000])

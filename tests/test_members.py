@@ -45,8 +45,6 @@ def test_a_number_that_is_none_is_found_in_any_row(row):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (replace(GOOD, name="bad", probs=GOOD.probs.astype(np.float64)), "bad has float64 numbers"),
-        (replace(GOOD, name="bad", margins=True), "bad and good cannot be blended: only one of them"),
         (replace(GOOD, name="bad", folds_digest="other"), "bad was trained with other folds"),
         (
             replace(GOOD, name="bad", ids=["y", "x"]),

@@ -17,7 +17,7 @@ METHOD = pytest.mark.parametrize("method", METHODS)
 def tuned(members, labels, *, half_range=0.05, groups=None) -> DisputedCells:
     thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
     return DisputedCells.build(
-        [m.probs for m in members], thresholds, labels, half_range=half_range, groups=groups
+        [m.probs for m in members], thresholds, labels, half_range=half_range, groups=groups, metric="f2"
     )
 
 
@@ -102,7 +102,9 @@ def test_uniform_weights_get_the_threshold_that_is_exactly_best_for_them(make_me
 def test_greedy_is_the_forward_selection_of_caruana(make_members):
     members, labels, _ = make_members([1.0, 1.5, 2.0, 1.2], n=80)
     thresholds = [F2.best_threshold(member.probs, labels)[0] for member in members]
-    cells = DisputedCells.build([m.probs for m in members], thresholds, labels)  # without a shift
+    cells = DisputedCells.build(
+        [m.probs for m in members], thresholds, labels, metric="f2"
+    )  # without a shift
     margins = [m.probs.astype(np.float64) - t for m, t in zip(members, thresholds, strict=True)]
     bag: list[int] = []
     curve = []
@@ -137,7 +139,7 @@ def test_a_hard_enough_smooth_score_is_the_score_itself(four):
 @METHOD
 def test_one_member_is_fitted_by_its_shift_alone(make_members, method):
     members, labels, _ = make_members([1.0])
-    cells = DisputedCells.build([members[0].probs], [0.5], labels, half_range=1.0)
+    cells = DisputedCells.build([members[0].probs], [0.5], labels, half_range=1.0, metric="f2")
     found = fit(cells, method, seed=0)
     assert found.weights.tolist() == [1.0]
     assert found.score == pytest.approx(F2.best_threshold(members[0].probs, labels)[1], abs=1e-12)

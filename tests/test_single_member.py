@@ -34,15 +34,17 @@ def test_the_fitted_threshold_scores_as_the_best_of_all_thresholds(seed, n, c, d
     labels = rng.integers(0, 2, (n, c)).astype(np.uint8)
     labels[np.arange(n), probs.argmax(axis=1)] = 1  # a threshold of 1, above all, is never best
     first = float(on_scale(np.array(rng.uniform(0.05, 0.5)), scale))
-    cells = DisputedCells.build([probs], [first], labels, half_range=0.01, scale=scale)
+    cells = DisputedCells.build([probs], [first], labels, half_range=0.01, scale=scale, metric="f2")
     every = np.zeros((1, 1), probs.dtype)  # a sample that has the lowest probability: no cell is left out
     singles = (single_cells(probs, every, labels, groups=None, metric="f2"),)
     fits = FitProblem(cells, np.zeros(n, int), np.zeros(c, int), None, 0, singles=singles)
     found = refitted(np.ones(1), "threshold", fits)
     best = F2.best_threshold(probs, labels)[1]
-    assert found.score == pytest.approx(best, abs=1e-9)
+    own, weights = fits.deciding(found.weights)
+    shifts = own.shifts_of(weights, found.decoder.thresholds(fits.groups))
+    assert own.score(weights, own.in_reach(shifts)) == pytest.approx(best, abs=1e-9)
     assert F2.score(decode_threshold(probs, found.decoder.threshold), labels) == pytest.approx(best, abs=1e-9)
-    problem = BlendProblem([Member("a", probs)], labels, np.zeros(n, int))
+    problem = BlendProblem([Member("a", probs)], labels, np.zeros(n, int), "f2")
     scores = score_pictures(found, np.arange(n), problem, fits)
     assert scores.mean() == pytest.approx(F2.score(found.decoder.decode(probs), labels), abs=1e-9)
 

@@ -95,17 +95,19 @@ def test_stacking_corrects_a_member_whose_logits_are_scaled():
     )
 
 
-def test_a_strong_ridge_gives_the_uniform_blend():
+def test_a_strong_ridge_gives_the_uniform_blend(monkeypatch):
+    monkeypatch.setattr(stacking, "L2", 1e9)
     probs, labels, folds = make_probs([1.0, 3.0])
-    stacked = stack_logistic(probs, labels, folds, l2=1e9)
+    stacked = stack_logistic(probs, labels, folds)
     assert stacked.astype(np.float64) == pytest.approx(uniform_blend(probs), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_a_label_that_is_always_or_never_true_has_finite_probabilities(value):
+def test_a_label_that_is_always_or_never_true_has_finite_probabilities(value, monkeypatch):
+    monkeypatch.setattr(stacking, "L2", 1e-3)
     probs, labels, folds = make_probs([1.0, 3.0])
     probs[1][:100], probs[1][100:200] = 0, 1
-    stacked = stack_logistic(probs, np.full_like(labels, value), folds, l2=1e-3)
+    stacked = stack_logistic(probs, np.full_like(labels, value), folds)
     assert ((stacked >= 0) & (stacked <= 1)).all()
     assert np.abs(stacked.astype(np.float64) - value).mean() < 0.01
 
@@ -129,11 +131,6 @@ def test_blocks_and_memory_maps_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(stacking, "BLOCK", 3 * 3 * len(labels))
     monkeypatch.setattr(stacking, "ROWS", 100)
     assert np.array_equal(stack_logistic(mapped, labels, folds), whole)
-
-
-def test_a_ridge_of_0_is_refused():
-    with pytest.raises(ConfigError, match="l2 must be above 0, got 0"):
-        stack_logistic(*make_probs([1.0]), l2=0)
 
 
 def test_log_odds_for_trees_leave_out_the_folds_of_the_cell_and_of_the_estimate():
@@ -176,9 +173,10 @@ def test_thinned_cells_give_the_same_trees_for_the_same_seed(monkeypatch, few_tr
 
 
 @pytest.mark.parametrize("floor", [0.2, 1.0])
-def test_cells_below_the_floor_keep_the_uniform_blend(floor, few_trees):
+def test_cells_below_the_floor_keep_the_uniform_blend(floor, few_trees, monkeypatch):
+    monkeypatch.setattr(stacking, "FLOOR", floor)
     probs, labels, folds = make_probs([1.0, 2.0])
-    stacked = stack_lightgbm(probs, labels, folds, floor=floor, seed=0)
+    stacked = stack_lightgbm(probs, labels, folds, seed=0)
     below = np.maximum(*probs) <= np.float16(floor)
     assert stacked[below] == pytest.approx(uniform_blend(probs)[below], abs=1e-3)
     assert floor == 1 or np.abs(stacked - uniform_blend(probs))[~below].max() > 0.05

@@ -83,8 +83,8 @@ def test_a_range_grows_towards_the_end_that_is_asked_for_and_no_further_than_it_
 def test_the_first_range_holds_what_is_best_without_each_fold():
     members, labels, folds = make(expit, expit)
     labels[folds == 1] = 1  # without this fold the threshold is far higher
-    problem = BlendProblem(members, labels, folds)
-    sample = problem.sample()
+    problem = BlendProblem(members, labels, folds, "f2")
+    sample = problem.sample
     within = ThresholdRange.around(
         sample, "probability", groups=problem.groups, mean_labels=problem.mean_labels, metric="f2"
     )

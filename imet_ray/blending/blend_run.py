@@ -1,20 +1,19 @@
 """Blending a run: its variants' out-of-fold files in, `ensemble.json` out."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
-from imet_ray.blending.budget import Budget, Chosen, choose
+from imet_ray.blending.budget import Chosen, choose
 from imet_ray.blending.cross_fit import Progress, silent
 from imet_ray.blending.evaluate import evaluate
-from imet_ray.blending.fit_jobs import THRESHOLD, Runner, solve_here
+from imet_ray.blending.fit_jobs import THRESHOLD, Runner
 from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import BlendReport
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.training_data import TrainingData
-from imet_ray.errors import ConfigError
-from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, Prefix, cost_of, gather_oof, write_ensemble
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, cost_of, gather_oof, write_ensemble
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import RunDirectory
@@ -32,20 +31,12 @@ class RunToBlend:
     external: Sequence[Member] = ()  # members that another tool predicted
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a member's predictions come from; empty for an external member."""
-
-    trials: tuple[str, ...] = ()
-    checkpoints: tuple[str, ...] = ()  # sha256
-
-
 def blend_run(
     run: RunToBlend,
     name: str,
     options: BlendOptions,
     *,
-    runner: Runner = solve_here,
+    runner: Runner,
     progress: Progress = silent,
 ) -> BlendReport:
     """Fit the weights of variants that are trained on all folds, and freeze the ensemble.
@@ -56,31 +47,44 @@ def blend_run(
     Raises:
         ImetError: if out-of-fold predictions are missing, do not cover each picture once, or cannot be used.
     """
-    data, members, sources = run.data, [], {}
+    data, members = run.data, []
     for standing in run.whole:
         progress(f"reading {standing.variant}")
-        own = [standing.trials[fold] for fold in sorted(standing.trials)]
-        ids = data.split.ids
-        probs, digests = gather_oof(own, ids, standing.variant)
-        sources[standing.variant] = Source(tuple(trial.trial_id for trial in own), tuple(digests))
-        seconds, size = cost_of(own)
-        members.append(Member(standing.variant, probs, ids, False, data.folds_digest, seconds, size))
+        members.append(_member(run, standing))
     problem = BlendProblem(
         [*members, *run.external],
         data.labels,
         data.folds,
+        run.space.metric,
         seed=run.space.seed,
         label_groups=run.catalog.label_groups,
-        metric=run.space.metric,
         folds_digest=data.folds_digest,
         images=len(run.catalog.test.ids),
         remarks=_remarks(run.whole, run.space),
     )
     report, kept, bought = blend_members(problem, options, runner=runner, progress=progress)
-    ensemble = frozen(name, kept, report, data.label_ids, sources, bought)
+    ensemble = frozen(name, kept, report, data.label_ids, bought)
     of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest}
     write_ensemble(run.store.ensemble(name), ensemble.model_copy(update=of_data))
     return report
+
+
+def _member(run: RunToBlend, standing: Standing) -> Member:
+    """A variant with its out-of-fold predictions."""
+    trials = [standing.trials[fold] for fold in sorted(standing.trials)]
+    ids = run.data.split.ids
+    probs, digests = gather_oof(trials, ids, standing.variant)
+    seconds, size = cost_of(trials)
+    return Member(
+        standing.variant,
+        probs,
+        ids,
+        folds_digest=run.data.folds_digest,
+        seconds=seconds,
+        size=size,
+        trials=tuple(trial.trial_id for trial in trials),
+        checkpoints=tuple(digests),
+    )
 
 
 def frozen(
@@ -88,18 +92,12 @@ def frozen(
     members: Sequence[Member],
     report: BlendReport,
     label_ids: Sequence[str],
-    sources: Mapping[str, Source] | None = None,
     bought: Chosen | None = None,
 ) -> Ensemble:
-    """What `ensemble.json` holds of a blend.
-
-    Args:
-        sources: by member; none of an external one.
-    """
+    """What `ensemble.json` holds of a blend."""
     singles = [row for row in report.rows if row.is_single]
     scores = {row.method: row.nested for row in singles if row.decoder == report.decoder.name}
     own = {row.method: row.thresholds[0] for row in singles if row.decoder == THRESHOLD}
-    come_from = {member.name: (sources or {}).get(member.name, Source()) for member in members}
     return Ensemble(
         name=name,
         label_ids=list(label_ids),
@@ -108,8 +106,8 @@ def frozen(
                 variant=member.name,
                 weight=report.weights[i],
                 threshold=own.get(member.name, report.thresholds[i]),
-                trials=list(come_from[member.name].trials),
-                checkpoints=list(come_from[member.name].checkpoints),
+                trials=list(member.trials),
+                checkpoints=list(member.checkpoints),
                 score=scores[member.name],
                 seconds=member.seconds,
                 size=member.size,
@@ -118,32 +116,19 @@ def frozen(
         ],
         scale=report.scale,
         decoder=report.decoder,
-        prefixes=[
-            Prefix(members=list(step.members), decoder=step.decoder, score=step.score)
-            for step in report.prefixes
-        ],
-        report=report.to_dict() | ({"budget": bought.to_dict()} if bought else {}),
+        prefixes=list(report.prefixes),
+        report=report.to_dict() | ({"budget": asdict(bought)} if bought else {}),
     )
 
 
 def blend_members(
-    problem: BlendProblem,
-    options: BlendOptions,
-    *,
-    runner: Runner = solve_here,
-    progress: Progress = silent,
+    problem: BlendProblem, options: BlendOptions, *, runner: Runner, progress: Progress
 ) -> tuple[BlendReport, list[Member], Chosen | None]:
     """Blend what the budget allows; the report, the members that it allows, and how they were chosen."""
     bought = None
     if options.seconds is not None or options.size is not None:
-        images = problem.images if options.images is None else options.images
-        budget = Budget(images, options.seconds, options.size, options.max_members)
-        if budget.seconds is not None and budget.images < 1:
-            raise ConfigError(
-                "--seconds needs the number of test pictures, and the data have none: give --images"
-            )
         progress("choosing members for the budget")
-        bought = choose(problem, budget)
+        bought = choose(problem, options)
         kept = [member for member in problem.members if member.name in bought.names]
         problem = replace(problem, members=kept, remarks=[*problem.remarks, bought.remark])
     report = evaluate(problem, options, runner=runner, progress=progress)

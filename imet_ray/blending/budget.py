@@ -6,10 +6,8 @@ selection by gain for the seconds it costs.
 """
 
 import itertools
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import uniform
+from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.threshold_range import LEAST_THRESHOLD
 from imet_ray.errors import ConfigError
@@ -25,15 +24,7 @@ from imet_ray.prediction.metrics import metric_named
 EXACT = 15  # members: 32,767 sets
 WHOLE = 10  # members: the curve goes beyond the budget, for that is only 1,023 sets
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What prediction may take."""
-
-    images: int  # test pictures
-    seconds: float | None = None
-    size: int | None = None  # bytes of checkpoints
-    members: int | None = None  # at most
+Set = tuple[int, ...]  # members, rising
 
 
 @dataclass(frozen=True)
@@ -65,56 +56,61 @@ class Chosen:
             f"{self.size / 1e9:.2f} GB; the choice saw the pictures that are scored, under one threshold"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def choose(problem: BlendProblem, budget: Budget) -> Chosen:
-    """The best set of members within the budget; each has its `seconds` and `size` where these are limited.
+def choose(problem: BlendProblem, options: BlendOptions) -> Chosen:
+    """The best set of members within `seconds`, `size` and `max_members` of the options.
 
     Raises:
-        ConfigError: if a member's cost is unknown, or not even one member fits.
+        DataError: naming the member whose predictions cannot be used.
+        ConfigError: if a member's cost is unknown, not even one member fits, or there is nothing to predict.
     """
     problem.check()
+    images = problem.images if options.images is None else options.images
+    if options.seconds is not None and images < 1:
+        raise ConfigError(
+            "--seconds needs the number of test pictures, and the data have none: give --images"
+        )
     members = problem.members
-    seconds = _costs(members, "seconds", budget.seconds is not None) * budget.images
-    sizes = _costs(members, "size", budget.size is not None)
-    cells = _cells(problem)
+    seconds = _costs(members, "seconds", options.seconds is not None) * images
+    sizes = _costs(members, "size", options.size is not None)
 
-    def fits(kept: Sequence[int]) -> bool:
-        kept = list(kept)
+    def fits(kept: Set) -> bool:
         return bool(
-            (budget.members is None or len(kept) <= budget.members)
-            and (budget.seconds is None or seconds[kept].sum() <= budget.seconds)
-            and (budget.size is None or sizes[kept].sum() <= budget.size)
+            (options.max_members is None or len(kept) <= options.max_members)
+            and (options.seconds is None or seconds[[*kept]].sum() <= options.seconds)
+            and (options.size is None or sizes[[*kept]].sum() <= options.size)
         )
 
-    if not any(fits([i]) for i in range(len(members))):
+    if not any(fits((i,)) for i in range(len(members))):
         raise ConfigError(
-            f"no member fits the budget: the fastest takes {seconds.min():,.0f} s for {budget.images:,} pictures, the "
+            f"no member fits the budget: the fastest takes {seconds.min():,.0f} s for {images:,} pictures, the "
             f"smallest {sizes.min() / 1e9:.2f} GB: raise --seconds or --bytes"
         )
+    cells = _cells(problem)
     exact = len(members) <= EXACT
-    scored = _all_sets(cells, fits) if exact else _forward(cells, seconds, fits)
-    best = max(filter(fits, scored), key=lambda kept: (scored[kept], -seconds[list(kept)].sum()))
+    scores = _all_sets(cells, fits) if exact else _forward(cells, seconds, fits)
+    steps = {
+        kept: Step(float(seconds[[*kept]].sum()), score, tuple(members[i].name for i in kept))
+        for kept, score in scores.items()
+    }
+    best = max(filter(fits, steps), key=lambda kept: (steps[kept].score, -steps[kept].seconds))
     curve: list[Step] = []
-    for kept in sorted(scored, key=lambda kept: (float(seconds[list(kept)].sum()), -scored[kept])):
-        if not curve or scored[kept] > curve[-1].score:
-            names = tuple(members[i].name for i in kept)
-            curve.append(Step(float(seconds[list(kept)].sum()), scored[kept], names))
+    for step in sorted(steps.values(), key=lambda step: (step.seconds, -step.score)):
+        if not curve or step.score > curve[-1].score:
+            curve.append(step)
     return Chosen(
-        names=tuple(members[i].name for i in best),
-        seconds=float(seconds[list(best)].sum()),
-        size=int(sizes[list(best)].sum()),
+        names=steps[best].members,
+        seconds=steps[best].seconds,
+        size=int(sizes[[*best]].sum()),
         exact=exact,
-        limit_s=budget.seconds,
+        limit_s=options.seconds,
         curve=tuple(curve),
     )
 
 
 def _cells(problem: BlendProblem) -> DisputedCells:
     """Each member with its own best threshold."""
-    sample, metric = problem.sample(), metric_named(problem.metric)
+    sample, metric = problem.sample, metric_named(problem.metric)
     thresholds = [0.0] * len(problem.members)
     if not problem.margins:
         thresholds = [
@@ -124,46 +120,47 @@ def _cells(problem: BlendProblem) -> DisputedCells:
 
 
 def _costs(members: Sequence[Member], what: str, limited: bool) -> np.ndarray:
-    found = []
-    for member in members:
-        cost = getattr(member, what)
+    costs = [getattr(member, what) for member in members]
+    for member, cost in zip(members, costs, strict=True):
         if cost is None and limited:
             raise ConfigError(
                 f"member {member.name} does not say its {what}, so no budget can hold it: store `{what}` in its "
                 "file, or leave it out with --members"
             )
-        found.append(float(cost or 0))
-    return np.array(found)
+    return np.array([float(cost or 0) for cost in costs])
 
 
-def _all_sets(cells: DisputedCells, fits: Any) -> dict[tuple[int, ...], float]:
-    everyone = range(cells.n_members)
+def _score(cells: DisputedCells, kept: Set) -> float:
+    return cells.members(kept).score(uniform(len(kept)))
+
+
+def _all_sets(cells: DisputedCells, fits: Callable[[Set], bool]) -> dict[Set, float]:
     sets = [
         kept
         for size in range(1, cells.n_members + 1)
-        for kept in itertools.combinations(everyone, size)
+        for kept in itertools.combinations(range(cells.n_members), size)
         if cells.n_members <= WHOLE or fits(kept)
     ]
-    bar = tqdm(sets, desc="sets of members", disable=len(sets) < 500 or not sys.stderr.isatty())
-    return {kept: cells.members(kept).score(uniform(len(kept))) for kept in bar}
+    return {kept: _score(cells, kept) for kept in tqdm(sets, "sets of members", disable=None, delay=2)}
 
 
-def _forward(cells: DisputedCells, seconds: np.ndarray, fits: Any) -> dict[tuple[int, ...], float]:
+def _forward(cells: DisputedCells, seconds: np.ndarray, fits: Callable[[Set], bool]) -> dict[Set, float]:
     """Add the member with the largest gain, or the largest gain per second, while one fits and helps; both ways."""
-    scored: dict[tuple[int, ...], float] = {}
+    scores: dict[Set, float] = {}
     for per_second in (False, True):
-        kept: tuple[int, ...] = ()
-        before, better = 0.0, True
-        while better:
-            grown = [tuple(sorted((*kept, i))) for i in range(cells.n_members) if i not in kept]
-            found = {g: cells.members(g).score(uniform(len(g))) for g in grown if fits(g)}
-            scored |= found
-            gains = {g: score - before for g, score in found.items() if score > before}
-            better = bool(gains)
-            if per_second:
-                spent = float(seconds[list(kept)].sum())
-                gains = {g: gain / max(1e-9, seconds[list(g)].sum() - spent) for g, gain in gains.items()}
-            if better:
-                kept = max(gains, key=gains.__getitem__)
-                before = scored[kept]
-    return scored
+        kept: Set = ()
+        before = 0.0
+        while True:
+            gains = {}
+            for i in [i for i in range(cells.n_members) if i not in kept]:
+                grown = tuple(sorted((*kept, i)))
+                if fits(grown):
+                    scores[grown] = _score(cells, grown)
+                    cost = max(1e-9, seconds[[*grown]].sum() - seconds[[*kept]].sum()) if per_second else 1.0
+                    if scores[grown] > before:
+                        gains[grown] = (scores[grown] - before) / cost
+            if not gains:
+                break
+            kept = max(gains, key=gains.__getitem__)
+            before = scores[kept]
+    return scores

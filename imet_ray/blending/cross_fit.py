@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imet_ray.blending.fit_jobs import SINGLE, Job, Runner, Solution, solve_all
+from imet_ray.blending.fit_jobs import Job, Runner, Solution, solve_all
 from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.prediction.decode import ThresholdDecoder
 from imet_ray.prediction.metrics import metric_named
@@ -84,11 +84,6 @@ class CrossFit:
         return [one for one in self.judged.values() if one.member is not None]
 
 
-def single_methods(n_members: int) -> list[str]:
-    """The methods that are one member each."""
-    return [f"{SINGLE}{i}" for i in range(n_members)]
-
-
 def best_nested(judged: Sequence[Judged]) -> Judged:
     """The first of equals."""
     return max(judged, key=lambda one: one.worth)
@@ -100,7 +95,7 @@ def cross_fit(
     methods: Sequence[str],
     decoders: Sequence[str],
     runner: Runner,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> CrossFit:
     """Fit and score.
 
@@ -117,7 +112,7 @@ def cross_fit(
 
     def widen(fits: FitProblem, down: bool, up: bool) -> FitProblem | None:
         progress("a threshold went far: counting the cells of a wider range")
-        return fits.widened(problem, down=down, up=up)
+        return fits.widened(problem, down, up)
 
     solved, fits = solve_all(fits, jobs, runner, widen)
     judged = {}

@@ -1,8 +1,6 @@
 """What else the report says of a blend: each member's worth, how alike their errors are, the threshold curve."""
 
-import itertools
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +8,9 @@ import numpy as np
 from imet_ray.blending.cross_fit import CrossFit, Judged, bootstrap, score_pictures
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.fit_jobs import Solution, refitted
+from imet_ray.blending.methods import weights_of
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import Worth
-from imet_ray.blending.threshold_range import Sample
 from imet_ray.prediction.decode import SampleDecoder
 
 CURVE = 41  # points of the threshold curve
@@ -30,24 +29,22 @@ def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
         return ()
     every = -(-m // WHOLE_SAMPLES) if isinstance(chosen.whole.decoder, SampleDecoder) else 1
 
-    def scored(member: int | None, fold: int) -> np.ndarray:
-        """The scores of the fold's pictures without a member, or with all, fitted alike."""
-        rows = np.flatnonzero(problem.folds == fold)
-        weights = chosen.by_fold[fold].weights
-        if member is not None and weights[member] == 0:
-            member = None
-        if member is None and every == 1:
-            return chosen.nested[rows]
-        kept = weights if member is None else without_member(weights, member)
-        fitted = refitted(kept, chosen.decoder, fits, without=fold, every=every)
-        return score_pictures(fitted, rows, problem, fits)
+    def scored(member: int | None) -> np.ndarray:
+        """The nested score of each picture without a member, or with all, fitted alike."""
+        scores = chosen.nested.copy()
+        for fold, fitted in chosen.by_fold.items():
+            weights = fitted.weights
+            if member is not None and weights[member] > 0:
+                weights = weights_of([i for i in range(m) if i != member], weights)
+            elif every == 1:
+                continue  # as it was fitted
+            rows = np.flatnonzero(problem.folds == fold)
+            again = refitted(weights, chosen.decoder, fits, without=fold, every=every)
+            scores[rows] = score_pictures(again, rows, problem, fits)
+        return scores
 
-    pairs = list(itertools.product((None, *range(m)), problem.fold_numbers))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda pair: scored(*pair), pairs))
-    nested = np.empty((m + 1, len(problem.labels)))
-    for (member, fold), scores in zip(pairs, parts, strict=True):
-        nested[0 if member is None else member + 1, problem.folds == fold] = scores
+        nested = np.stack(list(pool.map(scored, (None, *range(m)))))
     gains = bootstrap(nested[0] - nested[1:], problem.seed)
     return tuple(
         Worth(name, score, gain)
@@ -55,25 +52,16 @@ def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
     )
 
 
-def without_member(weights: np.ndarray, member: int) -> np.ndarray:
-    """The others' weights with sum 1; uniform ones, if this member had all."""
-    rest = weights.copy()
-    rest[member] = 0
-    if rest.sum() == 0:
-        rest[:] = 1
-        rest[member] = 0
-    return np.asarray(rest / rest.sum())
-
-
-def error_correlation(sample: Sample, names: Sequence[str]) -> tuple[tuple[float, ...], ...]:
-    """Of the members' errors p - y, over cells where some member sees a chance."""
-    flat = sample.probs.reshape(len(names), -1)
+def error_correlation(problem: BlendProblem) -> tuple[tuple[float, ...], ...]:
+    """Of the members' errors p - y, over cells of the sample where some member sees a chance."""
+    m, sample = len(problem.members), problem.sample
+    flat = sample.probs.reshape(m, -1)
     cells = np.flatnonzero((flat > flat.dtype.type(0.05)).any(axis=0))
     cells = cells[:: max(1, len(cells) // PAIRS)]
     errors = flat[:, cells].astype(np.float64) - sample.labels.reshape(-1)[cells]
-    if len(cells) < 2 or not errors.std(axis=1).all():
-        return tuple(tuple(float(i == j) for j in range(len(names))) for i in range(len(names)))
-    return tuple(tuple(row) for row in np.atleast_2d(np.corrcoef(errors)).tolist())
+    varied = len(cells) > 1 and errors.std(axis=1).all()
+    found = np.atleast_2d(np.corrcoef(errors)) if varied else np.eye(m)
+    return tuple(map(tuple, found.tolist()))
 
 
 def threshold_curve(cells: DisputedCells, used: Solution) -> tuple[tuple[float, float], ...]:

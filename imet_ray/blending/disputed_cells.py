@@ -1,11 +1,10 @@
 """The blend's exact objective on the cells that members disagree about.
 
 A cell (picture i, label c) is predicted where sum_m w_m (p_m[i, c] - t_m) > s: t_m is a first threshold of each
-member, and s, the shift, moves all of them together (one for all labels, or one per label group). As s is free, so is
-the threshold of the blended probability; the t_m only keep s near 0. While s stays in a range around 0, a cell whose
-margins p_m - t_m all lie above the range, or all below, is decided: no weights >= 0 change it. Such cells are counted
-once, and only the others are kept. Shifts are the search's own; all others speak of thresholds of the blended
-probability (`thresholds_of`, `shifts_of`).
+member, and s, the shift, moves all of them together (one for all labels, or one per label group). While s stays in a
+range around 0, a cell whose margins p_m - t_m all lie above the range, or all below, is decided: no weights >= 0 change
+it. Such cells are counted once, and only the others are kept. Shifts are the search's own; all others speak of
+thresholds of the blended probability (`thresholds_of`, `shifts_of`).
 """
 
 import os
@@ -53,7 +52,7 @@ class DisputedCells:
         half_range: float = 0.0,
         scale: Scale = "probability",
         groups: np.ndarray | None = None,
-        metric: str = "f2",
+        metric: str,
     ) -> "DisputedCells":
         """Split the cells, in one pass over the arrays. One member without a range has no cell in dispute.
 
@@ -75,22 +74,20 @@ class DisputedCells:
 
         def split(start: int) -> tuple[np.ndarray, ...]:
             block = slice(start, start + ROWS)
-            return _split([value[block] for value in values], labels[block].astype(bool), bounds)
+            cells, *rest = _split([value[block] for value in values], labels[block].astype(bool), bounds)
+            image, column = np.divmod(cells, c)
+            return (image + start).astype(np.int32), of_label[column], *rest
 
-        starts = range(0, n, ROWS)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            blocks = list(pool.map(split, starts))
-        image = [
-            (cells // c + start).astype(np.int32) for start, (cells, *_) in zip(starts, blocks, strict=True)
-        ]
-        cells, margins, label, hits, chosen, true = (
+            blocks = list(pool.map(split, range(0, n, ROWS)))
+        image, group, margins, label, hits, chosen, true = (
             np.concatenate(part, axis=-1) for part in zip(*blocks, strict=True)
         )
         return cls(
             margins=margins,
-            image=np.concatenate(image),
+            image=image,
             label=label,
-            group=of_label[cells % c],
+            group=group,
             hits=hits,
             chosen=chosen,
             true=true,
@@ -129,15 +126,15 @@ class DisputedCells:
             weights: (M,) >= 0, not all 0.
             shifts: (1,) or (G,) in -reach..reach; 0 if None.
         """
-        hits, chosen = self.hits.copy(), self.chosen.copy()
-        pictures, counted = self._disputed(weights, shifts)
-        hits[pictures] += counted >> HIT_BITS
-        chosen[pictures] += counted & (HIT - 1)
-        return hits, chosen
+        return self._counts_with(self._won(weights, shifts))
+
+    def counts_of(self, won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`counts` where these of the cells are predicted: (D,) bool."""
+        return self._counts_with(self._counts * won)
 
     def score(self, weights: np.ndarray, shifts: np.ndarray | None = None) -> float:
         """Mean score under the weights and shifts; arguments as for `counts`."""
-        _, counted = self._disputed(weights, shifts)
+        counted = self._by_picture(self._won(weights, shifts))
         hits, chosen, true = self._decided
         scores = metric_named(self.metric).of_counts(
             hits + (counted >> HIT_BITS), true, chosen + (counted & (HIT - 1))
@@ -178,45 +175,36 @@ class DisputedCells:
             total[block] = weighted_margin(self.margins[:, block], weights)
         return total
 
-    def counts_of(self, won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels predicted and true, and labels predicted, of each picture, if these cells are: (N,) int64 each.
+    def per_cell(self, shifts: np.ndarray) -> np.ndarray:
+        """The shift of each cell: (D,), or one number where all have the same."""
+        return np.asarray(shifts[0] if len(shifts) == 1 else shifts[self.group])
 
-        Args:
-            won: (D,) bool.
-        """
-        hits, chosen = self.hits.copy(), self.chosen.copy()
-        counted = self._by_picture(self._counts * won)
-        hits[self._pictures] += counted >> HIT_BITS
-        chosen[self._pictures] += counted & (HIT - 1)
-        return hits, chosen
-
-    def _disputed(self, weights: np.ndarray, shifts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures with disputed cells, and what these add: labels predicted, and HIT for each that is true."""
-        counts = self._counts
-        if not len(counts):
-            return self._pictures, counts
-        limit = self._limit(shifts)
-        taken = np.empty_like(counts)
+    def _won(self, weights: np.ndarray, shifts: np.ndarray | None) -> np.ndarray:
+        """What each cell counts: 0 where it is not predicted, else 1, and HIT more where it is true: (D,) int32."""
+        limits = np.zeros(1, dtype=np.float32) if shifts is None else shifts.astype(np.float32)
+        assert np.abs(limits).max() <= np.float32(self.half_range)
+        limit, counts = self.per_cell(limits), self._counts
+        counted = np.empty_like(counts)
         for start in range(0, len(counts), CHUNK):
             block = slice(start, start + CHUNK)
-            bound = limit if np.ndim(limit) == 0 else limit[block]
+            bound = limit if limit.ndim == 0 else limit[block]
             won = weighted_margin(self.margins[:, block], weights) > bound
-            np.multiply(counts[block], won, out=taken[block])
-        return self._pictures, self._by_picture(taken)
+            np.multiply(counts[block], won, out=counted[block])
+        return counted
 
-    def _by_picture(self, taken: np.ndarray) -> np.ndarray:
-        """Sums of the cells' counts over each picture that has any: int32."""
+    def _counts_with(self, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is decided, and what the disputed cells add: hits and chosen, (N,) int64 each."""
+        hits, chosen = self.hits.copy(), self.chosen.copy()
+        added = self._by_picture(counted)
+        hits[self._pictures] += added >> HIT_BITS
+        chosen[self._pictures] += added & (HIT - 1)
+        return hits, chosen
+
+    def _by_picture(self, counted: np.ndarray) -> np.ndarray:
+        """Sums of the cells' counts over each picture that has any: int32. Overwrites what is given."""
         # running sums wrap around, and their differences back: a third of the time of reduceat
-        summed = np.cumsum(taken, dtype=np.int32, out=taken)[self._ends]
+        summed = np.cumsum(counted, dtype=np.int32, out=counted)[self._ends]
         return np.asarray(np.diff(summed, prepend=np.int32(0)))
-
-    def _limit(self, shifts: np.ndarray | None) -> np.ndarray:
-        """What a cell's weighted margin has to exceed: () or (D,) float32."""
-        if shifts is None:
-            return np.zeros((), dtype=np.float32)
-        limits = np.asarray(shifts, dtype=np.float32)
-        assert np.abs(limits).max() <= np.float32(self.half_range)
-        return np.asarray(limits[0] if len(limits) == 1 else limits[self.group])
 
     @cached_property
     def _counts(self) -> np.ndarray:
@@ -255,24 +243,25 @@ class _Bounds:
     threshold: float
     half_range: float
     scale: Scale
-    lost: np.int16 | None  # bits of float16 in 0..1 below which the margin is at most -half_range
-    won: np.int16 | None  # from which on it is above half_range
+    bits: (
+        tuple[np.int16, np.int16] | None
+    )  # of float16 in 0..1: below the first it is lost, from the second on won
 
     @classmethod
     def of(cls, dtype: np.dtype, threshold: float, half_range: float, scale: Scale) -> "_Bounds":
         if dtype != np.float16:
-            return cls(threshold, half_range, scale, None, None)
+            return cls(threshold, half_range, scale, None)
         numbers = np.arange(FLOAT16_ONE + 1, dtype=np.uint16).view(np.float16)
         margins = member_margin(numbers, threshold, scale)  # rises with the bits
         lost, won = (np.searchsorted(margins, np.float32(w), side="right") for w in (-half_range, half_range))
-        return cls(threshold, half_range, scale, np.int16(lost), np.int16(won))
+        return cls(threshold, half_range, scale, (np.int16(lost), np.int16(won)))
 
     def split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cells that are not lost, and cells that are won: bool each."""
-        if self.lost is not None and self.won is not None:
+        if self.bits is not None:
             bits = np.ascontiguousarray(values).view(np.int16)
             if bits.min(initial=0) >= 0:  # else margins of another tool, or -0.0
-                return bits >= self.lost, bits >= self.won
+                return bits >= self.bits[0], bits >= self.bits[1]
         margin = member_margin(values, self.threshold, self.scale)
         return margin > np.float32(-self.half_range), margin > np.float32(self.half_range)
 
@@ -305,7 +294,7 @@ def _split(
     return cells, margins, truth.ravel()[cells], *counted
 
 
-def member_margin(probs: np.ndarray, threshold: float, scale: Scale = "probability") -> np.ndarray:
+def member_margin(probs: np.ndarray, threshold: float, scale: Scale) -> np.ndarray:
     """p - t on the scale in float32, the one arithmetic that every way of deciding a cell uses."""
     margin: np.ndarray = on_scale(probs, scale) - np.float32(threshold)
     return margin

@@ -1,14 +1,14 @@
 """What a blend is worth: each method under each decoder, its own score and the nested one that does not flatter it.
 
 Own: fitted and scored on the same out-of-fold predictions. Nested: fitted on all folds but one, scored on that one:
-weights and decoder, a single member's threshold, too. What sees all folds is the scale of the averaging, a choice of
-two, how far thresholds may be searched, and the mean number of labels. What optimism is left: the best nested of
-several is taken, which is why nothing displaces uniform weights but a gain beyond the noise of all candidates together,
-and whatever the caller remarks (hparams and epochs that were picked on the pictures that are scored).
+weights and decoder, a single member's threshold, too. Three things see all folds: the choice between two scales of the
+averaging, how far thresholds may be searched, and the mean number of labels. As the best nested score of several
+flatters, only a gain beyond the noise of all candidates together displaces uniform weights. The caller remarks what
+else flatters (hparams and epochs that were picked on the pictures that are scored).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,21 +20,17 @@ from imet_ray.blending.cross_fit import (
     best_nested,
     bootstrap,
     cross_fit,
-    silent,
-    single_methods,
 )
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.fit_jobs import Runner, solve_here
-from imet_ray.blending.level2 import score_level2
+from imet_ray.blending.fit_jobs import SINGLE, THRESHOLD, Runner
+from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
-from imet_ray.blending.problem import BlendProblem, FitProblem, cells_of_singles
+from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.blending.result import BlendReport, Level2, Row
-from imet_ray.blending.threshold_range import Sample
-from imet_ray.errors import ConfigError
-from imet_ray.prediction.decode import DECODERS, SampleDecoder, ThresholdDecoder
-from imet_ray.prediction.metrics import metric_named
+from imet_ray.blending.stacking import STACKS
+from imet_ray.prediction.decode import DECODERS, SampleDecoder, ThresholdDecoder, possible_decoders
 from imet_ray.prediction.pooling import SCALES, Scale, as_probability
 
 
@@ -49,11 +45,7 @@ class Choice:
 
 
 def evaluate(
-    problem: BlendProblem,
-    options: BlendOptions | None = None,
-    *,
-    runner: Runner = solve_here,
-    progress: Progress = silent,
+    problem: BlendProblem, options: BlendOptions, *, runner: Runner, progress: Progress
 ) -> BlendReport:
     """Fit with every method under every decoder, score honestly, choose.
 
@@ -64,22 +56,21 @@ def evaluate(
         DataError: naming the member whose predictions cannot be used.
         ConfigError: for a method or decoder that is unknown or cannot be had, or weights that cannot be.
     """
-    options = options or BlendOptions()
-    _check(problem, options)
-    sample = problem.sample()
-    found, by_scale = _fit_all(problem, options, sample, runner, progress)
+    problem.check()
+    options.check()
+    found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, options)
     stacked: list[Judged] = []
     if options.level2 is not None:
         progress(f"level 2: {options.level2}")
-        stacked = score_level2(options.level2, problem, sample, runner)
+        stacked = score_level2(options.level2, problem, runner, progress)
     rows, level2 = _rows(found, choice, stacked, options)
     fits, chosen = found.fits, choice.chosen
     progress("ordering the members for a deadline")
     steps = prefixes(chosen, found)
     progress("weighing each member")
     return BlendReport(
-        metric=metric_named(problem.metric).title,
+        metric=problem.metric,
         names=problem.names,
         pictures=len(problem.labels),
         n_folds=len(problem.fold_numbers),
@@ -94,7 +85,7 @@ def evaluate(
         thresholds=tuple(as_probability(fits.cells.thresholds, fits.scale).tolist()),
         decoder=chosen.whole.decoder,
         worth=worth_of_members(chosen, found),
-        correlation=error_correlation(sample, problem.names),
+        correlation=error_correlation(problem),
         threshold_curve=threshold_curve(fits.cells, chosen.whole),
         groups=problem.group_names,
         disputed=len(fits.cells.image) / problem.labels.size,
@@ -107,33 +98,53 @@ def evaluate(
     )
 
 
-def _check(problem: BlendProblem, options: BlendOptions) -> None:
-    problem.check()
-    options.check()
-    if problem.margins and (options.level2 is not None or options.scale == "log-odds"):
-        raise ConfigError(
-            "log-odds and --level2 need probabilities: the members' thresholds are subtracted already"
-        )
-
-
 def _fit_all(
-    problem: BlendProblem, options: BlendOptions, sample: Sample, runner: Runner, progress: Progress
+    problem: BlendProblem, options: BlendOptions, runner: Runner, progress: Progress
 ) -> tuple[CrossFit, dict[Scale, float]]:
     """All methods and single members on the better scale, and the nested score of uniform weights on each."""
-    singles = cells_of_singles(problem, sample)
-    decoders = problem.decoders(options.decoders)
-    methods = [*options.methods_for(len(problem.members)), *single_methods(len(problem.members))]
-    if options.scale is not None or problem.margins or len(problem.members) == 1:
-        fits = FitProblem.on(options.scale or "probability", problem, options, sample, singles)
+    m = len(problem.members)
+    decoders = possible_decoders(
+        options.decoders, grouped=bool(problem.group_names), margins=problem.margins, metric=problem.metric
+    )
+    methods = [*options.methods_for(m), *(f"{SINGLE}{i}" for i in range(m))]
+    if options.scale is not None or problem.margins or m == 1:
+        fits = FitProblem.on(options.scale or "probability", problem, options)
         return cross_fit(problem, fits, methods, decoders, runner, progress), {}
-    uniform = {}
-    for scale in SCALES:
-        fits = FitProblem.on(scale, problem, options, sample, singles)
-        uniform[scale] = cross_fit(problem, fits, [UNIFORM], decoders, runner, progress)
+    uniform = {
+        scale: cross_fit(
+            problem, FitProblem.on(scale, problem, options), [UNIFORM], decoders, runner, progress
+        )
+        for scale in SCALES
+    }
     by_scale = {scale: best_nested(found.blends).worth for scale, found in uniform.items()}
     better = max(by_scale, key=by_scale.__getitem__)
     found = cross_fit(problem, uniform[better].fits, methods, decoders, runner, progress)
     return found, by_scale
+
+
+def score_level2(kind: str, problem: BlendProblem, runner: Runner, progress: Progress) -> list[Judged]:
+    """What stacking is worth: its probabilities, as a single member, under the threshold and each sample decoder.
+
+    They are nested already: a fold's come from models that saw the other folds only. A decoder is fitted without the
+    fold that is scored. What optimism is left, of second order: what it is fitted on came from models that saw the
+    fold that is scored.
+
+    Args:
+        kind: a key of `STACKS`.
+        runner: of the decoders' fits; the stacking itself runs here, on all cores.
+
+    Raises:
+        ConfigError: for a library that is not installed.
+    """
+    stacked = STACKS[kind](problem.values, problem.labels, problem.folds, problem.seed)
+    stack = replace(problem, members=(Member(kind, stacked),), label_groups=())
+    fits = FitProblem(
+        stack.singles[0], stack.folds, stack.groups, stack.sample, stack.seed, singles=stack.singles
+    )
+    possible = possible_decoders(None, grouped=False, margins=False, metric=problem.metric)
+    on_sample = [name for name in possible if issubclass(DECODERS[name], SampleDecoder)]
+    found = cross_fit(stack, fits, [f"{SINGLE}0"], [THRESHOLD, *on_sample], runner, progress)
+    return list(found.judged.values())
 
 
 def _choose(found: CrossFit, options: BlendOptions) -> Choice:
@@ -180,9 +191,9 @@ def _row(one: Judged, problem: BlendProblem, over_uniform: Gain, over_single: Ga
     whole = one.whole
     on_sample = issubclass(DECODERS[one.decoder], SampleDecoder)
     own_weights = one.member is not None or one.method == UNIFORM or METHODS[one.method].under_decoder
-    thresholds = (
-        whole.decoder.thresholds(problem.groups) if isinstance(whole.decoder, ThresholdDecoder) else ()
-    )
+    thresholds: list[float] = []
+    if isinstance(whole.decoder, ThresholdDecoder):
+        thresholds = whole.decoder.thresholds(problem.groups).tolist()
     return Row(
         method=one.method if one.member is None else problem.names[one.member],
         decoder=one.decoder,
@@ -194,7 +205,7 @@ def _row(one: Judged, problem: BlendProblem, over_uniform: Gain, over_single: Ga
         over_single=over_single,
         weights=tuple(whole.weights.tolist()),
         weights_by_fold=tuple(tuple(fitted.weights.tolist()) for fitted in one.by_fold.values()),
-        thresholds=tuple(map(float, thresholds)),
+        thresholds=tuple(thresholds),
         evaluations=whole.evaluations,
         curve=whole.curve,
     )

@@ -19,10 +19,11 @@ RANDOM = 1  # random directions per round and member
 ENOUGH = 1e-6  # a round that gains less is the last
 FEW_CELLS = 100_000  # below, the best steps of a line are scored again, for rounding may misplace a crossing
 JUDGED = 3  # of them
-# kicks from the best point look beyond the hill it stands on: this number over the number of cells, within bounds, for
-# where cells are many the objective is smooth and a line is dear
+# Kicks look beyond the hill that the best point stands on. With more cells the objective is smoother and a line takes
+# longer: there are KICK_CELLS / cells of them, within KICKS.
 KICK_CELLS = 2_000_000
 KICKS = 3, 10
+KICK_ROUNDS = 2
 KICK = 0.15  # share of the weight that is drawn anew: 10 of 0.15 beat 6 of 0.3 (20 seeded problems)
 SHIFT_SHARE = 0.05  # how far a random direction moves the shift, to 1 of weight
 
@@ -42,8 +43,7 @@ def best_on_line(
     Args:
         weights, towards: (M,) float64.
         shifts, shifting: (G,) or (1,) float64.
-        mixed: (D,) float32, `cells.weighted(weights)`, where it is known.
-        slope: (D,) float32, `cells.weighted(towards)`, likewise.
+        mixed, slope: (D,) float32, `cells.weighted` of the weights and of `towards`, where known.
 
     Returns:
         The middle of the best step; 0 where no step is better than the start's.
@@ -51,10 +51,10 @@ def best_on_line(
     low, high = _room(cells, weights, shifts, towards, shifting)
     if not low < high:
         return 0.0
-    at = (cells.weighted(weights) if mixed is None else mixed) - _of_cells(shifts, cells)
+    at = (cells.weighted(weights) if mixed is None else mixed) - cells.per_cell(shifts.astype(np.float32))
     if slope is None:
         slope = cells.weighted(towards) if towards.any() else np.zeros_like(at)
-    slope = slope - _of_cells(shifting, cells)
+    slope = slope - cells.per_cell(shifting.astype(np.float32))
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -at / slope
     moving = np.flatnonzero((crossing > low) & (crossing < high))
@@ -127,8 +127,6 @@ def line_search(
     *,
     cells: DisputedCells,
     rng: np.random.Generator,
-    rounds: int = ROUNDS,
-    kicks: int | None = None,
     **unused: Any,
 ) -> OptimizeResult:
     """A method for `scipy.optimize.minimize(fun, x0, method=line_search, options=dict(cells=..., rng=...))`.
@@ -143,18 +141,16 @@ def line_search(
         unused: what else scipy passes to every method (`jac`, `bounds`, ...).
     """
     m = cells.n_members
-    x = np.asarray(x0, dtype=np.float64).copy()
 
     def loss(x: np.ndarray) -> float:
         return float(fun(x, *args))
 
-    x, value, calls = _descend(loss, x, loss(x), cells, rng, rounds)
-    if kicks is None:
-        kicks = int(np.clip(KICK_CELLS // max(1, len(cells.image)), *KICKS))
+    x, value, calls = _descend(loss, np.array(x0, dtype=np.float64), cells, rng, ROUNDS)
+    kicks = int(np.clip(KICK_CELLS // max(1, len(cells.image)), *KICKS))
     for _ in range(kicks if m > 1 else 0):
         kicked = x.copy()
         kicked[:m] = (1 - KICK) * x[:m] + KICK * rng.dirichlet(np.ones(m))
-        end, found, more = _descend(loss, kicked, loss(kicked), cells, rng, 2)
+        end, found, more = _descend(loss, kicked, cells, rng, KICK_ROUNDS)
         calls += more
         if found < value:
             x, value = end, found
@@ -166,13 +162,12 @@ def line_search(
 def _descend(
     loss: Callable[[np.ndarray], float],
     x: np.ndarray,
-    value: float,
     cells: DisputedCells,
     rng: np.random.Generator,
     rounds: int,
 ) -> tuple[np.ndarray, float, int]:
-    """From x, whose loss is `value`, line by line: where it ends, the loss there, evaluations with that of x."""
-    m, calls = cells.n_members, 1
+    """From x line by line: where it ends, the loss there, and the number of evaluations."""
+    m, calls, value = cells.n_members, 1, loss(x)
     mixed = cells.weighted(x[:m])
     for _ in range(rounds):
         begin, before = x, value
@@ -223,8 +218,3 @@ def _room(
             ends = sorted(((least - position) / speed, (most - position) / speed))
             low, high = max(low, ends[0]), min(high, ends[1])
     return low, high
-
-
-def _of_cells(shifts: np.ndarray, cells: DisputedCells) -> np.ndarray:
-    """Each cell's shift: () or (D,) float32."""
-    return np.asarray(shifts[0] if len(shifts) == 1 else shifts[cells.group], dtype=np.float32)

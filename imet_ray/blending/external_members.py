@@ -49,7 +49,6 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
     """Read another tool's out-of-fold predictions.
 
     Args:
-        name: of the member.
         path: of the .npz file.
         ids: (N,) of train.csv; the rows are brought into their order.
         n_labels: C.
@@ -84,8 +83,7 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
             "in the order of labels.csv"
         )
     places = _places(where, found.tolist(), ids)
-    seconds = _number(where, arrays, "seconds", "fiu")
-    size = _number(where, arrays, "size", "iu")
+    seconds = _scalar(where, arrays, "seconds", "fiu")
     with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
         probs = probs.astype(np.float16 if probs.dtype.itemsize == 2 else np.float32, copy=False)
     return Member(
@@ -95,7 +93,7 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
         ids,
         folds_digest=_scalar(where, arrays, "folds_digest", "U"),
         seconds=None if seconds is None else float(seconds),
-        size=size,
+        size=_scalar(where, arrays, "size", "iu"),
     )
 
 
@@ -112,9 +110,7 @@ def _load(where: str, path: Path) -> dict[str, np.ndarray]:
         raise
     except OSError as error:
         raise StoreError(f"{where} cannot be read ({error.strerror or error}): check the path") from None
-    except (
-        Exception
-    ) as error:  # zipfile, zlib and numpy each raise their own, numpy's for a pickle among them
+    except Exception as error:  # zipfile, zlib and numpy each raise their own, for a pickle too
         raise StoreError(
             f"{where} is damaged or has pickled arrays ({' '.join(str(error).split())}): {HOW}, both without objects"
         ) from None
@@ -147,19 +143,15 @@ def _places(where: str, found: Sequence[str], ids: Sequence[str]) -> list[int]:
 
 
 def _scalar(where: str, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:
-    """One value of the given kinds of dtype, or None where the file has none."""
+    """One string, or one number of at least 0, of the given kinds of dtype; None where the file has none."""
     if key not in arrays:
         return None
     array = arrays[key]
     if array.size != 1 or array.dtype.kind not in kinds:
         what = {"U": "string", "iu": "whole number"}.get(kinds, "number")
         raise DataError(f"{where} must have one {what} as {key}, got {_described(array)}: save one, or none")
-    return array.item()
-
-
-def _number(where: str, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:
-    value = _scalar(where, arrays, key, kinds)
-    if value is not None and not 0 <= value < math.inf:
+    value = array.item()
+    if kinds != "U" and not 0 <= value < math.inf:
         raise DataError(f"{where} must have {key} of at least 0, got {value}: save the right one, or none")
     return value
 

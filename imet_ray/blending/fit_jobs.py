@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from imet_ray.blending.methods import METHODS, fit, on_simplex, restarts, settled_shifts, uniform
+from imet_ray.blending.methods import METHODS, fit, on_simplex, settled_shifts, uniform
 from imet_ray.blending.problem import FitProblem
 from imet_ray.prediction.decode import DECODERS, Decoder, SampleDecoder, ThresholdDecoder
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.prediction.pooling import Scale, averaged
+from imet_ray.prediction.pooling import averaged
 
-THRESHOLD = "threshold"  # weights are fitted under it for decoders that have no short cut
+THRESHOLD = "threshold"  # weights are fitted under it for sample decoders
 SAMPLE_STEPS = 12  # of Nelder-Mead on a sample, per member: each decodes the sample
 NOISE = 2.0  # standard errors over pictures: about 95 %
 NEAR_END = 0.95  # of the reach of the shifts
@@ -44,7 +44,6 @@ class Task:
 
     job: Job
     start: "Solution | None" = None  # of a sample decoder: the same fit under the threshold
-    restart: int | None = None  # of the method; the best of all if None
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Solution:
     decoder: Decoder
     evaluations: int = 0
     curve: tuple[float, ...] = ()
-    score: float = 0.0  # under thresholds, on the cells it was fitted on
 
 
 Runner = Callable[[FitProblem, Sequence[Task]], list[Solution]]
@@ -80,39 +78,24 @@ def solve_all(
         A solution for each job, and the problem with the widest range that was needed.
     """
     on_sample = [job for job in jobs if issubclass(DECODERS[job.decoder], SampleDecoder)]
-    first = [job for job in jobs if job not in set(on_sample)]
-    missing = {replace(job, decoder=THRESHOLD) for job in on_sample} - set(first)
-    first += sorted(missing, key=lambda job: (job.method, job.without is not None, job.without or 0))
-    blends = [job for job in first if job.member is None]
+    starts = [replace(job, decoder=THRESHOLD) for job in on_sample]
+    exact = list(dict.fromkeys([*(job for job in jobs if job not in on_sample), *starts]))
+    blends = [Task(job) for job in exact if job.member is None]
+    singles = [Task(job) for job in exact if job.member is not None]
     while True:
-        solved = _best_restarts(problem, blends, runner)
-        shifts = np.concatenate([[0.0], *(_shifts(found, problem) for found in solved.values())])
+        solutions = runner(problem, blends)
+        shifts = np.concatenate([[0.0], *(_shifts(found, problem) for found in solutions)])
         end = NEAR_END * problem.cells.reach
         down, up = bool(shifts.min() < -end), bool(shifts.max() > end)
         wider = widen(problem, down, up) if end and (down or up) else None
         if wider is None:
             break
         problem = wider
-    solved |= _best_restarts(problem, [job for job in first if job.member is not None], runner)
-    tasks = [Task(job, solved[replace(job, decoder=THRESHOLD)]) for job in on_sample]
+    solutions += runner(problem, singles)
+    solved = {task.job: found for task, found in zip([*blends, *singles], solutions, strict=True)}
+    tasks = [Task(job, solved[start]) for job, start in zip(on_sample, starts, strict=True)]
     solved |= dict(zip(on_sample, runner(problem, tasks), strict=True))
     return {job: solved[job] for job in jobs}, problem
-
-
-def _best_restarts(problem: FitProblem, jobs: Sequence[Job], runner: Runner) -> dict[Job, Solution]:
-    """Each restart of each job is a task of its own; the best one counts, the first of equals."""
-    tasks = [
-        Task(job, restart=i)
-        for job in jobs
-        for i in range(1 if job.member is not None else restarts(job.method, problem.cells))
-    ]
-    found: dict[Job, Solution] = {}
-    for task, one in zip(tasks, runner(problem, tasks), strict=True):
-        before = found.setdefault(task.job, one)
-        if before is not one:
-            best = one if one.score > before.score else before
-            found[task.job] = replace(best, evaluations=before.evaluations + one.evaluations)
-    return found
 
 
 def _shifts(found: Solution, problem: FitProblem) -> np.ndarray:
@@ -131,29 +114,20 @@ def solve(problem: FitProblem, task: Task) -> Solution:
     if job.member is not None:
         single = np.eye(problem.cells.n_members)[job.member]
         return refitted(single, job.decoder, problem, without=job.without)
-    cells = problem.cells
-    if job.without is not None:
-        cells = cells.pictures(np.flatnonzero(problem.folds != job.without))
+    cells = problem.without(job.without, problem.cells)
     found = fit(
         cells,
         job.method,
         seed=problem.seed,
-        restart=task.restart,
         by_group=kind.how_many(2) > 1,
         min_weight=problem.min_weight,
         max_members=problem.max_members,
     )
-    solution = Solution(
-        found.weights,
-        kind.fitted(cells.thresholds_of(found.weights, found.shifts), problem.groups),
-        found.evaluations,
-        found.curve,
-        found.score,
-    )
     if problem.singles and found.weights.max() == 1:  # fitted, scored and decoded as that single member
         best = refitted(found.weights, job.decoder, problem, without=job.without)
-        return replace(solution, decoder=best.decoder, score=best.score)
-    return solution
+        return replace(best, evaluations=found.evaluations, curve=found.curve)
+    decoder = kind.fitted(cells.thresholds_of(found.weights, found.shifts), problem.groups)
+    return Solution(found.weights, decoder, found.evaluations, found.curve)
 
 
 def refitted(
@@ -167,7 +141,7 @@ def refitted(
     """
     kind = DECODERS[decoder]
     if issubclass(kind, SampleDecoder):
-        judge = SampleJudge.of(kind, weights, problem, without=without, every=every)
+        judge = SampleJudge(kind, weights, problem, without=without, every=every)
         return Solution(weights, judge.best_decoder(weights[judge.members]))
     assert issubclass(kind, ThresholdDecoder)
     cells, own = problem.deciding(weights, without=without)
@@ -175,13 +149,12 @@ def refitted(
     if cells.n_members < len(weights):  # a single member: from where the blend's search begins
         shifts = cells.in_reach(cells.shifts_of(own, problem.cells.thresholds_of(weights, shifts)))
     shifts = settled_shifts(cells, own, shifts)
-    thresholds = cells.thresholds_of(own, shifts)
-    return Solution(weights, kind.fitted(thresholds, problem.groups), score=cells.score(own, shifts))
+    return Solution(weights, kind.fitted(cells.thresholds_of(own, shifts), problem.groups))
 
 
 def _on_sample(job: Job, kind: type[SampleDecoder], start: Solution, problem: FitProblem) -> Solution:
     """The same weights with the best decoder; for some methods weights of its own among the same members, too."""
-    judge = SampleJudge.of(kind, start.weights, problem, without=job.without)
+    judge = SampleJudge(kind, start.weights, problem, without=job.without)
     used, weights = judge.members, start.weights.copy()
     decoder = judge.best_decoder(weights[used])
     own_weights = job.member is None and METHODS[job.method].under_decoder
@@ -195,22 +168,14 @@ class SampleJudge:
     """The score under a sample decoder of some pictures, decoded in full each time."""
 
     def __init__(
-        self, kind: type[SampleDecoder], probs: np.ndarray, labels: np.ndarray, *, scale: Scale, metric: str
-    ) -> None:
-        self.kind, self.probs, self.labels, self.scale, self.metric = kind, probs, labels, scale, metric
-        self.members = np.arange(len(probs))
-        self.evaluations = 0
-
-    @classmethod
-    def of(
-        cls,
+        self,
         kind: type[SampleDecoder],
         weights: np.ndarray,
         problem: FitProblem,
         *,
         without: int | None = None,
         every: int = 1,
-    ) -> "SampleJudge":
+    ) -> None:
         """On the problem's sample, of members of weight above 0: 50 of weight 0 are much to look at.
 
         Args:
@@ -218,13 +183,12 @@ class SampleJudge:
             every: one in so many of the rest is kept.
         """
         sample = problem.sample
-        assert sample is not None
         kept = np.flatnonzero(sample.folds != without)[::every]  # all, if nothing is left out
-        used = np.flatnonzero(weights)
-        probs = np.stack([sample.probs[member][kept] for member in used])
-        judge = cls(kind, probs, sample.labels[kept], scale=problem.scale, metric=problem.metric)
-        judge.members = used
-        return judge
+        self.kind, self.scale, self.metric = kind, problem.scale, problem.metric
+        self.members = np.flatnonzero(weights)
+        self.probs = np.stack([sample.probs[member][kept] for member in self.members])
+        self.labels = sample.labels[kept]
+        self.evaluations = 0
 
     def scores(self, weights: np.ndarray, decoder: Decoder) -> np.ndarray:
         """The score of each picture."""

@@ -12,7 +12,6 @@ folds are found beside it. Test predictions (level1_test_...) are not read.
 import glob
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,10 @@ from tqdm import tqdm
 from imet_ray.blending.members import Member
 from imet_ray.data.csv_tables import Problem, numbered, read_table
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.storage.files import LOCAL, Files, write_text
+from imet_ray.storage.files import write_text
+from imet_ray.storage.run_directory import EnsembleDirectory
 
+METRIC = "f2"  # that competition's
 NAME = re.compile(r"level1_train_(?P<model>.+)_f(?P<fold>[0-9]{1,3})_e[0-9]+_[0-9]+\.[0-9]+\.npy")
 COLUMN = re.compile(r"[0-9]{1,9}")  # more digits are no column, and int() refuses more than 4,300
 
@@ -38,7 +39,6 @@ class Blendable2019:
     members: tuple[Member, ...]  # probs (N, C) float16 or float32, margins
     labels: np.ndarray  # (N, C) uint8
     folds: np.ndarray  # (N,) int64
-    ids: tuple[str, ...]  # (N,)
     label_ids: tuple[str, ...]  # (C,) the columns' numbers
     files: tuple[tuple[Path, ...], ...]  # of each member, by fold
 
@@ -52,9 +52,9 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
         labels: Kaggle's train.csv, N rows.
 
     Raises:
-        ConfigError: if a name does not fit, or two files are of one model.
-        StoreError: if a file is missing or damaged.
-        DataError: if a fold is missing or comes twice, or arrays do not belong together.
+        ConfigError: for a name that does not fit, or two files of one model.
+        StoreError: for a file that is missing or damaged.
+        DataError: for a fold that is missing or comes twice, or arrays that do not belong together.
     """
     named = _named(files)
     rows = _rows(labels)
@@ -65,32 +65,23 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
     n_labels = _check_shapes(found, parts, of_picture)
     hot = _multi_hot(rows, n_labels, labels)
     ids = tuple(rows["id"])
-    models = tqdm(
-        list(zip(named, parts, strict=True)), "reading", unit="model", disable=not sys.stderr.isatty()
-    )
+    models = tqdm(list(zip(named, parts, strict=True)), "reading", unit="model", disable=None)
     members = tuple(Member(model, _assembled(own, of_picture), ids, margins=True) for model, own in models)
     return Blendable2019(
         members=members,
         labels=hot,
         folds=of_picture,
-        ids=ids,
         label_ids=tuple(str(column) for column in range(n_labels)),
         files=tuple(tuple(own) for own in found),
     )
 
 
 def write_2019(
-    directory: Path,
-    name: str,
-    score: float,
-    found: Blendable2019,
-    weights: Sequence[float],
-    files: Files = LOCAL,
+    place: EnsembleDirectory, score: float, found: Blendable2019, weights: Sequence[float]
 ) -> Path:
     """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`, in place of an earlier one.
 
     Args:
-        name: of the ensemble.
         score: F2 out of fold; its four digits are in the file's name.
         weights: (M,) of the members.
 
@@ -98,22 +89,19 @@ def write_2019(
         The file's path.
 
     Raises:
-        ConfigError: if the name is no file's name.
         StoreError: if it cannot be written.
     """
-    if not name or Path(name).name != name:
-        raise ConfigError(f"the ensemble's name becomes a file's name, got {name!r}: choose one without /")
-    assert math.isfinite(score)
     ensemble = [
         {"predicts": [file.name for file in files], "weight": float(weight)}
         for files, weight in zip(found.files, weights, strict=True)
     ]
-    path = directory / f"{name}_val_{score:.4f}.yml"
-    earlier = set(directory.glob(f"{glob.escape(name)}_val_*.yml")) - {path}
+    name = place.root.name
+    path = place.root / f"{name}_val_{score:.4f}.yml"
+    earlier = set(place.root.glob(f"{glob.escape(name)}_val_*.yml")) - {path}
     text = yaml.safe_dump(ensemble, default_flow_style=False, allow_unicode=True, width=math.inf)
-    write_text(path, text, files)
+    write_text(path, text, place.files)
     for other in earlier:  # its weights are not those of ensemble.json
-        other.unlink(missing_ok=True)
+        place.files.remove(other)
     return path
 
 
@@ -242,15 +230,15 @@ def _rows(labels: Path) -> pd.DataFrame:
     rows = read_table(labels, ("id", "attribute_ids"), problems)
     for problem in problems:
         if problem.forbids:
-            place = f"{labels} row {problem.row}" if problem.row is not None else str(labels)
-            raise DataError(f"{place}: {problem.kind}, {problem.text}: use Kaggle's train.csv")
+            raise _refusal(labels, problem.row, f"{problem.kind}, {problem.text}")
     if rows is None or rows.empty:
         raise DataError(f"{labels} has no rows: use Kaggle's train.csv")
     seen: dict[str, int] = {}
     for row, picture in numbered(rows, "id"):
-        if not picture or seen.setdefault(picture, row) != row:
-            what = f"{picture!r} was in row {seen[picture]} already" if picture else "the id is empty"
-            raise DataError(f"{labels} row {row}: {what}: use Kaggle's train.csv")
+        if not picture:
+            raise _refusal(labels, row, "the id is empty")
+        if seen.setdefault(picture, row) != row:
+            raise _refusal(labels, row, f"{picture!r} was in row {seen[picture]} already")
     return rows
 
 
@@ -258,10 +246,9 @@ def _multi_hot(rows: pd.DataFrame, n_labels: int, labels: Path) -> np.ndarray:
     """(N, C) uint8."""
     hot = np.zeros((len(rows), n_labels), np.uint8)
     for i, (row, picture, text) in enumerate(rows.itertuples(name=None)):
-        own = text.split()
-        if not own:
-            raise DataError(f"{labels} row {row}: {picture!r} has no labels: use Kaggle's train.csv")
-        for label in own:
+        if not text:
+            raise _refusal(labels, row, f"{picture!r} has no labels")
+        for label in text.split():
             if not COLUMN.fullmatch(label) or int(label) >= n_labels:
                 raise DataError(
                     f"{labels} row {row}: attribute {label[:40]!r} is no column of the level-1 files, which "
@@ -269,3 +256,8 @@ def _multi_hot(rows: pd.DataFrame, n_labels: int, labels: Path) -> np.ndarray:
                 )
             hot[i, int(label)] = 1
     return hot
+
+
+def _refusal(labels: Path, row: int | None, what: str) -> DataError:
+    place = f"{labels} row {row}" if row is not None else str(labels)
+    return DataError(f"{place}: {what}: use Kaggle's train.csv")

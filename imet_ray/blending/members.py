@@ -9,7 +9,6 @@ from imet_ray.errors import DataError
 from imet_ray.prediction.metrics import FLOAT16_ONE
 
 ROWS = 8192  # pictures per block of the checks
-MINUS_ZERO = 0x8000  # the bits of -0.0 in float16
 
 
 @dataclass(frozen=True)
@@ -23,20 +22,19 @@ class Member:
     folds_digest: str | None = None  # of the folds.csv that it was trained with, where known
     seconds: float | None = None  # a test picture takes, through all its checkpoints and views
     size: int | None = None  # bytes of its checkpoints
+    trials: tuple[str, ...] = ()  # one per fold; none where another tool made the predictions
+    checkpoints: tuple[str, ...] = ()  # sha256 of each one's weights
 
 
 def check_members(
     members: Sequence[Member], labels: np.ndarray, folds: np.ndarray, folds_digest: str | None = None
 ) -> None:
-    """Refuse predictions that cannot be blended.
+    """Raise DataError, which names the member and what is wrong, where predictions cannot be blended.
 
     Args:
         labels: (N, C) uint8.
         folds: (N,) int64, at least two of them.
         folds_digest: of the folds that the blend is nested over.
-
-    Raises:
-        DataError: naming the member and what is wrong with it.
     """
     if not members:
         raise DataError("no member to blend: train a variant on all folds first")
@@ -55,15 +53,6 @@ def check_members(
             raise DataError(
                 f"member {member.name} has predictions of shape {member.probs.shape}, labels are {labels.shape}"
             )
-        if member.probs.dtype not in (np.float16, np.float32):
-            raise DataError(
-                f"member {member.name} has {member.probs.dtype} numbers: store float16 or float32"
-            )
-        if member.margins != members[0].margins:
-            raise DataError(
-                f"member {member.name} and {members[0].name} cannot be blended: only one of them has its threshold "
-                "subtracted already"
-            )
         if folds_digest and member.folds_digest and member.folds_digest != folds_digest:
             raise DataError(
                 f"member {member.name} was trained with other folds than those given: its predictions are not out "
@@ -77,8 +66,8 @@ def check_members(
 
 def _check_numbers(member: Member, block: np.ndarray) -> None:
     if block.dtype == np.float16 and not member.margins:
-        bits = np.ascontiguousarray(block).view(np.uint16)  # of numbers >= 0 the bits sort like the numbers
-        if int(bits.max(initial=0)) <= FLOAT16_ONE or not ((bits > FLOAT16_ONE) & (bits != MINUS_ZERO)).any():
+        bits = np.ascontiguousarray(block).view(np.uint16)  # fast: of numbers >= 0 they sort like the numbers
+        if bits.max(initial=0) <= FLOAT16_ONE:
             return
     low = -1 if member.margins else 0
     if not np.isfinite(block).all():
@@ -94,8 +83,8 @@ def _check_order(member: Member, known: Member) -> None:
     ids, wanted = np.asarray(member.ids), np.asarray(known.ids)
     if len(ids) != len(member.probs):
         raise DataError(f"member {member.name} has {len(ids)} ids for {len(member.probs)} rows")
-    if len(ids) != len(wanted) or (ids != wanted).any():
-        row = int(np.argmax(ids != wanted)) if len(ids) == len(wanted) else min(len(ids), len(wanted))
+    if (ids != wanted).any():
+        row = int(np.argmax(ids != wanted))
         raise DataError(
             f"member {member.name} has its pictures in another order than {known.name}: row {row} is "
             f"{str(ids[row])!r}, not {str(wanted[row])!r}"

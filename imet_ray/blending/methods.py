@@ -7,12 +7,12 @@
     line         exact line searches (`exact_line_search`), from uniform; where cells are few, from more starts
     smooth       L-BFGS on a sigmoid in place of the step, then `line`, from there or from the start
 
-Every one of them ends with the shift that is exactly best for its weights. A method's restarts know nothing of each
-other, so that they can run apart. A new method is a search and one line in `METHODS`.
+Every one of them ends with the shift that is exactly best for its weights. A new method is a search and one line in
+`METHODS`.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,7 +83,6 @@ def fit(
     method: str,
     *,
     seed: int,
-    restart: int | None = None,
     by_group: bool = False,
     min_weight: float = 0.0,
     max_members: int | None = None,
@@ -92,45 +91,18 @@ def fit(
 
     Args:
         method: a key of `METHODS`.
-        restart: below `restarts(method, cells)`; the best of all if None.
         by_group: one shift per label group instead of one for all labels.
         min_weight: a member that would get less is left out.
         max_members: of weight above 0.
     """
-    if restart is None:
-        each = [
-            fit(
-                cells,
-                method,
-                seed=seed,
-                restart=i,
-                by_group=by_group,
-                min_weight=min_weight,
-                max_members=max_members,
-            )
-            for i in range(restarts(method, cells))
-        ]
-        best = max(each, key=lambda one: one.score)  # the first of equals
-        return replace(best, evaluations=sum(one.evaluations for one in each))
-    kept = list(range(cells.n_members))
-    while True:
-        part = cells.members(kept)
-        found = _fit(part, method, (seed, restart), by_group)
-        used = np.flatnonzero(found.weights > 0)
-        lowest = found.weights[used].min()
-        if len(used) == 1 or (lowest >= min_weight and len(used) <= (max_members or len(used))):
-            weights = np.zeros(cells.n_members)
-            weights[kept] = found.weights
-            return Fitted(weights, found.shifts, found.score, found.evaluations, found.curve)
-        least = [i for i in used if found.weights[i] <= lowest + ZERO]
-        gone = max(least, key=lambda i: _score_without(part, found, int(i)))
-        kept = [kept[i] for i in used if i != gone]
-
-
-def restarts(method: str, cells: DisputedCells) -> int:
-    """How often a method is worth starting on these cells."""
     known = METHODS[method]
-    return known.starts_on_few if len(cells.image) < FEW_CELLS else known.starts
+    starts = known.starts_on_few if len(cells.image) < FEW_CELLS else known.starts
+    each = [
+        _fit_within(cells, method, (seed, start), by_group, min_weight, max_members)
+        for start in range(starts)
+    ]
+    best = max(each, key=lambda one: one.score)  # the first of equals
+    return replace(best, evaluations=sum(one.evaluations for one in each))
 
 
 def uniform(n_members: int) -> np.ndarray:
@@ -145,13 +117,45 @@ def on_simplex(raw: np.ndarray) -> np.ndarray:
     return positive / total if total > 0 else uniform(len(raw))
 
 
+def weights_of(members: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """The weights of some members alone, with sum 1, in the same proportion; equal ones, if all are 0: (M,)."""
+    found = np.zeros(len(weights))
+    found[members] = weights[members] if weights[members].any() else 1
+    return np.asarray(found / found.sum())
+
+
+def _fit_within(
+    cells: DisputedCells,
+    method: str,
+    seed: tuple[int, int],
+    by_group: bool,
+    min_weight: float,
+    max_members: int | None,
+) -> Fitted:
+    """Fit, and again without the member of least weight, until the limits hold."""
+    kept = list(range(cells.n_members))
+    while True:
+        part = cells.members(kept)
+        found = _fit(part, method, seed, by_group)
+        used = np.flatnonzero(found.weights > 0).tolist()
+        lowest = found.weights[used].min()
+        if len(used) == 1 or (lowest >= min_weight and len(used) <= (max_members or len(used))):
+            weights = np.zeros(cells.n_members)
+            weights[kept] = found.weights
+            return replace(found, weights=weights)
+        least = [i for i in used if found.weights[i] <= lowest + ZERO]
+        without = {i: weights_of([j for j in used if j != i], found.weights) for i in least}
+        gone = max(least, key=lambda i: part.score(without[i], found.shifts))
+        kept = [kept[i] for i in used if i != gone]
+
+
 def _fit(cells: DisputedCells, method: str, seed: tuple[int, int], by_group: bool) -> Fitted:
-    """From uniform weights; a later restart from drawn ones."""
-    m, restart = cells.n_members, seed[1]
+    """From uniform weights; a later start from drawn ones."""
+    m = cells.n_members
     objective = Objective(cells, cells.n_groups if by_group else 1)
     search = METHODS[method if m > 1 else UNIFORM].search
     rng = np.random.default_rng(seed)
-    start = rng.dirichlet(np.full(m, 2.0)) if restart else uniform(m)
+    start = rng.dirichlet(np.full(m, 2.0)) if seed[1] else uniform(m)
     begin = settled_shifts(cells, start, np.zeros(objective.n_shifts))
     x, curve = search(objective, np.concatenate([start, begin]), rng)
     weights, shifts = objective.point(x)
@@ -174,12 +178,6 @@ def settled_shifts(cells: DisputedCells, weights: np.ndarray, shifts: np.ndarray
         if best <= before or len(shifts) == 1:
             break
     return shifts
-
-
-def _score_without(cells: DisputedCells, found: Fitted, member: int) -> float:
-    weights = found.weights.copy()
-    weights[member] = 0
-    return cells.score(weights / weights.sum(), found.shifts)
 
 
 def _uniform(objective: Objective, start: np.ndarray, rng: np.random.Generator) -> Found:
@@ -254,8 +252,7 @@ def _soft_loss(x: np.ndarray, cells: DisputedCells, softness: float) -> tuple[fl
     """The negative score with soft cells, and its gradient: float, (M + G,)."""
     m, n = cells.n_members, len(cells.true)
     weights, shifts = softmax(x[:m]), x[m:]
-    of_cell = shifts[0] if len(shifts) == 1 else shifts[cells.group]
-    soft = expit((cells.weighted(weights) - of_cell) / softness)
+    soft = expit((cells.weighted(weights) - cells.per_cell(shifts)) / softness)
     chosen = cells.chosen + np.bincount(cells.image, soft, minlength=n)
     hits = cells.hits + np.bincount(cells.image, soft * cells.label, minlength=n)
     metric = metric_named(cells.metric)

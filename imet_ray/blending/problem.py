@@ -10,7 +10,6 @@ from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.threshold_range import Sample, ThresholdRange, single_cells
-from imet_ray.prediction.decode import DECODERS, SampleDecoder, possible_decoders
 from imet_ray.prediction.pooling import Scale
 
 SAMPLE = 4096  # pictures for sample decoders and for where thresholds are searched
@@ -24,19 +23,15 @@ class BlendProblem:
     members: Sequence[Member]  # M of them, in one order of rows
     labels: np.ndarray  # (N, C) uint8
     folds: np.ndarray  # (N,) int64, at least two of them
+    metric: str  # a key of `METRICS`
     seed: int = 0  # of the searches, the sample and the bootstrap
     label_groups: Sequence[str] = ()  # (C,) names; without two of them there are no group thresholds
-    metric: str = "f2"  # a key of `METRICS`
     folds_digest: str | None = None
     images: int = 0  # test pictures
     remarks: Sequence[str] = ()  # what flatters the nested score all the same, for the report
 
     def check(self) -> None:
-        """Refuse members that cannot be blended.
-
-        Raises:
-            DataError: naming the member whose predictions cannot be used.
-        """
+        """Raise DataError where `check_members` refuses a member."""
         check_members(self.members, self.labels, self.folds, self.folds_digest)
 
     @property
@@ -75,17 +70,37 @@ class BlendProblem:
     def fold_numbers(self) -> list[int]:
         return [int(fold) for fold in np.unique(self.folds)]
 
-    def decoders(self, asked: Sequence[str] | None) -> tuple[str, ...]:
-        """`possible_decoders` of these data."""
-        return possible_decoders(
-            asked, grouped=bool(self.group_names), margins=self.margins, metric=self.metric
-        )
+    @cached_property
+    def sample(self) -> Sample:
+        return self.sample_of(SAMPLE)
 
-    def sample(self, *, pictures: int = SAMPLE) -> Sample:
-        """Some pictures; all of them, where there are few."""
+    def sample_of(self, pictures: int) -> Sample:
+        """So many pictures; all of them, where there are fewer."""
         rows = np.sort(np.random.default_rng(self.seed).permutation(len(self.labels))[:pictures])
         probs = np.stack([np.asarray(value[rows]) for value in self.values])
         return Sample(rows, probs, self.labels[rows], self.folds[rows])
+
+    @cached_property
+    def singles(self) -> tuple[DisputedCells, ...]:
+        """The cells of each member by itself; none where thresholds are subtracted already."""
+        if self.margins:
+            return ()
+        return tuple(
+            single_cells(probs, seen, self.labels, groups=self.groups, metric=self.metric)
+            for probs, seen in zip(self.values, self.sample.probs, strict=True)
+        )
+
+    def cells_within(self, within: ThresholdRange | None, scale: Scale) -> DisputedCells:
+        """The cells in dispute while thresholds stay in a range; None: they stay where they are subtracted."""
+        return DisputedCells.build(
+            self.values,
+            [0.0] * len(self.members) if within is None else within.thresholds,
+            self.labels,
+            half_range=0.0 if within is None else within.half,
+            scale=scale,
+            groups=self.groups,
+            metric=self.metric,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,46 +110,34 @@ class FitProblem:
     cells: DisputedCells
     folds: np.ndarray  # (N,) int64
     groups: np.ndarray  # (C,) int, the group of each label
-    sample: Sample | None  # None where no decoder needs it
+    sample: Sample
     seed: int
     min_weight: float = 0.0
     max_members: int | None = None
-    singles: tuple[
-        DisputedCells, ...
-    ] = ()  # of each single member; none where thresholds are subtracted already
-    range: ThresholdRange | None = (
-        None  # where thresholds are searched; None where they are subtracted already
-    )
+    singles: tuple[DisputedCells, ...] = ()  # `BlendProblem.singles`
+    range: ThresholdRange | None = None  # of thresholds; None where they are subtracted already
 
     @classmethod
-    def on(
-        cls,
-        scale: Scale,
-        problem: BlendProblem,
-        options: BlendOptions,
-        sample: Sample,
-        singles: tuple[DisputedCells, ...],
-    ) -> "FitProblem":
+    def on(cls, scale: Scale, problem: BlendProblem, options: BlendOptions) -> "FitProblem":
         """With members averaged on a scale."""
         within = None
         if not problem.margins:
             within = ThresholdRange.around(
-                sample,
+                problem.sample,
                 scale,
                 groups=problem.groups,
                 mean_labels=problem.mean_labels,
                 metric=problem.metric,
             )
-        needed = any(issubclass(DECODERS[n], SampleDecoder) for n in problem.decoders(options.decoders))
         return cls(
-            cells=cells_within(problem, within, scale),
+            cells=problem.cells_within(within, scale),
             folds=problem.folds,
             groups=problem.groups,
-            sample=sample if needed else None,
+            sample=problem.sample,
             seed=problem.seed,
             min_weight=options.min_weight,
             max_members=options.max_members,
-            singles=singles,
+            singles=problem.singles,
             range=within,
         )
 
@@ -146,14 +149,14 @@ class FitProblem:
     def metric(self) -> str:
         return self.cells.metric
 
-    def widened(self, problem: BlendProblem, *, down: bool, up: bool) -> "FitProblem | None":
+    def widened(self, problem: BlendProblem, down: bool, up: bool) -> "FitProblem | None":
         """With a wider range of thresholds; None where it cannot be wider."""
         if self.range is None:
             return None
         wider = self.range.wider(down, up)
         if wider == self.range:
             return None
-        return replace(self, cells=cells_within(problem, wider, self.scale), range=wider)
+        return replace(self, cells=problem.cells_within(wider, self.scale), range=wider)
 
     def deciding(
         self, weights: np.ndarray, *, without: int | None = None
@@ -167,29 +170,8 @@ class FitProblem:
         cells = self.cells
         if self.singles and weights[member] == 1:  # its best threshold may lie out of the blend's range
             cells, weights = self.singles[member], ONE
-        if without is not None:
-            cells = cells.pictures(np.flatnonzero(self.folds != without))
-        return cells, weights
+        return self.without(without, cells), weights
 
-
-def cells_within(problem: BlendProblem, within: ThresholdRange | None, scale: Scale) -> DisputedCells:
-    """The cells in dispute while thresholds stay in a range; without one they stay where they are subtracted."""
-    return DisputedCells.build(
-        problem.values,
-        [0.0] * len(problem.members) if within is None else within.thresholds,
-        problem.labels,
-        half_range=0.0 if within is None else within.half,
-        scale=scale,
-        groups=problem.groups,
-        metric=problem.metric,
-    )
-
-
-def cells_of_singles(problem: BlendProblem, sample: Sample) -> tuple[DisputedCells, ...]:
-    """The cells of each member by itself; none where thresholds are subtracted already."""
-    if problem.margins:
-        return ()
-    return tuple(
-        single_cells(probs, seen, problem.labels, groups=problem.groups, metric=problem.metric)
-        for probs, seen in zip(problem.values, sample.probs, strict=True)
-    )
+    def without(self, fold: int | None, cells: DisputedCells) -> DisputedCells:
+        """The cells of the pictures of the other folds."""
+        return cells if fold is None else cells.pictures(np.flatnonzero(self.folds != fold))

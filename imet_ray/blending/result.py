@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imet_ray.blending.cross_fit import Gain
-from imet_ray.blending.deadline_order import Step
 from imet_ray.prediction.decode import Decoder
+from imet_ray.prediction.ensemble import Prefix
+from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import Scale
 
 
@@ -53,7 +54,7 @@ class Level2:
 class BlendReport:
     """The blend and what it is worth."""
 
-    metric: str  # for people: "F2"
+    metric: str  # a key of `METRICS`
     names: tuple[str, ...]
     pictures: int
     n_folds: int
@@ -73,7 +74,7 @@ class BlendReport:
     groups: tuple[str, ...]
     disputed: float  # share of the cells
     seconds: tuple[float | None, ...]  # a test picture takes, by member
-    prefixes: tuple[Step, ...]  # for whoever has no time for all members
+    prefixes: tuple[Prefix, ...]  # for whoever has no time for all members
     sizes: tuple[int | None, ...]
     remarks: tuple[str, ...]  # what still flatters the nested score
     level2: tuple[Level2, ...]
@@ -92,8 +93,8 @@ class BlendReport:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
         plain["prefixes"] = [
-            {"members": list(step.members), "decoder": step.decoder.name, "own": step.score}
-            for step in self.prefixes
+            {"members": prefix.members, "decoder": prefix.decoder.name, "own": prefix.score}
+            for prefix in self.prefixes
         ]
         return plain | {"nested": self.nested, "verdict": self.verdict(), "text": self.text()}
 
@@ -101,45 +102,37 @@ class BlendReport:
         """A table, and one honest sentence about it."""
         decoders = tuple(dict.fromkeys(row.decoder for row in self.rows))
         blends = [row for row in self.rows if not row.is_single]
-        lines = [
-            *_table("method", blends, decoders),
-            "",
-            *_table("single member", [row for row in self.rows if row.is_single], decoders),
-            "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on",
-        ]
+        singles = [row for row in self.rows if row.is_single]
+        lines = [*_table("method", blends, decoders), "", *_table("single member", singles, decoders)]
+        lines.append(
+            "own: fitted and scored on the same pictures; nested: fitted without the fold it is scored on"
+        )
         if any(row.transferred for row in self.rows):
             lines.append("*: weights fitted under the threshold, used under this decoder")
         lines.append("")
         if len(self.names) > 1:
-            lines += ["nested, over uniform weights and over the best single member (95 % over pictures):"]
+            lines.append("nested, over uniform weights and over the best single member (95 % over pictures):")
             wide = max(len(row.method) for row in blends) + 2
             for row in blends:
                 over = "" if row.method == "uniform" else str(row.over_uniform)
                 lines.append(f"  {row.method:<{wide}}{row.decoder:<18}{over:<28}{row.over_single}")
             lines.append("")
-        for found in self.level2:
-            lines.append(
-                f"level 2, {found.kind}, {found.decoder}: nested {found.nested:.4f}, over the best blend "
-                f"{found.over_best}; never used by the ensemble"
-            )
-        if self.level2:
-            lines.append("")
-        lines += self._weights()
-        lines += [self.verdict(), *self.remarks]
-        return "\n".join(lines)
+        lines += [
+            f"level 2, {found.kind}, {found.decoder}: nested {found.nested:.4f}, over the best blend "
+            f"{found.over_best}; never used by the ensemble"
+            for found in self.level2
+        ]
+        lines += [""] * bool(self.level2)
+        return "\n".join([*lines, *self._weights(), self.verdict(), *self.remarks])
 
     def _weights(self) -> list[str]:
         lines = []
         wide = max(len(name) for name in self.names) + 2
-        worth = {found.name: found for found in self.worth}
-        for i, name in enumerate(self.names):
-            by_fold = [weights[i] for weights in self.chosen.weights_by_fold]
-            line = (
-                f"  {self.weights[i]:6.3f}  {name:<{wide}}{min(by_fold):.3f}..{max(by_fold):.3f} over folds"
-            )
-            if name in worth:
-                line += f"   adds {worth[name].gain}"
-            lines.append(line)
+        gains = {found.name: f"   adds {found.gain}" for found in self.worth}
+        by_fold = zip(*self.chosen.weights_by_fold, strict=True)
+        for name, weight, fitted in zip(self.names, self.weights, by_fold, strict=True):
+            spread = f"{min(fitted):.3f}..{max(fitted):.3f} over folds"
+            lines.append(f"  {weight:6.3f}  {name:<{wide}}{spread}{gains.get(name, '')}")
         lines.append(f"weights: {self.chosen.method}; decoder: {self.decoder}; averaged as {self.scale}")
         if self.uniform_by_scale:
             scores = ", ".join(f"{score:.4f} as {scale}" for scale, score in self.uniform_by_scale.items())
@@ -148,38 +141,39 @@ class BlendReport:
 
     def verdict(self) -> str:
         """Whether the blend is worth it, in a sentence or two, and what to expect of it."""
-        ending = f"its nested {self.metric}: {self.nested:.4f}"
-        if len(self.names) == 1:
-            return f"one variant, nothing to blend\n{ending}"
-        lines = []
-        if self.forced and self.chosen.method == "uniform":
-            lines.append("uniform weights were asked for")
-        elif self.forced:
-            lines.append(
-                f"{self.chosen.method} was asked for; over uniform weights under {self.chosen.decoder}: "
-                f"{self.chosen.over_uniform}"
-            )
-        elif self.best.method != "uniform" and self.chosen.method == "uniform":
-            lines.append(
-                f"no weights beat uniform ones beyond noise ({self.best.method} under {self.best.decoder}: "
+        words = ["one variant, nothing to blend"]
+        if len(self.names) > 1:
+            words = [*self._why(), self._beside_the_best_single()]
+        return "\n".join([*words, f"its nested {metric_named(self.metric).title}: {self.nested:.4f}"])
+
+    def _why(self) -> list[str]:
+        """Why this method was taken; nothing of uniform weights that nothing else came near."""
+        chosen, best = self.chosen, self.best
+        if self.forced and chosen.method == "uniform":
+            return ["uniform weights were asked for"]
+        if self.forced:
+            return [
+                f"{chosen.method} was asked for; over uniform weights under {chosen.decoder}: {chosen.over_uniform}"
+            ]
+        if chosen.method != "uniform":
+            return [f"{chosen.method} beats the best uniform blend by {self.chosen_over_uniform}"]
+        if best.method != "uniform":
+            return [
+                f"no weights beat uniform ones beyond noise ({best.method} under {best.decoder}: "
                 f"{self.best_over_uniform}), so uniform ones it is"
-            )
-        elif self.chosen.method != "uniform":
-            lines.append(f"{self.chosen.method} beats the best uniform blend by {self.chosen_over_uniform}")
-        gain = self.chosen.over_single
+            ]
+        return []
+
+    def _beside_the_best_single(self) -> str:
         if max(self.weights) == 1:
-            only = self.names[self.weights.index(1)]
-            return "\n".join(
-                [*lines, f"all the weight is on {only}: there is nothing else in the blend", ending]
-            )
+            return f"all the weight is on {self.names[self.weights.index(1)]}: there is nothing else in the blend"
+        gain = self.chosen.over_single
+        beats = "does NOT beat the best single variant:"
         if gain.low > 0:
             beats = "beats the best single variant by"
         elif gain.mean > 0:
             beats = "is above the best single variant, though not beyond noise:"
-        else:
-            beats = "does NOT beat the best single variant:"
-        lines += [f"the blend {beats} {gain} (nested, 95 % over pictures)", ending]
-        return "\n".join(lines)
+        return f"the blend {beats} {gain} (nested, 95 % over pictures)"
 
 
 def _table(title: str, rows: Sequence[Row], decoders: Sequence[str]) -> list[str]:

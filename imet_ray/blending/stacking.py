@@ -1,13 +1,11 @@
 """Level 2 of the blend: models that learn from the members' out-of-fold predictions how far to trust each.
 
-A blend has one weight per member; `stack_logistic` has one per member and label, `stack_lightgbm` grows trees over the
-cells of all labels. Both start from the uniform blend of logits and return nested probabilities: each fold is
-predicted by models fitted on the other folds only, so they are scored like a member's. Nothing here decides whether
-they are used, or predicts new pictures.
+`stack_logistic` has one weight per member and label, `stack_lightgbm` grows trees over the cells of all labels. Both
+start from the uniform blend of logits and return nested probabilities: each fold is predicted by models fitted on the
+other folds only. New pictures are not predicted.
 """
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,28 +43,22 @@ TREES = {
 
 
 def stack_logistic(
-    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, *, l2: float = L2
+    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, seed: int = 0
 ) -> np.ndarray:
     """A logistic regression per label on the members' logits (Wolpert 1992; Ting & Witten 1999).
 
-    The ridge pulls towards the uniform blend (weights 1/M, intercept 0), not towards 0, i.e. probability 1/2. It is
-    weighed against a sum over pictures: hundreds of positives outvote it, and a label with under 10, of which iMet
-    has many and which M + 1 free numbers would memorise, stays near the uniform blend.
+    The ridge pulls towards the uniform blend (weights 1/M, intercept 0). It is weighed against a sum over pictures:
+    hundreds of positives outvote it, and a label with under 10 stays near the uniform blend.
 
     Args:
         probs: M arrays (N, C) float16 or float32 in [0, 1], not margins; memory-mapped or not.
         labels: (N, C) uint8.
         folds: (N,) int64, at least two of them.
-        l2: strength of the ridge, > 0.
+        seed: not used, for nothing is drawn.
 
     Returns:
         (N, C) float16, nested over the folds.
-
-    Raises:
-        ConfigError: if `l2` is not above 0.
     """
-    if not l2 > 0:
-        raise ConfigError(f"l2 must be above 0, got {l2}: without it a label without positives has no fit")
     n, c = labels.shape
     _, fold = np.unique(folds, return_inverse=True)
     unseen = torch.from_numpy(fold != np.arange(fold.max() + 1)[:, None]).float()  # (F, N)
@@ -74,13 +66,13 @@ def stack_logistic(
     size = max(1, BLOCK // ((len(probs) + 1) * n))
 
     def predict(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-        beta = fit_logistic(x, y, unseen, l2=l2)
+        beta = fit_logistic(x, y, unseen, l2=L2)
         return (beta.float() @ x).gather(0, torch.from_numpy(fold)[None])[0].sigmoid().half().numpy()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(
         1
-    )  # one thread per label: torch's wait for each other, 10 times slower on busy cores
+    )  # a thread per label: torch's own wait for each other, 10 times slower on busy cores
     try:
         with ThreadPoolExecutor(threads) as pool, _bar(c, "label") as bar:
             for start in range(0, c, size):
@@ -97,8 +89,8 @@ def stack_logistic(
 def fit_logistic(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, l2: float) -> torch.Tensor:
     """Minimise sum_i w_i logloss_i + l2 / 2 |beta - uniform|^2 for F sets of weights, by Newton's method.
 
-    A step that raises the loss is halved until it does not; so it converges from everywhere, the loss being convex.
-    Each of the F fits ends by itself: were they to end together, each would depend a little on the others' labels.
+    A step that raises the loss is halved until it does not. Each of the F fits ends by itself: were they to end
+    together, each would depend a little on the others' labels.
 
     Args:
         x: (M + 1, N) float32, the first row ones.
@@ -135,7 +127,7 @@ def fit_logistic(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, l2:
 
 
 def stack_lightgbm(
-    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, *, floor: float = FLOOR, seed: int
+    probs: Sequence[np.ndarray], labels: np.ndarray, folds: np.ndarray, seed: int
 ) -> np.ndarray:
     """One gradient-boosted model over the cells of all labels (LightGBM, Ke et al. 2017), added to the uniform blend.
 
@@ -144,10 +136,7 @@ def stack_lightgbm(
     out, as those of a cell to predict do: else they would tell trees about its label.
 
     Args:
-        probs: M arrays (N, C) float16 or float32 in [0, 1], not margins; memory-mapped or not.
-        labels: (N, C) uint8.
-        folds: (N,) int64, at least two of them; trees can use the log-odds from three on.
-        floor: cells where no member is above it are neither trained on nor changed.
+        probs, labels, folds: as of `stack_logistic`; trees can use the log-odds from three folds on.
         seed: of thinning and of LightGBM; the same seed gives the same result.
 
     Returns:
@@ -161,14 +150,7 @@ def stack_lightgbm(
     _, fold = np.unique(folds, return_inverse=True)
     log_odds = _log_odds(labels, fold)  # (F, F, C)
     blocks = [slice(start, min(start + ROWS, len(labels))) for start in range(0, len(labels), ROWS)]
-    share = CELLS / max(1, sum(np.count_nonzero(_above(probs, rows, floor)) for rows in blocks))
-    rng = np.random.default_rng(seed)
-    parts = []
-    for rows in blocks:
-        part = _by_cell(probs, rows, floor)
-        kept = rng.random(len(part[0])) < share
-        parts.append([array[kept] for array in part])
-    cells, image, label = (np.concatenate(part) for part in zip(*parts, strict=True))
+    cells, image, label = _some_cells(probs, blocks, seed)
 
     def grow(f: int) -> Any:
         chosen = np.flatnonzero(fold[image] != f)
@@ -184,13 +166,25 @@ def stack_lightgbm(
     stacked = np.empty(labels.shape, dtype=np.float16)
     for rows in blocks:
         stacked[rows] = _uniform(probs, rows)
-        x, i, c = _by_cell(probs, rows, floor)
+        x, i, c = _by_cell(probs, rows)
         for f, model in enumerate(models):
             own = fold[i] == f
             if model is not None and own.any():
                 x[own, -1] = log_odds[f, f, c[own]]
                 stacked[i[own], c[own]] = expit(x[own, m] + model.predict(x[own], raw_score=True))
     return stacked
+
+
+def _some_cells(probs: Sequence[np.ndarray], blocks: Sequence[slice], seed: int) -> tuple[np.ndarray, ...]:
+    """`_by_cell` of all pictures, thinned to about CELLS cells."""
+    share = CELLS / max(1, sum(np.count_nonzero(_above(probs, rows)) for rows in blocks))
+    rng = np.random.default_rng(seed)
+    parts = []
+    for rows in blocks:
+        part = _by_cell(probs, rows)
+        kept = rng.random(len(part[0])) < share
+        parts.append([array[kept] for array in part])
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _lightgbm() -> Any:
@@ -205,7 +199,7 @@ def _lightgbm() -> Any:
 
 
 def _bar(total: int, unit: str) -> "tqdm[Any]":
-    return tqdm(total=total, desc="stacking", unit=unit, delay=2, disable=not sys.stderr.isatty())
+    return tqdm(total=total, desc="stacking", unit=unit, delay=2, disable=None)
 
 
 def _logits(probs: np.ndarray) -> torch.Tensor:
@@ -230,18 +224,18 @@ def _uniform(probs: Sequence[np.ndarray], rows: slice) -> np.ndarray:
     return (total / len(probs)).sigmoid().numpy()
 
 
-def _above(probs: Sequence[np.ndarray], rows: slice, floor: float) -> np.ndarray:
-    """Cells of a block of pictures to which some member gives more: (n, C) bool."""
-    return np.asarray(np.logical_or.reduce([p[rows] > floor for p in probs]))
+def _above(probs: Sequence[np.ndarray], rows: slice) -> np.ndarray:
+    """Cells of a block of pictures to which some member gives more than the floor: (n, C) bool."""
+    return np.asarray(np.logical_or.reduce([p[rows] > FLOOR for p in probs]))
 
 
-def _by_cell(probs: Sequence[np.ndarray], rows: slice, floor: float) -> tuple[np.ndarray, ...]:
+def _by_cell(probs: Sequence[np.ndarray], rows: slice) -> tuple[np.ndarray, ...]:
     """Features (D, M + 5) float32, pictures (D,) and labels (D,) of the cells above the floor in a block of pictures.
 
     The last feature, the label's log-odds, is left to be filled.
     """
     m = len(probs)
-    picture, label = np.nonzero(_above(probs, rows, floor))
+    picture, label = np.nonzero(_above(probs, rows))
     features = np.empty((len(label), m + 5), dtype=np.float32)
     expected = np.zeros(rows.stop - rows.start, dtype=np.float32)
     for member, p in enumerate(probs):
@@ -266,6 +260,6 @@ def _log_odds(labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
 Stack = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, int], np.ndarray]
 
 STACKS: dict[str, Stack] = {
-    "logistic": lambda probs, labels, folds, seed: stack_logistic(probs, labels, folds),
-    "lightgbm": lambda probs, labels, folds, seed: stack_lightgbm(probs, labels, folds, seed=seed),
+    "logistic": stack_logistic,
+    "lightgbm": stack_lightgbm,
 }

@@ -1,20 +1,17 @@
 """Where thresholds are searched: the blend's, around what is best for uniform weights, and a single member's.
 
-A search goes no further than the hill that it is on, so the blend's range is laid around what is best for uniform
-weights on a sample: in all of it and without each fold, for all labels and for each group, with all members and without
-one. It is wider the more cells are in dispute within it; upwards these are few.
+A search finds the nearest maximum. So the blend's range holds what is best for uniform weights on a sample: on all of
+it and without each fold, for all labels and for each group, with all members and without one.
 
-A single member's best threshold may lie anywhere, and a search near the blend's would find a hill beside it. Its cells
-above a low probability are kept, some 16 per picture, on log-odds, on which small thresholds are as far apart as large
-ones.
+A single member's best threshold may lie anywhere. Its cells above a low probability are kept, some 16 per picture, on
+log-odds, on which small thresholds are as far apart as large ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from imet_ray.blending.disputed_cells import INSIDE, DisputedCells
+from imet_ray.blending.disputed_cells import INSIDE, DisputedCells, member_margin
 from imet_ray.blending.methods import uniform
 from imet_ray.prediction.metrics import Metric, metric_named
 from imet_ray.prediction.pooling import LOW, Scale, averaged, on_scale
@@ -23,9 +20,9 @@ ROOM = 0.3  # beyond what is best for uniform weights, in mean thresholds or log
 LEAST = 0.01
 FEW = 10  # members; of more, one changes little
 LEAST_THRESHOLD = 2**-10
-PREDICTED = (
-    1.75  # times the true labels: where recall weighs more than precision, more are predicted than there are
-)
+# predicted labels per true one where the search begins; measured for F2, and for others only a start: the range is laid
+# around the metric's own best thresholds
+PREDICTED = 1.75
 MOST_CELLS = 16  # per picture, or TIMES its labels: twice or three times as many as any blend predicts
 TIMES = 5
 
@@ -59,15 +56,14 @@ class ThresholdRange:
         Args:
             groups: (C,) int, the group of each label.
             mean_labels: per picture.
-            metric: a key of `METRICS`.
         """
         first = on_scale(np.array(first_thresholds(sample, mean_labels)), scale).astype(np.float64)
         unit = float(first.mean()) if scale == "probability" else 1.0
         best = np.array(_best_of_uniform(sample, scale, groups, metric_named(metric)))
         wanted = on_scale(best, scale).astype(np.float64) - first.mean()
-        top = on_scale(sample.probs[0], scale) - np.float32(first[0])
-        for probs, own in zip(sample.probs[1:], first[1:], strict=True):
-            np.maximum(top, on_scale(probs, scale) - np.float32(own), out=top)
+        top = np.full(sample.labels.shape, -np.inf, dtype=np.float32)
+        for probs, own in zip(sample.probs, first, strict=True):
+            np.maximum(top, member_margin(probs, own, scale), out=top)
         floor = min(lowest(top, mean_labels), float(wanted.min()) - LEAST)
         ceiling = float(on_scale(np.array(1.0), scale)) - float(first.min())
         low = max(floor, float(wanted.min()) - ROOM * unit)
@@ -116,30 +112,20 @@ def _best_of_uniform(sample: Sample, scale: Scale, groups: np.ndarray, metric: M
 def first_thresholds(sample: Sample, mean_labels: float) -> list[float]:
     """For each member the threshold that predicts PREDICTED times as many labels as pictures have on average.
 
-    It is only where the search begins, and knows of the labels nothing but their number, so nothing leaks from fold to
-    fold. Not so low that cells of probability 0 would be in dispute.
-
-    Args:
-        mean_labels: per picture.
+    Only the number of labels is seen, so nothing leaks from fold to fold. It is above 0, else cells of probability 0
+    would be in dispute.
     """
-    found = []
-    for probs in sample.probs:
-        count = int(np.clip(PREDICTED * mean_labels * len(probs), 1, probs.size))
-        found.append(max(LEAST_THRESHOLD, kth_largest(probs, count)))
-    return found
+    count = PREDICTED * mean_labels * len(sample.labels)
+    return [max(LEAST_THRESHOLD, kth_largest(probs, count)) for probs in sample.probs]
 
 
 def single_cells(
     probs: np.ndarray, seen: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None, metric: str
 ) -> DisputedCells:
-    """The cells of a single member between a low probability and 1.
+    """The cells of a single member between a low probability and 1; arguments as of `DisputedCells.build`.
 
     Args:
-        probs: (N, C) float16 or float32, no margins.
-        seen: (S, C) the same of a sample of pictures, which says what is low.
-        labels: (N, C) uint8.
-        groups: (C,) int, the group of each label; one group if None.
-        metric: a key of `METRICS`.
+        seen: (S, C) of `probs`: a sample of pictures, which says what is low.
     """
     low = lowest(seen, float(labels.sum() / len(labels)))
     bottom, top = (float(on_scale(np.array(end), "log-odds")) for end in (max(low, 2 * LOW), 1.0))
@@ -156,11 +142,10 @@ def single_cells(
 
 def lowest(values: np.ndarray, mean_labels: float) -> float:
     """The value that as many cells of a sample (S, C) reach as are worth keeping."""
-    most = int(np.clip(len(values) * max(MOST_CELLS, TIMES * mean_labels), 1, values.size))
-    return kth_largest(values, most)
+    return kth_largest(values, len(values) * max(MOST_CELLS, TIMES * mean_labels))
 
 
-def kth_largest(values: Sequence[float] | np.ndarray, k: int) -> float:
-    """1 is the largest."""
-    flat = np.asarray(values).ravel()
-    return float(np.partition(flat, flat.size - k)[flat.size - k])
+def kth_largest(values: np.ndarray, k: float) -> float:
+    """The k-th largest of the values, 1 being the largest; the smallest where there are fewer."""
+    place = values.size - int(np.clip(k, 1, values.size))
+    return float(np.partition(values.ravel(), place)[place])

@@ -12,7 +12,7 @@ from typing import Any
 from imet_ray.blending.blend_run import RunToBlend, blend_members, blend_run, frozen
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
-from imet_ray.blending.imet2019_files import read_2019, write_2019
+from imet_ray.blending.imet2019_files import METRIC, read_2019, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.commands.setup import Run, cache_at, elsewhere, near, reopen
@@ -113,6 +113,7 @@ def blend_2019(
             found.members,
             found.labels,
             found.folds,
+            METRIC,
             remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
         ),
         options,
@@ -124,7 +125,7 @@ def blend_2019(
     with only_driver(store):
         replaced = place.ensemble.exists()
         write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-        theirs = write_2019(place.root, name, report.chosen.own, found, report.weights, place.files)
+        theirs = write_2019(place, report.chosen.own, found, report.weights)
         write_findings(place, name, report.to_dict())
     show("")
     _say_replaced(name, replaced)

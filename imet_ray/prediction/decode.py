@@ -146,7 +146,7 @@ class ExpectedScore(SampleDecoder):
 
     name: Literal["expected-f2"] = "expected-f2"
     temperature: float = 1.0  # logits are divided by it
-    metric: str = "f2"  # a key of `METRICS`
+    metric: str  # a key of `METRICS`
 
     @classmethod
     def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
@@ -179,7 +179,7 @@ class ExpectedScore(SampleDecoder):
         return at_least_one(probs, metric_named(self.metric).decode_expected(warmed))
 
     def __str__(self) -> str:
-        return f"{self.name}, temperature {self.temperature:.2f}"
+        return f"expected-{self.metric}, temperature {self.temperature:.2f}"
 
 
 def decode_threshold(probs: np.ndarray, threshold: float) -> np.ndarray:
@@ -219,8 +219,9 @@ def read_decoder(value: Any) -> Decoder:
     if not isinstance(name, str) or name not in DECODERS:
         raise ValueError(f"unknown decoder {name!r}. Known: {', '.join(DECODERS)}")
     kind = DECODERS[name]
-    # files of earlier versions hold the parameters of all decoders
-    return kind.model_validate({key: value[key] for key in kind.model_fields if key in value})
+    # files of earlier versions hold the parameters of all decoders, and no metric
+    known = {"metric": "f2"} | (value if isinstance(value, dict) else {})
+    return kind.model_validate({key: known[key] for key in kind.model_fields if key in known})
 
 
 def possible_decoders(
