@@ -1,8 +1,7 @@
 """The best ensemble that fits a limit of time and bytes: which members to take before weights are fitted.
 
 A member costs what its checkpoints take for all test pictures. Sets of members are scored with uniform weights on the
-exact objective, for good members blend to nearly uniform weights: all sets up to 15 members, beyond that forward
-selection by gain for the seconds it costs.
+exact objective: all sets of up to 15 members, beyond that forward selection by the gain per second.
 """
 
 import itertools

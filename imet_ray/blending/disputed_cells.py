@@ -58,12 +58,12 @@ class DisputedCells:
 
         Args:
             values: M arrays (N, C) float16 or float32, memory-mapped or not.
-            thresholds: M floats, one per member, on the scale.
+            thresholds: M floats on the scale.
             labels: (N, C) uint8 or bool.
             half_range: how far the shift may move from 0.
             scale: of thresholds and range, and on which the weights average.
             groups: (C,) int, the group of each label; one group if None.
-            metric: that the cells are scored by, a key of `METRICS`.
+            metric: a key of `METRICS`.
         """
         n, c = labels.shape
         of_label = np.zeros(c, dtype=np.int16) if groups is None else groups.astype(np.int16)

@@ -6,7 +6,7 @@
     seconds         float, may be missing: that a test picture takes
     size            int, may be missing: bytes of its checkpoints
 
-Nothing is unpickled. Whether `probs` are probabilities is checked with all members, by `check_members`.
+Nothing is unpickled. `check_members` checks that `probs` are probabilities.
 """
 
 import math

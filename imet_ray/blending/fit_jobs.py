@@ -72,7 +72,7 @@ def solve_all(
 ) -> tuple[dict[Job, Solution], FitProblem]:
     """Do all jobs; if the threshold of one comes to an end of the range, all again in a wider one.
 
-    All, for a method that sees further than another would win by that alone. Single members have cells of their own.
+    All, for a method that sees further than another would win by that alone; single members have cells of their own.
 
     Returns:
         A solution for each job, and the problem with the widest range that was needed.
@@ -176,7 +176,7 @@ class SampleJudge:
         without: int | None = None,
         every: int = 1,
     ) -> None:
-        """On the problem's sample, of members of weight above 0: 50 of weight 0 are much to look at.
+        """On the problem's sample, of the members of weight above 0.
 
         Args:
             without: fold whose pictures are left out.
