@@ -37,23 +37,25 @@ class TrialError(ImetError):
     """One trial failed for its own reasons (NaN loss, out of memory); others may go on."""
 
 
-def unknown_name(
-    kind: str, name: str, known: Iterable[str], where: str = "", *, listed_as: str = "Known"
-) -> ConfigError:
+def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_as: str = "Known") -> ConfigError:
     """The error for a name that no registry knows, with the nearest known one.
 
     Args:
         kind: what is named, as the user would say it ("loss", "architecture").
         name: what the user wrote.
         known: all valid names.
-        where: prefix such as "demo.yml line 12: ".
         listed_as: what the known ones are.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = did_you_mean(name, names)
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-    return ConfigError(f"{where}unknown {kind} {name!r}: {hint}{listed_as}: {listed}")
+    return ConfigError(f"unknown {kind} {name!r}: {hint + ' ' if hint else ''}{listed_as}: {listed}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question for the nearest known name; empty if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def first_line(error: BaseException) -> str:

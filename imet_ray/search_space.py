@@ -5,7 +5,6 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 `imet_ray.cluster`.
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from imet_ray.errors import ConfigError, SettingError
+from imet_ray.errors import ConfigError, SettingError, did_you_mean
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -75,10 +74,9 @@ class Resources(Frozen):
         return self
 
 
-class SearchSpace(Frozen):
-    """A whole experiment: what is tried, on what data, with what budget."""
+class _Settings(Frozen):
+    """What a file says of all variants together."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     data: str = "demo"
     n_folds: Annotated[int, Field(ge=2)] = 5
     seed: int = 0
@@ -88,8 +86,6 @@ class SearchSpace(Frozen):
     metric: str = "f2"  # that trials are judged by
     asha: Asha | None = None
     resources: Resources = Resources()
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
-    ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
 
     @model_validator(mode="after")
     def _folds_exist(self) -> Self:
@@ -104,19 +100,18 @@ class SearchSpace(Frozen):
         return self
 
 
-class _File(Frozen):
+class SearchSpace(_Settings):
+    """A whole experiment: what is tried, on what data, with what budget."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
+    ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+
+
+class _File(_Settings):
     """The YAML file as it is written."""
 
     name: str | None = None
-    data: str = "demo"
-    n_folds: int = 5
-    seed: int = 0
-    trials_per_variant: int = 1
-    search_folds: Annotated[tuple[int, ...], Field(strict=False)] = (0,)
-    pack_short_side: int | None = None
-    metric: str = "f2"
-    asha: Asha | None = None
-    resources: Resources = Resources()
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     variants: list[dict[str, Any]] = []
@@ -170,7 +165,7 @@ class _Reader:
         file = self.validate(_File, content | of_file, ())
         variants, ranges = [], {}
         for settings, origin in self.settings(file):
-            search = self.ranges(file.search | settings.pop("search", {}), origin)
+            search = self.ranges(file.search | settings.pop("search", {}))
             settings.update(of_variants)
             for key in of_variants:  # what the command line fixes is not searched
                 search.pop(key, None)
@@ -186,10 +181,9 @@ class _Reader:
             ranges[variant.name] = search
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
-        whole = file.model_dump(exclude={"base", "grid", "variants", "search"})
-        whole["name"] = file.name or self.path.stem
-        models = {"variants": variants, "ranges": ranges, "asha": file.asha}
-        return self.validate(SearchSpace, whole | models | {"resources": file.resources}, ())
+        whole = {key: getattr(file, key) for key in _Settings.model_fields}
+        name = file.name or self.path.stem
+        return self.validate(SearchSpace, whole | {"name": name, "variants": variants, "ranges": ranges}, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
         variant = self.validate(Variant, settings, (), origin)
@@ -215,7 +209,7 @@ class _Reader:
             found.append((file.base | entry, base_origin | places | {"": ("variants", i)}))
         return found
 
-    def ranges(self, search: Any, origin: dict[str, Place]) -> dict[str, Range]:
+    def ranges(self, search: dict[str, Any]) -> dict[str, Range]:
         ranges = {}
         for key, value in search.items():
             where = ("search", key)
@@ -225,18 +219,12 @@ class _Reader:
             if not isinstance(given, dict):
                 raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
             wanted = self.validate(Range, given, where)
-            annotation = Variant.model_fields[key].annotation
-            if annotation is int and wanted.choices is None:
-                low, high = wanted.low, wanted.high
-                assert low is not None
-                assert high is not None
+            low, high = wanted.low, wanted.high
+            if Variant.model_fields[key].annotation is int and low is not None and high is not None:
                 if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
-                ranges[key] = Range.model_construct(
-                    choices=None, low=int(low), high=int(high), step=wanted.step, log=wanted.log
-                )
-            else:
-                ranges[key] = wanted
+                wanted = wanted.model_copy(update={"low": int(low), "high": int(high)})
+            ranges[key] = wanted
         return ranges
 
     def validate(
@@ -292,8 +280,7 @@ class _Reader:
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:
     """`unknown key 'x': did you mean 'y'?`"""
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
     return f"unknown key {key!r}: {hint}"
 
 
@@ -316,9 +303,7 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
     if problem["type"] == "literal_error" and isinstance(got, str):
         expected = problem["ctx"]["expected"]
         choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
-        nearest = difflib.get_close_matches(got, choices, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        return f"{key} must be one of {expected}, got {got!r}. {hint}".rstrip()
+        return f"{key} must be one of {expected}, got {got!r}. {did_you_mean(got, choices)}".rstrip()
     rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
 
