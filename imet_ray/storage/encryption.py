@@ -1,10 +1,9 @@
 """Encrypted files of weights, sealed in chunks: a file of any size takes constant memory.
 
-The format is the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015), as age uses it. A header of 69 bytes:
-magic, version, key derivation with its parameters and salt, chunk size, a random nonce, and a check of key and header.
-Then the plain text in chunks of one size, each sealed by AES-256-GCM under a key of this file alone. A chunk's nonce is
-its number and whether it is the last. So no chunk can be changed, moved, repeated, dropped or taken from another file,
-and nothing can be cut off or added at the end. Names, sizes and times are not hidden. This module does not store keys.
+The format is the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015), as age uses it: a header, a check of
+key and header, then the plain text in chunks of one size. Each chunk is sealed by AES-256-GCM under a key of this file
+alone; its nonce is its number and whether it is the last. So no chunk can be changed, moved, repeated, dropped or taken
+from another file, and nothing can be cut off or added at the end. Names, sizes and times are not hidden.
 """
 
 import contextlib
@@ -29,16 +28,15 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.files import writing
 
-MAGIC, VERSION = b"imet-ray-enc", 1
+KEY_VARIABLE, PASSPHRASE_VARIABLE = "IMET_RAY_KEY", "IMET_RAY_PASSPHRASE"
+KEY_PREFIX = "imet-ray-key-1:"
 KEY_BYTES, SALT_BYTES, CHECK_BYTES, TAG_BYTES = 32, 16, 16, 16
-CHUNK_BYTES = (
-    1 << 18
-)  # as fast as 128 and 512 KiB; 64 KiB is 5 % slower, 1 MiB half as fast (memory is mapped anew)
+CHUNK_BYTES = 1 << 18  # as fast as 128 and 512 KiB; 64 KiB is 5 % slower, 1 MiB half as fast
 MAX_CHUNK_BYTES = 1 << 24
 LOG_N, R, P = 17, 8, 1  # scrypt: 128 MiB and about 0.4 s for each guess at a passphrase
 MAX_LOG_N = 20  # 1 GiB: the most that a header may ask for
 RANDOM_KEY, SCRYPT = 0, 1  # key derivations; the three bytes of costs are 0 for a random key
-KEY_PREFIX = "imet-ray-key-1:"
+MAGIC, VERSION = b"imet-ray-enc", 1
 # magic, version, key derivation, its costs (log n, r, p), chunk size, salt, nonce; then the check
 _LAYOUT = struct.Struct(">12sBB3sI16s16s")
 
@@ -73,15 +71,28 @@ class Secret:
         return cls(key=secrets.token_bytes(KEY_BYTES))
 
     @classmethod
-    def parse(cls, text: str) -> "Secret":
+    def parse(cls, text: str, where: str = "") -> "Secret":
         """The key in the text of a key file or variable; space around it is ignored.
+
+        Args:
+            where: prefix of the error, such as "imet_ray.key: ".
 
         Raises:
             ConfigError: if it is not such a text, which the error does not repeat.
         """
         if not (match := re.fullmatch(KEY_PREFIX + r"([0-9a-fA-F]{64})", text.strip())):
-            raise ConfigError(f"a key must read {KEY_PREFIX} and {2 * KEY_BYTES} hex digits: is it whole?")
+            raise ConfigError(
+                f"{where}a key must read {KEY_PREFIX} and {2 * KEY_BYTES} hex digits: is it whole?"
+            )
         return cls(key=bytes.fromhex(match[1]))
+
+    @classmethod
+    def of_environment(cls) -> "Secret | None":
+        """The key in one environment variable, or the passphrase in another; None if neither is set."""
+        if text := os.environ.get(KEY_VARIABLE):
+            return cls.parse(text, f"{KEY_VARIABLE}: ")
+        text = os.environ.get(PASSPHRASE_VARIABLE)
+        return cls(passphrase=text) if text else None
 
     @property
     def text(self) -> str:
@@ -94,7 +105,7 @@ def encrypt(source: BinaryIO, target: BinaryIO, secret: Secret, *, chunk_bytes: 
     """Seal all that `source` gives, in constant memory.
 
     Args:
-        target: buffered: each write is taken whole.
+        source, target: buffered: a read is short only at the end, and a write is taken whole.
         chunk_bytes: of plain text sealed at once, up to 16 MiB.
     """
     assert 0 < chunk_bytes <= MAX_CHUNK_BYTES
@@ -102,8 +113,9 @@ def encrypt(source: BinaryIO, target: BinaryIO, secret: Secret, *, chunk_bytes: 
         derivation, costs, salt = SCRYPT, bytes([LOG_N, R, P]), _salt(secret.passphrase)
     else:
         derivation, costs, salt = RANDOM_KEY, bytes(3), bytes(SALT_BYTES)
-    nonce = secrets.token_bytes(16)
-    header = _LAYOUT.pack(MAGIC, VERSION, derivation, costs, chunk_bytes, salt, nonce)
+    header = _LAYOUT.pack(
+        MAGIC, VERSION, derivation, costs, chunk_bytes, salt, secrets.token_bytes(SALT_BYTES)
+    )
     cipher, check = _file_key(header, secret)
     target.write(header + check)
     for number, chunk, last in _chunks(source, chunk_bytes):
@@ -119,20 +131,19 @@ def decrypted(source: BinaryIO, secret: Secret, name: str) -> Iterator[bytes]:
     Raises:
         StoreError: naming the file, at the first chunk that is wrong, or for the wrong secret.
     """
-    head = _read(source, _LAYOUT.size + CHECK_BYTES)
-    header, check = head[: _LAYOUT.size], head[_LAYOUT.size :]
+    head = source.read(_LAYOUT.size + CHECK_BYTES)
     size = _checked_chunk_bytes(head, secret, name) + TAG_BYTES
-    cipher, expected = _file_key(header, secret)
-    if not hmac.compare_digest(check, expected):
+    cipher, check = _file_key(head[: _LAYOUT.size], secret)
+    if not hmac.compare_digest(head[_LAYOUT.size :], check):
         raise StoreError(f"{name} cannot be decrypted: a wrong {secret.kind}, or its header was altered")
     for number, sealed, last in _chunks(source, size):
-        plain = _opened(cipher, number, last, sealed)
-        if plain is None or (last and number > 0 and not plain):  # encrypt never ends with an empty chunk
-            wrong = f"{'' if len(sealed) == size else 'is cut off or '}was altered in chunk {number + 1}"
-            if _opened(cipher, number, not last, sealed) is not None:  # genuine, but not for this place
-                after_end = f"was altered in chunk {number + 2}, after its end"
-                wrong = f"is cut off after chunk {number + 1}" if last else after_end
-            raise StoreError(f"{name} {wrong}: copy it again")
+        try:
+            if number > 0 and len(sealed) == TAG_BYTES:  # encrypt writes no empty chunk after others
+                raise InvalidTag
+            plain = cipher.decrypt(_nonce(number, last), sealed, None)
+        except InvalidTag:  # shorter than a tag, too
+            wrong = "is cut off or was altered" if last else "was altered"
+            raise StoreError(f"{name} {wrong} in chunk {number + 1}: copy it again") from None
         yield plain
 
 
@@ -179,7 +190,7 @@ def _from_passphrase(passphrase: str, salt: bytes, log_n: int) -> bytes:
 
 
 def _checked_chunk_bytes(head: bytes, secret: Secret, name: str) -> int:
-    """The header's size of chunks; what encrypt never writes is refused before it costs memory or time."""
+    """The header's size of chunks. What encrypt never writes is refused before it costs memory or time."""
     if not MAGIC.startswith(head[: len(MAGIC)]):
         raise StoreError(f"{name} is not an encrypted file of imet_ray: use it as it is, or encrypt it first")
     if len(head) > len(MAGIC) and head[len(MAGIC)] != VERSION:
@@ -189,14 +200,13 @@ def _checked_chunk_bytes(head: bytes, secret: Secret, name: str) -> int:
         )
     if len(head) < _LAYOUT.size + CHECK_BYTES:
         raise StoreError(f"{name} is cut off in its header: copy it again")
+    chunk_bytes: int
     _, _, derivation, (log_n, r, p), chunk_bytes, *_ = _LAYOUT.unpack(head[: _LAYOUT.size])
     wrong = ""
-    if derivation not in (RANDOM_KEY, SCRYPT):
-        wrong = f"unknown key derivation {derivation}"
-    elif derivation == SCRYPT and not (0 < log_n <= MAX_LOG_N and (r, p) == (R, P)):
-        wrong = f"scrypt with log2 n={log_n}, r={r}, p={p} (accepted: 1..{MAX_LOG_N}, {R}, {P})"
+    if derivation == SCRYPT and not (0 < log_n <= MAX_LOG_N and (r, p) == (R, P)):
+        wrong = f"scrypt with log2 n={log_n}, r={r}, p={p}"
     elif not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
-        wrong = f"chunks of {chunk_bytes:,} bytes (accepted: 1..{MAX_CHUNK_BYTES:,})"
+        wrong = f"chunks of {chunk_bytes:,} bytes"
     if wrong:
         raise StoreError(f"{name} asks for {wrong}: its header was altered, copy it again")
     kind = "key" if derivation == RANDOM_KEY else "passphrase"
@@ -204,7 +214,6 @@ def _checked_chunk_bytes(head: bytes, secret: Secret, name: str) -> int:
         raise StoreError(
             f"{name} was encrypted with a {kind}, but a {secret.kind} was given: give the {kind}"
         )
-    assert isinstance(chunk_bytes, int)
     return chunk_bytes
 
 
@@ -212,29 +221,13 @@ def _nonce(number: int, last: bool) -> bytes:
     return number.to_bytes(11, "big") + bytes([last])
 
 
-def _opened(cipher: AESGCM, number: int, last: bool, sealed: bytes) -> bytes | None:
-    """The plain text of a chunk; None if it is not the genuine one for this place."""
-    try:
-        return cipher.decrypt(_nonce(number, last), sealed, None)
-    except InvalidTag:  # shorter than a tag, too
-        return None
-
-
 def _chunks(source: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bool]]:
     """Chunks with their numbers from 0 and whether they are the last; one empty chunk if there is nothing."""
-    number, chunk = 0, _read(source, size)
-    while following := _read(source, size):
+    number, chunk = 0, source.read(size)
+    while following := source.read(size):
         yield number, chunk, False
         number, chunk = number + 1, following
     yield number, chunk, True
-
-
-def _read(source: BinaryIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end, though a pipe or a raw file may give them in pieces."""
-    data = source.read(size)
-    while 0 < len(data) < size and (more := source.read(size - len(data))):
-        data += more
-    return data
 
 
 def _reading(path: Path) -> BinaryIO:
