@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from imet_ray.blending.options import BlendOptions
         from imet_ray.commands import blend as stages
-        from imet_ray.commands.setup import cache_at
+        from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
     options = BlendOptions(
         methods=() if args.method is not None else None,
@@ -53,6 +53,8 @@ def _run(args: argparse.Namespace) -> int:
         level2=args.level2,
     )
     options.check()
+    cache = Cache.at(args.cache)
+    runs = runs_at(args.runs, cache)
     with _runner(args.address) as runner:
         if args.files:
             found = stages.blend_2019(
@@ -60,15 +62,15 @@ def _run(args: argparse.Namespace) -> int:
                 [Path(file) for file in args.files[1:]],
                 folds=args.folds,
                 labels=args.labels,
-                runs=runs_at(args.runs, cache_at(args.cache)),
+                runs=runs,
                 options=options,
                 runner=runner,
             )
         else:
             request = stages.BlendRequest(
                 args.name,
-                runs=runs_at(args.runs, cache_at(args.cache)),
-                cache=args.cache,
+                runs=runs,
+                cache=cache,
                 members=_names(args.members) if args.members is not None else None,
                 external=args.member or (),
                 out=args.out or "blend",
@@ -81,38 +83,26 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files"
-    )
-    parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument(
-        "--runs", metavar="DIR", default="runs", help="a directory, s3://..., gs://... or az://..."
-    )
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
-    parser.add_argument("--members", metavar="A,B", help="variants to blend; default: all")
-    parser.add_argument("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
-    parser.add_argument("--out", metavar="NAME", help="the ensemble's name; default: blend")
-    parser.add_argument(
-        "--method", help="use this one, such as uniform, greedy or line; a wrong name lists all"
-    )
-    parser.add_argument(
-        "--decoder", help="use this one, such as threshold or expected-f2; a wrong name lists all"
-    )
-    parser.add_argument(
-        "--min-weight", metavar="W", type=float, default=0.0, help="members below it are left out"
-    )
-    parser.add_argument("--max-members", metavar="K", type=int, help="at most so many of weight above 0")
-    parser.add_argument("--seconds", metavar="8h40m", help="that prediction may take")
-    parser.add_argument("--images", metavar="N", type=int, help="test pictures; default: those of the data")
-    parser.add_argument("--bytes", metavar="20GB", help="that checkpoints may take")
-    parser.add_argument(
-        "--average", choices=("probability", "log-odds"), help="what is averaged; default: the better one"
-    )
-    parser.add_argument("--level2", help="judge stacking beside the blend: logistic, lightgbm")
-    parser.add_argument("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
-    parser.add_argument("--json", action="store_true", help="everything as JSON instead of the table")
-    parser.add_argument("--folds", metavar="FOLDS.npy", type=Path, help="with the 2019 solution's files")
-    parser.add_argument("--labels", metavar="TRAIN.csv", type=Path, help="with the 2019 solution's files")
+    parser.add_run()
+    add = parser.add_argument
+    add("files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files")
+    add("--members", metavar="A,B", help="variants to blend; default: all")
+    add("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
+    add("--out", metavar="NAME", help="the ensemble's name; default: blend")
+    add("--method", help="use this one, such as uniform, greedy or line; a wrong name lists all")
+    add("--decoder", help="use this one, such as threshold or expected-f2; a wrong name lists all")
+    add("--min-weight", metavar="W", type=float, default=0.0, help="members below it are left out")
+    add("--max-members", metavar="K", type=int, help="at most so many of weight above 0")
+    add("--seconds", metavar="8h40m", help="that prediction may take")
+    add("--images", metavar="N", type=int, help="test pictures; default: those of the data")
+    add("--bytes", metavar="20GB", help="that checkpoints may take")
+    scales = ("probability", "log-odds")
+    add("--average", choices=scales, help="what is averaged; default: the better one")
+    add("--level2", help="judge stacking beside the blend: logistic, lightgbm")
+    add("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
+    add("--json", action="store_true", help="everything as JSON instead of the table")
+    add("--folds", metavar="FOLDS.npy", type=Path, help="with the 2019 solution's files")
+    add("--labels", metavar="TRAIN.csv", type=Path, help="with the 2019 solution's files")
     return parser.parse_args(argv)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from imet_ray.errors import ImetError
@@ -10,6 +11,18 @@ from imet_ray.errors import ImetError
 
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a wrong option; it exits with 2."""
+
+    def add_run(self, name: str = "the run; default: the newest one") -> None:
+        """Add the options that lead to a run.
+
+        Args:
+            name: what `--name` means here.
+        """
+        self.add_argument("--name", help=name)
+        places = "where runs lie: a directory, s3://..., gs://... or az://..."
+        self.add_argument("--runs", metavar="DIR", default="runs", help=places)
+        caches = "generated data and packs; default: ~/.cache/imet_ray"
+        self.add_argument("--cache", metavar="DIR", type=Path, help=caches)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}: see --help", file=sys.stderr)

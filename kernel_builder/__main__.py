@@ -9,16 +9,20 @@ python -m kernel_builder decrypt FILE.encrypted              FILE
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.errors import ConfigError
-from imet_ray.storage.encryption import Secret, decrypt_file, encrypt_file
+from imet_ray.storage.encryption import (
+    KEY_VARIABLE,
+    PASSPHRASE_VARIABLE,
+    Secret,
+    decrypt_file,
+    encrypt_file,
+)
 from imet_ray.units import byte_size, duration
-from kernel_builder.runtime.locate_weights import KEY_VARIABLE, PASSPHRASE_VARIABLE
 
 ENDING = ".encrypted"
 
@@ -31,16 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     if args[:1] == ["keygen"]:
-        return _keygen(args[1:])
+        Parser(prog="python -m kernel_builder keygen").parse_args(args[1:])
+        print(Secret.new().text)
+        return 0
     if args[:1] in (["encrypt"], ["decrypt"]):
         return _crypt(args[0], args[1:])
-    return _build(args)
-
-
-def _keygen(argv: Sequence[str]) -> int:
-    Parser(prog="python -m kernel_builder keygen").parse_args(argv)
-    print(Secret.new().text)
-    return 0
+    return _build(_parse(args))
 
 
 def _crypt(what: str, argv: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def _crypt(what: str, argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", type=Path)
     args = parser.parse_args(argv)
     secret = _secret_of_environment()
-    if args.file.is_dir() or not args.file.name:
+    if args.file.is_dir():
         raise ConfigError(f"{args.file} is a folder: name a file")
     if what == "encrypt":
         target = args.out or args.file.with_name(args.file.name + ENDING)
@@ -65,20 +65,19 @@ def _crypt(what: str, argv: Sequence[str]) -> int:
 
 
 def _secret_of_environment() -> Secret:
-    if text := os.environ.get(KEY_VARIABLE):
-        return Secret.parse(text)
-    if text := os.environ.get(PASSPHRASE_VARIABLE):
-        return Secret(key=None, passphrase=text)
-    raise ConfigError(
-        f"no key: put one of `python -m kernel_builder keygen` into {KEY_VARIABLE}, or a passphrase into "
-        f"{PASSPHRASE_VARIABLE}"
-    )
+    secret = Secret.of_environment()
+    if secret is None:
+        raise ConfigError(
+            f"no key: put one of `python -m kernel_builder keygen` into {KEY_VARIABLE}, or a passphrase into "
+            f"{PASSPHRASE_VARIABLE}"
+        )
+    return secret
 
 
-def _build(argv: Sequence[str]) -> int:
-    args = _parse(argv)
-    from imet_ray.commands.setup import cache_at, reopen
+def _build(args: argparse.Namespace) -> int:
+    from imet_ray.commands.setup import reopen
     from imet_ray.prediction.ensemble import read_ensemble
+    from imet_ray.storage.run_directory import Cache
     from imet_ray.storage.runs import runs_at
     from kernel_builder.build import BuildOptions, build
     from kernel_builder.dry_run import dry_run, refuse_data
@@ -87,7 +86,8 @@ def _build(argv: Sequence[str]) -> int:
     secret = _secret(args)
     if args.dry_run is not None:
         refuse_data(args.dry_run)
-    run = reopen(runs_at(args.runs, cache_at(args.cache)), args.name, cache_at(args.cache))
+    cache = Cache.at(args.cache)
+    run = reopen(runs_at(args.runs, cache), args.name, cache)
     ensemble = read_ensemble(run.store.ensemble(args.ensemble))
     options = BuildOptions(
         user=user_of(args.user),
@@ -120,14 +120,13 @@ def _build(argv: Sequence[str]) -> int:
 
 
 def _secret(args: argparse.Namespace) -> Secret | None:
+    """What the weights are encrypted with; None: they stay plain."""
     if not args.encrypt:
-        if args.key is not None:
-            raise ConfigError("--key says how the key reaches the kernel: give --encrypt, too")
         return None
     if args.key == "env":
         return _secret_of_environment()
-    text = os.environ.get(KEY_VARIABLE)
-    return Secret.parse(text) if text else Secret.new()
+    given = Secret.of_environment()
+    return given if given is not None and given.key else Secret.new()
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -137,45 +136,35 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog="Also: keygen, encrypt FILE, decrypt FILE.",
         allow_abbrev=False,
     )
-    parser.add_argument("ensemble", metavar="ENSEMBLE")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one"
+    parser.add_run()
+    add = parser.add_argument
+    add("ensemble", metavar="ENSEMBLE")
+    add("--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one")
+    add("--user", help="on Kaggle; default: the one in its client's settings")
+    add("--title", help="of the kernel and its datasets")
+    add("--competition", metavar="SLUG", help="whose data the kernel reads")
+    add("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="one of Kaggle's GPUs")
+    dtypes = (
+        "of the stored weights; auto: float16 if the measured score out of fold moves by less than 0.0005"
     )
-    parser.add_argument("--name", help="the run; default: the newest one")
-    parser.add_argument(
-        "--runs", metavar="DIR", default="runs", help="a directory, s3://..., gs://... or az://..."
+    add("--dtype", choices=("auto", "float32", "float16"), default="auto", help=dtypes)
+    add("--encrypt", action="store_true", help="encrypt the weights")
+    keys = (
+        f"embed, the default: in the kernel; file: in a dataset of its own; env: in ${KEY_VARIABLE} or "
+        f"${PASSPHRASE_VARIABLE}, for machines that are not Kaggle's, where no variable reaches a kernel"
     )
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="default: ~/.cache/imet_ray")
-    parser.add_argument("--user", help="on Kaggle; default: the one in its client's settings")
-    parser.add_argument("--title", help="of the kernel and its datasets")
-    parser.add_argument("--competition", metavar="SLUG", help="whose data the kernel reads")
-    parser.add_argument("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="one of Kaggle's GPUs")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float16"),
-        default="auto",
-        help="of the stored weights; auto: float16 if the measured score out of fold moves by less than 0.0005",
-    )
-    parser.add_argument("--encrypt", action="store_true", help="encrypt the weights")
-    parser.add_argument(
-        "--key",
-        choices=("embed", "env", "file"),
-        help=f"embed, the default: in the kernel; file: in a dataset of its own; env: in ${KEY_VARIABLE} or "
-        f"${PASSPHRASE_VARIABLE}, for machines that are not Kaggle's, where no variable reaches a kernel",
-    )
-    parser.add_argument("--max-dataset-bytes", metavar="20GB", default="20GB")
-    parser.add_argument("--limit", metavar="9h", default="9h")
-    parser.add_argument("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
-    parser.add_argument("--dry-run", metavar="DATA", type=Path, help="run it at once on a data directory")
-    parser.add_argument(
-        "--images",
-        metavar="N",
-        type=positive,
-        help="predict the time of a run with so many pictures, such as stage 2",
-    )
+    add("--key", choices=("embed", "env", "file"), help=keys)
+    add("--max-dataset-bytes", metavar="20GB", default="20GB")
+    add("--limit", metavar="9h", default="9h")
+    add("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
+    add("--dry-run", metavar="DATA", type=Path, help="run it at once on a data directory")
+    images = "predict the time of a run with so many pictures, such as stage 2"
+    add("--images", metavar="N", type=positive, help=images)
     args = parser.parse_args(argv)
     if args.images is not None and args.dry_run is None:
         raise ConfigError("--images predicts a run's time from a dry run: give --dry-run DATA, too")
+    if args.key is not None and not args.encrypt:
+        raise ConfigError("--key says how the key reaches the kernel: give --encrypt, too")
     return args
 
 

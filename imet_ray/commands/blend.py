@@ -15,7 +15,7 @@ from imet_ray.blending.fit_jobs import Runner
 from imet_ray.blending.imet2019_files import METRIC, read_2019, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
-from imet_ray.commands.setup import Run, cache_at, elsewhere, near, reopen
+from imet_ray.commands.setup import Run, elsewhere, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
@@ -23,6 +23,7 @@ from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import Standing, standings
+from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
@@ -34,7 +35,7 @@ class BlendRequest:
 
     name: str | None  # of the run; the newest if None
     runs: Runs
-    cache: Path | None
+    cache: Cache
     members: Sequence[str] | None  # variants to blend; all that are trained on all folds if None
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
@@ -47,7 +48,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     Raises:
         ImetError: one line for what cannot be blended.
     """
-    run = reopen(request.runs, request.name, cache_at(request.cache))
+    run = reopen(request.runs, request.name, request.cache)
     variants = [variant.name for variant in run.experiment.space.variants]
     whole = _whole(run, variants, request.members)
     if not whole and not request.external:

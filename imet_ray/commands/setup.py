@@ -66,11 +66,6 @@ class Run:
     data: TrainingData
 
 
-def cache_at(given: Path | None) -> Cache:
-    """The cache that the user named, or the default one."""
-    return Cache(given.resolve()) if given else Cache.default()
-
-
 def check_data(root: Path) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
     report = check_directory(root, workers=torch.get_num_threads())

@@ -176,6 +176,11 @@ class Cache:
     root: Path
 
     @classmethod
+    def at(cls, given: Path | None) -> "Cache":
+        """The cache that the user named, or the default one."""
+        return cls(given.resolve()) if given else cls.default()
+
+    @classmethod
     def default(cls) -> "Cache":
         """`$IMET_RAY_CACHE`, else `$XDG_CACHE_HOME/imet_ray`, else `~/.cache/imet_ray`."""
         named = os.environ.get("IMET_RAY_CACHE")
