@@ -34,7 +34,7 @@ from imet_ray.prediction.submission import write_submission
 from imet_ray.specs import Variant, default_pack_short_side
 from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import TestPictures
-from kernel_builder.runtime.manifest import KernelMember, Manifest, StoredFile, Weights
+from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.running_blend import RunningBlend
 from kernel_builder.runtime.schedule import Deadline, Schedule
 
@@ -83,11 +83,7 @@ class Decoded(Dataset[torch.Tensor]):
 
 
 def make_manifest(architecture: str, size: int) -> Manifest:
-    weights = [
-        Weights(trial=str(i), plain=file, stored=file)
-        for i in range(CHECKPOINTS)
-        for file in [StoredFile(name=f"m-f{i}", sha256="", size=1)]
-    ]
+    weights = [Weights(trial=str(i), name=f"m-f{i}", sha256="", size=1) for i in range(CHECKPOINTS)]
     recipe = Variant(name="m", architecture=architecture, weights="none", image_size=size, views=VIEWS)
     member = KernelMember(
         name="m",
@@ -103,11 +99,10 @@ def make_manifest(architecture: str, size: int) -> Manifest:
         scale="probability",
         members=[member],
         prefixes=[Prefix(members=["m"], decoder=Threshold(threshold=0.5), score=0.0)],
-        dtype="float32",
+        encrypted=False,
         key=None,
         limit=1e6,
         reserve=0.0,
-        versions={},
     )
 
 

@@ -3,15 +3,12 @@
 The file holds no weights and no training code: only the modules that `kernel_builder.runtime.main` imports.
 """
 
-import contextlib
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
 
 from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
@@ -19,24 +16,18 @@ from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.storage.encryption import Secret
 from imet_ray.storage.files import disk_error, write_json, write_text
 from imet_ray.storage.results import read_spec
-from kernel_builder.datasets import make_folder, stage_weights, write_datasets
+from kernel_builder.datasets import refuse_large, stage_weights, write_datasets
 from kernel_builder.float16_check import Float16Loss, float16_loss
 from kernel_builder.import_closure import import_closure
-from kernel_builder.kaggle import (
-    DATASET_METADATA,
-    KERNEL_METADATA,
-    dataset_metadata,
-    kernel_metadata,
-)
+from kernel_builder.kaggle import DATASET_METADATA, KERNEL_METADATA, dataset_metadata, kernel_metadata
 from kernel_builder.runtime.locate_weights import KEY_FILE
-from kernel_builder.runtime.manifest import Dtype, KernelMember, Manifest, Weights
+from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.single_file import kernel_text
 
 ENTRY = "kernel_builder.runtime.main"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "timm", "albumentations", "numpy", "safetensors")
 KERNEL = "kernel.py"
-PRIVATE = 0o600
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class BuildOptions:
 
     user: str
     title: str
-    dtype: Dtype | Literal["auto"]  # auto: float16 where the score does not change
+    dtype: str  # float32, float16, or auto: float16 where the score does not change
     secret: Secret | None  # None: the weights stay plain
     key: str  # embed, env or file: how the key reaches the kernel
     max_dataset_bytes: int
@@ -60,8 +51,8 @@ class Built:
     """What was written."""
 
     kernel: Path
-    folders: tuple[Path, ...]  # of the datasets
-    dtype: Dtype
+    folders: list[Path]  # of the datasets
+    dtype: str
     loss: Float16Loss | None  # if it was measured
 
 
@@ -71,28 +62,48 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     Raises:
         ImetError: one line, for an ensemble that no kernel can predict or a place that cannot be written.
     """
-    _refuse(out, options)
     members = _in_order(ensemble)
-    dtype, loss = _dtype(run, ensemble, members, options)
-    make_folder(out)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
-        weights = stage_weights(run, members, dtype, options.secret, Path(staging))
-        files = [one.stored for one in weights.values()]
-        folders = write_datasets(out / "datasets", Path(staging), files, options.max_dataset_bytes)
-    manifest = _manifest(run, ensemble, members, weights, dtype, options)
-    kernel = _write_kernel(out / "kernel" / KERNEL, manifest, _header(run, manifest, loss))
-    if options.secret is not None and options.key == "file":
-        folders.append(_write_key(out / "datasets" / "key", options.secret))
-    ids = []
-    for folder in folders:
-        metadata = dataset_metadata(options.user, f"{options.title} {folder.name}")
-        write_json(folder / DATASET_METADATA, metadata)
-        ids.append(metadata["id"])
-    write_json(kernel.with_name(KERNEL_METADATA), _kernel_metadata(options, ids))
-    return Built(kernel, tuple(folders), dtype, loss)
+    _refuse(run, members, out, options)
+    kernel_described = kernel_metadata(
+        options.user,
+        options.title,
+        code_file=KERNEL,
+        competition=options.competition,
+        accelerator=options.accelerator,
+    )
+    dtype, loss = options.dtype, None
+    if dtype == "auto":
+        loss = float16_loss(run, ensemble, members)
+        dtype = "float16" if loss.harmless else "float32"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
+            weights = stage_weights(run, members, dtype, options.secret, Path(staging))
+            limit = options.max_dataset_bytes
+            folders = write_datasets(out / "datasets", Path(staging), list(weights.values()), limit)
+        kernel = out / "kernel" / KERNEL
+        manifest = _manifest(run, ensemble, members, weights, options)
+        text = kernel_text(
+            import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")}),
+            manifest.model_dump(mode="json"),
+            entry=ENTRY,
+            header=_header(run, manifest, dtype, loss),
+        )
+        (write_text if manifest.key is None else _write_private)(kernel, text)
+        if options.secret is not None and options.key == "file":
+            folders.append(out / "datasets" / "key")
+            _write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
+    except OSError as error:
+        raise disk_error(Path(error.filename or out), error) from error
+    described = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
+    for folder, description in zip(folders, described, strict=True):
+        write_json(folder / DATASET_METADATA, description)
+    ids = [description["id"] for description in described]
+    write_json(kernel.with_name(KERNEL_METADATA), kernel_described | {"dataset_sources": ids})
+    return Built(kernel, folders, dtype, loss)
 
 
-def _refuse(out: Path, options: BuildOptions) -> None:
+def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: BuildOptions) -> None:
     """Report mistakes before an hour of measuring and writing."""
     try:
         occupied = out.exists() and any(out.iterdir())
@@ -103,18 +114,8 @@ def _refuse(out: Path, options: BuildOptions) -> None:
     if options.limit <= options.reserve:
         raise ConfigError("--limit must be longer than --reserve: give more time, or keep less of it back")
     longest = "key" if options.key == "file" else "99"
-    _kernel_metadata(options, [dataset_metadata(options.user, f"{options.title} {longest}")["id"]])
-
-
-def _kernel_metadata(options: BuildOptions, datasets: Sequence[str]) -> dict[str, Any]:
-    return kernel_metadata(
-        options.user,
-        options.title,
-        code_file=KERNEL,
-        datasets=datasets,
-        competition=options.competition,
-        accelerator=options.accelerator,
-    )
+    dataset_metadata(options.user, f"{options.title} {longest}")
+    refuse_large(run, members, options.dtype, options.max_dataset_bytes)
 
 
 def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
@@ -130,22 +131,11 @@ def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
     return [by_name[name] for name in ensemble.prefixes[-1].members]
 
 
-def _dtype(
-    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], options: BuildOptions
-) -> tuple[Dtype, Float16Loss | None]:
-    """The dtype that was asked for; for auto, float16 if the measured loss is harmless."""
-    if options.dtype != "auto":
-        return options.dtype, None
-    loss = float16_loss(run, ensemble, members)
-    return ("float16" if loss.harmless else "float32"), loss
-
-
 def _manifest(
     run: Run,
     ensemble: Ensemble,
     members: Sequence[EnsembleMember],
     weights: Mapping[str, Weights],
-    dtype: Dtype,
     options: BuildOptions,
 ) -> Manifest:
     embedded = options.secret is not None and options.key == "embed"
@@ -156,11 +146,10 @@ def _manifest(
         scale=ensemble.scale,
         members=[_kernel_member(run, member, weights) for member in members],
         prefixes=ensemble.prefixes,
-        dtype=dtype,
+        encrypted=options.secret is not None,
         key=options.secret.text if options.secret is not None and embedded else None,
         limit=options.limit,
         reserve=options.reserve,
-        versions=_versions(),
     )
 
 
@@ -176,52 +165,27 @@ def _kernel_member(run: Run, member: EnsembleMember, weights: Mapping[str, Weigh
     )
 
 
-def _write_kernel(path: Path, manifest: Manifest, header: str) -> Path:
-    """Write the kernel; one with a key in it is for its owner only."""
-    closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
-    text = kernel_text(closure, manifest.model_dump(mode="json"), entry=ENTRY, header=header)
-    make_folder(path.parent)
-    if manifest.key is not None:
-        path.parent.chmod(PRIVATE | 0o100)
+def _write_private(path: Path, text: str) -> None:
+    """Write a file in a folder of its own; nobody but the owner can read it at any time."""
+    path.parent.mkdir(mode=0o700)
     write_text(path, text)
-    if manifest.key is not None:
-        path.chmod(PRIVATE)
-    return path
+    path.chmod(0o600)
 
 
-def _write_key(folder: Path, secret: Secret) -> Path:
-    """Write the key to a folder of its own; nobody else can read it at any time."""
-    make_folder(folder)
-    path = folder / KEY_FILE
-    try:
-        with open(path, "x", opener=lambda name, flags: os.open(name, flags, PRIVATE)) as file:
-            file.write(secret.text + "\n")
-    except OSError as error:
-        raise disk_error(path, error) from error
-    return folder
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
-
-
-def _header(run: Run, manifest: Manifest, loss: Float16Loss | None) -> str:
+def _header(run: Run, manifest: Manifest, dtype: str, loss: Float16Loss | None) -> str:
     """What a person reads at the top of the file."""
-    stored = [weights.stored for member in manifest.members for weights in member.weights]
+    name = run.store.root.name
+    versions = [f"{package} {metadata.version(package)}" for package in PACKAGES]
     lines = [
-        f"imet_ray: predictions of the ensemble {manifest.ensemble} of the run {run.store.root.name}.",
+        f"imet_ray: predictions of the ensemble {manifest.ensemble} of the run {name}.",
         "",
-        f"{len(manifest.members)} members, {manifest.checkpoints} checkpoints, {len(manifest.label_ids):,} labels; "
-        f"weights as {manifest.dtype}, not in this file.",
+        f"{len(manifest.members)} members, {len(manifest.weights)} checkpoints, {len(manifest.label_ids):,} labels; "
+        f"weights as {dtype}, not in this file.",
         *([f"Measured: {loss}."] if loss is not None else []),
-        "Built with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) + ".",
-        f"Rebuild: python -m kernel_builder {manifest.ensemble} --name {run.store.root.name} --out DIR",
+        f"Built with python {platform.python_version()}, {', '.join(versions)}.",
+        f"Rebuild: python -m kernel_builder {manifest.ensemble} --name {name} --out DIR",
         "",
         "The weights, found under the input folder by their sha256:",
-        *(f"  {file.sha256}  {file.name}" for file in stored),
+        *(f"  {file.sha256}  {file.name}" for file in manifest.weights),
     ]
     return "\n".join(lines) + "\n"

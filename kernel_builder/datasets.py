@@ -15,14 +15,34 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import EnsembleMember
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.encryption import Secret, encrypt
-from imet_ray.storage.files import disk_error
 from imet_ray.storage.results import read_spec
+from imet_ray.storage.run_directory import TrialDirectory
 from kernel_builder.kaggle import split_files
-from kernel_builder.runtime.manifest import Dtype, StoredFile, Weights
+from kernel_builder.runtime.manifest import Weights
+
+
+def refuse_large(run: Run, members: Sequence[EnsembleMember], dtype: str, limit: int) -> None:
+    """Refuse checkpoints that no dataset takes, before anything is measured or written.
+
+    Args:
+        dtype: float32, or one that may halve a checkpoint.
+        limit: bytes that a dataset may have.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    for member in members:
+        for trial in map(run.store.trial, member.trials):
+            size = trial.files.size_of(trial.best) or 0
+            split_files([(_file_name(member, trial), size if dtype == "float32" else size // 2)], limit)
+
+
+def _file_name(member: EnsembleMember, trial: TrialDirectory) -> str:
+    return f"{member.variant}-f{read_spec(trial).fold}.safetensors"
 
 
 def stage_weights(
-    run: Run, members: Sequence[EnsembleMember], dtype: Dtype, secret: Secret | None, staging: Path
+    run: Run, members: Sequence[EnsembleMember], dtype: str, secret: Secret | None, staging: Path
 ) -> dict[str, Weights]:
     """Write the weights of each trial to `staging`, encrypted if there is a secret; one checkpoint at a time.
 
@@ -30,29 +50,26 @@ def stage_weights(
         By trial, what was written.
 
     Raises:
-        StoreError: if a checkpoint is missing or not the ensemble's, or the disk is full.
+        StoreError: if a checkpoint is missing or not the ensemble's.
+        OSError: if the disk is full.
     """
     written = {}
     trials = [(member, trial) for member in members for trial in member.trials]
     for member, trial in tqdm(trials, "weights", unit="checkpoint", disable=not sys.stderr.isatty()):
-        name = f"{member.variant}-f{read_spec(run.store.trial(trial)).fold}.safetensors"
+        name = _file_name(member, run.store.trial(trial))
         data = safetensors.torch.save(_tensors(run, member, trial, dtype))
-        plain = stored = StoredFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        path = staging / (name if secret is None else f"{name}.encrypted")
-        try:
-            if secret is None:
-                path.write_bytes(data)
-            else:  # plain weights are never on the disk: a killed process would leave them there
-                with path.open("wb") as target:
-                    encrypt(io.BytesIO(data), target, secret)
-                stored = StoredFile(name=path.name, sha256=file_digest(path), size=path.stat().st_size)
-        except OSError as error:
-            raise disk_error(path, error) from error
-        written[trial] = Weights(trial=trial, plain=plain, stored=stored)
+        if secret is not None:  # plain weights are never on the disk: a killed process would leave them there
+            name += ".encrypted"
+            sealed = io.BytesIO()
+            encrypt(io.BytesIO(data), sealed, secret)
+            data = sealed.getvalue()
+        (staging / name).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        written[trial] = Weights(trial=trial, name=name, sha256=digest, size=len(data))
     return written
 
 
-def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict[str, torch.Tensor]:
+def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: str) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors as they will be stored."""
     best = run.store.trial(trial).best
     run.store.trial(trial).fetch(best)
@@ -68,7 +85,7 @@ def _tensors(run: Run, member: EnsembleMember, trial: str, dtype: Dtype) -> dict
     return tensors
 
 
-def write_datasets(out: Path, staging: Path, files: Sequence[StoredFile], limit: int) -> list[Path]:
+def write_datasets(out: Path, staging: Path, weights: Sequence[Weights], limit: int) -> list[Path]:
     """Move the staged files to `out/0`, `out/1`, ...
 
     Args:
@@ -79,24 +96,12 @@ def write_datasets(out: Path, staging: Path, files: Sequence[StoredFile], limit:
 
     Raises:
         ConfigError: if a file is larger than the limit.
-        StoreError: if a folder cannot be written.
     """
     folders = []
-    for n, names in enumerate(split_files([(file.name, file.size) for file in files], limit)):
+    for n, names in enumerate(split_files([(one.name, one.size) for one in weights], limit)):
         folder = out / str(n)
-        make_folder(folder)
+        folder.mkdir(parents=True)
         folders.append(folder)
         for name in names:
-            try:
-                (staging / name).rename(folder / name)
-            except OSError as error:
-                raise disk_error(folder / name, error) from error
+            (staging / name).rename(folder / name)
     return folders
-
-
-def make_folder(path: Path) -> None:
-    """A folder that may be there already."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(path, error) from error

@@ -1,49 +1,35 @@
 """Runs a kernel here as Kaggle would, and predicts how long it takes for another number of pictures."""
 
-import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.storage.checked_read import read_model
 from imet_ray.units import clock
-from kernel_builder.runtime.exit_status import SOMETHING_WRONG, STOPPED
+from kernel_builder.runtime.exit_status import SOMETHING_WRONG, STOPPED, Timing
 from kernel_builder.runtime.inputs import all_files, find_test
 
 TIMING = "timing.json"
 FEWEST_BATCHES = 10  # that a rate is taken from
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long a run of a kernel took; its `--timing` file."""
-
-    pictures: int
-    batches: int  # per checkpoint
-    elapsed: float  # seconds of the whole run
-    decoding: float  # seconds of it spent on decoding all pictures
-    writing: float  # seconds of it spent on writing the submission, again and again
-    left: float  # seconds that the run could have taken: limit minus reserve
-    whole: bool  # every checkpoint was predicted
-    checkpoints: list[tuple[str, float]]  # member, seconds per picture; in the order of prediction
-
-    def verdict(self, images: int) -> tuple[bool, str]:
-        """Whether so many pictures fit, and how long they would take."""
-        rates = [seconds for _, seconds in self.checkpoints]
-        shared = (self.decoding + self.writing) / self.pictures  # seconds per picture
-        fixed = max(0.0, self.elapsed - (shared + sum(rates)) * self.pictures)
-        total = fixed + (shared + sum(rates)) * images
-        text = f"{images:,} pictures would take {clock(total)} on this machine, of {clock(self.left)}"
-        if total < self.left:
-            return True, f"{text}: fits"
-        after_each = [fixed + seconds * images for seconds in accumulate(rates, initial=shared)][1:]
-        done = sum(seconds < self.left for seconds in after_each)
-        return False, (
-            f"{text}: does NOT fit; about {done} of {len(rates)} checkpoints would be predicted, and the "
-            f"submission written from these"
-        )
+def verdict(timing: Timing, images: int) -> tuple[bool, str]:
+    """Whether so many pictures fit, and how long they would take."""
+    rates = [seconds for _, seconds in timing.checkpoints]
+    shared = (timing.decoding + timing.writing) / timing.pictures  # seconds per picture
+    fixed = max(0.0, timing.elapsed - (shared + sum(rates)) * timing.pictures)
+    total = fixed + (shared + sum(rates)) * images
+    text = f"{images:,} pictures would take {clock(total)} on this machine, of {clock(timing.left)}"
+    if total < timing.left:
+        return True, f"{text}: fits"
+    after_each = [fixed + seconds * images for seconds in accumulate(rates, initial=shared)][1:]
+    done = sum(seconds < timing.left for seconds in after_each)
+    return False, (
+        f"{text}: does NOT fit; about {done} of {len(rates)} checkpoints would be predicted, and the "
+        f"submission written from these"
+    )
 
 
 def refuse_data(data: Path) -> None:
@@ -83,7 +69,7 @@ def dry_run(kernel: Path, datasets: Path, data: Path, out: Path, images: int | N
     code = subprocess.run([*command, "--timing", TIMING], cwd=out, check=False).returncode
     if not (out / TIMING).exists():
         return code
-    timing = read_timing(out / TIMING)
+    timing = read_model(out / TIMING, Timing)
     images = images or timing.pictures
     if not timing.whole:
         print("checkpoints were left out: how long all of them take is not known")
@@ -93,14 +79,8 @@ def dry_run(kernel: Path, datasets: Path, data: Path, out: Path, images: int | N
             f"batches per checkpoint, {FEWEST_BATCHES} are needed"
         )
     else:
-        fits, text = timing.verdict(images)
+        fits, text = verdict(timing, images)
         print(text)
         if not fits:
             return code or SOMETHING_WRONG + STOPPED
     return code
-
-
-def read_timing(path: Path) -> Timing:
-    """Read what the kernel wrote."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Timing(**found | {"checkpoints": [tuple(one) for one in found["checkpoints"]]})

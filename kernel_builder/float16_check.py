@@ -5,6 +5,7 @@ these rounded to float16. Both blends are decoded and scored. Only the rounding 
 without bfloat16, such as Kaggle's T4, also computes in float16; that does not show here.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import read_spec, standings
-from imet_ray.storage.run_directory import EnsembleDirectory, TrialDirectory
+from imet_ray.storage.run_directory import TrialDirectory
 
 SAMPLE = 8192  # pictures
 HARMLESS = 0.0005  # score
@@ -59,9 +60,10 @@ def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
         StoreError: if a checkpoint is missing or damaged.
     """
     directory = run.store.ensemble(ensemble.name)
-    known = _measured_before(directory)
-    if known is not None and known.device == _device().type:
-        return known
+    with contextlib.suppress(StoreError, TypeError, KeyError):  # missing, or damaged
+        known = read_json(directory.half)
+        if known["device"] == _device().type:
+            return Float16Loss(known["moved"], known["noise"], known["pictures"], known["device"])
     loss = measure_loss(run, ensemble, members)
     write_json(
         directory.half, asdict(loss) | {"text": f"Weights stored as float16: {loss}."}, directory.files
@@ -73,14 +75,6 @@ def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
     return loss
 
 
-def _measured_before(directory: EnsembleDirectory) -> Float16Loss | None:
-    try:
-        found = read_json(directory.half)
-        return Float16Loss(*(found[name] for name in ("moved", "noise", "pictures", "device")))
-    except (StoreError, TypeError, KeyError):
-        return None
-
-
 def measure_loss(
     run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], *, seed: int = 0
 ) -> Float16Loss:
@@ -89,27 +83,25 @@ def measure_loss(
     Raises:
         StoreError: if a checkpoint is missing or damaged.
     """
-    data = run.data
+    data, device = run.data, _device()
     rows = np.sort(np.random.default_rng(seed).permutation(len(data.split.ids))[:SAMPLE])
-    device = _device()
-    exact_total: np.ndarray | None = None
-    rounded_total: np.ndarray | None = None
+    totals: list[np.ndarray | None] = [None, None]  # blended with float32, and with float16 weights
     for member in tqdm(members, "float16, out of fold", unit="member", disable=not sys.stderr.isatty()):
         trials = [run.store.trial(trial) for trial in member.trials]
-        exact, rounded = _predicted(trials, run, rows, device)
-        if not np.isfinite(rounded).all():
+        predicted = _predicted(trials, run, rows, device)
+        if not np.isfinite(predicted[1]).all():
             return Float16Loss(-1.0, 0.0, len(rows), device.type)
-        exact_total = add_share(exact_total, member.weight, exact, ensemble.scale)
-        rounded_total = add_share(rounded_total, member.weight, rounded, ensemble.scale)
-    assert exact_total is not None
-    assert rounded_total is not None
+        totals = [
+            add_share(total, member.weight, probs, ensemble.scale)
+            for total, probs in zip(totals, predicted, strict=True)
+        ]
     metric = metric_named(run.experiment.space.metric)
-    before, after = (
-        metric.per_picture(
-            ensemble.decoder.decode(as_probability(total, ensemble.scale, out=total)), data.labels[rows]
-        )
-        for total in (exact_total, rounded_total)
-    )
+    scores = []
+    for total in totals:
+        assert total is not None
+        decoded = ensemble.decoder.decode(as_probability(total, ensemble.scale, out=total))
+        scores.append(metric.per_picture(decoded, data.labels[rows]))
+    before, after = scores
     return loss_between(before, after, device.type)
 
 
@@ -129,7 +121,7 @@ def _predicted(
     """Each picture of `rows` by the checkpoint that never saw it, with float32 and with float16 weights.
 
     Returns:
-        Two arrays, (n, C) float16; the second is NaN if float16 cannot hold a weight.
+        Two arrays, (n, C) float16; the second has NaN if float16 cannot hold a weight.
     """
     data = run.data
     exact, rounded = (np.empty((len(rows), len(data.label_ids)), np.float16) for _ in range(2))
@@ -142,11 +134,10 @@ def _predicted(
         model, _ = load_tagger(trial.best, device)
         pack = data.split.pack(spec.pack_short_side)
         exact[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
-        for tensor in model.state_dict().values():
-            if tensor.dtype == torch.float32:
-                tensor.copy_(tensor.half())
-                if not tensor.isfinite().all():  # a variance may be: what it predicts is finite, and wrong
-                    rounded[:] = np.nan
-                    return exact, rounded
+        weights = [tensor for tensor in model.state_dict().values() if tensor.dtype == torch.float32]
+        for tensor in weights:
+            tensor.copy_(tensor.half())
         rounded[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
+        if not all(tensor.isfinite().all() for tensor in weights):
+            rounded[own] = np.nan  # what such a variance predicts is finite, and wrong
     return exact, rounded

@@ -33,7 +33,12 @@ def user_of(given: str | None) -> str:
         return _checked_user(given, "--user")
     if named := os.environ.get("KAGGLE_USERNAME"):
         return _checked_user(named, "KAGGLE_USERNAME")
-    path = _config_folder() / "kaggle.json"
+    # where the client looks: the XDG folder if only that is there
+    home = Path("~").expanduser()
+    folder, xdg = home / ".kaggle", Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
+    if xdg.exists() and not folder.exists():
+        folder = xdg
+    path = Path(os.environ.get("KAGGLE_CONFIG_DIR") or folder) / "kaggle.json"
     try:
         return _checked_user(json.loads(path.read_text(encoding="utf-8"))["username"], str(path))
     except FileNotFoundError:
@@ -42,15 +47,6 @@ def user_of(given: str | None) -> str:
         ) from None
     except (OSError, ValueError, TypeError, KeyError):
         raise ConfigError(f"{path} names no user: give --user NAME, or download the file again") from None
-
-
-def _config_folder() -> Path:
-    """Where the client looks: `~/.kaggle` if there is one, else the XDG folder."""
-    if named := os.environ.get("KAGGLE_CONFIG_DIR"):
-        return Path(named)
-    home = Path("~").expanduser()
-    xdg = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
-    return xdg if xdg.exists() and not (home / ".kaggle").exists() else home / ".kaggle"
 
 
 def _checked_user(name: object, where: str) -> str:
@@ -77,12 +73,8 @@ def slug(text: str) -> str:
 def dataset_metadata(user: str, title: str) -> dict[str, Any]:
     """The content of `dataset-metadata.json`. Datasets are private unless the client is given `--public`.
 
-    Args:
-        user: its owner.
-        title: 6 to 50 characters; its slug, of as many, becomes the dataset's name.
-
     Raises:
-        ConfigError: if Kaggle would refuse the title or its slug.
+        ConfigError: if Kaggle would refuse the title or its slug, which becomes the dataset's name.
     """
     name = slug(title)
     for what, text in (("title", title), ("slug", name)):
@@ -95,18 +87,15 @@ def kernel_metadata(
     title: str,
     *,
     code_file: str,
-    datasets: Sequence[str],
     competition: str | None,
     accelerator: str,
 ) -> dict[str, Any]:
     """The content of `kernel-metadata.json`, for a private script without internet.
 
     Args:
-        user: its owner.
-        title: or slug, 5 to 50 characters; the written title is made from the slug, since it must resolve to it.
+        title: or slug; the written title is made from the slug, since it must resolve to it.
         code_file: the script's name, beside the metadata.
-        datasets: `user/slug` of each dataset that it reads.
-        competition: the slug of the competition whose data it reads, if any.
+        competition: a slug.
         accelerator: a GPU, by the client's name for it.
 
     Raises:
@@ -129,7 +118,7 @@ def kernel_metadata(
         "machine_shape": accelerator,
         "enable_tpu": False,
         "enable_internet": False,  # the client's default is True
-        "dataset_sources": list(datasets),
+        "dataset_sources": [],  # `user/slug` of each: the caller's
         "competition_sources": [competition] if competition else [],
         "kernel_sources": [],
         "model_sources": [],
@@ -145,11 +134,7 @@ def _check_length(what: str, text: str, shortest: int) -> None:
 
 
 def split_files(sizes: Sequence[tuple[str, int]], limit: int) -> list[list[str]]:
-    """Share files out among as few datasets as first-fit finds.
-
-    Args:
-        sizes: name and bytes of each file.
-        limit: bytes that a dataset may have.
+    """Share files, given by name and bytes, out among as few datasets of at most `limit` bytes as first-fit finds.
 
     Raises:
         ConfigError: if a file is larger than the limit.

@@ -1,6 +1,6 @@
 """The kernel's text: one Python file with its manifest, its sources, and a loader that imports them from memory.
 
-The file has a docstring for people, both parts compressed (zlib, base85), and the loader. It depends on what is packed
+The file has a docstring for people, the loader, and the content compressed (zlib, base85). It depends on what is packed
 and on nothing else, so the same input gives the same bytes.
 """
 
@@ -13,20 +13,6 @@ from typing import Any
 from kernel_builder.import_closure import Closure
 
 WIDTH = 100  # characters per line: editors and diffs choke on one line of 100,000
-
-# Python runs what is left of a file that was cut off between two statements, without an error.
-END = "# the end of the kernel"
-CHECK = f'''
-import sys
-
-try:
-    with open(__file__, encoding="utf-8") as _file:
-        _cut = not _file.read().rstrip().endswith("{END}")
-except (NameError, OSError):  # run from memory
-    _cut = False
-if _cut:
-    sys.exit("error: kernel.py was cut off: build it again")
-'''
 
 # The modules of this file come before installed ones, and those already imported leave sys.modules: a notebook may run
 # two kernels in one process. A notebook takes even sys.exit(0) for an error. Before Python 3.13 the interpreter's own
@@ -42,17 +28,6 @@ import os
 import sys
 import traceback
 import zlib
-
-
-def _unpacked(text, digest):
-    """One part of this file, as it was packed."""
-    try:
-        data = zlib.decompress(base64.b85decode("".join(text.split())))
-    except (ValueError, zlib.error):
-        data = b""
-    if hashlib.sha256(data).hexdigest() != digest:
-        sys.exit("error: kernel.py was altered or cut off: build it again")
-    return json.loads(data)
 
 
 class _KernelImporter(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
@@ -89,25 +64,36 @@ def _install(importer):
     sys.meta_path.insert(0, importer)
 
 
-_install(_KernelImporter(**_unpacked(_SOURCES, _SOURCES_SHA256)))
-
-if __name__ == "__main__":
+def _start(digest, packed):
+    """Install the modules of this file, and run it if it is the program and not one of its loader processes."""
+    try:
+        data = zlib.decompress(base64.b85decode("".join(packed.split())))
+    except (ValueError, zlib.error):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != digest:
+        sys.exit("error: kernel.py was altered or cut off: build it again")
+    content = json.loads(data)
+    _install(_KernelImporter(content["modules"], content["packages"]))
+    if __name__ != "__main__":
+        return
     sys.excepthook = traceback.print_exception  # shows lines from memory
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     try:
-        _main = importlib.import_module(_ENTRY).main
-    except ModuleNotFoundError as _error:
-        sys.exit(f"error: this machine lacks the package {_error.name}, which the kernel needs: install it")
-    _status = _main(_unpacked(_MANIFEST, _MANIFEST_SHA256))
+        main = importlib.import_module(content["entry"]).main
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: this machine lacks the package {error.name}, which the kernel needs: install it")
+    status = main(content["manifest"])
     if "ipykernel" not in sys.modules:  # an exit that hangs would cost the submission
-        for _stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stdout, sys.stderr):
             try:
-                _stream.flush()
+                stream.flush()
             except OSError:  # nobody listens
                 pass
-        os._exit(_status or 0)
-    if _status:
-        sys.exit(_status)
+        os._exit(status or 0)
+    if status:
+        sys.exit(status)
+
+
 '''
 
 
@@ -118,43 +104,25 @@ def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, heade
         closure: the modules to pack.
         manifest: what `entry` is run with; anything that JSON can hold.
         entry: one of the modules; its `main(manifest)` gives the exit code.
-        header: what a reader should know; the digests are added.
+        header: what a reader should know; a line about the content is added.
     """
     assert entry in closure.modules
-    sources = _json({"modules": closure.modules, "packages": sorted(closure.packages)})
-    packed = _json(manifest)
+    content = {
+        "entry": entry,
+        "manifest": manifest,
+        "modules": closure.modules,
+        "packages": sorted(closure.packages),
+    }
+    data = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+    digest = hashlib.sha256(data).hexdigest()
     docstring = (
-        f"{header.strip()}\n\nEntry: {entry}\nManifest: {len(packed):,} bytes, sha256 {_digest(packed)}\n"
-        f"Sources: {len(closure.modules)} modules, {len(sources):,} bytes, sha256 {_digest(sources)}\n"
+        f"{header.strip()}\n\nEntry: {entry}\n"
+        f"Packed: {len(closure.modules)} modules, {len(data):,} bytes, sha256 {digest}\n"
     )
-    return "\n".join(
-        [
-            f'"""{_escaped(docstring)}"""\n',
-            CHECK,
-            f"_ENTRY = {entry!r}",
-            f"_MANIFEST_SHA256 = {_digest(packed)!r}",
-            f"_SOURCES_SHA256 = {_digest(sources)!r}",
-            f'_MANIFEST = """\n{_wrapped(packed)}\n"""',
-            f'_SOURCES = """\n{_wrapped(sources)}\n"""',
-            LOADER,
-            END,
-            "",
-        ]
-    )
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _wrapped(data: bytes) -> str:
-    """Compressed, as lines of text. Base85 has neither quotes nor backslashes."""
-    text = base64.b85encode(zlib.compress(data, 9)).decode()
-    return "\n".join(text[start : start + WIDTH] for start in range(0, len(text), WIDTH))
+    packed = base64.b85encode(zlib.compress(data, 9)).decode()  # base85 has neither quotes nor backslashes
+    lines = "\n".join(packed[start : start + WIDTH] for start in range(0, len(packed), WIDTH))
+    # The content is the last statement: a file that was cut off in it is no Python.
+    return f'"""{_escaped(docstring)}"""\n{LOADER}_start({digest!r}, """\n{lines}\n""")\n'
 
 
 def _escaped(text: str) -> str:

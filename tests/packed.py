@@ -10,9 +10,8 @@ from pathlib import Path
 def manifest_of(place: Path) -> dict:
     """What is packed in the kernel."""
     tree = ast.parse((place / "kernel" / "kernel.py").read_text())
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MANIFEST":
-            return json.loads(
-                zlib.decompress(base64.b85decode("".join(ast.literal_eval(node.value).split())))
-            )
-    raise AssertionError("no manifest")
+    call = tree.body[-1]
+    assert isinstance(call, ast.Expr)
+    assert isinstance(call.value, ast.Call)
+    packed = base64.b85decode("".join(ast.literal_eval(call.value.args[1]).split()))
+    return json.loads(zlib.decompress(packed))["manifest"]

@@ -8,7 +8,7 @@ from imet_ray.errors import StoreError
 from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.specs import Variant
-from kernel_builder.runtime.manifest import KernelMember, Manifest, StoredFile, Weights
+from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.schedule import Deadline, Outcome, Schedule
 
 N, C, BATCH = 100, 3, 10
@@ -38,9 +38,7 @@ def make_manifest(sizes: str = "") -> Manifest:
             recipe=Variant(name=name, architecture="test_resnet"),
             pack_short_side=64 if name in sizes else 32,
             weights=[
-                Weights(trial=f"{name}{fold}", plain=file, stored=file)
-                for fold in range(2)
-                for file in [StoredFile(name=f"{name}-f{fold}", sha256="", size=1)]
+                Weights(trial=f"{name}{fold}", name=f"{name}-f{fold}", sha256="", size=1) for fold in range(2)
             ],
         )
         for name, weight in (("a", 0.5), ("b", 0.3), ("c", 0.2))
@@ -55,11 +53,10 @@ def make_manifest(sizes: str = "") -> Manifest:
             Prefix(members=list("abc"[: k + 1]), decoder=Threshold(threshold=t), score=0.5)
             for k, t in enumerate((0.3, 0.4, 0.5))
         ],
-        dtype="float32",
+        encrypted=False,
         key=None,
         limit=1000.0,
         reserve=50.0,
-        versions={},
     )
 
 

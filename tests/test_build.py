@@ -161,6 +161,19 @@ def test_a_checkpoint_above_the_limit_of_a_dataset_is_one_line(tmp_path, swept, 
     assert "more than the 1,000,000 of a dataset" in err[0]
 
 
+def test_a_checkpoint_that_is_too_large_even_as_float16_is_refused_before_anything_is_measured(
+    tmp_path, swept, trained, capfd, monkeypatch
+):
+    def measure(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(build_module, "float16_loss", measure)
+    options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where]
+    assert main(["k", *options, "--max-dataset-bytes", "500kB"]) == 1
+    assert "more than the 500,000 of a dataset" in capfd.readouterr().err
+    assert not (tmp_path / "k").exists()
+
+
 def test_weights_that_float16_cannot_hold_are_refused(tmp_path, swept, trained, capfd, monkeypatch):
     original = datasets.safetensors.torch.load_file
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from kernel_builder.dry_run import Timing, read_timing
+from imet_ray.storage.checked_read import read_model
+from kernel_builder.dry_run import verdict
+from kernel_builder.runtime.exit_status import Timing
 
 TIMING = {  # 10 s of set-up; 0.6 s of decoding, 0.4 s of writing, and 2 + 2 + 6 s of checkpoints for 100 pictures
     "pictures": 100,
@@ -31,11 +33,11 @@ TIMING = {  # 10 s of set-up; 0.6 s of decoding, 0.4 s of writing, and 2 + 2 + 6
     ],
 )
 def test_what_grows_with_the_pictures_is_scaled_and_the_set_up_is_not(images, expected):
-    fits, text = Timing(**TIMING).verdict(images)
+    fits, text = verdict(Timing(**TIMING), images)
     assert expected in text
     assert fits == text.endswith("fits")
 
 
 def test_a_timing_is_read_as_the_kernel_wrote_it(tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps(TIMING))
-    assert read_timing(tmp_path / "timing.json") == Timing(**TIMING)
+    assert read_model(tmp_path / "timing.json", Timing) == Timing(**TIMING)

@@ -84,18 +84,6 @@ def test_relative_imports_are_followed(closure_of):
     assert {"mine.deep.leaf", "mine.deep.other", "mine.a", "mine.b"} <= set(found.modules)
 
 
-def test_a_relative_import_above_the_top_is_refused(closure_of):
-    text = refusal(closure_of, main="from .. import a")
-    assert text.startswith("mine.main has an import above its top package")
-
-
-def test_foreign_modules_are_listed_by_top_name_without_the_standard_library(closure_of):
-    found = closure_of(
-        main="import os.path, torch.nn\nfrom numpy.linalg import norm\nfrom __future__ import a"
-    )
-    assert found.foreign == {"torch", "numpy"}
-
-
 def test_modules_that_import_each_other_end(closure_of):
     assert len(closure_of(main="import mine.a", a="import mine.main").modules) == 3
 
@@ -112,26 +100,22 @@ def test_an_entry_that_is_not_there_is_refused(closure_of):
         closure_of(entry="mine.gone")
 
 
-@pytest.mark.parametrize("source", ["x = (", "x = 1\x00", b"x = '\xff'"])
-def test_a_source_that_is_no_python_is_refused(closure_of, source):
-    assert "is no Python in UTF-8" in refusal(closure_of, main="import mine.a", a=source)
-
-
 @pytest.mark.parametrize(
     ("source", "name"), [("import ray.tune", "ray"), ("from optuna import Trial", "optuna")]
 )
-def test_ray_and_optuna_are_refused_with_the_chain_that_leads_there(closure_of, source, name):
+def test_ray_and_optuna_are_refused_with_the_module_that_imports_them(closure_of, source, name):
     text = refusal(closure_of, main="import mine.a", a="import mine.b", b=f"def f():\n    {source}")
-    assert f"mine.main -> mine.a -> mine.b -> {name}" in text
+    assert text == f"a kernel must do without {name}, which mine.b imports: remove that import"
 
 
 def test_the_real_prediction_needs_neither_ray_nor_optuna():
     found = import_closure("imet_ray.prediction.predict", OURS)
-    assert {"torch", "timm", "numpy"} <= found.foreign
-    assert not {"ray", "optuna"} & found.foreign
+    assert "imet_ray.models.models" in found.modules
     assert "imet_ray.cluster" not in found.modules
 
 
 def test_the_sweep_cannot_go_into_a_kernel():
-    with pytest.raises(ConfigError, match=r"imet_ray\.cluster\.trial.* -> (ray|optuna)"):
+    with pytest.raises(
+        ConfigError, match=r"must do without (ray|optuna), which imet_ray\.cluster\.\w+ imports"
+    ):
         import_closure("imet_ray.cluster.trial", OURS)

@@ -8,8 +8,7 @@ import pytest
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.storage.encryption import Secret, encrypt
 from kernel_builder.runtime.inputs import all_files, find_test
-from kernel_builder.runtime.locate_weights import FoundWeights, find_secret
-from kernel_builder.runtime.manifest import StoredFile, Weights
+from kernel_builder.runtime.locate_weights import find_secret
 
 SAMPLE = "id,attribute_ids\na,0\nb,1\n"
 
@@ -52,13 +51,6 @@ def test_a_sample_with_a_byte_order_mark_or_another_column_is_read(tmp_path):
     assert find_test(all_files(tmp_path)).ids == ("a", "b")
 
 
-def test_of_two_competitions_the_other_one_is_known(tmp_path):
-    competition(tmp_path / "acomp", "a.png")
-    competition(tmp_path / "imet", "a.png")
-    found = find_test(all_files(tmp_path))
-    assert [sample.parent.name for sample in found.samples] == ["acomp", "imet"]
-
-
 def test_weights_are_looked_for_in_folders_of_any_name_but_not_among_pictures_and_never_in_circles(tmp_path):
     competition(tmp_path / "c", "a.png")
     for name in ("test", "train"):
@@ -69,13 +61,12 @@ def test_weights_are_looked_for_in_folders_of_any_name_but_not_among_pictures_an
     assert names == ["sample_submission.csv", "test.safetensors", "train.safetensors"]
 
 
-def sealed(root: Path, secret: Secret) -> FoundWeights:
+def sealed(root: Path, secret: Secret) -> Path:
     target = io.BytesIO()
     encrypt(io.BytesIO(b"weights"), target, secret)
     path = root / "w.encrypted"
     path.write_bytes(target.getvalue())
-    stored = StoredFile(name="w.encrypted", sha256="", size=1)
-    return FoundWeights(Weights(trial="t", plain=stored, stored=stored), path, encrypted=True)
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +103,3 @@ def test_a_key_file_that_is_none_is_one_line_with_its_name(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=f"{path}: a key must read imet-ray-key-1:"):
         find_secret([sealed(tmp_path, Secret.new())], None, [path])
-
-
-def test_plain_weights_need_no_key(tmp_path):
-    one = sealed(tmp_path, Secret.new())
-    assert find_secret([FoundWeights(one.weights, one.path, encrypted=False)], None, []) is None

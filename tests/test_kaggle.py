@@ -27,7 +27,6 @@ def save_user(folder, text: str) -> None:
 def kernel(title: str = "imet ray demo", **changed):
     given = {
         "code_file": "kernel.py",
-        "datasets": ["ann/weights-1"],
         "competition": None,
         "accelerator": "NvidiaTeslaT4",
     } | changed
@@ -125,7 +124,6 @@ def test_a_kernel_is_a_private_python_script_without_internet():
         False,
         True,
     )
-    assert metadata["dataset_sources"] == ["ann/weights-1"]
     assert metadata["competition_sources"] == ["imet-2019-fgvc6"]
     assert json.loads(json.dumps(metadata)) == metadata
 

@@ -1,15 +1,33 @@
-"""How a run ended: its last lines, and its exit code."""
+"""How a run ended: its last lines, its exit code, and what took how long."""
 
 import os
 from collections.abc import Sequence
 from statistics import mean
+from typing import Annotated
 
+from pydantic import Field
+
+from imet_ray.specs import Frozen
 from kernel_builder.runtime.manifest import Manifest
 from kernel_builder.runtime.schedule import Outcome
 
 ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE"  # this variable is set there
 STOPPED, LEFT_OUT, UNREADABLE, FELL_BACK, BEHIND = 1, 2, 4, 8, 16
 SOMETHING_WRONG = 64  # is added to these
+
+
+class Timing(Frozen):
+    """What a kernel writes to its `--timing` file."""
+
+    pictures: int
+    batches: int  # per checkpoint
+    elapsed: float  # seconds of the whole run
+    decoding: float  # seconds of it spent on decoding all pictures
+    writing: float  # seconds of it spent on writing the submission, again and again
+    left: float  # seconds that the run could have taken: limit minus reserve
+    whole: bool  # every checkpoint was predicted
+    # member, seconds per picture; in the order of prediction
+    checkpoints: list[Annotated[tuple[str, float], Field(strict=False)]]
 
 
 def summary(
@@ -35,38 +53,32 @@ def summary(
     lines = [
         f"{name}: {1000 * mean(times):.2f} ms per picture and checkpoint" for name, times in rates.items()
     ]
-    wrong = []
+    wrong: list[tuple[int, str]] = []
     if outcome.stopped:
-        wrong.append(f"stopped by the limit at {outcome.stopped}")
+        wrong.append((STOPPED, f"stopped by the limit at {outcome.stopped}"))
     if outcome.failed:
         dropped = f", members dropped: {', '.join(outcome.dropped)}" if outcome.dropped else ""
-        wrong.append(f"{len(outcome.failed)} checkpoints left out: {'; '.join(outcome.failed)}{dropped}")
+        text = f"{len(outcome.failed)} checkpoints left out: {'; '.join(outcome.failed)}{dropped}"
+        wrong.append((LEFT_OUT, text))
     if unreadable:
-        wrong.append(f"{unreadable:,} pictures could not be read and have the most frequent labels")
-    wrong += warnings
+        text = f"{unreadable:,} pictures could not be read and have the most frequent labels"
+        wrong.append((UNREADABLE, text))
+    wrong += [(FELL_BACK, text) for text in warnings]
     if outcome.unwritten:
-        wrong.append(f"the last predictions could not be written: {outcome.unwritten}")
+        wrong.append((BEHIND, f"the last predictions could not be written: {outcome.unwritten}"))
     useless = outcome.checkpoints == 0 and not outcome.stopped
     if useless:
-        wrong.append("nothing but the most frequent labels: no checkpoint could be used")
-    code = (
-        STOPPED * bool(outcome.stopped)
-        | LEFT_OUT * bool(outcome.failed)
-        | UNREADABLE * bool(unreadable)
-        | FELL_BACK * bool(warnings)
-        | BEHIND * bool(outcome.unwritten)
-    )
+        wrong.append((0, "nothing but the most frequent labels: no checkpoint could be used"))
+    code = 0
+    for bit, _ in wrong:
+        code |= bit
     lines.append(
-        f"submission.csv: {outcome.written} of {manifest.checkpoints} checkpoints, {pictures:,} pictures, "
-        f"{seconds:.1f} s" + "".join(f"; {text}" for text in wrong)
+        f"submission.csv: {outcome.written} of {len(manifest.weights)} checkpoints, {pictures:,} pictures, "
+        f"{seconds:.1f} s" + "".join(f"; {text}" for _, text in wrong)
     )
     return (SOMETHING_WRONG + code if useless else exit_code_with_submission(code)), lines
 
 
 def exit_code_with_submission(wrong: int) -> int:
-    """The exit code of a run that left a submission. On Kaggle 0: any other code throws the submission away.
-
-    Args:
-        wrong: STOPPED, LEFT_OUT and so on, added up.
-    """
+    """The exit code of a run that left a submission. On Kaggle 0: any other code throws the submission away."""
     return 0 if wrong == 0 or os.environ.get(ON_KAGGLE) else SOMETHING_WRONG + wrong

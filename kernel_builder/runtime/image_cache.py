@@ -3,9 +3,8 @@
 A picture that cannot be decoded becomes black here, and its row is noted: it gets the labels' prior.
 """
 
-import contextlib
 import logging
-import secrets
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,11 +36,7 @@ class ImageCache:
         self._packs: dict[int, Pictures] = {}
 
     def get(self, short_side: int, *, keep: Collection[int]) -> Pictures:
-        """The pictures at this size.
-
-        Args:
-            keep: sizes that will be needed again; others are dropped.
-        """
+        """The pictures at this size. Those of sizes that are not in `keep` are dropped."""
         self._packs = {size: pack for size, pack in self._packs.items() if size in keep}
         if short_side not in self._packs:
             began = time.monotonic()
@@ -50,26 +45,22 @@ class ImageCache:
         return self._packs[short_side]
 
     def _decode(self, short_side: int) -> Pictures:
-        path = self.scratch / f".pictures-{secrets.token_hex(4)}"
         try:
-            return build_pack(
-                self.test.files,
-                self.test.ids,
-                short_side=short_side,
-                path=path,
-                workers=self.workers,
-                unreadable=self.unreadable,
-            )
-        except StoreError as error:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:  # the pack's map outlives its name
+                return build_pack(
+                    self.test.files,
+                    self.test.ids,
+                    short_side=short_side,
+                    path=Path(folder) / "pictures",
+                    workers=self.workers,
+                    unreadable=self.unreadable,
+                )
+        except (StoreError, OSError) as error:
             logger.warning("%s; decoding for each checkpoint instead", error)
-            self._find_unreadable()
-            return _DecodedEachTime(self.test.files, short_side, frozenset(self.unreadable))
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # the map keeps it: nothing is left, however the process ends
-                path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+            return self._decoded_each_time(short_side)
 
-    def _find_unreadable(self) -> None:
+    def _decoded_each_time(self, short_side: int) -> Pictures:
         def check(row: int) -> None:
             try:
                 read_rgb(self.test.files[row])
@@ -78,6 +69,7 @@ class ImageCache:
 
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             list(pool.map(check, range(len(self.test.files))))
+        return _DecodedEachTime(self.test.files, short_side, frozenset(self.unreadable))
 
 
 class _DecodedEachTime:

@@ -22,19 +22,17 @@ class TestPictures:
 
     ids: tuple[str, ...]
     files: tuple[Path, ...]  # also those that are missing
-    samples: tuple[Path, ...] = ()  # the one that is used, and others that have pictures
 
 
 def all_files(root: Path) -> list[Path]:
     """Every file below `root`, sorted. Folders of pictures are left out, and no folder is entered twice."""
     found: list[Path] = []
-    entered: set[tuple[int, int]] = set()  # links may lead in circles
+    entered: set[str] = set()  # links may lead in circles
     for folder, folders, names in os.walk(root, followlinks=True):
-        known = Path(folder).stat()
-        if (known.st_dev, known.st_ino) in entered:
+        if (place := os.path.realpath(folder)) in entered:
             folders.clear()
             continue
-        entered.add((known.st_dev, known.st_ino))
+        entered.add(place)
         skipped = PICTURES if any(table in names for table in TABLES) else ()
         folders[:] = sorted(name for name in folders if name not in skipped)
         found += [Path(folder) / name for name in sorted(names)]
@@ -47,28 +45,27 @@ def find_test(files: Sequence[Path]) -> TestPictures:
     Raises:
         DataError: if there is no sample submission, it cannot be read whole, or none of its pictures is there.
     """
-    samples = sorted(
+    sample = min(
         (file for file in files if file.name == SAMPLE),
         key=lambda path: (not (path.parent / "test").is_dir(), len(path.parts), path),
+        default=None,
     )
-    if not samples:
+    if sample is None:
         raise DataError(f"no {SAMPLE} under the input folder: attach the competition's data to the kernel")
     problems: list[Problem] = []
-    rows = read_table(samples[0], ("id",), problems, optional=("attribute_ids",))
-    fatal = [problem for problem in problems if problem.forbids]
+    rows = read_table(sample, ("id",), problems)
+    fatal = [f"{one.kind}, row {one.row} {one.text}".rstrip() for one in problems if one.forbids]
     if fatal or rows is None or rows.empty:
-        first = fatal[0] if fatal else None
-        reason = f"{first.kind}, row {first.row} {first.text}".rstrip() if first else "it has no rows"
-        raise DataError(f"{samples[0]} cannot be read: {reason}: a submission must have all of its rows")
-    folder = samples[0].parent / "test"
+        reason = fatal[0] if fatal else "it has no rows"
+        raise DataError(f"{sample} cannot be read: {reason}: a submission must have all of its rows")
+    folder = sample.parent / "test"
     listing = picture_files(folder)
     by_stem = {file.stem: file for file in listing.values()}
     ids = tuple(rows["id"])
     known = [listing.get(i) or by_stem.get(i) for i in ids]
     if not any(known):
         raise DataError(
-            f"none of the {len(ids):,} pictures of {samples[0]} is in {folder}: attach the competition's data"
+            f"none of the {len(ids):,} pictures of {sample} is in {folder}: attach the competition's data"
         )
     paths = tuple(file or folder / i for i, file in zip(ids, known, strict=True))
-    others = [sample for sample in samples[1:] if (sample.parent / "test").is_dir()]
-    return TestPictures(ids, paths, (samples[0], *others))
+    return TestPictures(ids, paths)

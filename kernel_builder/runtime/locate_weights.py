@@ -3,41 +3,27 @@
 All weights are found and checked before any is used: a forgotten dataset is reported in the first minute.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imet_ray.errors import ConfigError, ImetError, StoreError
 from imet_ray.storage.checked_read import file_digest
-from kernel_builder.runtime.manifest import Manifest, StoredFile, Weights
+from kernel_builder.runtime.manifest import Manifest, Weights
 
 if TYPE_CHECKING:  # it needs `cryptography`, which a kernel with plain weights does without
     from imet_ray.storage.encryption import Secret
 
 KEY_FILE = "imet_ray.key"
-KEY_VARIABLE, PASSPHRASE_VARIABLE = "IMET_RAY_KEY", "IMET_RAY_PASSPHRASE"
 
 
-@dataclass(frozen=True)
-class FoundWeights:
-    """Where one checkpoint's weights lie."""
-
-    weights: Weights
-    path: Path
-    encrypted: bool
-
-
-def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, FoundWeights]:
-    """The weights of each trial, plain or encrypted.
+def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
+    """The file of each trial's weights.
 
     Raises:
         StoreError: naming every file that is missing, cut off or altered.
     """
-    wanted = [weights for member in manifest.members for weights in member.weights]
-    sizes = {stored.size for weights in wanted for stored in (weights.plain, weights.stored)}
+    sizes = {weights.size for weights in manifest.weights}
     by_digest: dict[str, Path] = {}
     by_name: dict[str, Path] = {}
     for path in files:
@@ -48,109 +34,18 @@ def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, FoundWe
                 by_digest.setdefault(file_digest(path), path)
         except OSError:
             continue  # it counts as missing
-    found: dict[str, FoundWeights] = {}
-    problems = []
-    for weights in wanted:
-        if plain := by_digest.get(weights.plain.sha256):
-            found[weights.trial] = FoundWeights(weights, plain, encrypted=False)
-        elif stored := by_digest.get(weights.stored.sha256):
-            found[weights.trial] = FoundWeights(weights, stored, encrypted=True)
-        else:
-            problems.append(_problem(weights.stored, by_name.get(weights.stored.name)))
-    if problems:
+    missing = [weights for weights in manifest.weights if weights.sha256 not in by_digest]
+    if missing:
+        problems = [_problem(weights, by_name.get(weights.name)) for weights in missing]
         raise StoreError(
             f"{len(problems)} files of weights cannot be used:\n  "
             + "\n  ".join(problems)
             + "\nattach the datasets that were built with this kernel"
         )
-    return found
+    return {weights.trial: by_digest[weights.sha256] for weights in manifest.weights}
 
 
-def find_secret(
-    found: Sequence[FoundWeights], embedded: str | None, files: Sequence[Path]
-) -> "Secret | None":
-    """What opens the encrypted weights: the key in the kernel, in the environment, or in a dataset's file.
-
-    The beginning of each file is opened: a wrong key shows before anything is predicted.
-
-    Returns:
-        None if no weights are encrypted.
-
-    Raises:
-        StoreError: naming the file that does not open.
-        ConfigError: if there is no key.
-    """
-    encrypted = [one for one in found if one.encrypted]
-    if not encrypted:
-        return None
-    try:
-        from imet_ray.storage.encryption import decrypted
-    except ImportError as error:
-        raise ConfigError(
-            f"the weights are encrypted, and this machine lacks the package cryptography ({error}): install it, or "
-            f"build the kernel without --encrypt"
-        ) from None
-    refused: ImetError | None = None
-    for where, text in _secret_texts(embedded, files):
-        try:
-            secret = _secret(where, text)
-            for one in encrypted:
-                with one.path.open("rb") as file:
-                    next(decrypted(file, secret, one.weights.stored.name))
-            return secret
-        except ImetError as error:
-            refused = error
-        except OSError as error:
-            refused = StoreError(f"{error.filename}: {error.strerror or error}")
-    raise refused or ConfigError(
-        f"the weights are encrypted: set {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}, or attach the private dataset "
-        f"with {KEY_FILE}"
-    )
-
-
-def read_weights(found: FoundWeights, secret: "Secret | None") -> bytes:
-    """The plain bytes of a checkpoint's weights; they are kept in memory only.
-
-    Raises:
-        StoreError: naming the file, if it was altered since it was found.
-    """
-    if found.encrypted:
-        from imet_ray.storage.encryption import decrypted
-
-        assert secret is not None
-        with found.path.open("rb") as file:
-            plain = b"".join(decrypted(file, secret, found.weights.stored.name))
-    else:
-        plain = found.path.read_bytes()
-    if hashlib.sha256(plain).hexdigest() != found.weights.plain.sha256:
-        raise StoreError(f"{found.weights.plain.name} is not what this kernel was built with")
-    return plain
-
-
-def _secret_texts(embedded: str | None, files: Sequence[Path]) -> list[tuple[str, str | Path]]:
-    """Where the secret stands, with its text or file. There may be several files: other kernels have theirs."""
-    if embedded is not None:
-        return [("the kernel", embedded)]
-    for variable in (KEY_VARIABLE, PASSPHRASE_VARIABLE):
-        if text := os.environ.get(variable):
-            return [(variable, text)]
-    return [(str(path), path) for path in files if path.name == KEY_FILE]
-
-
-def _secret(where: str, text: str | Path) -> "Secret":
-    from imet_ray.storage.encryption import Secret
-
-    if where == PASSPHRASE_VARIABLE:
-        return Secret(passphrase=str(text))
-    if isinstance(text, Path):
-        text = text.read_text(encoding="utf-8", errors="replace")
-    try:
-        return Secret.parse(text)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _problem(wanted: StoredFile, path: Path | None) -> str:
+def _problem(wanted: Weights, path: Path | None) -> str:
     """Why a file of weights was not found by its digest; `path` has its name."""
     if path is None:
         return f"{wanted.name} is missing"
@@ -158,3 +53,57 @@ def _problem(wanted: StoredFile, path: Path | None) -> str:
     if size != wanted.size:
         return f"{path} is cut off or another file: {size:,} bytes, must be {wanted.size:,}"
     return f"{path} was altered: its sha256 is not {wanted.sha256[:12]}..."
+
+
+def find_secret(encrypted: Sequence[Path], embedded: str | None, files: Sequence[Path]) -> "Secret":
+    """What opens the encrypted weights: the key in the kernel, in the environment, or in a dataset's file.
+
+    The beginning of each file is opened: a wrong key shows before anything is predicted.
+
+    Raises:
+        StoreError: naming the file that does not open.
+        ConfigError: if there is no key.
+    """
+    try:
+        from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE, Secret
+    except ImportError as error:
+        raise ConfigError(
+            f"the weights are encrypted, and this machine lacks the package cryptography ({error}): install it, or "
+            f"build the kernel without --encrypt"
+        ) from None
+    secret = Secret.parse(embedded) if embedded is not None else Secret.of_environment()
+    if secret is not None:
+        _check(secret, encrypted)
+        return secret
+    refused: ImetError | OSError = ConfigError(
+        f"the weights are encrypted: set {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}, or attach the private dataset "
+        f"with {KEY_FILE}"
+    )
+    for path in files:  # there may be several keys: other kernels have theirs
+        if path.name == KEY_FILE:
+            try:
+                secret = Secret.parse(path.read_text(encoding="utf-8", errors="replace"), f"{path}: ")
+                _check(secret, encrypted)
+                return secret
+            except (ImetError, OSError) as error:
+                refused = error
+    raise refused
+
+
+def _check(secret: "Secret", encrypted: Sequence[Path]) -> None:
+    """Open the first chunk of each file."""
+    from imet_ray.storage.encryption import decrypted
+
+    for path in encrypted:
+        with path.open("rb") as file:
+            next(decrypted(file, secret, str(path)))
+
+
+def read_weights(path: Path, secret: "Secret | None") -> bytes:
+    """The plain bytes of a checkpoint's weights; they are kept in memory only."""
+    if secret is None:
+        return path.read_bytes()
+    from imet_ray.storage.encryption import decrypted
+
+    with path.open("rb") as file:
+        return b"".join(decrypted(file, secret, str(path)))

@@ -14,27 +14,34 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.prediction.submission import write_submission
 from imet_ray.storage.files import write_json
 from imet_ray.units import duration
-from kernel_builder.runtime.checkpoints import Checkpoints, usable_device
-from kernel_builder.runtime.exit_status import STOPPED, exit_code_with_submission, summary
+from kernel_builder.runtime.checkpoints import load_model, usable_device
+from kernel_builder.runtime.exit_status import STOPPED, Timing, exit_code_with_submission, summary
 from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import all_files, find_test
-from kernel_builder.runtime.locate_weights import find_secret, find_weights
-from kernel_builder.runtime.manifest import Manifest
+from kernel_builder.runtime.locate_weights import find_secret, find_weights, read_weights
+from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.running_blend import RunningBlend
 from kernel_builder.runtime.schedule import Deadline, Schedule
 from kernel_builder.runtime.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from imet_ray.storage.encryption import Secret
+
 INPUTS = ("/kaggle/input", "../input")
-LONGEST_START = 3600.0  # seconds: more means that /proc/uptime has another clock than the process
+CHECKING = "checking the weights"
 
 
 def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
@@ -59,14 +66,18 @@ class _Kernel:
         self.options, self.manifest = options, manifest
         limit = duration(options.limit, "--limit") if options.limit else manifest.limit
         reserve = duration(options.reserve, "--reserve") if options.reserve else manifest.reserve
-        self.deadline = Deadline(limit, reserve, time.monotonic, spent=_process_seconds())
-        if self.deadline.left() <= 0:
-            raise ConfigError("--limit must be longer than --reserve and the start: give more time")
+        if limit <= reserve:
+            raise ConfigError("--limit must be longer than --reserve: give more time")
+        self.deadline = Deadline(limit, reserve, time.monotonic)
         self.warnings = _Warnings()
         self.watchdog = Watchdog(self.deadline, reserve / 2, self._end_hung_run, _log)
-        self.schedule: Schedule | None = None
-        self.images: ImageCache | None = None
         self.target = options.output / "submission.csv"
+        self.schedule: Schedule | None = None
+        # set while the kernel starts
+        self.images: ImageCache
+        self.weights: dict[str, Path]  # by trial
+        self.secret: Secret | None
+        self.inference: dict[str, Inference]  # by member: what failed once is not tried again
 
     def run(self) -> int:
         self.watchdog.start()
@@ -76,88 +87,87 @@ class _Kernel:
             self.watchdog.stop()
 
     def _predict(self) -> int:
-        self.watchdog.note("looking for pictures and weights")
-        files = [path for root in _inputs(self.options.input) for path in all_files(root)]
+        self.watchdog.note("looking for pictures")
+        files = all_files(_input(self.options.input))
         test = find_test(files)
-        if len(test.samples) > 1:
-            others = ", ".join(str(path.parent) for path in test.samples[1:])
-            self.warnings.add(f"the pictures of {test.samples[0].parent}, not those of {others}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.images = ImageCache(test, _scratch(self.options.scratch), cores)
+        self.images = ImageCache(test, self.options.scratch or Path(tempfile.gettempdir()), cores)
         self.schedule = Schedule(
             self.manifest, len(test.ids), self.deadline, self._publish, _log, self.watchdog.note
         )
-        before = self.target.read_bytes() if self.target.is_file() else None
+        self._find_weights(files)
+        self.watchdog.note("writing the first submission")
         self.schedule.begin()
-        try:
-            checkpoints = self._checkpoints(files, self.images, cores)
-        except BaseException:  # such as a forgotten dataset: an error, and no new submission
-            self.schedule.outcome.written = None
-            with contextlib.suppress(OSError):
-                if before is None:
-                    self.target.unlink(missing_ok=True)
-                else:
-                    self.target.write_bytes(before)
-            raise
+        device = self._choose_inference(cores)
         _log(
-            f"{self.manifest.ensemble}: {self.manifest.checkpoints} checkpoints of {len(self.manifest.members)} "
-            f"members, {len(test.ids):,} pictures of {test.samples[0].parent}, on {checkpoints.device}; "
+            f"{self.manifest.ensemble}: {len(self.manifest.weights)} checkpoints of {len(self.manifest.members)} "
+            f"members, {len(test.ids):,} pictures of {test.files[0].parent}, on {device}; "
             f"started in {self.deadline.elapsed():.1f} s, {self.deadline.left():,.0f} s left"
         )
-        self.schedule.run(checkpoints.open)
+        self.schedule.run(self._open)
         if self.options.timing is not None:
             try:
-                write_json(self.options.timing, self._timing())
+                write_json(self.options.timing, self._timing(self.schedule).model_dump())
             except StoreError as error:
                 self.warnings.add(str(error))
-        return self._finish()
+        return self._finish(self.schedule)
 
-    def _checkpoints(self, files: Sequence[Path], images: ImageCache, cores: int) -> Checkpoints:
-        """All weights found, and their key tried."""
-        self.watchdog.note("checking the weights")
-        found = find_weights(self.manifest, files)
-        secret = find_secret(list(found.values()), self.manifest.key, files)
+    def _find_weights(self, files: Sequence[Path]) -> None:
+        """All of them, and their key tried."""
+        self.watchdog.note(CHECKING)
+        self.weights = find_weights(self.manifest, files)
+        self.secret = None
+        if self.manifest.encrypted:
+            self.secret = find_secret(list(self.weights.values()), self.manifest.key, files)
+
+    def _choose_inference(self, cores: int) -> torch.device:
+        """The device, and for each member how it predicts there."""
+        self.watchdog.note("trying the device")
         device = usable_device()
         workers = self.options.workers
-        return Checkpoints(
-            self.manifest,
-            found,
-            secret,
-            images,
-            device=device,
-            batch_size=self.options.batch_size,
-            workers=workers if workers is not None else (cores - 1 if device.type == "cuda" else 0),
-        )
+        if workers is None:
+            workers = cores - 1 if device.type == "cuda" else 0
+        self.inference = {
+            member.name: Inference.of(member.recipe, device, workers=workers)
+            for member in self.manifest.members
+        }
+        for how in self.inference.values():
+            how.batch_size = self.options.batch_size or how.batch_size
+        return device
+
+    def _open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
+        """Set up a checkpoint and its pictures. Its batches are (b, C) float16, in order."""
+        members = self.manifest.members
+        needed = {other.pack_short_side for other in members[members.index(member) :]}
+        pictures = self.images.get(member.pack_short_side, keep=needed)
+        how = self.inference[member.name]
+        plain = read_weights(self.weights[weights.trial], self.secret)
+        model = load_model(member.recipe, len(self.manifest.label_ids), plain, how.device)
+        return predict_batches(model, pictures, np.arange(len(self.images.test.ids)), how)
 
     def _publish(self, blend: RunningBlend) -> None:
-        assert self.images is not None
         decoded = blend.decoded(self.images.unreadable)
         write_submission(self.target, self.images.test.ids, self.manifest.label_ids, decoded)
 
-    def _timing(self) -> dict[str, Any]:
-        """The fields of `kernel_builder.dry_run.Timing`."""
-        assert self.schedule is not None
-        assert self.images is not None
-        outcome = self.schedule.outcome
-        return {
-            "pictures": len(self.images.test.ids),
-            "batches": outcome.batches,
-            "elapsed": self.deadline.elapsed(),
-            "decoding": self.images.seconds,
-            "writing": outcome.writing,
-            "left": self.deadline.end - self.deadline.start,
-            "whole": outcome.checkpoints == self.manifest.checkpoints,
-            "checkpoints": outcome.picture_seconds,
-        }
+    def _timing(self, schedule: Schedule) -> Timing:
+        outcome = schedule.outcome
+        return Timing(
+            pictures=schedule.n,
+            batches=outcome.batches,
+            elapsed=self.deadline.elapsed(),
+            decoding=self.images.seconds,
+            writing=outcome.writing,
+            left=self.deadline.end - self.deadline.start,
+            whole=outcome.checkpoints == len(self.manifest.weights),
+            checkpoints=outcome.picture_seconds,
+        )
 
-    def _finish(self) -> int:
+    def _finish(self, schedule: Schedule) -> int:
         """Print the last lines; the exit code."""
-        assert self.schedule is not None
-        assert self.images is not None
         code, lines = summary(
             self.manifest,
-            self.schedule.outcome,
-            pictures=len(self.images.test.ids),
+            schedule.outcome,
+            pictures=schedule.n,
             unreadable=len(self.images.unreadable),
             warnings=self.warnings.lines,
             seconds=self.deadline.elapsed(),
@@ -168,13 +178,16 @@ class _Kernel:
 
     def _end_hung_run(self, activity: str) -> int:
         """Called by the watchdog, which ends the process then."""
+        if self.schedule is not None and activity == CHECKING:
+            with contextlib.suppress(Exception):  # of any kind: there is an error then
+                self.schedule.begin()
         if self.schedule is None or self.schedule.outcome.written is None:
             print(f"error: the limit came before there was a submission: {activity}", file=sys.stderr)
             return 1
         self.schedule.outcome.stopped = f"{activity}, which took too long"
         code = exit_code_with_submission(STOPPED)
         with contextlib.suppress(Exception):  # of any kind: the submission is there
-            code = self._finish()
+            code = self._finish(self.schedule)
         return code
 
 
@@ -184,12 +197,8 @@ class _Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
-        for name in (
-            "imet_ray.prediction.predict",
-            "kernel_builder.runtime.image_cache",
-            "kernel_builder.runtime.checkpoints",
-        ):
-            logging.getLogger(name).handlers = [self]  # replaces those of an earlier kernel in the notebook
+        for name in ("imet_ray", "kernel_builder"):
+            logging.getLogger(name).handlers = [self]  # replaces that of an earlier kernel in the notebook
 
     def emit(self, record: logging.LogRecord) -> None:
         self.add(record.getMessage())
@@ -205,54 +214,29 @@ def _log(text: str) -> None:
         print(text, flush=True)
 
 
-def _inputs(given: Path | None) -> list[Path]:
+def _input(given: Path | None) -> Path:
     if given is not None:
         if not given.is_dir():
             raise ConfigError(f"--input must be a folder, got {given}: name the one with the datasets in it")
-        return [given]
-    found = [Path(place) for place in INPUTS if Path(place).is_dir()]
-    if not found:
-        raise ConfigError(f"no input folder at {' or '.join(INPUTS)}: give --input DIR")
-    return found[:1]
-
-
-def _scratch(given: Path | None) -> Path:
-    """Where decoded pictures go; the working directory if there is no folder for temporary files."""
-    if given is not None:
         return given
-    try:
-        return Path(tempfile.gettempdir())
-    except OSError:
-        return Path()
-
-
-def _process_seconds() -> float:
-    """Seconds since this process began: importing torch counts. 0 if the system does not say, or not credibly."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        seconds = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return seconds if 0 <= seconds <= LONGEST_START else 0.0
+    for place in map(Path, INPUTS):
+        if place.is_dir():
+            return place
+    raise ConfigError(f"no input folder at {' or '.join(INPUTS)}: give --input DIR")
 
 
 def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace:
     parser = Parser(prog="kernel.py", description=f"Predict with {manifest.ensemble}.", allow_abbrev=False)
-    parser.add_argument("--input", metavar="DIR", type=Path, help=f"default: {' or '.join(INPUTS)}")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="default: here")
-    parser.add_argument("--limit", metavar="9h", help=f"default: {manifest.limit:g} s")
-    parser.add_argument("--reserve", metavar="5m", help=f"kept back; default: {manifest.reserve:g} s")
-    parser.add_argument(
-        "--scratch",
-        metavar="DIR",
-        type=Path,
-        help="for decoded pictures; nothing stays; default: where temporary files go",
-    )
-    parser.add_argument("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
-    parser.add_argument("--timing", metavar="FILE", type=Path, help="write what took how long, as JSON")
-    parser.add_argument(
-        "--workers", metavar="N", type=zero_or_more, help="loader processes; default: cores - 1 on a GPU"
-    )
+    add = parser.add_argument
+    add("--input", metavar="DIR", type=Path, help=f"default: {' or '.join(INPUTS)}")
+    add("--output", metavar="DIR", type=Path, default=Path(), help="default: here")
+    add("--limit", metavar="9h", help=f"default: {manifest.limit:g} s")
+    add("--reserve", metavar="5m", help=f"kept back; default: {manifest.reserve:g} s")
+    scratch = "for decoded pictures; nothing stays; default: where temporary files go"
+    add("--scratch", metavar="DIR", type=Path, help=scratch)
+    add("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
+    add("--timing", metavar="FILE", type=Path, help="write what took how long, as JSON")
+    add("--workers", metavar="N", type=zero_or_more, help="loader processes; default: cores - 1 on a GPU")
     if argv is None:
         argv = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's own options are not ours
     return parser.parse_args(argv)

@@ -1,28 +1,17 @@
 """What a kernel knows about its ensemble: members in the order of prediction, files by digest, decoders, limits."""
 
-from typing import Literal
-
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.pooling import Scale
 from imet_ray.specs import Frozen, Variant
 
-Dtype = Literal["float16", "float32"]
 
+class Weights(Frozen):
+    """One checkpoint's file in a dataset. It is found by its digest, whatever its name there."""
 
-class StoredFile(Frozen):
-    """One file of a dataset. It is found by its digest, whatever its name there."""
-
+    trial: str
     name: str
     sha256: str
     size: int  # bytes
-
-
-class Weights(Frozen):
-    """One checkpoint's weights."""
-
-    trial: str
-    plain: StoredFile  # as they are used: a safetensors file
-    stored: StoredFile  # as they lie in a dataset: the same file, or it encrypted
 
 
 class KernelMember(Frozen):
@@ -44,12 +33,12 @@ class Manifest(Frozen):
     scale: Scale
     members: list[KernelMember]  # in the order of prediction
     prefixes: list[Prefix]  # the k-th: how to decode when only the first k members are there
-    dtype: Dtype
+    encrypted: bool  # the weights are
     key: str | None  # the text of a random key, where it is embedded
     limit: float  # seconds
     reserve: float  # seconds of the limit that are kept back
-    versions: dict[str, str]
 
     @property
-    def checkpoints(self) -> int:
-        return sum(len(member.weights) for member in self.members)
+    def weights(self) -> list[Weights]:
+        """All checkpoints', in the order of prediction."""
+        return [weights for member in self.members for weights in member.weights]

@@ -14,11 +14,11 @@ class RunningBlend:
         self.manifest, self.n = manifest, n_pictures
         self.members: list[str] = []  # those with a checkpoint in it
         self.checkpoints = 0
-        # (n, C) float32: closed members on the scale, times their weights
+        # (n, C) float32: closed members on the scale, times their weights; and the sum of these weights
         self._total: np.ndarray | None = None
-        self._weight = 0.0  # the sum of these weights
-        self._open: KernelMember | None = None
+        self._weight = 0.0
         # (n, C) float32: the open member's checkpoints, each divided by the number of all of them
+        self._open: KernelMember | None = None
         self._sum: np.ndarray | None = None
         self._count = 0
 
@@ -27,9 +27,8 @@ class RunningBlend:
         if self._open is not member:
             self.close()
             self._open = member
-        self._sum = add_share(self._sum, 1 / len(member.weights), probs, "probability")
-        if self._count == 0:
             self.members.append(member.name)
+        self._sum = add_share(self._sum, 1 / len(member.weights), probs, "probability")
         self._count += 1
         self.checkpoints += 1
 

@@ -7,6 +7,7 @@ costs score, never the submission. This module knows nothing about models: it is
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 
@@ -25,15 +26,9 @@ Open = Callable[[KernelMember, Weights], Iterator[np.ndarray]]
 class Deadline:
     """How much time is left."""
 
-    def __init__(self, limit: float, reserve: float, clock: Callable[[], float], spent: float = 0.0) -> None:
-        """
-        Args:
-            limit: seconds that the kernel may run.
-            reserve: seconds of the limit that are kept back.
-            clock: gives seconds that only rise.
-            spent: seconds before now that count, too.
-        """
-        self.clock, self.start = clock, clock() - spent
+    def __init__(self, limit: float, reserve: float, clock: Callable[[], float]) -> None:
+        """`reserve` of the `limit` is kept back, both in seconds. `clock` gives seconds that only rise."""
+        self.clock, self.start = clock, clock()
         self.end = self.start + limit - reserve
 
     def elapsed(self) -> float:
@@ -86,9 +81,7 @@ class Schedule:
         self.blend = RunningBlend(manifest, n_pictures)
         self.outcome = Outcome()
         self._writings: list[float] = []  # seconds of each
-        self._pace: dict[str, float] = {}  # by member, of its fastest checkpoint: seconds per picture
-        self._set_up: float | None = None  # seconds of the fastest one with pictures that were there
-        self._sizes: set[int] = set()
+        self._fastest: dict[str, float] = {}  # by member: seconds of its fastest checkpoint
 
     def begin(self) -> None:
         """Write a submission of the labels' prior.
@@ -112,13 +105,12 @@ class Schedule:
     def _predict_all(self, open_checkpoint: Open) -> None:
         for member in self.manifest.members:
             for weights in member.weights:
-                if not self._fits(CERTAIN_SHARE * self._expected_seconds(member)):
-                    self.outcome.stopped = f"{weights.plain.name}: would not fit"
-                    return
                 try:
+                    if not self._fits(CERTAIN_SHARE * self._fastest.get(member.name, 0.0)):
+                        raise _LateError("would not fit")
                     self._predict(member, weights, open_checkpoint)
                 except _LateError as late:
-                    self.outcome.stopped = f"{weights.plain.name}: {late}"
+                    self.outcome.stopped = f"{weights.name}: {late}"
                     return
             if member.name not in self.blend.members:
                 self.outcome.dropped.append(member.name)
@@ -126,37 +118,29 @@ class Schedule:
 
     def _predict(self, member: KernelMember, weights: Weights, open_checkpoint: Open) -> None:
         """Predict one checkpoint. One that fails is left out."""
+        begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
+        name = f"checkpoint {begun} of {len(self.manifest.weights)} ({weights.name})"
+        self.note(f"{name}: setting up")
+        began = self.deadline.clock()
         try:
-            probs, times = self._collect(member, weights, self._opened(member, weights, open_checkpoint))
+            probs, times = self._collect(name, open_checkpoint(member, weights))
             if not np.isfinite(probs).all():
                 raise ValueError("it predicts NaN")
         except _LateError:
             raise
         except Exception as error:  # of any kind: the others go on
-            self.outcome.failed.append(f"{weights.plain.name}: {_reason(error)}")
+            self.outcome.failed.append(f"{weights.name}: {_reason(error)}")
             self.log(f"left out: {self.outcome.failed[-1]}")
             return
+        seconds = self.deadline.clock() - began
+        self._fastest[member.name] = min(seconds, self._fastest.get(member.name, seconds))
         self.blend.add(member, probs)
         self.outcome.checkpoints += 1
         self.outcome.batches = min(self.outcome.batches or len(times), len(times))
-        seconds = steady_seconds(times) * len(times) / self.n
-        self.outcome.picture_seconds.append((member.name, seconds))
-        self._pace[member.name] = min(seconds, self._pace.get(member.name, seconds))
+        self.outcome.picture_seconds.append((member.name, steady_seconds(times) * len(times) / self.n))
         self._publish()
 
-    def _opened(self, member: KernelMember, weights: Weights, open_checkpoint: Open) -> Iterator[np.ndarray]:
-        began, new = self.deadline.clock(), member.pack_short_side not in self._sizes
-        self.note(f"{self._name(weights)}: {'pictures and model' if new else 'model'}")
-        batches = open_checkpoint(member, weights)
-        self._sizes.add(member.pack_short_side)
-        seconds = self.deadline.clock() - began
-        if not new:
-            self._set_up = seconds if self._set_up is None else min(seconds, self._set_up)
-        return batches
-
-    def _collect(
-        self, member: KernelMember, weights: Weights, batches: Iterator[np.ndarray]
-    ) -> tuple[np.ndarray, list[float]]:
+    def _collect(self, name: str, batches: Iterator[np.ndarray]) -> tuple[np.ndarray, list[float]]:
         """The probabilities of all pictures, (n, C) float16, and the seconds of each batch."""
         probs = np.empty((self.n, len(self.manifest.label_ids)), np.float16)
         done, times, before = 0, [], self.deadline.clock()
@@ -166,34 +150,17 @@ class Schedule:
             now = self.deadline.clock()
             times.append(now - before)
             before = now
-            self.note(f"{self._name(weights)}, picture {done:,} of {self.n:,}")
+            self.note(f"{name}, picture {done:,} of {self.n:,}")
             if done == self.n:
-                self.log(f"{self._name(weights)}: {sum(times):.1f} s")
+                self.log(f"{name}: {sum(times):.1f} s")
                 return probs, times
-            if self.blend.checkpoints == 0:
-                if not self._fits(_second_longest(times) if len(times) > 1 else 0.0):
-                    self._publish_part(member, probs, done)
-                    raise _LateError(
-                        f"reached after {done:,} of {self.n:,} pictures, the others by the prior"
-                    )
-            elif not self._fits(0.0):  # giving up earlier gains nothing: a stall may be over
+            # giving up earlier gains nothing: a stall may be over
+            if not self._fits(min(times) if len(times) > 1 else 0.0):
                 raise _LateError(f"reached after {done:,} of {self.n:,} pictures")
         raise RuntimeError(f"{done:,} of {self.n:,} pictures came")
 
-    def _publish_part(self, member: KernelMember, probs: np.ndarray, done: int) -> None:
-        """Publish the pictures that were predicted, the others by the prior."""
-        if np.isfinite(probs[:done]).all():
-            probs[done:] = np.array(self.manifest.prior, np.float16)
-            self.blend.add(member, probs)
-            self._publish()
-
-    def _expected_seconds(self, member: KernelMember) -> float:
-        """Of a member's next checkpoint, if it is as fast as the fastest before; 0 for a new member."""
-        pace = self._pace.get(member.name)
-        return 0.0 if pace is None else (self._set_up or 0.0) + pace * self.n
-
     def _fits(self, seconds: float) -> bool:
-        return seconds + WRITING * _second_longest(self._writings) < self.deadline.left()
+        return seconds + WRITING * median(self._writings) < self.deadline.left()
 
     def _publish(self) -> None:
         """Write the submission. Once there is one, a failure is only noted."""
@@ -210,10 +177,6 @@ class Schedule:
         self.outcome.writing += seconds
         self._writings.append(seconds)
 
-    def _name(self, weights: Weights) -> str:
-        begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
-        return f"checkpoint {begun} of {self.manifest.checkpoints} ({weights.plain.name})"
-
 
 def steady_seconds(times: Sequence[float]) -> float:
     """The mean seconds per batch, without the longest one if it is far from all others: a stall, or the start.
@@ -224,11 +187,6 @@ def steady_seconds(times: Sequence[float]) -> float:
     if longest > STALL * second:
         return (sum(times) - longest) / (len(times) - 1)
     return sum(times) / len(times)
-
-
-def _second_longest(times: Sequence[float]) -> float:
-    """What the next one may take: a single stall is an exception, a wait before each burst of batches is not."""
-    return sorted(times)[-2] if len(times) > 1 else times[0]
 
 
 def _reason(error: Exception) -> str:

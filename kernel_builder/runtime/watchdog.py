@@ -33,14 +33,13 @@ class Watchdog:
         self.activity = "starting"
         self._stopped = threading.Event()
         self._ending = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def note(self, activity: str) -> None:
         """Remember what is being done."""
         self.activity = activity
 
     def start(self) -> None:
-        self._thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
         """From here on, nothing ends the process."""
