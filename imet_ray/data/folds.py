@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from imet_ray.data.csv_tables import Problem, read_table, write_table
 from imet_ray.errors import ConfigError, DataError
@@ -80,15 +81,7 @@ def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: naming all that is wrong with the file, by row.
     """
-    found: list[Problem] = []
-    rows = read_table(path, ("id", "fold"), found)
-    problems = [
-        (f"row {problem.row}: " if problem.row else "") + f"{problem.kind}: {problem.text}"
-        for problem in found
-        if problem.forbids
-    ]
-    if rows is None:
-        raise DataError(f"cannot read the folds file {path}: {problems[-1]}")
+    rows, problems = _read(path, ("id", "fold"))
     place = {name: i for i, name in enumerate(ids)}
     first: dict[str, int] = {}
     folds = np.full(len(ids), -1, np.int64)
@@ -120,11 +113,22 @@ def count_folds(path: Path) -> int:
     Raises:
         DataError: if it cannot be read.
     """
-    problems: list[Problem] = []
-    rows = read_table(path, ("fold",), problems)
-    if rows is None:
-        raise DataError(f"cannot read the folds file {path}: {problems[-1].kind}: {problems[-1].text}")
+    rows, _ = _read(path, ("fold",))
     return 1 + max((int(fold) for fold in rows["fold"] if NUMBER.fullmatch(fold)), default=0)
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
+    """The usable rows of a folds file, and what is wrong with the others."""
+    found: list[Problem] = []
+    rows = read_table(path, columns, found)
+    problems = [
+        (f"row {problem.row}: " if problem.row else "") + f"{problem.kind}: {problem.text}"
+        for problem in found
+        if problem.forbids
+    ]
+    if rows is None:
+        raise DataError(f"cannot read the folds file {path}: {problems[-1]}")
+    return rows, problems
 
 
 def _wrong_numbering(folds: np.ndarray) -> list[str]:

@@ -22,7 +22,7 @@ from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.files import LOCAL, Files
 
-STATE = {"epoch", "model", "optimizer", "schedule", "ema", "best", "history"}  # what `last.pt` holds
+STATE = {"epoch", "model", "optimizer", "schedule", "ema", "history"}  # what `last.pt` holds
 
 
 @dataclass(frozen=True)

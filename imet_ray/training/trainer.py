@@ -9,7 +9,6 @@ killed and started again ends with the same weights as one that ran through. Sev
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -43,16 +42,6 @@ NAN_CHECK_UPDATES = 20  # each check waits for the GPU
 LONG_TRIAL = 500_000
 
 EpochMetrics = dict[str, Any]
-
-
-@dataclass
-class _Best:
-    """The epoch whose weights are kept."""
-
-    epoch: int
-    score: float
-    threshold: float
-    expected_score: float | None
 
 
 class Trainer:
@@ -106,7 +95,6 @@ class Trainer:
             ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         )
         self.epoch = 0  # the next to train
-        self.best: _Best | None = None
         self.history: list[EpochMetrics] = []
         if state is not None:
             self._restore(state)
@@ -244,15 +232,14 @@ class Trainer:
         """Write everything of the epoch that has just ended."""
         if self.team.leads:
             self.trial.check(self.token)
-        recipe, score = self.recipe, metrics["score"]
-        last = metrics["epoch"] == recipe.epochs
-        better = self.best is None or score > self.best.score
-        if better if recipe.keep == "best" else last:
-            self.best = _Best(metrics["epoch"], score, metrics["threshold"], metrics["expected_score"])
+        self.epoch += 1
+        self.history.append(metrics)
+        last, score = self.epoch == self.recipe.epochs, metrics["score"]
+        if self._kept_epoch() is metrics and (last or self.recipe.keep == "best"):
             info = CheckpointInfo(
                 spec=self.spec,
                 label_ids=self.data.label_ids,
-                epoch=metrics["epoch"],
+                epoch=self.epoch,
                 score=score,
                 threshold=metrics["threshold"],
             )
@@ -265,8 +252,6 @@ class Trainer:
             load_weights(self.trial.best, self.model)
             if self.ema is not None:
                 self.ema.set(self.model)
-        self.epoch += 1
-        self.history.append(metrics)
         if not self.team.leads:
             return
         # the result follows the last epoch at once: saves 0.3 s per trial, and loses an epoch if it is killed just then
@@ -277,7 +262,6 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "ema": self.ema.module.state_dict() if self.ema is not None else None,
-                "best": vars(self.best) if self.best is not None else None,
                 "history": self.history,
             }
             save_state(self.trial.last, state, self.trial.files)
@@ -290,18 +274,17 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.best = _Best(**state["best"]) if state["best"] else None
         self.history = state["history"]
 
     def _finish(self) -> TrialResult:
-        assert self.best is not None
+        kept = self._kept_epoch()
         result = TrialResult(
             trial_id=self.spec.trial_id,
             status="complete",
-            score=self.best.score,
-            threshold=self.best.threshold,
-            expected_score=self.best.expected_score,
-            epoch=self.best.epoch,
+            score=kept["score"],
+            threshold=kept["threshold"],
+            expected_score=kept["expected_score"],
+            epoch=kept["epoch"],
             epochs=self.epoch,
             seconds=sum(row["seconds"] + row["evaluate_s"] for row in self.history),
             images_per_s=float(np.mean([row["images_per_s"] for row in self.history])),
@@ -313,6 +296,14 @@ class Trainer:
             write_result(self.trial, result)
             self.trial.files.remove(self.trial.last)  # a finished trial never goes on
         return result
+
+    def _kept_epoch(self) -> EpochMetrics:
+        """The epoch whose weights are kept: the first with the best score, or the last one."""
+        return (
+            max(self.history, key=lambda row: row["score"])
+            if self.recipe.keep == "best"
+            else self.history[-1]
+        )
 
     def _kept_model(self) -> Tagger:
         return self.model if self.ema is None else cast(Tagger, self.ema.module)
