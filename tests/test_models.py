@@ -56,7 +56,7 @@ def test_an_imet_architecture_builds_and_applies_its_dropout(architecture):
     with torch.device("meta"):  # shapes without numbers: takes no time
         tagger = build(architecture, n_labels=1103, image_size=size, dropout=0.37)
         assert tagger(torch.zeros(2, 3, size, size, dtype=torch.uint8)).shape == (2, 1103)
-        assert dropout_rate(tagger) == 0.37
+        assert dropout_rate(tagger.body) == 0.37
         assert rates_applied(tagger, size) == {0.37}
 
 
@@ -64,7 +64,7 @@ def test_an_imet_architecture_builds_and_applies_its_dropout(architecture):
 def test_dropout_arrives_in_other_families_too(architecture):
     with torch.device("meta"):
         tagger = build(architecture, image_size=224, dropout=0.37)
-        assert dropout_rate(tagger) == 0.37
+        assert dropout_rate(tagger.body) == 0.37
         assert rates_applied(tagger, 224) == {0.37}
 
 

@@ -47,22 +47,11 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo, files
         "threshold": repr(float(info.threshold)),
     }
     with files.writing(path) as temporary:
-        save_tensors(temporary, tensors, metadata)
-
-
-def save_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file, in place.
-
-    Raises:
-        OSError: also where the disk is full.
-    """
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        full = "No space left" in str(error)
-        raise OSError(errno.ENOSPC if full else 0, str(error)) from error
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else 0, str(error)) from error
 
 
 def read_info(path: Path) -> CheckpointInfo:

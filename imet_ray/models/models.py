@@ -109,13 +109,12 @@ def build_model(
     return tagger
 
 
-def dropout_rate(model: torch.nn.Module) -> float:
+def dropout_rate(body: torch.nn.Module) -> float:
     """The rate that stands in the built model before its classifier; 0 where there is none.
 
     timm's models have a Dropout in or beside their head, or else pass `drop_rate` to the function. Checked with one
     architecture of each of timm's families: the rate that is asked for is read back from all.
     """
-    body = model.body if isinstance(model, Tagger) else model
     modules = [
         module.p
         for name, module in body.named_modules()
