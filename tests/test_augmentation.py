@@ -112,18 +112,9 @@ def test_a_plain_picture_is_its_crop():
     assert np.array_equal(TrainTransform("none", "random", SIZE)(image, 5), expected)
 
 
-@pytest.mark.parametrize(
-    ("make", "nearest"),
-    [
-        (lambda: TrainTransform("lihgt", "random", SIZE), "unknown augmentation 'lihgt': did you mean 'light'?"),
-        (lambda: TrainTransform("light", "randon", SIZE), "unknown crop 'randon': did you mean 'random'?"),
-        (lambda: apply_view(noise(9, 9), "center", SIZE), "unknown view 'center': did you mean 'centre'?"),
-    ],
-)  # fmt: skip
-def test_an_unknown_name_is_refused_with_the_nearest(make, nearest):
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert str(caught.value).startswith(nearest)
+def test_an_unknown_view_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown view 'center': did you mean 'centre'\?"):
+        apply_view(noise(9, 9), "center", SIZE)
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -1,6 +1,7 @@
 """What a trial is: ids, validation, hparams in place."""
 
 import json
+import math
 import re
 
 import pytest
@@ -69,6 +70,9 @@ def test_hparams_arrive_in_the_recipe():
         {"epochs": "3"},
         {"epochs": 2.5},
         {"views": []},
+        {"loss_weight": -1.0},
+        {"loss_weight": math.inf},
+        {"loss_weight": math.nan},
         {"warmup_epochs": 10.0, "epochs": 10},
         {"name": "../up"},
     ],

@@ -14,7 +14,6 @@ import torch
 
 from imet_ray.data.crops import CROPS
 from imet_ray.data.images import resize
-from imet_ray.errors import unknown_name
 
 
 def _flips() -> list[A.BasicTransform]:
@@ -83,14 +82,7 @@ class TrainTransform:
             preset: a name of `PRESETS`.
             crop: a name of `CROPS`.
             image_size: S, pixels.
-
-        Raises:
-            ConfigError: for an unknown name.
         """
-        if preset not in PRESETS:
-            raise unknown_name("augmentation", preset, PRESETS)
-        if crop not in CROPS:
-            raise unknown_name("crop", crop, CROPS)
         self.preset, self.crop, self.image_size = preset, crop, image_size
         self.compose = A.Compose(PRESETS[preset]())
 

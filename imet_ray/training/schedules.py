@@ -9,7 +9,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from imet_ray.errors import SettingError, unknown_name
+from imet_ray.errors import SettingError
 from imet_ray.specs import Variant
 
 
@@ -45,13 +45,7 @@ class Schedule:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Variant, *, updates_per_epoch: int) -> Schedule:
-    """The schedule that the recipe names.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    if recipe.schedule not in SCHEDULES:
-        raise unknown_name("schedule", recipe.schedule, SCHEDULES)
+    """The schedule that the recipe names."""
     total = recipe.epochs * updates_per_epoch
     warmup = round(recipe.warmup_epochs * updates_per_epoch)
     return SCHEDULES[recipe.schedule](optimizer, recipe, total=total, warmup=warmup)
