@@ -212,7 +212,9 @@ def test_what_an_older_writer_wrote_until_the_leader_took_over_is_where_all_of_a
 
 
 def test_a_worker_whose_state_is_not_its_leaders_does_not_train(make_spec, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Team, "told", lambda team, value: value if isinstance(value, bool) else value + 1)
+    monkeypatch.setattr(
+        Team, "broadcast", lambda team, value: value if isinstance(value, bool) else value + 1
+    )
     with pytest.raises(SplitError):
         train_trial(
             of_team(make_spec()), tiny_data, RunDirectory(tmp_path).trial("t"), device=CPU, team=Team(1, 2)

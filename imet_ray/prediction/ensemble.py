@@ -217,7 +217,14 @@ def blend_test(
             trial = store.trial(trial_id)
             trial.fetch(trial.test)
             found = read_predictions(trial.test)
-            _refuse_strangers(found, trial.test, checkpoint, wanted)
+            if found.checkpoint != checkpoint:
+                raise StoreError(
+                    f"{trial.test} comes from other weights than the ensemble was fitted with: blend again"
+                )
+            if not np.array_equal(found.ids, wanted):
+                raise StoreError(
+                    f"{trial.test} holds other pictures than the test split: delete it and predict again"
+                )
             probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
         assert probs is not None
         return probs
@@ -248,10 +255,3 @@ def _blended(
         total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
     return as_probability(total, ensemble.scale, out=total)
-
-
-def _refuse_strangers(found: Predictions, path: Path, checkpoint: str, ids: np.ndarray) -> None:
-    if found.checkpoint != checkpoint:
-        raise StoreError(f"{path} comes from other weights than the ensemble was fitted with: blend again")
-    if not np.array_equal(found.ids, ids):
-        raise StoreError(f"{path} holds other pictures than the test split: delete it and predict again")

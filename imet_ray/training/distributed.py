@@ -52,7 +52,7 @@ class Team:
         dist.all_reduce(total)
         return total / self.size
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the leader says."""
         if self.size == 1:
             return value
@@ -60,18 +60,18 @@ class Team:
         dist.broadcast_object_list(said, 0)
         return said[0]
 
-    def agree(self, *models: torch.nn.Module) -> None:
+    def broadcast_buffers(self, *models: torch.nn.Module) -> None:
         """Give each process the leader's buffers: running means and variances are each process's own otherwise."""
         if self.size > 1:
             for model in models:
                 for buffer in model.buffers():
                     dist.broadcast(buffer, 0)
 
-    def share(self, rows: np.ndarray) -> np.ndarray:
+    def shard(self, rows: np.ndarray) -> np.ndarray:
         """This process's part of (n,) rows: each size-th."""
         return rows[self.rank :: self.size]
 
-    def gathered(self, part: np.ndarray, n: int) -> np.ndarray:
+    def gather(self, part: np.ndarray, n: int) -> np.ndarray:
         """The whole, (n, ...), in the order of the rows that were shared."""
         if self.size == 1:
             return part
@@ -82,13 +82,13 @@ class Team:
             whole[rank :: self.size] = found
         return whole
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here: what the leader wrote can be read."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = Team()
+ONE_PROCESS = Team()
 
 
 @dataclass(frozen=True)
@@ -97,4 +97,4 @@ class Hardware:
 
     device: torch.device
     loader_workers: int = 0  # processes that load pictures; 0: this one
-    team: Team = ALONE
+    team: Team = ONE_PROCESS

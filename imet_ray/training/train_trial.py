@@ -17,7 +17,7 @@ from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, another_trial, read_result, read_spec, write_result
 from imet_ray.storage.run_directory import TrialDirectory
-from imet_ray.training.distributed import ALONE, Hardware, Team
+from imet_ray.training.distributed import ONE_PROCESS, Hardware, Team
 from imet_ray.training.trainer import MAX_SPLITS, EpochMetrics, Trainer, batch_splits
 
 
@@ -29,7 +29,7 @@ def train_trial(
     device: torch.device,
     loader_workers: int = 0,
     report: Callable[[EpochMetrics], None] = lambda metrics: None,
-    team: Team = ALONE,
+    team: Team = ONE_PROCESS,
 ) -> TrialResult:
     """Train until the result is there; at once if it is there already.
 
@@ -48,10 +48,9 @@ def train_trial(
         torch.cuda.OutOfMemoryError: in a team only, which must begin again together; the batch is halved by then.
     """
     result, token = _begin(spec, trial, team) if team.leads else (None, "")
-    over = team.told(result is not None)
-    result = (
-        result if team.leads else _finished(trial)
-    )  # after the leader: all of a team go on from one state
+    over = team.broadcast(result is not None)
+    if not team.leads:  # after the leader: all of a team go on from one state
+        result = _finished(trial)
     if over:
         assert result is not None
         return result

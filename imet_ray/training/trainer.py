@@ -98,7 +98,7 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         if state is not None:
             self._restore(state)
-        if team.told(self.epoch) != self.epoch:
+        if team.broadcast(self.epoch) != self.epoch:
             raise SplitError(f"{trial.root}: epoch {self.epoch}, of which the leader knows nothing")
 
     def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
@@ -212,10 +212,11 @@ class Trainer:
         its expectation.
         """
         started = time.monotonic()
-        self.team.agree(*dict.fromkeys((self.model, self._kept_model())))  # in one order everywhere
+        model = self._kept_model()
+        self.team.broadcast_buffers(*dict.fromkeys((self.model, model)))  # in one order everywhere
         how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
-        part = predict_rows(self._kept_model(), self.pack, self.team.share(self.held_out), how)
-        probs = self.team.gathered(part, len(self.held_out))
+        part = predict_rows(model, self.pack, self.team.shard(self.held_out), how)
+        probs = self.team.gather(part, len(self.held_out))
         if not np.isfinite(probs).all():
             raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
         metric, labels = metric_named(self.spec.metric), self.data.labels[self.held_out]
@@ -245,7 +246,7 @@ class Trainer:
             )
             if self.team.leads:
                 save_weights(self.trial.best, self._kept_model(), info, self.trial.files)
-            self.team.wait()  # the others may read it now
+            self.team.barrier()  # the others may read it now
             if not self.team.leads:
                 self.trial.fetch(self.trial.best)
         if self.schedule.after_epoch(score):

@@ -8,6 +8,7 @@ from imet_ray.errors import ConfigError, unknown_name
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2
+VERSION = 1  # of demo's drawings: another version is another dataset
 
 
 def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
@@ -47,9 +48,6 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
             f"no data at {data}: give --data demo, --data openclipart, or a directory with train.csv and train/ in it"
         )
     return root.resolve()
-
-
-VERSION = 1  # of demo's drawings: another version is another dataset
 
 
 def _demo_options(text: str) -> dict[str, int | float]:
