@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from imet_ray.errors import ConfigError, first_line
 
-if (
-    TYPE_CHECKING
-):  # the command line reads the flags in EXPORTERS: numpy and pydantic are not for a wrong flag
+if TYPE_CHECKING:  # the command line reads the flags in EXPORTERS: a wrong one needs no numpy and no pydantic
     from mlflow.tracking import MlflowClient
 
     from imet_ray.reporting.run_status import TrialStatus

@@ -91,9 +91,8 @@ def draw_sections(functions: Mapping[str, Callable[[T], Section | None]], data: 
     """Call each function under the pages' style; what a template needs of the sections that have something to show."""
     found = []
     with STYLE_LOCK, warnings.catch_warnings(), rc_context(STYLE):
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # missing in matplotlib's font, not in the browser's
+        # missing in matplotlib's font, not in the browser's
+        warnings.filterwarnings("ignore", message="Glyph")
         for name, function in functions.items():
             section = function(data)
             if section is not None:

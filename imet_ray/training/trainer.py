@@ -300,11 +300,9 @@ class Trainer:
 
     def _kept_epoch(self) -> EpochMetrics:
         """The epoch whose weights are kept: the first with the best score, or the last one."""
-        return (
-            max(self.history, key=lambda row: row["score"])
-            if self.recipe.keep == "best"
-            else self.history[-1]
-        )
+        if self.recipe.keep == "last":
+            return self.history[-1]
+        return max(self.history, key=lambda row: row["score"])
 
     def _kept_model(self) -> Tagger:
         return self.model if self.ema is None else cast(Tagger, self.ema.module)
