@@ -292,10 +292,10 @@ def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
         (
             GOOD,
             {"decoders": ["group-thresholds"]},
-            "group-thresholds' cannot be had: labels.csv needs a column",
+            "group-thresholds' cannot be used: labels.csv needs a column",
         ),
-        (GOOD, {"decoders": ["group-thresholds"], "groups": ["a", "a"]}, "cannot be had: labels.csv needs"),
-        (MARGINS, {"decoders": ["expected-f2"]}, "expected-f2' cannot be had: the members' thresholds"),
+        (GOOD, {"decoders": ["group-thresholds"], "groups": ["a", "a"]}, "cannot be used: labels.csv needs"),
+        (MARGINS, {"decoders": ["expected-f2"]}, "expected-f2' cannot be used: the members' thresholds"),
         (GOOD, {"level2": "logistics"}, "unknown level 2 'logistics': did you mean 'logistic'"),
         (GOOD, {"min_weight": 1.5}, r"--min-weight must be in 0\.\.1, got 1\.5"),
         (GOOD, {"min_weight": float("nan")}, "--min-weight must be in"),

@@ -86,7 +86,7 @@ def build_model(
         prior: (C,) shares of pictures with each label: the bias of a new classifier starts there, if it has one.
 
     Raises:
-        ConfigError: for an unknown architecture, a size it cannot take, weights that cannot be had or do not fit, or
+        ConfigError: for an unknown architecture, a size it cannot take, weights that are not there or do not fit, or
             a dropout that the architecture would ignore.
     """
     check_architecture(architecture)

@@ -51,7 +51,7 @@ def hub_options(architecture: str) -> dict[str, object]:
 
 
 def no_hub(architecture: str, reason: str) -> ConfigError:
-    """The error for weights of timm's hub that cannot be had."""
+    """The error for weights that cannot be fetched from timm's hub."""
     return ConfigError(
         f"the weights of {architecture} cannot be fetched from timm's hub ({reason}): {WAYS_OUT}"
     )

@@ -230,14 +230,14 @@ def possible_decoders(
     """Those that are asked for, or all that these data allow; arguments as of `Decoder.refusal`.
 
     Raises:
-        ConfigError: for one that cannot be had, with the reason.
+        ConfigError: for one that cannot be used, with the reason.
     """
     refusals = {
         name: kind.refusal(grouped=grouped, margins=margins, metric=metric) for name, kind in DECODERS.items()
     }
     for name in asked or ():
         if refusals[name] is not None:
-            raise ConfigError(f"the decoder {name!r} cannot be had: {refusals[name]}")
+            raise ConfigError(f"the decoder {name!r} cannot be used: {refusals[name]}")
     return tuple(dict.fromkeys(asked if asked is not None else (n for n in refusals if refusals[n] is None)))
 
 

@@ -1,6 +1,6 @@
 """How members are averaged: as probabilities, or as log-odds, from which the mean becomes a probability again.
 
-Log-odds let a member that is sure outvote two that shrug; which of the two is better is measured by the blend
+With log-odds a member that is sure outvotes two that are not; which of the two is better is measured by the blend
 (a logarithmic against a linear opinion pool, Genest & Zidek 1986).
 """
 
@@ -13,8 +13,8 @@ from scipy.special import expit, logit
 Scale = Literal["probability", "log-odds"]
 SCALES: tuple[Scale, ...] = ("probability", "log-odds")
 LOW = 2.0**-25  # float16's numbers begin at twice that
-ROWS = 4096  # pictures per block
 HIGH = 1 - 2.0**-12  # what is above it float16 rounds to 1
+ROWS = 4096  # pictures per block
 
 
 def on_scale(probs: np.ndarray, scale: Scale) -> np.ndarray:

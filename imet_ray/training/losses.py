@@ -27,7 +27,7 @@ def build_loss(name: str, weight: float | None) -> Loss:
         weight: what the loss makes of it, 0 or more; None is the loss's own default.
 
     Raises:
-        ConfigError: for a weight that the loss cannot mean.
+        ConfigError: for a weight that the loss does not take.
     """
     builder, default = LOSSES[name]
     loss = builder(default if weight is None else weight)

@@ -25,7 +25,7 @@ class Schedule:
 
     @staticmethod
     def check(recipe: Variant) -> None:
-        """Raise `SettingError` for settings that this schedule cannot mean."""
+        """Raise `SettingError` for settings that do not go with this schedule."""
         if recipe.cycles > 1:
             raise SettingError("cycles", f"cycles is for schedule 'cosine', got schedule {recipe.schedule!r}")
 
@@ -33,7 +33,7 @@ class Schedule:
         """Set the rate for update number `update`, counted from 0 over the whole trial."""
 
     def after_epoch(self, score: float) -> bool:
-        """Hear the epoch's score; True if the rate drops and training should go back to its best weights."""
+        """Take note of the epoch's score; True if the rate drops and training should go back to its best weights."""
         return False
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Trainer:
         """
         while True:
             metrics = self._train_epoch() | self._evaluate()
-            metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for whoever looks on
+            metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for the status
             self._save(metrics)
             if self.epoch == self.recipe.epochs:
                 result = self._finish()

@@ -169,7 +169,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     ground, palette = list(CULTURES.values())[culture]
     colours = [tuple(int(c[i : i + 2], 16) for i in (0, 2, 4)) for c in palette]
     labels = [culture]
-    if rng.random() < NO_CULTURE:  # a grey study that no culture claims
+    if rng.random() < NO_CULTURE:  # a grey picture of no culture
         colours = [tuple([int(np.mean(c))] * 3) for c in colours]
         labels = []
     short, aspect = int(rng.integers(96, 129)), float(np.exp(rng.normal(0, 0.25)))

@@ -44,7 +44,7 @@ def fetch(root: Path, *, source: Path | None = None, workers: int = 2) -> None:
         workers: threads that convert pictures.
 
     Raises:
-        DataError: one line, if the packages cannot be had.
+        DataError: one line, if the packages cannot be downloaded.
         StoreError: if the disk is full.
     """
     if (root / "sample_submission.csv").exists():
