@@ -7,6 +7,7 @@ from one_variant import SPACE, space_of, write
 from optuna.storages import JournalStorage
 
 from imet_ray.cluster.policy import Policy
+from imet_ray.errors import StoreError
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.results import standings
 from imet_ray.storage.run_directory import RunDirectory
@@ -87,6 +88,16 @@ def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(policy, store):
     Policy(policy.space, store, "data", "folds").next()  # writes behind the cut
     run_out(Policy(policy.space, store, "data", "folds"))  # reads it
     assert [standing.whole for standing in standings(store, ["a"])] == [True]
+
+
+@pytest.mark.parametrize("place", [0, 3, None])
+def test_a_damaged_journal_is_one_line(policy, store, place):
+    policy.next()
+    lines = store.journal.read_text().splitlines(keepends=True)
+    lines.insert(len(lines) if place is None else place, "garbage\n")
+    store.journal.write_text("".join(lines))
+    with pytest.raises(StoreError, match=r"studies\.journal is damaged"):
+        Policy(policy.space, store, "data", "folds")
 
 
 def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, store, monkeypatch):

@@ -6,6 +6,7 @@ A database that goes away during a sweep is waited for, as a bucket is.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -71,10 +72,14 @@ def journal_studies(store: RunDirectory) -> Studies:
     path = store.journal
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    whole = b""  # lines
     if path.is_symlink() or path.exists():
         content = regular(path).read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+        whole = content[: content.rfind(b"\n") + 1]
+        os.truncate(path, len(whole))
     try:
+        if whole:
+            json.loads(whole.splitlines()[-1])  # Optuna reads a bad last line only when another follows
         return Studies(JournalStorage(JournalFileBackend(str(path))), journal_of=store)
     except OSError:
         raise
