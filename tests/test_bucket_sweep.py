@@ -1,4 +1,7 @@
-"""A sweep whose run lies in a bucket: killed, then continued by a machine that has nothing of it."""
+"""A sweep whose run lies in a bucket: killed, then continued by a machine that has nothing of it.
+
+One store speaks for all: what differs between them is in test_object_store.py and test_bucket_mirror.py.
+"""
 
 import os
 import subprocess
@@ -16,7 +19,7 @@ from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.parametrize("server", ["s3"], indirect=True)]
 
 SPACE = """
 n_folds: 3
@@ -167,8 +170,6 @@ def test_the_bucket_holds_the_artefacts_and_no_rubbish(story):
     assert not [key for key in story.keys if "tmp" in key or "/tune/" in key or key.endswith("version")]
 
 
-# the emulator of the other store has no credentials: test_object_store.py has an account
-@pytest.mark.parametrize("server", ["s3"], indirect=True)
 def test_no_credentials_are_in_any_file_or_on_the_terminal(story):
     secret = S3Store.secret
     for said in (story.end, story.status, story.blend):

@@ -1,4 +1,4 @@
-"""The whole job with a real Ray, and the accidents that happen to it: a worker is killed, then two drivers.
+"""The whole job with a real Ray, and the accidents that happen to it: a worker is killed, then the driver.
 
 One story, told once; each test looks at one thing that must be true of it. A kill beside each single write:
 test_every_write.py.
@@ -121,9 +121,7 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     told.seen.append(look(told.store))
     ask_to_end(driver, told)
     told.seen.append(look(told.store))
-    kill_in_the_out_of_fold_pass(driver)
     killed = time.monotonic()
-    told.seen.append(look(told.store))
     told.end = driver.run()
     told.seen.append(look(told.store))
     told.again = driver.run()
@@ -168,17 +166,6 @@ def ask_to_end(driver: Driver, told: Story) -> None:
     finally:
         process.kill()
     told.asked_to_end = process.returncode, printed
-
-
-def kill_in_the_out_of_fold_pass(driver: Driver) -> None:
-    """kill -9 when all is trained and something is predicted."""
-    process = driver.start()
-    try:
-        wait_for(lambda: any(t.oof.exists() for t in driver.store.trials()), process, "prediction")
-        driver.family |= ray_processes(process.pid)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def observe(driver: Driver) -> Names:
