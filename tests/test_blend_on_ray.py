@@ -29,7 +29,7 @@ def problem_of(members, labels, folds) -> FitProblem:
 
 @pytest.mark.filterwarnings("ignore")
 def test_fits_are_the_same_on_ray_and_in_one_process_with_cells_enough_for_threads(on_ray, make_members):
-    problem = problem_of(*make_members([1.0, 1.5, 2.0], n=900, c=20))
+    problem = problem_of(*make_members([1.0, 1.5, 2.0], n=450, c=20))
     tasks = [Task(Job(method, "threshold")) for method in METHODS] + [
         Task(Job("greedy", "group-thresholds", 1))
     ]
