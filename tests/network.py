@@ -12,7 +12,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).with_name("ray")
-PATIENCE = 240  # seconds for anything to happen
+PATIENCE = 480  # seconds for anything to happen
 
 Done = subprocess.CompletedProcess
 
@@ -47,7 +47,7 @@ class Network:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE * 3,
+            timeout=PATIENCE * 2,
         )
 
     def up(self) -> None:
@@ -62,18 +62,18 @@ class Network:
         cache: str = f"{hosts.SHARED}/cache",
         options: str = "",
         submitted: bool = False,
-        stub: bool = False,
+        stub: float | None = None,
     ) -> Done:
         """
         Args:
-            stub: trials without torch, where it is asked only where they run.
+            stub: seconds of an epoch of trials without torch, where it is asked only where they run.
         """
         shared = hosts.SHARED
         where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
         what = f"--space {shared}/space.yml --data {shared}/data"
         submit = "ray job submit --working-dir . -- " if submitted else ""
-        program = "tests/stub_sweep.py" if stub else "launch.py"
-        command = f"{submit}python {program} --sweep --address auto {what} {where}"
+        program = "python launch.py" if stub is None else f"env STUB_SECONDS={stub} python tests/stub_sweep.py"
+        command = f"{submit}{program} --sweep --address auto {what} {where}"
         return self.ray("exec", str(self.config), command)
 
     def strangers(self) -> dict[str, Callable[[], Done]]:

@@ -18,6 +18,7 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
     import time
 
     from ray import tune
+    from ray._raylet import setproctitle
 
     from imet_ray.specs import TrialSpec
     from imet_ray.storage.checked_read import file_digest, read_json_lines
@@ -26,6 +27,7 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
 
     spec = TrialSpec.model_validate_json(config["spec"])
     trial = slot.run.trial(spec.trial_id)
+    setproctitle(f"ray::{spec.title} {spec.trial_id}")
     data.split.pack(spec.pack_short_side)  # as a trial does first: packed here, where this node has none
     token = trial.acquire()
     write_json(trial.spec, spec.model_dump(mode="json"))

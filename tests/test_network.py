@@ -96,7 +96,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         network.up()
         print("up", time.monotonic() - began)
         lost, small = found[2], f"{hosts.HOME}/cache"
-        sweep = pool.submit(network.sweep, "cut", options="--epochs 12")
+        sweep = pool.submit(network.sweep, "cut", options="--epochs 12", stub=2)
         cut_store = RunDirectory(shared / "runs" / "cut")
         wait_for(lambda: trains_on(cut_store, found[1]) or sweep.done(), "a trial on the host to unplug")
         found[1].unplug()
@@ -113,7 +113,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         print("full", time.monotonic() - began)
         mended = network.sweep("full", cache="~/cache", options=long)
         print("mended", time.monotonic() - began)
-        sweep = pool.submit(network.sweep, stub=True)
+        sweep = pool.submit(network.sweep, stub=0.5)
         strangers = {name: pool.submit(come) for name, come in network.strangers().items()}
         wait_for(lambda: len(complete(store)) >= 2 or sweep.done(), "two results")
         print("two results", time.monotonic() - began)
@@ -121,9 +121,9 @@ def story(tiny_root, tmp_path_factory) -> Story:
         lost.power_off()
         done = sweep.result()
         print("sweep", time.monotonic() - began)
-        again = network.sweep(stub=True)
+        again = network.sweep(stub=0.5)
         print("again", time.monotonic() - began)
-        job = network.sweep("job", options=long, submitted=True, stub=True)
+        job = network.sweep("job", options=long, submitted=True, stub=0.5)
         print("job", time.monotonic() - began)
         listening = found[0].run("ss -ltn").stdout
         came = {name: future.result() for name, future in strangers.items()}
