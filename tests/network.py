@@ -37,7 +37,11 @@ class Network:
         self.config.write_text(yaml.safe_dump(config))
 
     def await_nodes(self) -> None:
-        wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
+        try:
+            wait_for(lambda: "3 local.cluster.node" in self.hosts[0].run("ray status").stdout, "three nodes")
+        except AssertionError as error:
+            told = self.hosts[0].run("ray status; tail -n 80 /tmp/ray/session_latest/logs/monitor.*").stdout
+            raise AssertionError(f"{error}: {told}") from None
 
     def ray(self, *argv: str) -> Done:
         return subprocess.run(
