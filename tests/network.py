@@ -76,7 +76,9 @@ class Network:
         where = f"--runs {shared}/runs --cache {cache} --name {name} {options}"
         what = f"--space {shared}/space.yml --data {shared}/data"
         submit = "ray job submit --working-dir . -- " if submitted else ""
-        program = "python launch.py" if stub is None else f"env STUB_SECONDS={stub} python tests/stub_sweep.py"
+        program = (
+            "python launch.py" if stub is None else f"env STUB_SECONDS={stub} python tests/stub_sweep.py"
+        )
         command = f"{submit}{program} --sweep --address auto {what} {where}"
         return self.ray("exec", str(self.config), command)
 

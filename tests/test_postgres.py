@@ -1,6 +1,9 @@
 """Studies in a real Postgres, which is started again, goes away, and is broken meanwhile."""
 
+import contextlib
 import os
+import re
+import signal
 import tempfile
 import threading
 import time
@@ -12,6 +15,7 @@ from processes import PATIENCE, wait_for
 from test_ddp_trial import sweep
 from test_study_storage import SPACE, work
 
+from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.study_storage import database_errors, open_studies
 from imet_ray.errors import StoreError
@@ -125,6 +129,30 @@ def test_a_data_base_that_is_away_is_waited_for(policy, postgres, caplog):
     (record,) = caplog.records
     assert "trying again for up to 120 s" in record.getMessage()
     assert "hunter2" not in record.getMessage()
+
+
+def test_a_server_that_hangs_is_waited_for_and_its_user_hears_of_it(policy, postgres, caplog, monkeypatch):
+    monkeypatch.setattr(studies, "SLOW_S", 1.0)
+    with psycopg.connect(postgres.url) as link:
+        rows = link.execute("select pid from pg_stat_activity where datname = %s", [postgres.name]).fetchall()
+    pids = [pid for (pid,) in rows]
+
+    def go_on() -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # that of the question
+                os.kill(pid, signal.SIGCONT)
+
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    back = threading.Timer(AWAY_S, go_on)
+    back.start()
+    try:
+        assert policy.next() is not None
+    finally:
+        back.join()
+    (record,) = caplog.records
+    assert re.fullmatch(r"postgresql://\S+ has not answered for 1 s: still waiting", record.getMessage())
 
 
 def test_a_decision_that_is_cut_off_on_the_way_is_made_again(tmp_path, space, postgres, policy):

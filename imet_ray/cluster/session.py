@@ -82,6 +82,9 @@ def prepare_environment() -> None:
         # Tune lets a custom searcher have one waiting trial, too few for a cluster to grow; ours limits itself
         "TUNE_MAX_PENDING_TRIALS_PG": "100000",
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # to leave the last trial; Tune's 2 s are too short on a busy machine
+        # a task on a node that was unplugged is missed after 80 s, not after Ray's 7 minutes
+        "RAY_grpc_client_keepalive_time_ms": "20000",
+        "RAY_grpc_client_keepalive_timeout_ms": "60000",
     }.items():
         os.environ.setdefault(name, value)
 

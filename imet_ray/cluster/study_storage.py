@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,8 +29,11 @@ from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import PassingError, patiently
 from imet_ray.storage.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 JOURNAL_PAUSE_S = 2.0  # at least, between two uploads of the journal
 JOURNAL_PAUSES = 9.0  # the pause is at least so many times as long as the upload
+SLOW_S = 90.0  # of one attempt; a dead connection is found earlier, and Optuna connects five times
 LIBPQ = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # s, ms: else a dead connection is never noticed
 PASSING = (  # what a database that is away raises; the last one after Optuna has ignored another
     sqlalchemy.exc.OperationalError,
@@ -149,7 +153,8 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
             def attempt() -> Any:
                 nonlocal cut
                 try:
-                    return operation(*args, **kwargs)
+                    with _warned_if_slow(where):
+                        return operation(*args, **kwargs)
                 except UpdateFinishedTrialError:
                     if name != "set_trial_state_values" or not cut:
                         raise
@@ -168,6 +173,20 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
     operations = {name: patient(name) for name in BaseStorage.__abstractmethods__}
     found: BaseStorage = type("PatientStorage", (BaseStorage,), operations)()
     return found
+
+
+@contextlib.contextmanager
+def _warned_if_slow(where: str) -> Iterator[None]:
+    """Tell the user of a server that hangs: it is waited for without a limit."""
+    timer = threading.Timer(
+        SLOW_S, logger.warning, ("%s has not answered for %.0f s: still waiting", where, SLOW_S)
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
