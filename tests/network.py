@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import hosts
 import yaml
@@ -15,6 +16,7 @@ RAY = Path(sys.executable).with_name("ray")
 PATIENCE = 480  # seconds for anything to happen
 
 Done = subprocess.CompletedProcess
+T = TypeVar("T")
 
 
 class Network:
@@ -100,8 +102,10 @@ class Network:
         return {host.name: host.run(wanted).stdout for host in self.hosts if host.init.poll() is None}
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], T], what: str) -> T:
+    """What the condition gives, as soon as it is something."""
     until = time.monotonic() + PATIENCE
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < until, f"no {what} within {PATIENCE} s"
         time.sleep(0.5)
+    return found

@@ -27,7 +27,7 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
 
     spec = TrialSpec.model_validate_json(config["spec"])
     trial = slot.run.trial(spec.trial_id)
-    setproctitle(f"ray::{spec.title} {spec.trial_id}")
+    setproctitle(f"ray::{spec.variant.name} fold {spec.fold} {config['phase']} {spec.trial_id}")
     data.split.pack(spec.pack_short_side)  # as a trial does first: packed here, where this node has none
     token = trial.acquire()
     write_json(trial.spec, spec.model_dump(mode="json"))

@@ -71,8 +71,8 @@ def epochs(store: RunDirectory) -> dict[str, list[float]]:
 
 def trains_on(store: RunDirectory, host: hosts.Host) -> bool:
     """True if a trial that has had an epoch trains there."""
-    titles = host.run("ps -eo args").stdout
-    return any(trial_id in titles for trial_id, seconds in epochs(store).items() if seconds)
+    titles = [line for line in host.run("ps -eo args").stdout.splitlines() if " fold " in line]
+    return any(trial_id in line for line in titles for trial_id, seconds in epochs(store).items() if seconds)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +98,15 @@ def story(tiny_root, tmp_path_factory) -> Story:
         lost, small = found[2], f"{hosts.HOME}/cache"
         sweep = pool.submit(network.sweep, "cut", options="--epochs 12", stub=2)
         cut_store = RunDirectory(shared / "runs" / "cut")
-        wait_for(lambda: trains_on(cut_store, found[1]) or sweep.done(), "a trial on the host to unplug")
-        found[1].unplug()
+
+        def to_unplug() -> hosts.Host | None:
+            return next((host for host in found[1:] if trains_on(cut_store, host)), None)
+
+        unlucky = wait_for(to_unplug, "a trial on a host to unplug")
+        unlucky.unplug()
         cut_before = epochs(cut_store)
         time.sleep(CUT_S)
-        found[1].plug()
+        unlucky.plug()
         cut = sweep.result()
         network.await_nodes()
         print("cut", time.monotonic() - began)
