@@ -1,8 +1,11 @@
 """What the command lines share: a user's mistake is one line on stderr and an exit code, never a traceback."""
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,14 +48,28 @@ def zero_or_more(text: str) -> int:
     return number
 
 
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers, init systems and a lost lease send, acts like Ctrl-C. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def exit_code(work: Callable[[], int], interrupted: str) -> int:
-    """Do the work: its own code, 1 for an error that was raised on purpose, 130 for Ctrl-C.
+    """Do the work: its own code, 1 for an error that was raised on purpose, 130 for Ctrl-C or SIGTERM.
 
     Args:
         interrupted: what to do after Ctrl-C.
     """
     try:
-        return work()
+        with interrupted_by_sigterm():
+            return work()
     except ImetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

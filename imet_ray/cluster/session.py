@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imet_ray.command_line import interrupted_by_sigterm
 from imet_ray.errors import ConfigError, ImetError, first_line
 from imet_ray.search_space import Resources
 from imet_ray.storage.run_directory import RunDirectory
@@ -122,7 +122,7 @@ def ray_session(
         Path("~/.ray/auth_token").expanduser().chmod(0o600)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
-        stack.enter_context(_interrupted_by_sigterm())
+        stack.enter_context(interrupted_by_sigterm())
         if joined:
             stack.enter_context(head_watched(ray.get_runtime_context().gcs_address))
         url = context.dashboard_url
@@ -225,16 +225,6 @@ def _start_or_join(address: str | None, run: str) -> Any:
                 "--address"
             ) from error
     raise AssertionError("the last attempt returns or raises")
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM, which schedulers and init systems send, acts like Ctrl-C; Ray would print its stack."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _largest() -> dict[str, float]:

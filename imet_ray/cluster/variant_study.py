@@ -5,6 +5,7 @@
 
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,8 +179,8 @@ class VariantStudy:
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
             if trial.state == TrialState.COMPLETE:
                 return True, trial.values[0]
-            stopped = trial.user_attrs
-            return False, stopped["score"] if "score" in stopped else stopped["f2"]  # of an earlier version
+            score = trial.user_attrs.get("score", trial.user_attrs.get("f2"))  # f2: of an earlier version
+            return False, -math.inf if score is None else score
 
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
