@@ -1,7 +1,7 @@
 """The kernel's text: one Python file with its manifest, its sources, and a loader that imports them from memory.
 
-The file has a docstring for people, the loader, and the content compressed (zlib, base85). It depends on what is packed
-and on nothing else, so the same input gives the same bytes.
+The file has a docstring for people, a check that it is whole, the loader, and the content compressed (zlib, base85). It
+depends on what is packed and on nothing else, so the same input gives the same bytes.
 """
 
 import base64
@@ -13,6 +13,17 @@ from typing import Any
 from kernel_builder.import_closure import Closure
 
 WIDTH = 100  # characters per line: editors and diffs choke on one line of 100,000
+
+# Python runs what is left of a file that was cut off between two statements, without an error.
+END = "# the end of the kernel"
+CHECK = f'''
+try:
+    with open(__file__, encoding="utf-8") as _file:
+        if not _file.read().rstrip().endswith("{END}"):
+            raise SystemExit("error: kernel.py was cut off: build it again")
+except (NameError, OSError):  # run from memory
+    pass
+'''
 
 # The modules of this file come before installed ones, and those already imported leave sys.modules: a notebook may run
 # two kernels in one process. A notebook takes even sys.exit(0) for an error. Before Python 3.13 the interpreter's own
@@ -121,8 +132,8 @@ def kernel_text(closure: Closure, manifest: dict[str, Any], *, entry: str, heade
     )
     packed = base64.b85encode(zlib.compress(data, 9)).decode()  # base85 has neither quotes nor backslashes
     lines = "\n".join(packed[start : start + WIDTH] for start in range(0, len(packed), WIDTH))
-    # The content is the last statement: a file that was cut off in it is no Python.
-    return f'"""{_escaped(docstring)}"""\n{LOADER}_start({digest!r}, """\n{lines}\n""")\n'
+    # A file that was cut off in the content is no Python.
+    return f'"""{_escaped(docstring)}"""\n{CHECK}{LOADER}_start({digest!r}, """\n{lines}\n""")\n{END}\n'
 
 
 def _escaped(text: str) -> str:

@@ -202,10 +202,36 @@ def test_an_altered_file_is_refused_in_one_line(run, damage):
     assert done.stderr == "error: kernel.py was altered or cut off: build it again\n"
 
 
-@pytest.mark.parametrize("kept", [-2, -5, -50])
-def test_a_file_that_lost_its_end_does_not_run(run, kept):
+@pytest.mark.parametrize(
+    "left", ["\n\nimport base64", "\nclass _", "\ndef _install(", "\n_start(", "\n# the end of"]
+)
+def test_a_file_that_lost_its_end_is_refused_in_one_line(run, left):
+    text = text_of(closure())
+    done = run(text[: text.index(left) + 1])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: kernel.py was cut off: build it again\n"
+
+
+def test_a_cut_behind_any_line_is_refused_or_leaves_no_python(tmp_path):
+    path, text = tmp_path / "kernel.py", text_of(closure())
+    begin = text.index("\ntry:") + 2
+    refused = 0
+    for end in (match.end() for match in re.finditer("\n", text[:-1]) if match.end() > begin):
+        path.write_text(text[:end])
+        try:
+            code = compile(text[:end], path, "exec")
+        except SyntaxError:
+            continue
+        with pytest.raises(SystemExit, match="cut off: build it again"):
+            exec(code, {"__name__": "__main__", "__file__": str(path)})
+        refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize("kept", [-30, -80])
+def test_a_file_that_was_cut_off_in_its_content_does_not_run(run, kept):
     done = run(text_of(closure())[:kept])
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout) == (1, "")
     assert "SyntaxError" in done.stderr
 
 
