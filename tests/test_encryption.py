@@ -17,7 +17,7 @@ SEALED = CHUNK + 16
 HEADER = 12 + 5 + 4 + 16 + 16 + 16
 KEY = Secret(key=bytes(range(32)))
 PASSPHRASE = Secret(passphrase="correct horse")
-LOG_N_AT, R_AT, P_AT, CHUNK_AT = 14, 15, 16, 17
+DERIVATION_AT, LOG_N_AT, R_AT, P_AT, CHUNK_AT = 13, 14, 15, 16, 17
 around_borders = st.builds(
     lambda chunks, more: max(0, chunks * CHUNK + more), st.integers(0, 4), st.integers(-2, 2)
 )
@@ -215,13 +215,22 @@ def test_files_of_one_passphrase_share_a_derivation():
 
 @pytest.mark.parametrize(
     ("at", "value"),
-    [(LOG_N_AT, 21), (LOG_N_AT, 26), (LOG_N_AT, 255), (LOG_N_AT, 0), (R_AT, 255), (P_AT, 255)],
+    [(LOG_N_AT, log_n) for log_n in (0, 21, 26, 40, 200, 255)] + [(R_AT, 255), (P_AT, 255)],
 )
 def test_a_header_that_asks_for_much_memory_is_refused_before_any_is_taken(at, value, monkeypatch):
     hostile = bytearray(sealed(b"x", PASSPHRASE))
     hostile[at] = value
     monkeypatch.setattr(encryption, "Scrypt", None)
     assert "asks for scrypt with" in refusal(bytes(hostile), PASSPHRASE)
+
+
+@pytest.mark.parametrize("secret", [KEY, PASSPHRASE], ids=["key", "passphrase"])
+@pytest.mark.parametrize("log_n", [0, 10, 21, 40, 200])
+def test_an_unknown_key_derivation_is_refused_whatever_it_asks_for(secret, log_n, monkeypatch):
+    hostile = bytearray(sealed(b"x", secret))
+    hostile[DERIVATION_AT], hostile[LOG_N_AT] = 7, log_n
+    monkeypatch.setattr(encryption, "Scrypt", None)
+    assert "asks for the unknown key derivation 7: its header was altered" in refusal(bytes(hostile), secret)
 
 
 def test_a_header_that_asks_for_vast_chunks_is_refused():

@@ -203,7 +203,9 @@ def _checked_chunk_bytes(head: bytes, secret: Secret, name: str) -> int:
     chunk_bytes: int
     _, _, derivation, (log_n, r, p), chunk_bytes, *_ = _LAYOUT.unpack(head[: _LAYOUT.size])
     wrong = ""
-    if derivation == SCRYPT and not (0 < log_n <= MAX_LOG_N and (r, p) == (R, P)):
+    if derivation not in (RANDOM_KEY, SCRYPT):
+        wrong = f"the unknown key derivation {derivation}"
+    elif derivation == SCRYPT and not (0 < log_n <= MAX_LOG_N and (r, p) == (R, P)):
         wrong = f"scrypt with log2 n={log_n}, r={r}, p={p}"
     elif not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
         wrong = f"chunks of {chunk_bytes:,} bytes"
