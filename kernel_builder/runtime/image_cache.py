@@ -47,7 +47,8 @@ class ImageCache:
     def _decode(self, short_side: int) -> Pictures:
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:  # the pack's map outlives its name
+            # the pack's map outlives its name
+            with tempfile.TemporaryDirectory(dir=self.scratch, ignore_cleanup_errors=True) as folder:
                 return build_pack(
                     self.test.files,
                     self.test.ids,
