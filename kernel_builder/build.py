@@ -3,6 +3,7 @@
 The file holds no weights and no training code: only the modules that `kernel_builder.runtime.main` imports.
 """
 
+import contextlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -175,7 +176,10 @@ def _write_private(path: Path, text: str) -> None:
 def _header(run: Run, manifest: Manifest, dtype: str, loss: Float16Loss | None) -> str:
     """What a person reads at the top of the file."""
     name = run.store.root.name
-    versions = [f"{package} {metadata.version(package)}" for package in PACKAGES]
+    versions = []
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
     lines = [
         f"imet_ray: predictions of the ensemble {manifest.ensemble} of the run {name}.",
         "",

@@ -24,6 +24,16 @@ def test_plain_kernels_are_the_same_bytes_when_built_twice(tmp_path, swept, buil
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
+def test_a_package_that_is_not_installed_by_its_name_is_left_out_of_the_header(
+    tmp_path, swept, built, trained, monkeypatch
+):
+    monkeypatch.setattr(build_module, "PACKAGES", ("numpy", "no-such-package"))
+    place = built(tmp_path / "k", "--dtype", "float32")
+    assert re.search(
+        r"Built with python [\d.]+, numpy [\d.]+\.\n", (place / "kernel" / "kernel.py").read_text()
+    )
+
+
 def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, monkeypatch):
     out = built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "20000")
     assert "20 pictures are too few to predict the time of 20,000" in capfd.readouterr().out
