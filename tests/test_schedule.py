@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulated_machine import TRUE, C, Machine, N
+from simulated_machine import BATCH, TRUE, C, Machine, N
 
 from imet_ray.errors import StoreError
 from kernel_builder.runtime.running_blend import RunningBlend
@@ -88,6 +88,31 @@ def test_time_is_kept_for_writing_what_was_predicted_last():
     assert machine.published[-1][0] == machine.clock.now
 
 
+def test_a_limit_within_the_first_checkpoint_leaves_the_pictures_that_were_predicted():
+    machine = Machine(20)
+    outcome = machine.run()
+    decoded = machine.published[-1][1]
+    assert (outcome.checkpoints, outcome.written) == (0, 0)
+    assert "the others by the prior" in outcome.stopped
+    assert decoded[0].tolist() == [True, False, True]
+    assert decoded[-1].tolist() == [False, True, False]
+
+
+def test_a_limit_within_a_first_checkpoint_that_predicts_nan_leaves_the_prior():
+    machine = Machine(20)
+
+    def nan(weights):
+        for _ in range(10):
+            machine.clock.now += 120
+            yield np.full((BATCH, C), np.nan, np.float16)
+
+    machine.predict = nan
+    outcome = machine.run()
+    assert outcome.written == 0
+    assert outcome.stopped.endswith("pictures")
+    assert machine.published[-1][1].tolist() == [[False, True, False]] * N
+
+
 def test_weights_are_renormalised_and_the_decoder_is_that_of_the_prefix():
     machine = Machine(3)
     machine.run(limit=800)
@@ -118,12 +143,17 @@ def test_what_sets_a_checkpoint_up_is_not_taken_for_its_batches():
     assert machine.run(limit=50 + 530).checkpoints == 6
 
 
+def test_decoding_the_pictures_does_not_make_the_next_checkpoints_look_slow():
+    machine = Machine(packing=600)
+    assert machine.run(limit=50 + 2 + 600 + 3 * 62 + 10).checkpoints == 3
+
+
 def test_a_new_member_is_tried_whatever_others_took():
     machine = Machine()
     seconds = 2 + 4 * 62.0  # a and b
     outcome = machine.run(limit=50 + seconds + 20)
     assert (outcome.checkpoints, machine.opened) == (4, ["a0", "a1", "b0", "b1", "c0"])
-    assert outcome.stopped == "c-f0: reached after 20 of 100 pictures"
+    assert outcome.stopped == "c-f0: reached after 30 of 100 pictures"
 
 
 def test_batches_that_come_in_bursts_do_not_end_a_run_too_early_or_too_late():

@@ -7,7 +7,6 @@ costs score, never the submission. This module knows nothing about models: it is
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
@@ -81,7 +80,6 @@ class Schedule:
         self.blend = RunningBlend(manifest, n_pictures)
         self.outcome = Outcome()
         self._writings: list[float] = []  # seconds of each
-        self._fastest: dict[str, float] = {}  # by member: seconds of its fastest checkpoint
 
     def begin(self) -> None:
         """Write a submission of the labels' prior.
@@ -106,7 +104,7 @@ class Schedule:
         for member in self.manifest.members:
             for weights in member.weights:
                 try:
-                    if not self._fits(CERTAIN_SHARE * self._fastest.get(member.name, 0.0)):
+                    if not self._fits(CERTAIN_SHARE * self._expected_seconds(member)):
                         raise _LateError("would not fit")
                     self._predict(member, weights, open_checkpoint)
                 except _LateError as late:
@@ -121,9 +119,8 @@ class Schedule:
         begun = self.outcome.checkpoints + len(self.outcome.failed) + 1
         name = f"checkpoint {begun} of {len(self.manifest.weights)} ({weights.name})"
         self.note(f"{name}: setting up")
-        began = self.deadline.clock()
         try:
-            probs, times = self._collect(name, open_checkpoint(member, weights))
+            probs, times = self._collect(name, member, open_checkpoint(member, weights))
             if not np.isfinite(probs).all():
                 raise ValueError("it predicts NaN")
         except _LateError:
@@ -132,15 +129,15 @@ class Schedule:
             self.outcome.failed.append(f"{weights.name}: {_reason(error)}")
             self.log(f"left out: {self.outcome.failed[-1]}")
             return
-        seconds = self.deadline.clock() - began
-        self._fastest[member.name] = min(seconds, self._fastest.get(member.name, seconds))
         self.blend.add(member, probs)
         self.outcome.checkpoints += 1
         self.outcome.batches = min(self.outcome.batches or len(times), len(times))
         self.outcome.picture_seconds.append((member.name, steady_seconds(times) * len(times) / self.n))
         self._publish()
 
-    def _collect(self, name: str, batches: Iterator[np.ndarray]) -> tuple[np.ndarray, list[float]]:
+    def _collect(
+        self, name: str, member: KernelMember, batches: Iterator[np.ndarray]
+    ) -> tuple[np.ndarray, list[float]]:
         """The probabilities of all pictures, (n, C) float16, and the seconds of each batch."""
         probs = np.empty((self.n, len(self.manifest.label_ids)), np.float16)
         done, times, before = 0, [], self.deadline.clock()
@@ -154,13 +151,26 @@ class Schedule:
             if done == self.n:
                 self.log(f"{name}: {sum(times):.1f} s")
                 return probs, times
-            # giving up earlier gains nothing: a stall may be over
-            if not self._fits(min(times) if len(times) > 1 else 0.0):
-                raise _LateError(f"reached after {done:,} of {self.n:,} pictures")
+            # The first checkpoint ends a batch early, so that its part can be published. A later one does not: giving
+            # up earlier gains nothing, and a stall may be over.
+            first = self.blend.checkpoints == 0
+            if not self._fits(_second_longest(times) if first and len(times) > 1 else 0.0):
+                late = f"reached after {done:,} of {self.n:,} pictures"
+                if first and np.isfinite(probs[:done]).all():
+                    probs[done:] = np.array(self.manifest.prior, np.float16)
+                    self.blend.add(member, probs)
+                    self._publish()
+                    late += ", the others by the prior"
+                raise _LateError(late)
         raise RuntimeError(f"{done:,} of {self.n:,} pictures came")
 
+    def _expected_seconds(self, member: KernelMember) -> float:
+        """Of a member's next checkpoint; 0 if it is the first. Without the set-up: that of the pictures comes once."""
+        known = [rate for name, rate in self.outcome.picture_seconds if name == member.name]
+        return min(known, default=0.0) * self.n
+
     def _fits(self, seconds: float) -> bool:
-        return seconds + WRITING * median(self._writings) < self.deadline.left()
+        return seconds + WRITING * _second_longest(self._writings) < self.deadline.left()
 
     def _publish(self) -> None:
         """Write the submission. Once there is one, a failure is only noted."""
@@ -187,6 +197,11 @@ def steady_seconds(times: Sequence[float]) -> float:
     if longest > STALL * second:
         return (sum(times) - longest) / (len(times) - 1)
     return sum(times) / len(times)
+
+
+def _second_longest(times: Sequence[float]) -> float:
+    """What the next one may take: a single stall is an exception, a wait before each burst of batches is not."""
+    return sorted(times)[-2] if len(times) > 1 else times[0]
 
 
 def _reason(error: Exception) -> str:
