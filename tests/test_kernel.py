@@ -1,5 +1,6 @@
 """A kernel, built and run as Kaggle runs it: alone, from its one file, on what lies under the input folder."""
 
+import json
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ from kernel_machine import submission
 from packed import manifest_of
 
 from imet_ray.storage.encryption import Secret
+from kernel_builder.runtime import main
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +140,24 @@ def test_a_passphrase_opens_the_weights_and_a_wrong_one_is_refused_by_the_files_
     assert done.code == 1
     assert re.search(r"[ab]-f0.safetensors.encrypted cannot be decrypted: a wrong passphrase", done.stderr)
     assert not (place / "working" / "submission.csv").exists()
+
+
+def test_what_took_time_before_the_kernel_counts(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, "--timing", "timing.json", patch="import time\ntime.sleep(3)")
+    assert done.code == 0, done.stdout + done.stderr
+    started = re.search(r"started in ([\d.]+) s, ([\d,]+) s left", done.stdout)
+    assert started is not None
+    assert float(started[1]) >= 2.9
+    assert int(started[2].replace(",", "")) <= 9 * 3600 - 600 - 2
+    assert json.loads((place / "working" / "timing.json").read_text())["elapsed"] >= 2.9
+
+
+def test_a_start_by_another_clock_than_the_systems_does_not_count(monkeypatch):
+    monkeypatch.setattr(main, "LONGEST_START", 1e6)  # these tests may have run for hours
+    assert main._process_seconds() > 0
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: 1e9)
+    assert main._process_seconds() == 0
 
 
 def test_pictures_are_decoded_once_for_all_checkpoints_of_one_size(

@@ -6,7 +6,7 @@ from simulated_machine import BATCH, TRUE, C, Machine, N
 
 from imet_ray.errors import StoreError
 from kernel_builder.runtime.running_blend import RunningBlend
-from kernel_builder.runtime.schedule import steady_seconds
+from kernel_builder.runtime.schedule import Deadline, steady_seconds
 
 
 @pytest.mark.parametrize(("slowness", "checkpoints"), [(1, 6), (3, 5), (10, 1), (20, 0), (60, 0)])
@@ -154,6 +154,11 @@ def test_a_new_member_is_tried_whatever_others_took():
     outcome = machine.run(limit=50 + seconds + 20)
     assert (outcome.checkpoints, machine.opened) == (4, ["a0", "a1", "b0", "b1", "c0"])
     assert outcome.stopped == "c-f0: reached after 30 of 100 pictures"
+
+
+def test_seconds_before_the_deadline_was_made_count():
+    deadline = Deadline(1000.0, 100.0, lambda: 7.0, spent=40.0)
+    assert (deadline.elapsed(), deadline.left(), deadline.end - deadline.start) == (40.0, 860.0, 900.0)
 
 
 def test_batches_that_come_in_bursts_do_not_end_a_run_too_early_or_too_late():

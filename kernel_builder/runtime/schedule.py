@@ -25,9 +25,15 @@ Open = Callable[[KernelMember, Weights], Iterator[np.ndarray]]
 class Deadline:
     """How much time is left."""
 
-    def __init__(self, limit: float, reserve: float, clock: Callable[[], float]) -> None:
-        """`reserve` of the `limit` is kept back, both in seconds. `clock` gives seconds that only rise."""
-        self.clock, self.start = clock, clock()
+    def __init__(self, limit: float, reserve: float, clock: Callable[[], float], spent: float = 0.0) -> None:
+        """
+        Args:
+            limit: seconds that the kernel may run.
+            reserve: seconds of the limit that are kept back.
+            clock: gives seconds that only rise.
+            spent: seconds before now that count, too.
+        """
+        self.clock, self.start = clock, clock() - spent
         self.end = self.start + limit - reserve
 
     def elapsed(self) -> float:
