@@ -51,6 +51,21 @@ def test_a_sample_with_a_byte_order_mark_or_another_column_is_read(tmp_path):
     assert find_test(all_files(tmp_path)).ids == ("a", "b")
 
 
+def test_of_two_competitions_the_other_one_is_named(tmp_path, caplog):
+    competition(tmp_path / "acomp", "a.png")
+    competition(tmp_path / "imet", "a.png")
+    (tmp_path / "sample_submission.csv").write_text("id\nz\n")  # without pictures
+    assert find_test(all_files(tmp_path)).files[0].parent == tmp_path / "acomp" / "test"
+    assert caplog.messages == [f"the pictures of {tmp_path / 'acomp'}, not those of {tmp_path / 'imet'}"]
+
+
+def test_one_competition_is_no_warning(tmp_path, caplog):
+    competition(tmp_path / "c", "a.png")
+    (tmp_path / "sample_submission.csv").write_text("id\nz\n")
+    find_test(all_files(tmp_path))
+    assert caplog.messages == []
+
+
 def test_weights_are_looked_for_in_folders_of_any_name_but_not_among_pictures_and_never_in_circles(tmp_path):
     competition(tmp_path / "c", "a.png")
     for name in ("test", "train"):

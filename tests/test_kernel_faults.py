@@ -65,6 +65,21 @@ def test_it_goes_on_without_what_fails_and_says_so(
     assert submission(place) == swept.read_text()
 
 
+def test_of_two_competitions_the_one_that_is_not_used_is_named(
+    tmp_path, swept, built, trained, tiny_root, machine
+):
+    place = built(tmp_path / "k")
+    other = place / "input" / "other"
+    (other / "test").mkdir(parents=True)
+    (other / "sample_submission.csv").write_text("id,attribute_ids\nz,0\n")
+    done = machine(place, tiny_root)
+    assert done.code == 64 + 8, done.stdout + done.stderr
+    said = f"the pictures of {place / 'input' / 'data'}, not those of {other}"
+    assert done.stdout.splitlines()[0] == said
+    assert done.stdout.splitlines()[-1].endswith(said)
+    assert submission(place) == swept.read_text()
+
+
 BROKEN_GPU = """
 import torch
 def fails(*args, **kwargs):

@@ -1,5 +1,6 @@
 """What lies under the input folder: all files, and the pictures to predict."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from imet_ray.data.catalog import picture_files
 from imet_ray.data.csv_tables import Problem, read_table
 from imet_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = "sample_submission.csv"
 TABLES = (SAMPLE, "train.csv")
@@ -45,13 +48,13 @@ def find_test(files: Sequence[Path]) -> TestPictures:
     Raises:
         DataError: if there is no sample submission, it cannot be read whole, or none of its pictures is there.
     """
-    sample = min(
+    samples = sorted(
         (file for file in files if file.name == SAMPLE),
         key=lambda path: (not (path.parent / "test").is_dir(), len(path.parts), path),
-        default=None,
     )
-    if sample is None:
+    if not samples:
         raise DataError(f"no {SAMPLE} under the input folder: attach the competition's data to the kernel")
+    sample = samples[0]
     problems: list[Problem] = []
     rows = read_table(sample, ("id",), problems)
     fatal = [f"{one.kind}, row {one.row} {one.text}".rstrip() for one in problems if one.forbids]
@@ -67,5 +70,8 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         raise DataError(
             f"none of the {len(ids):,} pictures of {sample} is in {folder}: attach the competition's data"
         )
+    others = [str(other.parent) for other in samples[1:] if (other.parent / "test").is_dir()]
+    if others:
+        logger.warning("the pictures of %s, not those of %s", sample.parent, ", ".join(others))
     paths = tuple(file or folder / i for i, file in zip(ids, known, strict=True))
     return TestPictures(ids, paths)
