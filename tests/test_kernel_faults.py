@@ -109,6 +109,24 @@ def test_an_older_submission_is_left_where_weights_are_missing(
     assert submission(place) == "mine"
 
 
+NO_THREADS = """
+import threading
+real = threading.Thread.start
+def start(self):
+    if "_read_into" in repr(self._target):
+        raise RuntimeError("can't start new thread")
+    return real(self)
+threading.Thread.start = start
+"""
+
+
+def test_without_threads_weights_are_read_here(tmp_path, swept, built, trained, tiny_root, machine):
+    place = built(tmp_path / "k")
+    done = machine(place, tiny_root, patch=NO_THREADS)
+    assert done.code == 0, done.stdout + done.stderr
+    assert submission(place) == swept.read_text()
+
+
 BROKEN_MODEL = """
 import torch
 real = torch.Tensor.sigmoid

@@ -49,14 +49,25 @@ HANGS_IN_HASHING = """
 import hashlib
 hashlib.file_digest = hang
 """
-HANGS_IN_READING = """
+HANGS_READING_AHEAD = """
+import concurrent.futures
 import pathlib
 import safetensors.torch
-load = safetensors.torch.load
+load, read_bytes, result, loaded = (
+    safetensors.torch.load, pathlib.Path.read_bytes, concurrent.futures.Future.result, []
+)
 def first_load(data):
-    pathlib.Path.read_bytes = hang
+    loaded.append(1)
     return load(data)
-safetensors.torch.load = first_load
+def slow_read(self):
+    if loaded:
+        sleep(600)
+    return read_bytes(self)
+def wait(self, timeout=None):
+    if loaded:
+        jumped[0] = 1
+    return result(self, timeout)
+safetensors.torch.load, pathlib.Path.read_bytes, concurrent.futures.Future.result = first_load, slow_read, wait
 """
 
 
@@ -67,9 +78,9 @@ safetensors.torch.load = first_load
         (HANGS_IN_PREDICTION, (), "2 of 6 checkpoints"),
         (HANGS_IN_DECODING, (), "0 of 6 checkpoints"),
         (HANGS_IN_A_LOADER, ("--workers", "1"), "0 of 6 checkpoints"),
-        (HANGS_IN_READING, (), "1 of 6 checkpoints"),
+        (HANGS_READING_AHEAD, (), "1 of 6 checkpoints"),
     ],
-    ids=["hashing", "prediction", "decoding", "loader", "reading"],
+    ids=["hashing", "prediction", "decoding", "loader", "reading-ahead"],
 )
 def test_what_hangs_is_ended_before_the_limit_with_the_submission_that_is_there(
     tmp_path, swept, built, trained, tiny_root, machine, patch, options, said

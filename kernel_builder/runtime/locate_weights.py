@@ -3,7 +3,9 @@
 All weights are found and checked before any is used: a forgotten dataset is reported in the first minute.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +99,36 @@ def _check(secret: "Secret", encrypted: Sequence[Path]) -> None:
     for path in encrypted:
         with path.open("rb") as file:
             next(decrypted(file, secret, str(path)))
+
+
+class WeightsReader:
+    """Reads weights on a thread: while pictures are decoded, and while the checkpoint before predicts."""
+
+    def __init__(self, found: Mapping[str, Path], secret: "Secret | None") -> None:
+        self.found, self.secret = found, secret  # found: by trial
+        self._begun: dict[str, Future[bytes]] = {}  # one at most
+
+    def begin(self, trial: str) -> None:
+        """Read a checkpoint's weights for `take`."""
+        if trial in self._begun:
+            return
+        future: Future[bytes] = Future()
+        self._begun = {trial: future}
+        try:
+            threading.Thread(target=self._read_into, args=(trial, future), daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._read_into(trial, future)
+
+    def take(self, trial: str) -> bytes:
+        """What was begun; it is not kept here."""
+        return self._begun.pop(trial).result()
+
+    def _read_into(self, trial: str, future: "Future[bytes]") -> None:
+        """Runs in a daemon thread: it may hang, and the process must not wait for it at its end."""
+        try:
+            future.set_result(read_weights(self.found[trial], self.secret))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def read_weights(path: Path, secret: "Secret | None") -> bytes:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,11 @@ from kernel_builder.runtime.checkpoints import load_model, usable_device
 from kernel_builder.runtime.exit_status import STOPPED, Timing, exit_code_with_submission, summary
 from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import all_files, find_test
-from kernel_builder.runtime.locate_weights import find_secret, find_weights, read_weights
+from kernel_builder.runtime.locate_weights import WeightsReader, find_secret, find_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
 from kernel_builder.runtime.running_blend import RunningBlend
 from kernel_builder.runtime.schedule import Deadline, Schedule
 from kernel_builder.runtime.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from imet_ray.storage.encryption import Secret
 
 INPUTS = ("/kaggle/input", "../input")
 CHECKING = "checking the weights"
@@ -76,8 +73,7 @@ class _Kernel:
         self.schedule: Schedule | None = None
         # set while the kernel starts
         self.images: ImageCache
-        self.weights: dict[str, Path]  # by trial
-        self.secret: Secret | None
+        self.reader: WeightsReader
         self.inference: dict[str, Inference]  # by member: what failed once is not tried again
 
     def run(self) -> int:
@@ -116,10 +112,11 @@ class _Kernel:
     def _find_weights(self, files: Sequence[Path]) -> None:
         """All of them, and their key tried."""
         self.watchdog.note(CHECKING)
-        self.weights = find_weights(self.manifest, files)
-        self.secret = None
+        found = find_weights(self.manifest, files)
+        secret = None
         if self.manifest.encrypted:
-            self.secret = find_secret(list(self.weights.values()), self.manifest.key, files)
+            secret = find_secret(list(found.values()), self.manifest.key, files)
+        self.reader = WeightsReader(found, secret)
 
     def _choose_inference(self, cores: int) -> torch.device:
         """The device, and for each member how it predicts there."""
@@ -138,12 +135,15 @@ class _Kernel:
 
     def _open(self, member: KernelMember, weights: Weights) -> Iterator[np.ndarray]:
         """Set up a checkpoint and its pictures. Its batches are (b, C) float16, in order."""
-        members = self.manifest.members
+        self.reader.begin(weights.trial)
+        members, order = self.manifest.members, self.manifest.weights
         needed = {other.pack_short_side for other in members[members.index(member) :]}
         pictures = self.images.get(member.pack_short_side, keep=needed)
         how = self.inference[member.name]
-        plain = read_weights(self.weights[weights.trial], self.secret)
+        plain = self.reader.take(weights.trial)
         model = load_model(member.recipe, len(self.manifest.label_ids), plain, how.device)
+        for following in order[order.index(weights) + 1 :][:1]:
+            self.reader.begin(following.trial)
         return predict_batches(model, pictures, np.arange(len(self.images.test.ids)), how)
 
     def _publish(self, blend: RunningBlend) -> None:
