@@ -2,9 +2,10 @@
 
 Exit codes: 0 everything was predicted; 1 no submission; 2 a wrong option; else 64 plus the sum of: 1 the limit came
 before the last checkpoint; 2 checkpoints were left out; 4 pictures could not be read; 8 memory, the GPU or loader
-processes failed and the kernel went on without; 16 the last checkpoints are not in the submission, because it could not
-be written again. On Kaggle any code but 0 throws the submission away. There the code is 0 if the submission has a
-checkpoint in it or the limit stopped the run, and the last line says the rest.
+processes failed and the kernel went on without, or there are the pictures of two competitions; 16 the last checkpoints
+are not in the submission, because it could not be written again. On Kaggle any code but 0 throws the submission away.
+There the code is 0 if the submission has a checkpoint in it or the limit stopped the run, and the last line says the
+rest.
 """
 
 import argparse
