@@ -6,6 +6,7 @@ Nothing heavy is imported before a fixture needs it: a file of plain tests start
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from imet_ray.data.training_data import TrainingData
     from imet_ray.specs import TrialSpec
 
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # it is 15: a sweep would wait for the tests beside it
 prepare_environment()  # before a test imports ray: else, under `uv run`, it builds an environment for its workers, 40 s
 
 TINY = {  # timm's own test model: 0.5 M parameters

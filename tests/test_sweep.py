@@ -70,12 +70,9 @@ class Story:
     store: RunDirectory
     alone: RunDirectory  # the undisturbed run
     killed_worker_of: list[str] = field(default_factory=list)  # trials that ran when a worker was killed
-    seen: list[Seen] = field(
-        default_factory=list
-    )  # after each driver; the last two after a sweep that has ended
+    seen: list[Seen] = field(default_factory=list)  # after each driver
     asked_to_end: tuple[int, str] = (0, "")  # exit code and what was printed
     end: subprocess.CompletedProcess | None = None
-    again: subprocess.CompletedProcess | None = None
     orphans: list[str] = field(default_factory=list)
     names: Names | None = None
 
@@ -123,8 +120,6 @@ def story(tiny_root, tiny_cache, tmp_path_factory) -> Story:
     told.seen.append(look(told.store))
     killed = time.monotonic()
     told.end = driver.run()
-    told.seen.append(look(told.store))
-    told.again = driver.run()
     told.seen.append(look(told.store))
     told.names = observe(driver)
     while time.monotonic() < killed + AGENTS_LAST and any(map(runs, driver.family)):
@@ -226,11 +221,6 @@ def test_a_sweep_that_is_asked_to_end_does_so_in_one_line(story):
     assert printed.splitlines()[-1] == "interrupted: the same command continues"
     assert "SIGTERM" not in printed
     assert "Traceback" not in printed
-
-
-def test_a_finished_sweep_trains_and_predicts_nothing_again(story):
-    assert story.again.returncode == 0, story.again.stdout
-    assert story.seen[-1] == story.seen[-2]
 
 
 def test_each_variant_is_trained_on_all_folds_with_one_set_of_hparams(story):

@@ -7,6 +7,7 @@ import pytest
 import ray
 import stub_sweep
 from processes import PATIENCE
+from seen import look
 
 from imet_ray.cluster import sweep
 from imet_ray.cluster.sweep import SetupFaultError, run_sweep
@@ -62,6 +63,9 @@ def test_trials_that_are_behind_are_stopped_early_and_those_that_are_promoted_ne
         assert read_result(trial).epochs == len(read_json_lines(trial.metrics)) < 4
     assert {read_spec(trial).fold for trial in by_status["complete"]} == {0, 1, 2}
     assert all(len(read_json_lines(trial.metrics)) == 4 for trial in by_status["complete"])
+    before = look(RunDirectory(tmp_path / "r"))
+    run(trials=5, more="asha: {grace_epochs: 1, factor: 2}")
+    assert look(RunDirectory(tmp_path / "r")) == before  # a finished sweep trains nothing again
 
 
 def test_a_trial_that_another_writer_takes_over_is_trained_to_its_end(run, tmp_path):
