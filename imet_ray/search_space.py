@@ -63,7 +63,7 @@ class Resources(Frozen):
     batch_norm: BatchNorm = "local"  # sync: statistics over all workers; on GPUs only
 
     @model_validator(mode="after")
-    def _one_gpu_a_worker(self) -> Self:
+    def _one_gpu_per_worker(self) -> Self:
         gpus = self.gpus_per_trial
         if gpus != "auto" and gpus > 1:
             raise ValueError(
@@ -149,7 +149,7 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None, *, check: Ch
     if tree is None or not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings such as 'variants:', got {content!r}")
     reader = _Reader(path, tree, check)
-    reader.refuse_twins(tree)
+    reader.refuse_repeated_keys(tree)
     return reader.space(content, overrides or {})
 
 
@@ -263,7 +263,7 @@ class _Reader:
                 break
         return f"{self.path} line {line + 1}: "
 
-    def refuse_twins(self, node: yaml.Node) -> None:
+    def refuse_repeated_keys(self, node: yaml.Node) -> None:
         """YAML lets a later key silently replace an earlier one; we do not."""
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
@@ -272,10 +272,10 @@ class _Reader:
                     line = key.start_mark.line + 1
                     raise ConfigError(f"{self.path} line {line}: {key.value!r} stands there twice")
                 seen.add(key.value)
-                self.refuse_twins(value)
+                self.refuse_repeated_keys(value)
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                self.refuse_twins(item)
+                self.refuse_repeated_keys(item)
 
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:
