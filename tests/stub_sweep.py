@@ -27,12 +27,13 @@ def train(config: dict[str, Any], data: Any, slot: Any) -> None:
 
     spec = TrialSpec.model_validate_json(config["spec"])
     trial = slot.run.trial(spec.trial_id)
-    setproctitle(f"ray::{spec.variant.name} fold {spec.fold} {config['phase']} {spec.trial_id}")
     data.split.pack(spec.pack_short_side)  # as a trial does first: packed here, where this node has none
     token = trial.acquire()
     write_json(trial.spec, spec.model_dump(mode="json"))
     rows = read_json_lines(trial.metrics)
+    title = f"ray::{spec.variant.name} fold {spec.fold} {config['phase']} {spec.trial_id}"
     while len(rows) < spec.recipe.epochs:
+        setproctitle(title)  # Ray names a worker anew for each epoch
         time.sleep(SECONDS)
         epoch = len(rows) + 1
         score = (0.2 + spec.recipe.dropout) * epoch / spec.recipe.epochs
