@@ -57,7 +57,16 @@ class Postgres:
         self.server.stop()
 
     def start(self) -> None:
+        """It answers then: beside other tests it may take a while to come up."""
         self.server.start()
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                psycopg.connect(self.server.get_uri()).close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
 
     def execute(self, query: str) -> None:
         with psycopg.connect(self.url, autocommit=True) as link:

@@ -116,9 +116,8 @@ def ray_session(
     joined = address is not None
     quiet_ray()
     context = _start_or_join(address, run)
-    with contextlib.suppress(
-        OSError
-    ):  # the key to Ray's clusters, which Ray lets all users of the machine read
+    with contextlib.suppress(OSError):
+        # the key to Ray's clusters, which Ray lets all users of the machine read
         Path("~/.ray/auth_token").expanduser().chmod(0o600)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
