@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ resources: {cpus_per_trial: 1, workers_per_trial: 2}
 base: {architecture: test_resnet, weights: none, image_size: 64, epochs: 20, batch_size: 4, lr: 0.003}
 variants: [{name: pair}]
 """
-# The sweep's command, whose teams look for more nodes each 3 s (it is 300), and take their time for an epoch.
+# The sweep's command, whose teams look for more nodes each 3 s (it is 300). One worker alone is slow: the trial still
+# trains when the next node is up.
 IMPATIENT = """
 import sys
 import launch
@@ -38,7 +40,7 @@ def slowly(config):
     from imet_ray.cluster import ddp_trial
     report = ray.train.report
     def paced(metrics):
-        time.sleep(1.5)
+        time.sleep(1 if ray.train.get_context().get_world_size() == 2 else 4)
         report(metrics)
     ray.train.report = paced
     ddp_trial._train(config)
@@ -152,9 +154,11 @@ def test_no_accident_costs_an_epoch_that_was_written(story):
 
 
 def test_a_team_that_lost_a_node_goes_on_with_the_worker_that_is_left_until_another_comes(story):
-    for rows in metrics(story.store).values():
+    trials = metrics(story.store).values()
+    for rows in trials:
         assert [row["epoch"] for row in rows] == [*range(1, 21)]
-    assert story.before.keys() == {"a worker is killed", "a node is lost", "a node comes", "the end"}
+    sizes = [[size for size, _ in groupby(row["workers"] for row in rows)] for rows in trials]
+    assert [2, 1, 2] in sizes
 
 
 def test_no_worker_is_left_behind(story):

@@ -47,8 +47,7 @@ class Story:
     cut: Done  # a sweep in which a node was unplugged for a minute
     cut_before: dict[str, list[float]]  # the seconds of its epochs just before, by trial
     full: Done  # a sweep on nodes of which one has a full disk
-    mended: Done  # the same when that has space
-    job: Done  # a sweep that was submitted on the head
+    mended: Done  # the same, submitted on the head, when that has space
     down: Done
     left: dict[str, str]  # Ray's processes on each host, in the end
 
@@ -96,7 +95,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         network.up()
         print("up", time.monotonic() - began)
         lost, small = found[2], f"{hosts.HOME}/cache"
-        sweep = pool.submit(network.sweep, "cut", options="--epochs 12", stub=2)
+        sweep = pool.submit(network.sweep, "cut", options="--epochs 12", stub=1)
         cut_store = RunDirectory(shared / "runs" / "cut")
 
         def to_unplug() -> hosts.Host | None:
@@ -115,7 +114,7 @@ def story(tiny_root, tmp_path_factory) -> Story:
         full = network.sweep("full", cache="~/cache", options=long)
         found[1].run(f"umount {small}")
         print("full", time.monotonic() - began)
-        mended = network.sweep("full", cache="~/cache", options=long)
+        mended = network.sweep("full", cache="~/cache", options=long, submitted=True)
         print("mended", time.monotonic() - began)
         sweep = pool.submit(network.sweep, stub=0.5)
         strangers = {name: pool.submit(come) for name, come in network.strangers().items()}
@@ -127,8 +126,6 @@ def story(tiny_root, tmp_path_factory) -> Story:
         print("sweep", time.monotonic() - began)
         again = network.sweep(stub=0.5)
         print("again", time.monotonic() - began)
-        job = network.sweep("job", options=long, submitted=True, stub=0.5)
-        print("job", time.monotonic() - began)
         listening = found[0].run("ss -ltn").stdout
         came = {name: future.result() for name, future in strangers.items()}
         print("strangers", time.monotonic() - began)
@@ -153,7 +150,6 @@ def story(tiny_root, tmp_path_factory) -> Story:
         cut_before=cut_before,
         full=full,
         mended=mended,
-        job=job,
         down=down,
         left=left,
     )
@@ -169,11 +165,6 @@ def test_a_sweep_on_three_hosts_ends_with_the_artefacts_of_all_trials_though_one
         assert len(read_json_lines(trial.metrics)) == 2
     assert story.store.ensemble("blend").submission.exists()
     assert re.search(r"3 nodes, of one version; at most 0\.\d MB of code sent to each", story.sweep.stdout)
-
-
-def test_trials_ran_on_several_hosts(story):
-    rows = [row for trial in story.store.trials() for row in read_json_lines(trial.metrics)]
-    assert len({row["host"] for row in rows}) > 1
 
 
 def test_the_same_command_trains_nothing_again(story):
@@ -209,17 +200,15 @@ def test_a_full_disk_on_one_node_stops_the_sweep_with_one_line_that_names_the_no
     assert "h1, 10.77." in errors[0]
 
 
-def test_the_same_command_goes_on_when_the_disk_has_space(story):
+def test_the_same_command_submitted_goes_on_when_the_disk_has_space(story):
     assert story.mended.returncode == 0, story.mended.stdout + story.mended.stderr
-    found = complete(RunDirectory(story.store.root.with_name("full")))
-    assert len(found) == 8
+    assert len(complete(RunDirectory(story.store.root.with_name("full")))) == 8
 
 
-def test_a_submitted_sweep_trains_on_several_hosts(story):
-    assert story.job.returncode == 0, story.job.stdout + story.job.stderr
-    store = RunDirectory(story.store.root.with_name("job"))
+@pytest.mark.parametrize("name", ["cut", "full"])
+def test_trials_train_on_several_hosts(story, name):
+    store = RunDirectory(story.store.root.with_name(name))
     rows = [row for trial in store.trials() for row in read_json_lines(trial.metrics)]
-    assert len(complete(store)) == 8
     assert len({row["host"] for row in rows}) > 1
 
 
