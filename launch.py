@@ -63,9 +63,9 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 
-    if stage == "check-data":
-        return setup.check_data(args.check_data)
     cache = Cache.at(args.cache)
+    if stage == "check-data":
+        return setup.check_data(args.check_data, cache)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
