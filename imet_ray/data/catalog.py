@@ -119,6 +119,16 @@ def assemble(root: Path, tables: Tables, problems: list[Problem], index: Path | 
     return Reading(catalog, tuple(problems), pictures, rows)
 
 
+def earlier_digest(catalog: Catalog) -> str:
+    """What versions before 2 took for the digest of the training split: names and sizes of files, not their bytes."""
+    split, found = catalog.train, hashlib.sha256()
+    for picture, file in zip(split.ids, split.files, strict=True):
+        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
+    found.update("\0".join(catalog.label_ids).encode())
+    found.update(np.ascontiguousarray(catalog.labels).tobytes())
+    return found.hexdigest()
+
+
 def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
     """The group of each label: the given ones, else the prefix where all names are such as culture::french."""
     if not any(given) and names and all("::" in name for name in names):

@@ -11,9 +11,10 @@ import numpy as np
 
 from imet_ray.data.catalog import Catalog, Split
 from imet_ray.data.contents import contents
-from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
+from imet_ray.data.folds import extend_folds, folds_digest, make_folds, read_folds, write_folds
 from imet_ray.data.packed_images import HERE, Origin, Pack, build_pack
 from imet_ray.errors import DataError, StoreError
+from imet_ray.storage.experiment import way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory, SharedPacks
 
 
@@ -100,22 +101,25 @@ def prepare(
     n_folds: int,
     seed: int,
     given_folds: Path | None = None,
+    extend: bool = False,
 ) -> TrainingData:
     """The training split with its folds: those of the run, of a given file, or new stratified ones.
+
+    Args:
+        extend: the given file need not know all pictures.
 
     Raises:
         StoreError: if the run already has folds and the given file differs from them.
         DataError: if a folds file does not fit the data.
     """
     ids = catalog.train.ids
-    given = read_folds(given_folds, ids) if given_folds else None
+    given = None
+    if given_folds:
+        given = extended_folds(given_folds, catalog) if extend else read_folds(given_folds, ids)
     if store.folds.exists():
         folds = read_folds(store.folds, ids)
         if given is not None and not np.array_equal(folds, given):
-            raise StoreError(
-                f"{store.root} was begun with other folds than {given_folds}: "
-                "choose another --name, or --fresh to set the old run aside"
-            )
+            raise StoreError(f"{store.root} was begun with other folds than {given_folds}: {way_out(store)}")
     else:
         folds = given if given is not None else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
         write_folds(store.folds, ids, folds, store.files)
@@ -126,3 +130,13 @@ def prepare(
         folds=folds,
         folds_digest=folds_digest(ids, folds),
     )
+
+
+def extended_folds(path: Path, catalog: Catalog) -> np.ndarray:
+    """The folds of a file for the pictures that it knows, and new ones for the others: (N,) int64.
+
+    Raises:
+        DataError: if a fold has none of the data's pictures.
+    """
+    known = read_folds(path, catalog.train.ids, extend=True)
+    return extend_folds(known, catalog.labels, catalog.train.contents)
