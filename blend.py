@@ -71,6 +71,8 @@ def _run(args: argparse.Namespace) -> int:
                 args.name,
                 runs=runs,
                 cache=cache,
+                data=args.data,
+                source=args.source,
                 members=_names(args.members) if args.members is not None else None,
                 external=args.member or (),
                 out=args.out or "blend",
@@ -114,8 +116,21 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        for option in ("name", "members", "member", "seconds", "images", "bytes", "out", "cache"):
+        of_runs = (
+            "name",
+            "data",
+            "source",
+            "members",
+            "member",
+            "seconds",
+            "images",
+            "bytes",
+            "out",
+            "cache",
+        )
+        for option in of_runs:
             if getattr(args, option) is not None:
+                option = option.replace("source", "from")
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
         for option, value in (("level2", args.level2), ("average", args.average), ("decoder", args.decoder)):
             if value not in (None, "probability", "threshold"):

@@ -31,8 +31,8 @@ PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
 TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
-ON_RAY = ("name", "address", "concurrency")
-BEGINS = ("space", "data", "from", "name", "folds", "epochs", "fresh")
+ON_RAY = ("name", "data", "from", "address", "concurrency")
+BEGINS = ("space", "data", "from", "name", "folds", "epochs", "fresh", "extend")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies"},
     "train": {*BEGINS, "variant", "fold", "set"},
@@ -63,9 +63,9 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 
-    if stage == "check-data":
-        return setup.check_data(args.check_data)
     cache = Cache.at(args.cache)
+    if stage == "check-data":
+        return setup.check_data(args.check_data, cache)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -79,6 +79,7 @@ def _run(args: argparse.Namespace) -> int:
             folds=args.folds,
             overrides={key: value for key, value in overrides.items() if value is not None},
             fresh=args.fresh is not None,
+            extend=args.extend is not None,
         )
         plan = setup.plan(request)
     if stage == "train":
@@ -93,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if stage == "sweep":
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
-    run = setup.reopen(runs, args.name, cache)
+    run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
     return cluster_stages.predict(run, args.predict, members=args.member or (), out=args.out, **ray)
@@ -142,12 +143,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _add_options(parser: Parser) -> None:
-    parser.add_run("run directory; default: the space's name, or the newest run")
+    data = (
+        "demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's, or the run's"
+    )
+    parser.add_run("run directory; default: the space's name, or the newest run", data)
     add = parser.add_argument
     add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else demo.yml")
-    data = "demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's"
-    add("--data", metavar="DATA", help=data)
-    add("--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages")
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
@@ -157,6 +158,8 @@ def _add_options(parser: Parser) -> None:
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"
     add("--studies", metavar="URL", help=studies)
     add("--fresh", action="store_true", default=None, help="set an older run of that name aside")
+    extend = "begin the run anew with more data: new pictures get folds, old ones keep theirs"
+    add("--extend", action="store_true", default=None, help=extend)
     add("--variant", metavar="NAME")
     add("--fold", metavar="K", type=int)
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")

@@ -15,17 +15,26 @@ from imet_ray.errors import ImetError
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a wrong option; it exits with 2."""
 
-    def add_run(self, name: str = "the run; default: the newest one") -> None:
-        """Add the options that lead to a run.
+    def add_run(
+        self,
+        name: str = "the run; default: the newest one",
+        data: str = "where the run's data lie now; default: where they lay",
+    ) -> None:
+        """Add the options that lead to a run and its data.
 
         Args:
             name: what `--name` means here.
+            data: what `--data` means here.
         """
         self.add_argument("--name", help=name)
         places = "where runs lie: a directory, s3://..., gs://... or az://..."
         self.add_argument("--runs", metavar="DIR", default="runs", help=places)
         caches = "generated data and packs; default: ~/.cache/imet_ray"
         self.add_argument("--cache", metavar="DIR", type=Path, help=caches)
+        self.add_argument("--data", metavar="DATA", help=data)
+        self.add_argument(
+            "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
+        )
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}: see --help", file=sys.stderr)

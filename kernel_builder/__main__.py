@@ -87,7 +87,7 @@ def _build(args: argparse.Namespace) -> int:
     if args.dry_run is not None:
         refuse_data(args.dry_run)
     cache = Cache.at(args.cache)
-    run = reopen(runs_at(args.runs, cache), args.name, cache)
+    run = reopen(runs_at(args.runs, cache), args.name, cache, at=args.data, source=args.source)
     ensemble = read_ensemble(run.store.ensemble(args.ensemble))
     options = BuildOptions(
         user=user_of(args.user),

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 import launch
+from imet_ray.data import contents
 from imet_ray.data.check import check_data
 from imet_ray.data.formats import read_catalog
 from imet_ray.errors import DataError
+from imet_ray.storage.checked_read import file_digest
 
 NAMES = b"attribute_id,attribute_name\n0,culture::a\n1,tag::b\n2,tag::c\n"
 HEAD = b"id,attribute_ids\n"
@@ -269,20 +271,46 @@ def test_check_data_exits_with_0_where_nothing_or_only_little_is_wrong(tmp_path,
         {"train.csv": TRAIN.replace(b"\nb,", b"\nb.jpg,")},
         {"train.csv": TRAIN.replace(b"b,1\n", b"") + b"b,1\n"},
         {"labels.csv": NAMES.replace(b"1,", b"8,").replace(b"2,", b"1,").replace(b"8,", b"2,")},
-        {"train/b.jpg": None, "train/b.png": picture("jpg")},
         {"train/b.jpg": picture("jpg") + b" "},
+        {"train/b.jpg": picture("jpg")[:-1] + b" "},  # of the same size
     ],
 )
-def test_the_digest_changes_with_labels_ids_and_files(tmp_path, change):
+def test_the_digest_changes_with_labels_ids_and_bytes(tmp_path, change):
     digest = read_catalog(make(tmp_path / "one")).digest
     assert read_catalog(make(tmp_path / "two", **change)).digest != digest
 
 
-def test_the_digest_stays_when_the_directory_moves(tmp_path):
+def test_the_test_digest_changes_with_the_bytes_of_test_pictures(tmp_path):
+    before = read_catalog(make(tmp_path / "one"))
+    after = read_catalog(make(tmp_path / "two", **{"test/t.jpg": picture("jpg")[:-1] + b" "}))
+    assert after.digest == before.digest
+    assert after.test_digest != before.test_digest
+
+
+def test_the_digest_stays_when_the_directory_moves_and_files_are_renamed(tmp_path):
     before = read_catalog(make(tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "there/train/b.jpg").rename(tmp_path / "there/train/b.png")
     after = read_catalog(tmp_path / "there")
     assert (after.digest, after.test_digest) == (before.digest, before.test_digest)
+
+
+def test_a_catalog_knows_copies_by_their_contents(tmp_path):
+    catalog = read_catalog(make(tmp_path, **{"train/b.jpg": picture("png"), "test/s.png": picture("webp")}))
+    digests = dict(zip(catalog.train.ids, catalog.train.contents, strict=True))
+    assert digests["a"] == digests["b"] != digests["c.webp"]
+    assert digests["c.webp"] == catalog.test.contents[catalog.test.ids.index("s")]
+
+
+def test_a_picture_that_cannot_be_read_is_named_with_its_row(tmp_path, monkeypatch):
+    def read(path):
+        if path.name == "b.jpg":
+            raise PermissionError
+        return file_digest(path)
+
+    monkeypatch.setattr(contents, "file_digest", read)
+    with pytest.raises(DataError, match=r"train\.csv row 3: train/b\.jpg: it cannot be read"):
+        read_catalog(make(tmp_path))
 
 
 def test_the_digest_is_the_same_in_every_process(tmp_path):

@@ -1,6 +1,7 @@
 """Predictions and what is made of them: nothing that does not belong together is combined."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +289,23 @@ def hold_something_else(path):
     write_arrays(path, ids=np.array(["a", "b"]))
 
 
-@pytest.mark.parametrize("harm", [cut, hold_something_else])
+def become_nan(path):
+    found = predicted(["a", "b"], "digest")
+    found.probs[1, 2] = np.nan
+    write_predictions(path, found)
+
+
+def become_logits(path):
+    found = predicted(["a", "b"], "digest")
+    write_predictions(path, replace(found, probs=-found.probs))
+
+
+def lose_a_row(path):
+    found = predicted(["a", "b"], "digest")
+    write_predictions(path, replace(found, probs=found.probs[:1]))
+
+
+@pytest.mark.parametrize("harm", [cut, hold_something_else, become_nan, become_logits, lose_a_row])
 def test_a_damaged_file_does_not_fit_and_is_refused_when_read(store, harm):
     path = store.trial("t").oof
     write_predictions(path, predicted(["a", "b"], "digest"))

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imet_ray.data.folds import count_folds, folds_digest, make_folds, read_folds, write_folds
+from imet_ray.data.folds import (
+    count_folds,
+    extend_folds,
+    folds_digest,
+    make_folds,
+    read_folds,
+    write_folds,
+)
 from imet_ray.errors import ConfigError, DataError
 
 IDS = tuple(f"image{i}" for i in range(7))
@@ -166,3 +173,29 @@ def test_the_digest_tells_other_folds_and_other_ids() -> None:
     }
     assert len(digests) == 3
     assert folds_digest(list(IDS), FOLDS.astype(np.int32)) in digests
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_new_pictures_are_spread_like_old_ones_which_keep_their_folds(seed: int) -> None:
+    labels = long_tail(2000, 80, seed)
+    contents = [str(i) for i in range(2000)]
+    before = make_folds(labels[:1500], n_folds=5, seed=seed)
+    folds = extend_folds(np.concatenate([before, np.full(500, -1)]), labels, contents)
+    assert np.array_equal(folds[:1500], before)
+    assert set(folds.tolist()) == set(range(5))
+    assert unevenness(labels, folds) < 1.25 * unevenness(labels, make_folds(labels, n_folds=5, seed=seed))
+
+
+def test_a_new_copy_of_a_picture_joins_its_fold() -> None:
+    labels = np.array([[1], [1], [1], [1], [0], [0]], np.uint8)
+    folds = extend_folds(np.array([0, 1, -1, -1, -1, -1]), labels, ["a", "b", "b", "b", "new", "new"])
+    assert folds[:4].tolist() == [0, 1, 1, 1]
+    assert folds[4] == folds[5] == 0  # the smaller one
+
+
+def test_a_folds_file_that_is_extended_may_lack_ids_and_have_others(tmp_path: Path) -> None:
+    write_folds(tmp_path / "folds.csv", IDS, FOLDS)
+    ids = [*IDS[2:], "new"]
+    assert read_folds(tmp_path / "folds.csv", ids, extend=True).tolist() == [*FOLDS[2:], -1]
+    with pytest.raises(DataError, match="no image in fold 1"):
+        read_folds(tmp_path / "folds.csv", [IDS[0], IDS[2]], extend=True)

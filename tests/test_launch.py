@@ -54,6 +54,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
         (["--sweep", "--folds", "five"], "--folds takes a number or a folds.csv"),
         (["--sweep", "--from", "/tmp"], "--from is for --data openclipart"),
+        (["--sweep", "--fresh", "--extend"], "--fresh makes new folds and --extend keeps the old ones"),
         (["--oof"], "no run in"),
         (["--predict", "blend", "--name", "x"], "no run 'x' in"),
         (["--check-data", "/nowhere"], None),
@@ -79,7 +80,7 @@ def test_an_unknown_metric_is_refused(capsys, tmp_path):
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
-        "time_budget", "fresh", "studies", "variant", "fold", "set", "out", "member", "serve",
+        "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 

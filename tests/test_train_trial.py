@@ -1,20 +1,24 @@
 """One trial: what it writes, how it goes on, how it fails."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from imet_ray.data.formats import read_catalog
+from imet_ray.data.training_data import test_split as pictures_of_test
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_state, load_tagger, read_info
 from imet_ray.prediction.metrics import METRICS, Metric
-from imet_ray.prediction.predict import predict_checkpoint, read_predictions
+from imet_ray.prediction.predict import predict_checkpoint, read_predictions, write_predictions
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import SupersededError, write_json
 from imet_ray.storage.results import own_result, read_result
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.training import trainer
 from imet_ray.training.distributed import Hardware
 from imet_ray.training.train_trial import train_trial
@@ -275,6 +279,39 @@ def test_a_checkpoint_predicts_its_fold_once_and_again_only_if_it_changed(run, m
     _, other = run(make_spec(dropout=0.5, views=["centre", "flip"]))
     trial.best.write_bytes(other.best.read_bytes())
     assert predict_checkpoint(trial, tiny_data.split, rows, **how)
+
+
+def test_predictions_that_are_nan_are_made_again(run, make_spec, tiny_data):
+    _, trial = run(make_spec())
+    rows = tiny_data.rows(0, held_out=True)
+    how = {"path": trial.oof, "label_ids": tiny_data.label_ids, "device": CPU}
+    predict_checkpoint(trial, tiny_data.split, rows, **how)
+    good = read_predictions(trial.oof)
+    write_predictions(trial.oof, replace(good, probs=np.full_like(good.probs, np.nan)))
+    assert predict_checkpoint(trial, tiny_data.split, rows, **how)
+    assert np.array_equal(read_predictions(trial.oof).probs, good.probs)
+
+
+def test_pictures_that_were_replaced_under_their_names_are_predicted_again(
+    run, make_spec, tiny_data, tiny_root, tmp_path
+):
+    _, trial = run(make_spec())
+    root, cache = shutil.copytree(tiny_root, tmp_path / "data"), Cache(tmp_path / "cache")
+    how = {"path": trial.test, "label_ids": tiny_data.label_ids, "device": CPU}
+
+    def predict() -> bool:
+        split = pictures_of_test(read_catalog(root, cache), cache)
+        return predict_checkpoint(trial, split, np.arange(len(split.ids)), **how)
+
+    assert predict()
+    assert not predict()
+    before = read_predictions(trial.test).probs
+    first, second = read_catalog(root).test.files[:2]
+    shutil.copy2(first, second)
+    assert predict()
+    after = read_predictions(trial.test).probs
+    assert np.array_equal(after[1], before[0])
+    assert not np.array_equal(after[1], before[1])
 
 
 def test_a_checkpoint_builds_its_own_model_and_predicts_as_in_training(run, make_spec, tiny_data):

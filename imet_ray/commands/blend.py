@@ -15,7 +15,7 @@ from imet_ray.blending.fit_jobs import Runner
 from imet_ray.blending.imet2019_files import METRIC, read_2019, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
-from imet_ray.commands.setup import Run, elsewhere, near, reopen
+from imet_ray.commands.setup import Run, elsewhere, moved, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
@@ -36,6 +36,8 @@ class BlendRequest:
     name: str | None  # of the run; the newest if None
     runs: Runs
     cache: Cache
+    data: str | None  # where the run's data lie now; where they lay if None
+    source: Path | None  # openclipart's unpacked packages
     members: Sequence[str] | None  # variants to blend; all that are trained on all folds if None
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
@@ -48,7 +50,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     Raises:
         ImetError: one line for what cannot be blended.
     """
-    run = reopen(request.runs, request.name, request.cache)
+    run = reopen(request.runs, request.name, request.cache, at=request.data, source=request.source)
     variants = [variant.name for variant in run.experiment.space.variants]
     whole = _whole(run, variants, request.members)
     if not whole and not request.external:
@@ -76,9 +78,10 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
         show("")
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
+    where = f"{elsewhere(run.store)}{moved(run)}"
     tests = "".join(f" --member {member.name}=TEST.npz" for member in given)
     print(
-        f"next     python launch.py --predict {out} --name {run.store.root.name}{elsewhere(run.store)}{tests}",
+        f"next     python launch.py --predict {out} --name {run.store.root.name}{where}{tests}",
         file=sys.stderr,
     )
     return ensemble.report | findings

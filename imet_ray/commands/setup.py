@@ -1,24 +1,25 @@
 """What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imet_ray.data.catalog import Catalog
+from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.check import check_data as check_directory
-from imet_ray.data.folds import count_folds
+from imet_ray.data.folds import count_folds, folded_ids, write_folds
 from imet_ray.data.formats import read_catalog
-from imet_ray.data.sources import resolve_data
-from imet_ray.data.training_data import TrainingData, prepare
+from imet_ray.data.sources import is_directory, resolve_data
+from imet_ray.data.training_data import TrainingData, extended_folds, prepare
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
-from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
+from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
@@ -39,6 +40,7 @@ class Request:
     folds: str | None
     overrides: dict[str, Any]  # of the space's settings
     fresh: bool
+    extend: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Plan:
     cache: Cache
     given_folds: Path | None
     fresh: bool
+    extend: bool
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path) -> int:
+def check_data(root: Path, cache: Cache) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads())
+    report = check_directory(root, workers=torch.get_num_threads(), cache=cache)
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -79,6 +82,8 @@ def plan(request: Request) -> Plan:
     Raises:
         ImetError: one line for each of the user's mistakes.
     """
+    if request.fresh and request.extend:
+        raise ConfigError("--fresh makes new folds and --extend keeps the old ones: choose one")
     path = request.space
     if path is None:
         own = SPACES / f"{(request.data or 'demo').partition(':')[0]}.yml"
@@ -89,23 +94,26 @@ def plan(request: Request) -> Plan:
     for variant in space.variants:
         check_architecture(variant.architecture)
     data = request.data or space.data
-    if request.source is not None and data != "openclipart":
-        raise ConfigError("--from is for --data openclipart")
     root = resolve_data(data, cache=request.cache.root, source=request.source)
-    catalog = read_catalog(root)
+    catalog = read_catalog(root, request.cache)
     name = _run_name(request.name, space, data)
     print(f"space   {path}: {_describe(space)}")
     print(f"data    {root}: {catalog.summary()}")
     print(f"run     {request.runs.address(name)}")
+    store = request.runs.run(name)
+    if not (request.fresh or request.extend) and (how := _other_data(store, catalog)):
+        aside = "--extend: new pictures get folds, old ones keep theirs, and trials are new"
+        raise StoreError(f"{store.root} was begun with other data ({how}): {way_out(store, aside)}")
     return Plan(
         space=space,
         data=data,
         root=root,
         catalog=catalog,
-        store=request.runs.run(name),
+        store=store,
         cache=request.cache,
         given_folds=given_folds,
         fresh=request.fresh,
+        extend=request.extend,
     )
 
 
@@ -139,12 +147,9 @@ def start(plan: Plan) -> Run:
         n_folds=plan.space.n_folds,
         seed=plan.space.seed,
         given_folds=plan.given_folds,
+        extend=plan.extend,
     )
-    if data.n_folds != plan.space.n_folds:
-        raise StoreError(
-            f"{plan.store.root} was begun with {data.n_folds} folds, not {plan.space.n_folds}: "
-            "choose another --name, or --fresh to set the old run aside"
-        )
+    _refuse_other_number(plan, data.n_folds)
     experiment = Experiment(
         space=plan.space,
         data=plan.data,
@@ -159,30 +164,72 @@ def start(plan: Plan) -> Run:
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
+def _refuse_other_number(plan: Plan, n_folds: int) -> None:
+    if n_folds != plan.space.n_folds:
+        raise StoreError(
+            f"{plan.store.root} was begun with {n_folds} folds, not {plan.space.n_folds}: {way_out(plan.store)}"
+        )
+
+
 def set_old_run_aside(plan: Plan) -> None:
-    """What `--fresh` means: the old run keeps its files under another name."""
+    """What `--fresh` means: the old run keeps its files under another name. So does `--extend`, but for the folds."""
+    store = plan.store
     if plan.fresh:
-        plan.store.files.check_set_aside()
-    if plan.fresh and (plan.store.experiment.exists() or plan.store.folds.exists()):
-        with only_driver(plan.store):  # not while another process drives it
-            kept = set_aside(plan.store.root)
-        print(f"fresh   the old run is kept as {kept}")
+        store.files.check_set_aside()
+    if not (store.experiment.exists() or store.folds.exists()):
+        return
+    how = _other_data(store, plan.catalog) if plan.extend else ""
+    if not plan.fresh and not how:
+        return
+    store.files.check_set_aside()
+    with only_driver(store):  # not while another process drives it
+        folds = None
+        if plan.extend:
+            folds = extended_folds(plan.given_folds or store.folds, plan.catalog)
+            _refuse_other_number(plan, int(folds.max()) + 1)
+        kept = set_aside(store.root)
+    if folds is not None:
+        write_folds(store.folds, plan.catalog.train.ids, folds, store.files)
+    print(f"{'extend' if how else 'fresh '}  {how + ': ' if how else ''}the old run is kept as {kept}")
 
 
-def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
+def _other_data(store: RunDirectory, catalog: Catalog) -> str:
+    """How the data differ from those that a run was begun with; empty: they do not, or it was not begun."""
+    for path in (store.experiment, store.folds):
+        store.files.fetch_file(path)
+    if store.experiment.exists():
+        before = read_experiment(store).data_digest
+        if before in (catalog.digest, earlier_digest(catalog)):
+            return ""
+    if store.folds.exists():
+        ids, now = folded_ids(store.folds), set(catalog.train.ids)
+        counts = {"new": len(now - ids), "gone": len(ids - now)}
+        if any(counts.values()):
+            return "pictures: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return "pictures or labels are others" if store.experiment.exists() else ""
+
+
+def reopen(
+    runs: Runs, name: str | None, cache: Cache, *, at: str | None = None, source: Path | None = None
+) -> Run:
     """The run of that name, or the newest one, with its data as they were.
+
+    Args:
+        at: where they lie now; None: where they lay.
+        source: openclipart's unpacked packages.
 
     Raises:
         ImetError: if there is no such run, or its data have changed.
     """
     store = runs.open(name)
     experiment = read_experiment(store)
-    root = Path(experiment.data_root)
-    if not root.exists():  # a cache that was emptied: generate or fetch again
-        root = resolve_data(experiment.data, cache=cache.root)
-    catalog = read_catalog(root)
-    if catalog.digest != experiment.data_digest:
-        raise StoreError(f"the data in {root} have changed since {store.root} was begun: start a new run")
+    root = _root(experiment, store, cache, at, source)
+    catalog = read_catalog(root, cache)
+    if how := _other_data(store, catalog):
+        raise StoreError(
+            f"{root} holds other data than {store.root} was begun with ({how}): say with --data where its own lie, "
+            "or start a new run"
+        )
     lost = StoreError(f"{store.folds} is not the file that the run was begun with: put it back")
     if not store.folds.exists():
         raise lost
@@ -190,6 +237,23 @@ def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
     if data.folds_digest != experiment.folds_digest:
         raise lost
     return Run(experiment, store, cache, catalog, data)
+
+
+def _root(
+    experiment: Experiment, store: RunDirectory, cache: Cache, at: str | None, source: Path | None
+) -> Path:
+    """The directory of a run's data: the given one, or where they lay, or made or fetched again."""
+    root = Path(experiment.data_root)
+    if at is None and source is None and root.exists():
+        return root
+    try:
+        return resolve_data(at or experiment.data, cache=cache.root, source=source)
+    except ConfigError:
+        if at is not None or source is not None or not is_directory(experiment.data):
+            raise
+        raise ConfigError(
+            f"the data of {store.root} are no longer at {root}: say with --data where they lie now"
+        ) from None
 
 
 def near(path: Path) -> Path:
@@ -202,6 +266,12 @@ def elsewhere(store: RunDirectory) -> str:
     """The option that leads to a run, where it does not lie in the default place."""
     where = store.files.address(store.root.parent)
     return "" if where == "runs" else f" --runs {where}"
+
+
+def moved(run: Run) -> str:
+    """The option that leads to a run's data, where they do not lie in their old place."""
+    root = run.catalog.root
+    return "" if root == Path(run.experiment.data_root) else f" --data {shlex.quote(str(root))}"
 
 
 def _pack_sizes(space: SearchSpace) -> list[int]:

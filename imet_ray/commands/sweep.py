@@ -112,7 +112,7 @@ def predict(
         members: `NAME=FILE` of the test predictions of members that another tool predicts.
     """
     if not run.catalog.test.ids:
-        raise ConfigError(f"{run.experiment.data_root} has no test split: nothing to predict")
+        raise ConfigError(f"{run.catalog.root} has no test split: nothing to predict")
     given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), members)
     with _driven(run.store, run.experiment.space, address, concurrency) as session:
         _predict_test(run, name, session, out=out, external=given)

@@ -6,15 +6,17 @@ compared here; `imet_ray.data.check` decodes every picture as well.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from imet_ray.data.contents import contents
 from imet_ray.data.csv_tables import Problem, numbered
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+UNUSABLE = "picture cannot be used"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Split:
 
     ids: tuple[str, ...]  # as the table spells them
     files: tuple[Path, ...]
+    contents: tuple[str, ...] = ()  # sha256 of each file's bytes, in hex: equal ones are copies
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Catalog:
     test: Split
     test_labels: np.ndarray | None  # (n, C) uint8, where the test pictures have them
     label_groups: tuple[str, ...]  # (C,), given or from names such as culture::french; "" without
-    digest: str  # of the training split: ids, labels, names and sizes of files, not their bytes
+    digest: str  # of the training split: ids, labels, and the bytes of the pictures
     test_digest: str
 
     def summary(self) -> str:
@@ -79,8 +82,12 @@ class Reading:
     rows: dict[Path, tuple[str, int]] = field(default_factory=dict)  # picture -> table and row that name it
 
 
-def assemble(root: Path, tables: Tables, problems: list[Problem]) -> Reading:
-    """Match ids with pictures and label sets with labels; what is wrong is added to `problems`."""
+def assemble(root: Path, tables: Tables, problems: list[Problem], index: Path | None = None) -> Reading:
+    """Match ids with pictures and label sets with labels; what is wrong is added to `problems`.
+
+    Args:
+        index: where the digests of files are remembered (`imet_ray.data.contents`).
+    """
     known = _known_labels(tables, problems)
     known_from = (tables.labels or tables.train).name
     train, train_rows = _split("train", tables.train, tables.train_pictures, problems)
@@ -92,6 +99,8 @@ def assemble(root: Path, tables: Tables, problems: list[Problem]) -> Reading:
     pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
     rows = {file: (tables.train.name, row) for file, row in train_rows.items()}
     rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
+    if not any(problem.forbids for problem in problems):
+        train, test = _with_contents((train, test), rows, index, problems)
     if any(problem.forbids for problem in problems):
         return Reading(None, tuple(problems), pictures, rows)
     names = tuple(name for name, _ in known.values())
@@ -108,6 +117,16 @@ def assemble(root: Path, tables: Tables, problems: list[Problem]) -> Reading:
         test_digest=_digest(test, (), None),
     )
     return Reading(catalog, tuple(problems), pictures, rows)
+
+
+def earlier_digest(catalog: Catalog) -> str:
+    """What versions before 2 took for the digest of the training split: names and sizes of files, not their bytes."""
+    split, found = catalog.train, hashlib.sha256()
+    for picture, file in zip(split.ids, split.files, strict=True):
+        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
+    found.update("\0".join(catalog.label_ids).encode())
+    found.update(np.ascontiguousarray(catalog.labels).tobytes())
+    return found.hexdigest()
 
 
 def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
@@ -233,11 +252,24 @@ def _test_table(table: Table | None, ids: Sequence[str], problems: list[Problem]
     return None if missing else Table(table.name, rows.loc[list(ids)].set_index("row"))
 
 
+def _with_contents(
+    splits: Sequence[Split], rows: dict[Path, tuple[str, int]], index: Path | None, problems: list[Problem]
+) -> list[Split]:
+    """The splits with the digests of their files; a file that cannot be read is a problem."""
+    files = [file for split in splits for file in split.files]
+    found = contents(files, index)
+    for file in files:
+        if file not in found:
+            name = f"{file.parent.name}/{file.name}"
+            problems.append(Problem(UNUSABLE, *rows[file], f"{name}: it cannot be read"))
+    return [replace(split, contents=tuple(found.get(file, "") for file in split.files)) for split in splits]
+
+
 def _digest(split: Split, label_ids: tuple[str, ...], labels: np.ndarray | None) -> str:
-    """sha256 of ids, labels and each file's name and size; not of 25 GB of bytes, nor of where they lie."""
+    """sha256 of ids, bytes of pictures, and labels; not of where the files lie, nor of how they are called."""
     found = hashlib.sha256()
-    for picture, file in zip(split.ids, split.files, strict=True):
-        found.update(f"{picture}\0{file.name}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
+    for picture, content in zip(split.ids, split.contents, strict=True):
+        found.update(f"{picture}\0{content}\n".encode(errors="surrogateescape"))
     found.update("\0".join(label_ids).encode())
     if labels is not None:
         found.update(np.ascontiguousarray(labels).tobytes())

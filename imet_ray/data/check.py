@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imet_ray.data.catalog import Catalog
+from imet_ray.data.catalog import UNUSABLE, Catalog
 from imet_ray.data.csv_tables import Problem, listed
 from imet_ray.data.formats import read_directory
 from imet_ray.data.images import read_rgb
 from imet_ray.errors import DataError
+from imet_ray.storage.run_directory import Cache
 
 SHOWN_LABELS = 5  # of the most common ones, and of the rarest
 
@@ -51,16 +52,18 @@ class DataReport:
         return "\n".join(lines)
 
 
-def check_data(root: Path, *, workers: int) -> DataReport:
+def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataReport:
     """Read a data directory, decode all its pictures, and report every problem.
 
     A picture that no table names may be damaged: that is a warning.
 
     Args:
         workers: threads; decoding releases the interpreter's lock.
+        cache: where the digests of pictures are remembered; None: all are read.
     """
-    reading = read_directory(root)
+    reading = read_directory(root, cache)
     problems = list(reading.problems)
+    told = {(problem.where, problem.row) for problem in problems if problem.kind == UNUSABLE}
     sizes: list[tuple[int, int]] = []
 
     def decode(file: Path) -> tuple[int, int] | str:
@@ -80,7 +83,8 @@ def check_data(root: Path, *, workers: int) -> DataReport:
             name, why = f"{file.parent.name}/{file.name}", outcome.removeprefix(f"{file}: ")
             if file in reading.rows:
                 table, row = reading.rows[file]
-                problems.append(Problem("picture cannot be used", table, row, f"{name}: {why}"))
+                if (table, row) not in told:
+                    problems.append(Problem(UNUSABLE, table, row, f"{name}: {why}"))
             else:
                 problems.append(Problem("unused picture cannot be decoded", name, None, why, forbids=False))
     return DataReport(

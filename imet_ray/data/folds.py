@@ -68,12 +68,13 @@ def write_folds(path: Path, ids: Sequence[str], folds: np.ndarray, files: Files 
     write_table(path, {"id": ids, "fold": folds}, files)
 
 
-def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
+def read_folds(path: Path, ids: Sequence[str], *, extend: bool = False) -> np.ndarray:
     """Read a folds file, whatever its order, and bring it into the order of `ids`.
 
     Args:
         path: CSV with the columns id and fold; others are ignored.
         ids: all ids that it must have, and no more.
+        extend: it may lack some, which get -1, and have others, which are left out.
 
     Returns:
         (N,) int64, from 0 without gaps.
@@ -91,12 +92,15 @@ def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
             continue
         first[name] = row
         if name not in place:
+            if extend:
+                continue
             problems.append(f"row {row}: id {name!r} is not in the data")
         elif not NUMBER.fullmatch(fold):
             problems.append(f"row {row}: fold of {name!r} must be 0, 1, 2, ..., got {fold!r}")
         else:
             folds[place[name]] = int(fold)
-    problems += [f"id {name!r} is missing" for name in ids if name not in first]
+    if not extend:
+        problems += [f"id {name!r} is missing" for name in ids if name not in first]
     if not problems:
         problems = _wrong_numbering(folds)
     if problems:
@@ -105,6 +109,51 @@ def read_folds(path: Path, ids: Sequence[str]) -> np.ndarray:
             shown.append(f"and {len(problems) - len(shown)} more")
         raise DataError(f"{path} does not fit the data:\n  " + "\n  ".join(shown))
     return folds
+
+
+def extend_folds(folds: np.ndarray, labels: np.ndarray, contents: Sequence[str]) -> np.ndarray:
+    """Folds for pictures that have none yet; the others keep theirs.
+
+    A picture goes, rarest labels first, to the fold that has its rarest label least often; a copy to its like.
+
+    Args:
+        folds: (N,) int64; -1: none yet.
+        labels: (N, C) uint8.
+        contents: (N,) digests of the pictures' bytes.
+
+    Returns:
+        (N,) int64.
+    """
+    found = folds.copy()
+    everywhere, n_folds = labels.sum(0, dtype=np.int64), int(folds.max()) + 1
+    have = np.stack([labels[folds == fold].sum(0, dtype=np.int64) for fold in range(n_folds)])  # (n_folds, C)
+    sizes = np.bincount(folds[folds >= 0], minlength=n_folds)
+    copies = {content: fold for content, fold in zip(contents, folds.tolist(), strict=True) if fold >= 0}
+
+    def rarest(row: int) -> int | None:
+        own = np.flatnonzero(labels[row])
+        return int(own[np.argmin(everywhere[own])]) if len(own) else None
+
+    new = {row: rarest(row) for row in np.flatnonzero(folds < 0).tolist()}
+    for row, label in sorted(
+        new.items(), key=lambda item: np.inf if item[1] is None else everywhere[item[1]]
+    ):
+        counts = sizes if label is None else have[:, label]
+        least = min(range(n_folds), key=lambda fold: (counts[fold], sizes[fold]))
+        found[row] = fold = copies.setdefault(contents[row], least)
+        have[fold] += labels[row]
+        sizes[fold] += 1
+    return found
+
+
+def folded_ids(path: Path) -> set[str]:
+    """The ids that a folds file knows.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    rows, _ = _read(path, ("id",))
+    return set(rows["id"])
 
 
 def count_folds(path: Path) -> int:
@@ -133,7 +182,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]
 
 def _wrong_numbering(folds: np.ndarray) -> list[str]:
     """What is wrong with the numbers of the folds, if anything is."""
-    found = set(folds.tolist())
+    found = set(folds.tolist()) - {-1}
     gap = next((fold for fold in range(len(found)) if fold not in found), None)
     if gap is not None:
         return [f"no image in fold {gap}: number the folds 0..{len(found) - 1}"]

@@ -12,6 +12,7 @@ import pandas as pd
 from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble, picture_files
 from imet_ray.data.csv_tables import Problem, listed, read_table
 from imet_ray.errors import DataError
+from imet_ray.storage.run_directory import Cache
 
 
 class DataFormat(Protocol):
@@ -74,20 +75,23 @@ def _rows(
     return pd.DataFrame(columns=[*columns, *optional], dtype=object) if rows is None else rows
 
 
-def read_catalog(root: Path) -> Catalog:
+def read_catalog(root: Path, cache: Cache | None = None) -> Catalog:
     """Read and check a data directory, without decoding pictures.
+
+    Args:
+        cache: where the digests of pictures are remembered; None: all are read.
 
     Raises:
         DataError: with all problems that forbid training.
     """
-    reading = read_directory(root)
+    reading = read_directory(root, cache)
     if reading.catalog is None:
         forbidding = [problem for problem in reading.problems if problem.forbids]
         raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
     return reading.catalog
 
 
-def read_directory(root: Path) -> Reading:
+def read_directory(root: Path, cache: Cache | None = None) -> Reading:
     """Read a data directory and collect all that is wrong with it, without decoding pictures.
 
     The first format that recognises the directory reads it; if none does, Kaggle's says what is missing.
@@ -98,7 +102,7 @@ def read_directory(root: Path) -> Reading:
     problems: list[Problem] = []
     form = next((form for form in FORMATS.values() if form.recognises(root)), FORMATS["kaggle"])
     tables = form.read(root, problems)
-    return assemble(root, tables, problems)
+    return assemble(root, tables, problems, cache.contents(root) if cache else None)
 
 
 FORMATS: dict[str, DataFormat] = {"kaggle": Kaggle()}

@@ -40,6 +40,17 @@ MB = 1_000_000
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where else a pack may come from, and what the files must be that it is made of."""
+
+    copy: Callable[[Path], bool]  # puts in place what another node has packed; False if none has
+    check: Callable[[], None]  # called when all files are decoded; raises DataError if they have changed
+
+
+HERE = Origin(lambda path: False, lambda: None)  # nowhere else, and whatever they are
+
+
 @dataclass(frozen=True, eq=False)
 class Pack:
     """Decoded pictures by row. It is cheap to pickle: the other process opens the file by its path."""
@@ -109,7 +120,7 @@ def build_pack(
     path: Path,
     workers: int,
     unreadable: set[int] | None = None,
-    copy: Callable[[Path], bool] = lambda path: False,
+    origin: Origin = HERE,
 ) -> Pack:
     """Open the pack at `path`. If it is not there or not whole, decode the files into it first.
 
@@ -121,7 +132,7 @@ def build_pack(
         short_side: pixels; larger pictures are scaled down to it, smaller ones kept.
         workers: decoding threads.
         unreadable: takes the rows that cannot be decoded, which become black. Without it they are refused.
-        copy: puts in place what another node has packed; False if none has.
+        origin: where else the pack may come from, and what the files must be.
 
     Raises:
         DataError: naming all files that cannot be decoded, if they are refused.
@@ -138,7 +149,7 @@ def build_pack(
         if locked:
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of builders that were killed
                 leftover.unlink(missing_ok=True)
-        if copy(path) and (found := _existing(path, ids, short_side)) is not None:
+        if origin.copy(path) and (found := _existing(path, ids, short_side)) is not None:
             return found
         shapes = _target_shapes(files, short_side, workers, unreadable)
         table = {"short_side": short_side, "ids": list(ids), "shapes": shapes.tolist()}
@@ -149,6 +160,7 @@ def build_pack(
             _reserve(file.fileno(), n_pixels + len(index) + len(footer), path)
             _decode(files, shapes, file.fileno(), short_side, workers, unreadable)
             _write(file.fileno(), memoryview(index + footer), n_pixels)
+            origin.check()
     return Pack.open(path)
 
 

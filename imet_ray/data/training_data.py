@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from imet_ray.data.catalog import Catalog
-from imet_ray.data.folds import folds_digest, make_folds, read_folds, write_folds
-from imet_ray.data.packed_images import Pack, build_pack
-from imet_ray.errors import StoreError
+from imet_ray.data.catalog import Catalog, Split
+from imet_ray.data.contents import contents
+from imet_ray.data.folds import extend_folds, folds_digest, make_folds, read_folds, write_folds
+from imet_ray.data.packed_images import HERE, Origin, Pack, build_pack
+from imet_ray.errors import DataError, StoreError
+from imet_ray.storage.experiment import way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory, SharedPacks
 
 
@@ -26,6 +28,8 @@ class SplitData:
     digest: str
     cache: Cache
     shared: SharedPacks | None = None  # what nodes copy from each other, by way of a bucket
+    contents: tuple[str, ...] = ()  # sha256 of each file's bytes, in hex
+    root: Path = Path()  # of the data
 
     def pack(self, short_side: int, *, workers: int = 1) -> Pack:
         """The packed pictures. They are copied or decoded now if this machine does not have them yet."""
@@ -35,8 +39,19 @@ class SplitData:
             short_side=short_side,
             path=self.cache.pack(self.digest, self.name, short_side),
             workers=workers,
-            copy=self.shared.copy if self.shared else lambda path: False,
+            origin=Origin(self.shared.copy if self.shared else HERE.copy, self.refuse_others),
         )
+
+    def refuse_others(self) -> None:
+        """Raise DataError if the files that lie here, now, are not those that the digest is of."""
+        found = contents(self.files, self.cache.contents(self.root))
+        pairs = zip(self.files, self.contents, strict=True)
+        others = [file for file, content in pairs if found.get(file) != content]
+        if others:
+            raise DataError(
+                f"{len(others):,} of {len(self.files):,} pictures are others now, or on this machine, than when the "
+                f"command read them, the first is {others[0]}: run the same command again where all are the same"
+            )
 
     def share(self, short_side: int, *, workers: int = 1) -> None:
         """Pack the pictures now. Nodes that share no folder can then copy the pack."""
@@ -65,11 +80,17 @@ class TrainingData:
 
 
 def training_split(catalog: Catalog, cache: Cache, shared: SharedPacks | None = None) -> SplitData:
-    return SplitData("train", catalog.train.ids, catalog.train.files, catalog.digest, cache, shared)
+    return _split("train", catalog.train, catalog.digest, catalog.root, cache, shared)
 
 
 def test_split(catalog: Catalog, cache: Cache, shared: SharedPacks | None = None) -> SplitData:  # noqa: PT028
-    return SplitData("test", catalog.test.ids, catalog.test.files, catalog.test_digest, cache, shared)
+    return _split("test", catalog.test, catalog.test_digest, catalog.root, cache, shared)
+
+
+def _split(
+    name: str, split: Split, digest: str, root: Path, cache: Cache, shared: SharedPacks | None
+) -> SplitData:
+    return SplitData(name, split.ids, split.files, digest, cache, shared, split.contents, root)
 
 
 def prepare(
@@ -80,22 +101,25 @@ def prepare(
     n_folds: int,
     seed: int,
     given_folds: Path | None = None,
+    extend: bool = False,
 ) -> TrainingData:
     """The training split with its folds: those of the run, of a given file, or new stratified ones.
+
+    Args:
+        extend: the given file need not know all pictures.
 
     Raises:
         StoreError: if the run already has folds and the given file differs from them.
         DataError: if a folds file does not fit the data.
     """
     ids = catalog.train.ids
-    given = read_folds(given_folds, ids) if given_folds else None
+    given = None
+    if given_folds:
+        given = extended_folds(given_folds, catalog) if extend else read_folds(given_folds, ids)
     if store.folds.exists():
         folds = read_folds(store.folds, ids)
         if given is not None and not np.array_equal(folds, given):
-            raise StoreError(
-                f"{store.root} was begun with other folds than {given_folds}: "
-                "choose another --name, or --fresh to set the old run aside"
-            )
+            raise StoreError(f"{store.root} was begun with other folds than {given_folds}: {way_out(store)}")
     else:
         folds = given if given is not None else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
         write_folds(store.folds, ids, folds, store.files)
@@ -106,3 +130,13 @@ def prepare(
         folds=folds,
         folds_digest=folds_digest(ids, folds),
     )
+
+
+def extended_folds(path: Path, catalog: Catalog) -> np.ndarray:
+    """The folds of a file for the pictures that it knows, and new ones for the others: (N,) int64.
+
+    Raises:
+        DataError: if a fold has none of the data's pictures.
+    """
+    known = read_folds(path, catalog.train.ids, extend=True)
+    return extend_folds(known, catalog.labels, catalog.train.contents)

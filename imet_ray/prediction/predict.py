@@ -18,8 +18,9 @@ from imet_ray.data.loader import Pictures, loader_died, view_batches
 from imet_ray.errors import StoreError, first_line
 from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.models.models import Tagger
+from imet_ray.prediction.metrics import FLOAT16_ONE
 from imet_ray.specs import Variant
-from imet_ray.storage.checked_read import file_digest, read_arrays
+from imet_ray.storage.checked_read import damaged, file_digest, read_arrays
 from imet_ray.storage.files import LOCAL, Files, write_arrays
 from imet_ray.storage.run_directory import TrialDirectory
 
@@ -154,11 +155,11 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote.
 
     Raises:
-        StoreError: if it is missing, damaged, or holds something else.
+        StoreError: if it is missing, damaged, or holds something else, such as NaN.
     """
     arrays = read_arrays(path)
     try:
-        return Predictions(
+        found = Predictions(
             ids=arrays["ids"],
             probs=arrays["probs"],
             checkpoint=str(arrays["checkpoint"]),
@@ -168,16 +169,25 @@ def read_predictions(path: Path) -> Predictions:
         )
     except KeyError as error:
         raise StoreError(f"{path} has no array {error}: it is no prediction of imet_ray") from None
+    probs, ids = found.probs, found.ids
+    if probs.dtype != np.float16 or probs.ndim != 2 or ids.shape != probs.shape[:1]:
+        raise damaged(path, f"{probs.dtype} {probs.shape} for pictures {ids.shape}")
+    if np.ascontiguousarray(probs).view(np.uint16).max(initial=0) > FLOAT16_ONE:
+        raise damaged(path, "NaN, or numbers outside 0..1")
+    return found
 
 
 def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray) -> bool:
-    """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures."""
+    """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures.
+
+    What cannot be used, such as NaN, does not fit.
+    """
     if not path.exists():
         return False
     try:
         have = read_predictions(path)
     except StoreError as error:
-        logger.warning("%s", error)
+        logger.warning("predicting again what cannot be used: %s", error)
         return False
     made_from = (have.checkpoint, have.views, have.pictures)
     return made_from == (checkpoint, tuple(views), pictures) and np.array_equal(have.ids, ids)

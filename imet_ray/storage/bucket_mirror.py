@@ -153,7 +153,7 @@ class MirroredFiles(Files):
         return True
 
     def check_set_aside(self) -> None:
-        raise ConfigError("--fresh renames a directory, and a bucket has none: choose another --name")
+        raise ConfigError("a run in a bucket cannot be renamed to set it aside: choose another --name")
 
     @property
     def _bucket(self) -> Bucket:

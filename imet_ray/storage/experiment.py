@@ -71,21 +71,25 @@ def begin(store: RunDirectory, experiment: Experiment) -> None:
         StoreError: naming what differs.
     """
     if store.experiment.exists() and (difference := _difference(store, experiment)):
-        out = "choose another --name, or --fresh to set the old run aside"
-        raise StoreError(f"{store.root} {difference}: {out}")
+        raise StoreError(f"{store.root} {difference}: {way_out(store)}")
     write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
+
+
+def way_out(store: RunDirectory, aside: str = "--fresh to set the old run aside") -> str:
+    """What to do about a run that cannot go on.
+
+    Args:
+        aside: the option for it, where the run can be renamed.
+    """
+    with contextlib.suppress(ConfigError):
+        store.files.check_set_aside()
+        return f"choose another --name, or {aside}"
+    return "choose another --name"
 
 
 def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
     """What the run was begun with, if it is not what is asked for now."""
     before, space = read_experiment(store), experiment.space
-    for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
-        if getattr(before, field) != getattr(experiment, field):
-            return f"was begun with other {what}"
-    for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
-        was = getattr(before.space, field)
-        if was != getattr(space, field):
-            return f"was begun with {field}={was}"
     trials = store.begun_trials()
     specs = [read_spec(trial) for trial in trials]
     if trials and specs[0].trial_id != trials[0].trial_id:  # one tells of all
@@ -93,6 +97,13 @@ def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
             "was begun by an earlier version, whose trials have other ids and would be trained again (it can still be "
             "blended, predicted and looked at)"
         )
+    for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
+        if getattr(before, field) != getattr(experiment, field):
+            return f"was begun with other {what}"
+    for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
+        was = getattr(before.space, field)
+        if was != getattr(space, field):
+            return f"was begun with {field}={was}"
     known = {spec.variant.name: spec.variant for spec in specs}
     known |= {variant.name: variant for variant in before.space.variants}
     for variant in space.variants:

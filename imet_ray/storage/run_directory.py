@@ -5,6 +5,7 @@ is `imet_ray.storage.files`; how they are read back is `imet_ray.storage.checked
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -191,6 +192,11 @@ class Cache:
 
     def pack(self, data_digest: str, split: str, short_side: int) -> Path:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
+
+    def contents(self, data: Path) -> Path:
+        """Where the digests of a data directory's files are remembered."""
+        tag = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
+        return self.root / "contents" / f"{tag}.json"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     Raises:
         ImetError: for unknown names and options, or what cannot be fetched.
     """
+    if source is not None and data != "openclipart":
+        raise ConfigError("--from is for --data openclipart")
     name, _, options = data.partition(":")
     folder = cache / "datasets"
     if name == "demo":
@@ -48,6 +50,11 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
             f"no data at {data}: give --data demo, --data openclipart, or a directory with train.csv and train/ in it"
         )
     return root.resolve()
+
+
+def is_directory(data: str) -> bool:
+    """True if only a directory can be meant: nothing that is drawn or fetched."""
+    return "://" not in data and data.partition(":")[0] not in ("demo", "openclipart")
 
 
 def _demo_options(text: str) -> dict[str, int | float]:
