@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         size=byte_size(args.bytes, "--bytes") if args.bytes is not None else None,
         scale=args.average,
         level2=args.level2,
+        replace=args.replace,
     )
     options.check()
     cache = Cache.at(args.cache)
@@ -91,6 +92,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--members", metavar="A,B", help="variants to blend; default: all")
     add("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
     add("--out", metavar="NAME", help="the ensemble's name; default: blend")
+    replaces = "an ensemble of that name, also where it has members that the new one lacks"
+    add("--replace", action="store_true", help=replaces)
     add("--method", help="use this one, such as uniform, greedy or line; a wrong name lists all")
     add("--decoder", help="use this one, such as threshold or expected-f2; a wrong name lists all")
     add("--min-weight", metavar="W", type=float, default=0.0, help="members below it are left out")

@@ -1,5 +1,6 @@
 """The blend's command line: one line for a mistake, and a run or the 2019 files become an ensemble."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -206,6 +207,83 @@ def test_a_replaced_ensemble_is_said_only_if_there_was_one(call_blend, trained):
     assert code == 1
     assert "replaced" not in err
     assert said == [False, True]
+
+
+@pytest.fixture
+def lost(trained):
+    """Lets the run be without one trial: variant b's of fold 1."""
+    trials = trained.run.store.trials()
+    (trial,) = [t for t in trials if (s := read_spec(t)).variant.name == "b" and s.fold == 1]
+    kept = trained.run.store.root / "lost"
+
+    @contextlib.contextmanager
+    def _lost():
+        trial.root.rename(kept)
+        try:
+            yield
+        finally:
+            kept.rename(trial.root)
+
+    return _lost
+
+
+def test_a_variant_that_lacks_a_fold_is_left_out_aloud(call_blend, trained, lost):
+    with lost():
+        code, out, err = call_blend(*trained.where, "--out", "without", "--method", "uniform")
+    assert code == 0, err
+    assert "left out: b (not trained on fold 1)" in out
+    report = trained.run.store.ensemble("without").report.read_text()
+    assert "left out: b (not trained on fold 1)" in report
+
+
+def test_an_ensemble_is_replaced_by_one_that_lacks_a_member_only_if_told_to(call_blend, trained, lost):
+    how = [*trained.where, "--out", "kept", "--method", "uniform"]
+    assert call_blend(*how)[0] == 0
+    place = trained.run.store.ensemble("kept")
+    before = place.ensemble.read_bytes()
+    with lost():
+        code, out, err = call_blend(*how)
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert (
+            "the ensemble kept has b, which the new one would lack; left out: b (not trained on fold 1)"
+            in err
+        )
+        assert "--replace" in err
+        assert place.ensemble.read_bytes() == before
+        assert place.report.exists()
+        code, _, err = call_blend(*how, "--replace")
+    assert code == 0, err
+    assert [member.variant for member in read_ensemble(place).members] == ["a"]
+    assert "the earlier ensemble kept was replaced" in err
+    assert call_blend(*how)[0] == 0  # with b again: nothing is lost
+
+
+@pytest.mark.parametrize("fewer", [["--members", "a"], ["--bytes", "{}"], []])
+def test_a_budget_or_a_choice_or_a_tool_that_is_not_named_again_is_no_leave_to_replace(
+    call_blend, trained, mine, fewer
+):
+    how = [*trained.where, "--out", "large", "--method", "uniform"]
+    assert call_blend(*how, "--replace", "--member", f"mine={mine}")[0] == 0
+    size = max(trial.best.stat().st_size for trial in trained.run.store.trials())
+    code, _, err = call_blend(*how, *(option.format(int(3.5 * size)) for option in fewer))
+    assert code == 1
+    assert "the ensemble large has " in err
+    assert len(read_ensemble(trained.run.store.ensemble("large")).members) == 3
+
+
+def test_a_named_variant_that_lacks_a_fold_is_not_called_unknown(call_blend, trained, lost):
+    with lost():
+        code, _, err = call_blend(*trained.where, "--members", "a,b", "--out", "none")
+    assert code == 1
+    assert "got b (not trained on fold 1)" in err
+
+
+def test_a_damaged_ensemble_is_no_hindrance(call_blend, trained):
+    place = trained.run.store.ensemble("damaged")
+    place.root.mkdir(parents=True)
+    place.ensemble.write_text("{")
+    assert call_blend(*trained.where, "--out", "damaged", "--method", "uniform")[0] == 0
+    read_ensemble(place)
 
 
 def test_where_limits_leave_one_member_the_blend_says_so(call_blend, trained):

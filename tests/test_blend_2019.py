@@ -31,6 +31,43 @@ def files_2019(tmp_path) -> list[str]:
     return [*files, "--folds", str(tmp_path / "folds.npy"), "--labels", str(tmp_path / "train.csv")]
 
 
+def by_their_rule(files_2019: list[str], found: dict) -> float:
+    """F2 as that solution's blend computes it: labels where the weighted sum is above 0, and no others."""
+    folder = Path(files_2019[-1]).parent
+    folds, rows = np.load(folder / "folds.npy"), (folder / "train.csv").read_text().splitlines()[1:]
+    truth = np.array([[str(label) in row.partition(",")[2].split() for label in range(4)] for row in rows])
+    total = np.zeros(truth.shape)
+    for name, weight in zip(("good", "bad"), found["chosen"]["weights"], strict=True):
+        for fold in range(3):
+            total[folds == fold] += weight * np.load(folder / f"level1_train_{name}_f{fold}_e1_0.5000.npy")
+    chosen = total > 0
+    hits = (chosen & truth).sum(axis=1)
+    return float((5 * hits / (4 * truth.sum(axis=1) + chosen.sum(axis=1))).mean())
+
+
+def test_the_file_of_2019_is_named_by_the_score_of_its_own_rule_and_ours_stands_beside_it(
+    call_blend, files_2019, tmp_path
+):
+    for file in Path(files_2019[0]).parent.glob("level1_*.npy"):
+        np.save(file, np.load(file) - 0.3)  # many pictures have no label above 0
+    code, out, err = call_blend("old", *files_2019, "--runs", tmp_path / "runs", "--method", "line")
+    assert code == 0, err
+    folder = tmp_path / "runs" / "2019" / "ensembles" / "old"
+    found = json.loads((folder / "ensemble.json").read_text())["report"]
+    theirs, ours = by_their_rule(files_2019, found), found["chosen"]["own"]
+    assert ours > theirs + 0.01
+    assert (folder / f"old_val_{theirs:.4f}.yml").exists()
+    assert f"own F2 {ours:.4f} with the most probable label where none is above 0; {theirs:.4f} by the" in out
+
+
+def test_an_ensemble_of_2019_is_replaced_by_a_smaller_one_only_if_told_to(call_blend, files_2019, tmp_path):
+    how = ["--runs", tmp_path / "runs", "--method", "uniform"]
+    assert call_blend("old", *files_2019, *how)[0] == 0
+    code, _, err = call_blend("old", files_2019[0], *files_2019[2:], *how)
+    assert (code, "the ensemble old has bad, which the new one would lack: give" in err) == (1, True)
+    assert call_blend("old", files_2019[0], *files_2019[2:], *how, "--replace")[0] == 0
+
+
 def test_files_of_2019_become_an_ensemble_and_that_solutions_description_of_it(
     call_blend, files_2019, tmp_path
 ):
@@ -41,7 +78,7 @@ def test_files_of_2019_become_an_ensemble_and_that_solutions_description_of_it(
     assert found["chosen"]["method"] == "line"
     assert any("optimistic" in remark for remark in found["remarks"])
     folder = runs / "2019" / "ensembles" / "old"
-    theirs = yaml.safe_load((folder / f"old_val_{found['chosen']['own']:.4f}.yml").read_text())
+    theirs = yaml.safe_load((folder / f"old_val_{by_their_rule(files_2019, found):.4f}.yml").read_text())
     assert [model["weight"] for model in theirs] == found["chosen"]["weights"]
     assert theirs[1]["predicts"] == [f"level1_train_bad_f{fold}_e1_0.5000.npy" for fold in range(3)]
     assert theirs[0]["weight"] > theirs[1]["weight"]
@@ -60,7 +97,7 @@ def test_of_an_earlier_ensemble_of_2019_nothing_is_left_and_that_is_said(call_bl
         (folder / "old_val_0.0001.yml").touch()
     assert said == [False, True]
     assert call_blend("old", *files_2019, "--runs", runs, "--method", "line")[0] == 0
-    score = json.loads((folder / "ensemble.json").read_text())["report"]["chosen"]["own"]
+    score = by_their_rule(files_2019, json.loads((folder / "ensemble.json").read_text())["report"])
     assert [path.name for path in folder.glob("*.yml")] == [f"old_val_{score:.4f}.yml"]
 
 

@@ -1,5 +1,6 @@
 """Blending a run: its variants' out-of-fold files in, `ensemble.json` out."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,10 +14,18 @@ from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import BlendReport
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.training_data import TrainingData
-from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, cost_of, gather_oof, write_ensemble
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.prediction.ensemble import (
+    Ensemble,
+    EnsembleMember,
+    cost_of,
+    gather_oof,
+    read_ensemble,
+    write_ensemble,
+)
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class RunToBlend:
     space: SearchSpace
     whole: Sequence[Standing]  # the variants, each with one trial per fold
     external: Sequence[Member] = ()  # members that another tool predicted
+    left_out: Sequence[str] = ()  # variants that lack folds, as `storage.results.left_out` says it
 
 
 def blend_run(
@@ -45,9 +55,12 @@ def blend_run(
         name: of the ensemble.
 
     Raises:
-        ImetError: if out-of-fold predictions are missing, do not cover each picture once, or cannot be used.
+        ImetError: if out-of-fold predictions are missing, do not cover each picture once, or cannot be used; or if an
+            ensemble of that name has members that this one lacks.
     """
-    data, members = run.data, []
+    data, members, place = run.data, [], run.store.ensemble(name)
+    names = [*(standing.variant for standing in run.whole), *(member.name for member in run.external)]
+    refuse_smaller(place, names, options, left_out=run.left_out)
     for standing in run.whole:
         progress(f"reading {standing.variant}")
         members.append(_member(run, standing))
@@ -60,13 +73,40 @@ def blend_run(
         label_groups=run.catalog.label_groups,
         folds_digest=data.folds_digest,
         images=len(run.catalog.test.ids),
-        remarks=_remarks(run.whole, run.space),
+        remarks=_remarks(run),
     )
-    report, kept, bought = blend_members(problem, options, runner=runner, progress=progress)
-    ensemble = frozen(name, kept, report, data.label_ids, bought)
+    problem, bought = _within_budget(problem, options, progress)
+    refuse_smaller(place, problem.names, options)
+    report = evaluate(problem, options, runner=runner, progress=progress)
+    ensemble = frozen(name, problem.members, report, data.label_ids, bought)
     of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest}
-    write_ensemble(run.store.ensemble(name), ensemble.model_copy(update=of_data))
+    write_ensemble(place, ensemble.model_copy(update=of_data))
     return report
+
+
+def refuse_smaller(
+    place: EnsembleDirectory, names: Sequence[str], options: BlendOptions, *, left_out: Sequence[str] = ()
+) -> None:
+    """Keep an ensemble that has a member, of weight above 0, that the new one of its name would lack.
+
+    Args:
+        names: of the members that are to be blended.
+        left_out: why some are not, for the error.
+
+    Raises:
+        ConfigError: unless `options.replace`.
+    """
+    if options.replace or not place.ensemble.exists():
+        return
+    with contextlib.suppress(StoreError):  # a damaged one predicts nothing
+        earlier = read_ensemble(place).members
+        lost = [member.variant for member in earlier if member.weight > 0 and member.variant not in names]
+        if lost:
+            why = f"; left out: {', '.join(left_out)}" if left_out else ""
+            raise ConfigError(
+                f"the ensemble {place.root.name} has {', '.join(lost)}, which the new one would lack{why}: give "
+                "blend.py another name for it, or --replace"
+            )
 
 
 def _member(run: RunToBlend, standing: Standing) -> Member:
@@ -121,23 +161,22 @@ def frozen(
     )
 
 
-def blend_members(
-    problem: BlendProblem, options: BlendOptions, *, runner: Runner, progress: Progress
-) -> tuple[BlendReport, list[Member], Chosen | None]:
-    """Blend what the budget allows; the report, the members that it allows, and how they were chosen."""
-    bought = None
-    if options.seconds is not None or options.size is not None:
-        progress("choosing members for the budget")
-        bought = choose(problem, options)
-        kept = [member for member in problem.members if member.name in bought.names]
-        problem = replace(problem, members=kept, remarks=[*problem.remarks, bought.remark])
-    report = evaluate(problem, options, runner=runner, progress=progress)
-    return report, list(problem.members), bought
+def _within_budget(
+    problem: BlendProblem, options: BlendOptions, progress: Progress
+) -> tuple[BlendProblem, Chosen | None]:
+    """The problem with the members that the budget allows, and how they were chosen."""
+    if options.seconds is None and options.size is None:
+        return problem, None
+    progress("choosing members for the budget")
+    bought = choose(problem, options)
+    kept = [member for member in problem.members if member.name in bought.names]
+    return replace(problem, members=kept, remarks=[*problem.remarks, bought.remark]), bought
 
 
-def _remarks(whole: Sequence[Standing], space: SearchSpace) -> list[str]:
-    """What the nested estimate cannot see, for it was decided while training."""
-    found = []
+def _remarks(run: RunToBlend) -> list[str]:
+    """Which variants are not in it, and what the nested estimate cannot see, for it was decided while training."""
+    whole, space = run.whole, run.space
+    found = [f"left out: {', '.join(run.left_out)}"] if run.left_out else []
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
     recipes = [read_spec(trial).recipe for standing in whole for trial in standing.trials.values()]

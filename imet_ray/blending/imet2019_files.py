@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.members import Member
 from imet_ray.data.csv_tables import Problem, numbered, read_table
 from imet_ray.errors import ConfigError, DataError, StoreError
@@ -76,13 +77,24 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
     )
 
 
+def score_2019(found: Blendable2019, weights: Sequence[float]) -> float:
+    """F2 by that solution's rule: a label where the weighted sum of p - t is above 0, and no label where none is.
+
+    Args:
+        weights: (M,) of the members. The blend's searches maximise just this score, for margins leave them no shift.
+    """
+    values = [member.probs for member in found.members]
+    cells = DisputedCells.build(values, [0.0] * len(values), found.labels, metric=METRIC)
+    return cells.score(np.array(weights))
+
+
 def write_2019(
     place: EnsembleDirectory, score: float, found: Blendable2019, weights: Sequence[float]
 ) -> Path:
     """Write the ensemble as that solution's inference reads it: `NAME_val_SCORE.yml`, in place of an earlier one.
 
     Args:
-        score: F2 out of fold; its four digits are in the file's name.
+        score: F2 out of fold, by that solution's rule (`score_2019`); its four digits are in the file's name.
         weights: (M,) of the members.
 
     Returns:

@@ -22,6 +22,7 @@ class BlendOptions:
     images: int | None = None  # test pictures; those of the data if None
     size: int | None = None  # bytes that checkpoints may take
     scale: Scale | None = None  # on which to average; the one whose uniform blend is better, nested, if None
+    replace: bool = False  # an ensemble of that name goes, also where the new one lacks a member of it
     level2: str | None = None  # of `STACKS`: judged beside the blend and never used
 
     def check(self) -> None:

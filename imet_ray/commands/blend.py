@@ -5,14 +5,15 @@ What they return is printed by the caller; progress goes to a terminal's stderr.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imet_ray.blending.blend_run import RunToBlend, blend_members, blend_run, frozen
+from imet_ray.blending.blend_run import RunToBlend, blend_run, frozen, refuse_smaller
+from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
-from imet_ray.blending.imet2019_files import METRIC, read_2019, write_2019
+from imet_ray.blending.imet2019_files import METRIC, read_2019, score_2019, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.commands.setup import Run, elsewhere, moved, near, reopen
@@ -22,7 +23,7 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
-from imet_ray.storage.results import Standing, standings
+from imet_ray.storage.results import Standing, left_out, standings
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
 
@@ -52,7 +53,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     """
     run = reopen(request.runs, request.name, request.cache, at=request.data, source=request.source)
     variants = [variant.name for variant in run.experiment.space.variants]
-    whole = _whole(run, variants, request.members)
+    whole, lacking = _whole(run, variants, request.members)
     if not whole and not request.external:
         raise ConfigError(
             f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
@@ -64,7 +65,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     out, place = request.out, run.store.ensemble(request.out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
-        to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given)
+        to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given, lacking)
         blend_run(to_blend, out, options, runner=runner, progress=show)
         show("drawing the report")
         found = standings(run.store, variants)
@@ -87,13 +88,23 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     return ensemble.report | findings
 
 
-def _whole(run: Run, variants: Sequence[str], members: Sequence[str] | None) -> list[Standing]:
-    """The variants that are trained on all folds; of some members these, and no others may be named."""
-    whole = {standing.variant: standing for standing in standings(run.store, variants) if standing.whole}
-    for member in members or ():
+def _whole(
+    run: Run, variants: Sequence[str], members: Sequence[str] | None
+) -> tuple[list[Standing], list[str]]:
+    """The variants that are trained on all folds, and which are not. Of named members all must be."""
+    found = standings(run.store, variants)
+    whole = {standing.variant: standing for standing in found if standing.whole}
+    if members is None:
+        return list(whole.values()), left_out(found, variants)
+    for member in members:
+        if member in variants and member not in whole:
+            raise ConfigError(
+                f"--members takes variants that are trained on all folds, got {left_out(found, [member])[0]}: sweep "
+                "again, or leave it out"
+            )
         if member not in whole:
             raise unknown_name("member", member, whole, listed_as="Trained on all folds")
-    return [whole[member] for member in (whole if members is None else members)]
+    return [whole[member] for member in members], []
 
 
 def blend_2019(
@@ -112,24 +123,27 @@ def blend_2019(
         ImetError: one line for what cannot be blended.
     """
     found = read_2019(files, folds, labels)
-    report, _, _ = blend_members(
-        BlendProblem(
-            found.members,
-            found.labels,
-            found.folds,
-            METRIC,
-            remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
-        ),
-        options,
-        runner=runner,
-        progress=show,
-    )
     store = runs.run(RUN_2019)
     place = store.ensemble(name)
+    problem = BlendProblem(
+        found.members,
+        found.labels,
+        found.folds,
+        METRIC,
+        remarks=["optimistic: each fold's threshold was picked on that fold before it was subtracted"],
+    )
     with only_driver(store):
+        refuse_smaller(place, problem.names, options)
+        report = evaluate(problem, options, runner=runner, progress=show)
+        score = score_2019(found, report.weights)
+        beside = (
+            f"own F2 {report.chosen.own:.4f} with the most probable label where none is above 0; {score:.4f} by the "
+            "2019 solution's rule, which gives such pictures none: its file is named by that"
+        )
+        report = replace(report, remarks=(*report.remarks, beside))
         replaced = place.ensemble.exists()
         write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-        theirs = write_2019(place, report.chosen.own, found, report.weights)
+        theirs = write_2019(place, score, found, report.weights)
         write_findings(place, name, report.to_dict())
     show("")
     _say_replaced(name, replaced)

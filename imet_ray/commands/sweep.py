@@ -33,7 +33,7 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
-from imet_ray.storage.results import Standing, failures, read_spec, standings
+from imet_ray.storage.results import Standing, failures, left_out, read_spec, standings
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.units import clock
 
@@ -67,14 +67,22 @@ def sweep(
             )
             if summary.trials:
                 print(_describe_summary(summary))
-            whole = [standing for standing in print_leaderboard(run) if standing.whole]
+            found = print_leaderboard(run)
+            whole = [standing for standing in found if standing.whole]
             if not whole:
                 return _nothing_to_blend(summary.out_of_time)
             if summary.out_of_time and len(whole) < len(plan.space.variants):
                 print("the time budget ended the search: the same command continues with the other variants")
             _predict_held_out(run, whole, session)
             report = blend_run(
-                RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole),
+                RunToBlend(
+                    run.store,
+                    run.data,
+                    run.catalog,
+                    run.experiment.space,
+                    whole,
+                    left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
+                ),
                 ENSEMBLE,
                 BlendOptions(methods=METHODS),
                 runner=solve_here if address is None else solve_on_ray,

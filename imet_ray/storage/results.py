@@ -135,6 +135,24 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     return sorted(wanted, key=lambda s: (s.whole, s.mean), reverse=True)
 
 
+def left_out(found: Iterable[Standing], variants: Iterable[str]) -> list[str]:
+    """The variants that are not trained on all folds, each with the folds that it lacks.
+
+    Args:
+        found: their `standings`.
+    """
+    known = {standing.variant: standing for standing in found}
+    lines = []
+    for variant in variants:
+        standing = known.get(variant)
+        if standing is None:
+            lines.append(f"{variant} (no fold is trained)")
+        elif not standing.whole:
+            lacks = sorted(set(range(standing.n_folds)) - standing.trials.keys())
+            lines.append(f"{variant} (not trained on fold {', '.join(map(str, lacks))})")
+    return lines
+
+
 def failures(store: RunDirectory) -> list[tuple[TrialSpec, str]]:
     """Failed trials and their reasons."""
     return [(spec, result.reason) for _, spec, result in _ended(store) if result.status == "failed"]
