@@ -144,7 +144,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _add_options(parser: Parser) -> None:
     parser.add_run("run directory; default: the space's name, or the newest run")
     add = parser.add_argument
-    add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else demo.yml")
+    add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else own.yml")
     data = "demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's"
     add("--data", metavar="DATA", help=data)
     add("--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages")
