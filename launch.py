@@ -148,7 +148,7 @@ def _add_options(parser: Parser) -> None:
     )
     parser.add_run("run directory; default: the space's name, or the newest run", data)
     add = parser.add_argument
-    add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else demo.yml")
+    add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else own.yml")
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)

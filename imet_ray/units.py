@@ -35,6 +35,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+def ago(seconds: float) -> str:
+    """How long ago something was by the clock here; by another machine's clock it may be to come."""
+    return f"{clock(seconds)} ago" if round(seconds) >= 0 else f"{clock(-seconds)} ahead of the clock here"
+
+
 def byte_size(text: str, option: str) -> int:
     """Bytes in `20GB`, `500MB`, or a plain number.
 

@@ -1,5 +1,6 @@
-"""One driver a run, over a bucket."""
+"""One driver a run, over a bucket or a file system without locks."""
 
+import errno
 import os
 import platform
 import re
@@ -10,8 +11,10 @@ import pytest
 from imet_ray.command_line import exit_code
 from imet_ray.errors import ConfigError
 from imet_ray.storage import driver_lease as lease
-from imet_ray.storage.experiment import only_driver
+from imet_ray.storage import locks
+from imet_ray.storage.experiment import driver_of, only_driver
 from imet_ray.storage.files import write_json
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -72,3 +75,48 @@ def test_a_driver_that_was_cut_off_is_stopped_when_it_is_back(on_node):
         return 0
 
     assert exit_code(drive, "look at the other driver") == 130
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "ENOTSUP"])
+def no_locks(request, monkeypatch, quick):
+    """A file system without locks: NFS without lockd, Lustre without flock, sshfs."""
+
+    def refused(file: object, how: int) -> None:
+        raise OSError(getattr(errno, request.param), "as the file system says")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refused)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_where_there_are_no_locks_a_driver_that_died_is_replaced(tmp_path, caplog):
+    store = RunDirectory(tmp_path / "a")
+    store.root.mkdir()
+    store.driver_lock.write_text("7 on gone")
+    write_json(store.lease, {"driver": "process 7", "host": platform.node(), "beat": "1"})
+    assert driver_of(store) == f"process 7 on {platform.node()}"
+    with only_driver(store):
+        assert driver_of(store) == f"process {os.getpid()} on {platform.node()}"
+    assert driver_of(store) == ""
+    assert "without locks" in caplog.text
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_where_there_are_no_locks_a_driver_that_lives_keeps_the_run(tmp_path):
+    store = RunDirectory(tmp_path / "a")
+    with only_driver(store):
+        with (
+            pytest.raises(ConfigError, match=f"process {os.getpid()} .* drives this run"),
+            only_driver(store),
+        ):
+            pass
+        assert driver_of(store)
+
+
+@pytest.mark.parametrize("before", [None, b"of a dead driver"])
+def test_of_two_drivers_that_take_a_lease_file_one_gets_it(tmp_path, before):
+    file, key = lease.LeaseFile(), str(tmp_path / "lease")
+    version = "" if before is None else file.put(before, key, "")
+    file.put(b"one", key, version)
+    with pytest.raises(lease.ChangedError):
+        file.put(b"two", key, version)
+    assert file.read(key) == b"one"

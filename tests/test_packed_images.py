@@ -1,5 +1,6 @@
 """The pack: what is in it, and that a part of one is never taken for a whole one."""
 
+import errno
 import os
 import pickle
 import signal
@@ -193,6 +194,15 @@ def test_two_builders_of_one_pack_decode_it_once(tmp_path: Path) -> None:
     assert first.returncode == second.returncode == 0
     assert sorted(decoded(tmp_path)) == sorted(file.name for file in files)
     assert Pack.open(tmp_path / "pack").ids == tuple(file.stem for file in files)
+
+
+def test_without_locks_a_pack_is_built_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("imet_ray.storage.locks.fcntl.lockf", refused)
+    files = draw(tmp_path)
+    assert build(tmp_path, files).ids == tuple(file.stem for file in files)
 
 
 def test_all_files_that_cannot_be_decoded_are_in_one_report(tmp_path: Path) -> None:

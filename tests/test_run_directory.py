@@ -1,12 +1,15 @@
 """Writing artefacts: whole or not at all, one writer, clear errors."""
 
 import errno
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
+from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import SupersededError, write_arrays, write_json, write_json_lines, writing
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
@@ -70,6 +73,43 @@ def test_a_run_that_does_not_exist_names_those_that_do(tmp_path):
     assert Runs(tmp_path).open(None).root.name == "one"
     with pytest.raises(ConfigError, match="choose one of: one"):
         Runs(tmp_path).open("two")
+
+
+def begun(root, *names):
+    """Runs that are begun, and driven in this order."""
+    for name in names:
+        store = RunDirectory(root / name)
+        write_json(store.experiment, {})
+        with only_driver(store):
+            pass
+
+
+def test_the_newest_run_is_the_one_that_was_driven_last(tmp_path):
+    begun(tmp_path, "b", "c", "a", "b")
+    os.utime(tmp_path / "c" / "experiment.json", (2e9, 2e9))
+    write_json(RunDirectory(tmp_path / "old").experiment, {})  # of a version that did not note it
+    (tmp_path / "link").symlink_to("b")
+    assert Runs(tmp_path).open(None).root.name == "b"
+
+
+@pytest.mark.parametrize("copy", ["a-backup", "backup-of-a"])
+def test_a_copy_of_a_run_is_not_the_newest_until_it_is_driven(tmp_path, copy):
+    begun(tmp_path, "a")
+    shutil.copytree(tmp_path / "a", tmp_path / copy)
+    assert Runs(tmp_path).open(None).root.name == "a"
+    begun(tmp_path, copy)
+    assert Runs(tmp_path).open(None).root.name == copy
+
+
+def test_copies_whose_original_is_gone_are_named_and_none_is_taken(tmp_path):
+    begun(tmp_path, "a")
+    for copy in ("b", "c"):
+        shutil.copytree(tmp_path / "a", tmp_path / copy)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(ConfigError, match="--name, one of: b, c"):
+        Runs(tmp_path).open(None)
+    shutil.rmtree(tmp_path / "b")
+    assert Runs(tmp_path).open(None).root.name == "c"
 
 
 def test_a_run_that_is_set_aside_keeps_its_files(tmp_path):

@@ -1,6 +1,7 @@
 """How far a run is, read from its directory while others write to it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def test_a_trial_runs_while_epochs_come_and_is_silent_after(store, make_spec):
         in status.text()
     )
     assert status.remaining_s is not None
+    unfinished(store, spec, [ROW], ago=-3600)  # by the clock of another machine
+    assert re.search(r"last written (1:00:00|59:5\d) ahead of the clock here", Watcher(store).look().text())
     unfinished(store, spec, [ROW], ago=SILENT_S + 5)
     assert Watcher(store).look().count("silent") == 1
     unfinished(store, spec, [ROW | {"seconds": 600.0}], ago=SILENT_S + 5)  # long epochs

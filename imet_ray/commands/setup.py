@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.folds import count_folds, folded_ids, write_folds
@@ -25,6 +26,7 @@ from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+OWN = SPACES / "own.yml"  # for pictures that no space is made for
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,10 @@ def plan(request: Request) -> Plan:
     """
     if request.fresh and request.extend:
         raise ConfigError("--fresh makes new folds and --extend keeps the old ones: choose one")
-    path = request.space
-    if path is None:
-        own = SPACES / f"{(request.data or 'demo').partition(':')[0]}.yml"
-        path = near(own if own.is_file() else SPACES / "demo.yml")
+    path = request.space or near(_default_space(request.data))
     given_folds, n_folds = _folds(request.folds)
-    space = read_space(path, request.overrides | n_folds, check=check_recipe)
+    overrides = request.overrides | n_folds
+    space = read_space(path, overrides, check=check_recipe)
     metric_named(space.metric)
     for variant in space.variants:
         check_architecture(variant.architecture)
@@ -98,6 +98,9 @@ def plan(request: Request) -> Plan:
     catalog = read_catalog(root, request.cache)
     name = _run_name(request.name, space, data)
     print(f"space   {path}: {_describe(space)}")
+    if path.resolve() == OWN:
+        space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
+        print(f"fitted  {describe_fit(space, len(catalog.train.ids), torch.get_num_threads())}")
     print(f"data    {root}: {catalog.summary()}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)
@@ -115,6 +118,13 @@ def plan(request: Request) -> Plan:
         fresh=request.fresh,
         extend=request.extend,
     )
+
+
+def _default_space(data: str | None) -> Path:
+    """The space of a dataset's name, such as openclipart; for other pictures own.yml."""
+    name = (data or "demo").partition(":")[0]
+    known = {path.stem: path for path in SPACES.glob("*.yml")}
+    return known.get(name, OWN)
 
 
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:

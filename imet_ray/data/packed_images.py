@@ -13,6 +13,7 @@ import json
 import logging
 import mmap
 import os
+import platform
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from imet_ray.data.images import image_size, read_rgb, scaled_size
 from imet_ray.errors import DataError, StoreError
-from imet_ray.storage.files import disk_error, writing
+from imet_ray.storage.files import writing
+from imet_ray.storage.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -179,24 +180,9 @@ def one_process(path: Path) -> Iterator[bool]:
 
     Yields False where the file system knows no locks: then two may do the same work, and both results are whole.
     """
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Path(lock.lock_file).touch()
-    except OSError as error:
-        raise disk_error(path, error) from error
-    locked = True
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("waiting for another process that makes %s", path)
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        locked = False
-    try:
-        yield locked
-    finally:
-        lock.release()
+    lock, who = path.with_name(f"{path.name}.lock"), f"{os.getpid()} on {platform.node()}"
+    with locked(lock, who=who, waiting=f"waiting for another process that makes {path}") as held:
+        yield held
 
 
 def _target_shapes(

@@ -3,7 +3,6 @@
 Needs no Ray and no Optuna, holds no lock, and writes nothing. A trial runs while its epochs keep coming.
 """
 
-import fcntl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from imet_ray.errors import StoreError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.specs import TrialSpec, hparams_text
 from imet_ray.storage.checked_read import read_json_lines
-from imet_ray.storage.experiment import Experiment, read_experiment
+from imet_ray.storage.experiment import Experiment, driver_of, read_experiment
 from imet_ray.storage.results import Standing, TrialResult, read_result, read_spec, standings
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
-from imet_ray.units import clock
+from imet_ray.units import ago, clock
 
 State = Literal["runs", "silent", "complete", "stopped", "failed"]
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "runs", "silent")
@@ -159,9 +158,9 @@ class Status:
         best = f", {self.score} {trial.best:.4f}" if trial.best is not None else ""
         host = f" on {last['host']}" if "host" in last else ""
         rate = f", {last['images_per_s']:.0f} images/s" if last else ""
-        ago = f", last written {clock(self.now - trial.written_at)} ago"
+        written = f", last written {ago(self.now - trial.written_at)}"
         epoch = f"epoch {len(trial.rows)} of {trial.spec.recipe.epochs}"
-        return f"{trial.spec.variant.name} fold {trial.spec.fold}: {epoch}{best}{rate}{host}{ago}"
+        return f"{trial.spec.variant.name} fold {trial.spec.fold}: {epoch}{best}{rate}{host}{written}"
 
 
 @dataclass
@@ -194,7 +193,7 @@ class Watcher:
             leaderboard=leaderboard,
             out_of_fold=sum(oof.exists() or oof in elsewhere for oof in oofs),
             ensembles=sorted(path.parent.name for path in store.root.glob("ensembles/*/ensemble.json")),
-            driver=_driver(store) or store.leaseholder(),
+            driver=driver_of(store),
             unreadable=unreadable,
             now=now,
         )
@@ -244,17 +243,3 @@ def _state(result: TrialResult | None, rows: Sequence[dict[str, Any]], silence: 
         return result.status
     epoch = rows[-1]["seconds"] + rows[-1].get("evaluate_s", 0.0) if rows else 0.0
     return "runs" if silence < max(SILENT_S, SILENT_EPOCHS * epoch) else "silent"
-
-
-def _driver(store: RunDirectory) -> str:
-    """Who holds the run's lock, as the lock file says; does not wait."""
-    try:
-        with store.driver_lock.open() as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                return f"process {file.read().strip() or '?'}"
-    except OSError:
-        pass
-    return ""

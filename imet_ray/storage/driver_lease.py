@@ -1,7 +1,7 @@
-"""One driver per run, over a bucket: an object that its holder keeps changing.
+"""One driver per run, over a bucket or a file system without locks: an object that its holder keeps changing.
 
-No clocks are compared: a driver that wants the run watches whether the object changes. On one machine a file lock does
-that job.
+No clocks are compared: a driver that wants the run watches whether the object changes. Elsewhere a file lock does that
+job.
 """
 
 import contextlib
@@ -14,9 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.storage.object_store import Bucket, ChangedError
+from imet_ray.storage.files import beside, disk_error
+from imet_ray.storage.object_store import Bucket, ChangedError, Entry
 from imet_ray.units import clock
 
 logger = logging.getLogger(__name__)
@@ -27,13 +30,16 @@ LOOK_S = 1.0
 
 
 @contextlib.contextmanager
-def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
-    """Hold the run whose lease has that key. The caller holds the lock of this machine.
+def held(bucket: "Bucket | LeaseFile", key: str, who: str, *, alone: bool = True) -> Iterator[None]:
+    """Hold the run whose lease has that key.
 
     If another machine takes the run because this one was cut off, this process gets SIGTERM, which acts like Ctrl-C.
 
+    Args:
+        alone: the caller holds the lock of this machine, so a lease of this machine is a dead driver's.
+
     Raises:
-        ConfigError: if another machine's driver holds it and lives.
+        ConfigError: if another driver holds it and lives.
     """
     ours = {"driver": who, "host": platform.node(), "token": secrets.token_hex(8)}
 
@@ -50,7 +56,7 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
                 return None
             return found.version if found else ""  # of an attempt whose answer was lost
 
-    version = put(_free(bucket, key))
+    version = put(_free(bucket, key, alone))
     if version is None:
         raise ConfigError(f"{who}: another driver began this run just now: wait for it")
     stop = threading.Event()
@@ -80,24 +86,72 @@ def held(bucket: Bucket, key: str, who: str) -> Iterator[None]:
                 bucket.delete(key)
 
 
-def holder(bucket: Bucket, key: str) -> str:
-    """Who holds the run on another machine, and how long ago it was last heard of; empty: nobody holds it."""
+def holder(bucket: "Bucket | LeaseFile", key: str, *, alone: bool = True) -> str:
+    """Who holds the run, and how long ago it was last heard of; empty: nobody holds it.
+
+    Args:
+        alone: on another machine, because a driver on this one would hold its lock.
+    """
     found, said = bucket.head(key), _read(bucket, key)
-    ours = said.get("host") == platform.node()  # if it lived, it would have this machine's lock
-    if found is None or not said or ours:
+    if found is None or not said or (alone and said.get("host") == platform.node()):
         return ""
     who, silent = "{} on {}".format(*_named(said)), time.time() - found.modified  # of two clocks: a hint
     return who if silent < DEAD_S else f"{who}, last heard of {clock(silent)} ago by the clock here"
 
 
-def _free(bucket: Bucket, key: str) -> str:
+@dataclass(frozen=True)
+class LeaseFile:
+    """What a lease asks of a bucket, from a file: its version is its content.
+
+    Two drivers that take over from a dead one within the same millisecond both succeed; the first one ends at its next
+    beat.
+    """
+
+    def head(self, key: str) -> Entry | None:
+        data = self.read(key)
+        if data is None:
+            return None
+        modified = 0.0
+        with contextlib.suppress(OSError):  # replaced just now
+            modified = Path(key).stat().st_mtime
+        return Entry(key, len(data), "", modified, data.decode(errors="replace"))
+
+    def read(self, key: str) -> bytes | None:
+        with contextlib.suppress(OSError):
+            return Path(key).read_bytes()
+        return None
+
+    def put(self, source: bytes, key: str, version: str) -> str:
+        path = Path(key)
+        try:
+            if not version:
+                with path.open("xb") as file:
+                    file.write(source)
+                return source.decode()
+        except FileExistsError:
+            raise ChangedError(key) from None
+        except OSError as error:
+            raise disk_error(path, error) from error
+        with beside(path) as temporary:
+            temporary.write_bytes(source)
+            found = self.head(key)
+            if found is None or found.version != version:
+                raise ChangedError(key)
+            os.replace(temporary, path)
+        return source.decode()
+
+    def delete(self, key: str) -> None:
+        Path(key).unlink(missing_ok=True)
+
+
+def _free(bucket: Bucket | LeaseFile, key: str, alone: bool) -> str:
     """The version of the lease that may be replaced; empty: there is no lease."""
     found = bucket.head(key)
     if found is None:
         return ""
     before = _read(bucket, key)
-    if before.get("host") == platform.node():
-        return found.version  # we have this machine's lock, so it is dead
+    if alone and before.get("host") == platform.node():
+        return found.version
     logger.warning("%s on %s held this run: looking for %.0f s whether it lives", *_named(before), DEAD_S)
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
@@ -112,7 +166,7 @@ def _free(bucket: Bucket, key: str) -> str:
     return found.version
 
 
-def _read(bucket: Bucket, key: str) -> dict[str, str]:
+def _read(bucket: Bucket | LeaseFile, key: str) -> dict[str, str]:
     with contextlib.suppress(ValueError):
         found = json.loads(bucket.read(key) or b"{}")
         if isinstance(found, dict):

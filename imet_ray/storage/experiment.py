@@ -5,24 +5,30 @@ budget and the list of variants.
 """
 
 import contextlib
-import fcntl
+import logging
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import Frozen
+from imet_ray.storage import driver_lease
 from imet_ray.storage.checked_read import read_model
-from imet_ray.storage.files import disk_error, write_json
+from imet_ray.storage.driver_lease import LeaseFile
+from imet_ray.storage.files import write_json
+from imet_ray.storage.locks import LockedError, holder, locked
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "optuna", "numpy", "scipy")
 
@@ -118,29 +124,55 @@ def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
     return None
 
 
+class Driven(Frozen):
+    """What a run directory says of its last driver."""
+
+    run: str = ""  # the directory's name then: a copy has another
+    at: float = 0.0  # time.time(); 0: before runs said so
+
+
+def driven(store: RunDirectory) -> Driven:
+    """When a run was driven last."""
+    with contextlib.suppress(ValidationError):
+        return Driven.model_validate_json(store.files.read_now(store.driven) or "{}")
+    return Driven()
+
+
 @contextlib.contextmanager
 def only_driver(store: RunDirectory) -> Iterator[None]:
-    """Hold the run directory; the lock ends with the process, however it ends.
+    """Hold the run directory, and note in it that it is driven now. The lock ends with the process, however it ends.
+
+    Where the file system knows no locks, a file that its holder keeps changing does, as in buckets.
 
     Raises:
         ConfigError: if another process drives the same run.
     """
+    process = f"process {os.getpid()}"
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        opened = store.driver_lock.open("a+")
-    except OSError as error:
-        raise disk_error(store.root, error) from error
-    with opened as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loaders would keep it
-        except OSError:
-            file.seek(0)
-            raise ConfigError(
-                f"{store.root} is being driven by process {file.read().strip() or '?'}: wait for it, "
-                "or choose another --name"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        with store.leased(f"process {os.getpid()}"):
+        with (
+            locked(store.driver_lock, who=f"{os.getpid()} on {platform.node()}") as held,
+            contextlib.ExitStack() as stack,
+        ):
+            if not held:
+                logger.warning(
+                    "%s lies on a file system without locks: %s shows that it is driven",
+                    store.root,
+                    store.lease.name,
+                )
+                stack.enter_context(driver_lease.held(LeaseFile(), str(store.lease), process, alone=False))
+            stack.enter_context(store.leased(process))
+            write_json(store.driven, Driven(run=store.root.name, at=time.time()).model_dump(), store.files)
             yield
+    except LockedError as error:
+        raise ConfigError(
+            f"{store.root} is being driven by process {error}: wait for it, or choose another --name"
+        ) from None
+
+
+def driver_of(store: RunDirectory) -> str:
+    """The process that drives a run, wherever it is; empty: none is seen from here. It neither waits nor writes."""
+    held = holder(store.driver_lock)
+    if held:
+        return f"process {held}"
+    here = driver_lease.holder(LeaseFile(), str(store.lease), alone=False) if held is None else ""
+    return here or store.leaseholder()

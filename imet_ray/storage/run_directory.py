@@ -56,6 +56,7 @@ class RunDirectory:
     mlflow = Place("mlflow.db")
     driver_lock = Place("driver.lock")
     lease = Place("driver.json")
+    driven = Place("driven.json")
     studies_id = Place("studies.id")
 
     @property

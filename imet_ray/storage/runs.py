@@ -6,6 +6,7 @@ from pathlib import Path
 
 from imet_ray.errors import ConfigError
 from imet_ray.storage.bucket_mirror import MirroredFiles
+from imet_ray.storage.experiment import driven
 from imet_ray.storage.files import LOCAL, Files
 from imet_ray.storage.run_directory import Cache, RunDirectory
 
@@ -26,31 +27,40 @@ class Runs:
         return self.files.address(self.root / name)
 
     def open(self, name: str | None) -> RunDirectory:
-        """The run of that name; else the one whose experiment was written last. What is small of it is brought here.
+        """The run of that name; else the one that was driven last. What is small of it is brought here.
 
         Raises:
-            ConfigError: if there is none, naming those that exist.
+            ConfigError: if there is none, naming those that exist, or if copies of a run cannot be told apart.
         """
         where = self.files.address(self.root)
-        if name is None:
-            begun = self._begun()
-            if not begun:
-                raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
-            found = max(begun, key=lambda run: run.experiment.stat().st_mtime)
-        else:
-            found = self.run(name)
+        found = self._newest() if name is None else self.run(name)
         found.fetch()
         if not found.experiment.exists():
             known = ", ".join(run.root.name for run in self._begun()) or "none yet"
             raise ConfigError(f"no run {name!r} in {where}: choose one of: {known}")
         return found
 
+    def _newest(self) -> RunDirectory:
+        """The run that was driven last, as it says itself. A copy of a run says the same, and the run's name."""
+        where = self.files.address(self.root)
+        begun = [(run, driven(run)) for run in self._begun()]
+        if not begun:
+            raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
+        last = max(said.at for _, said in begun)
+        newest = {run.root.name: said.run for run, said in begun if said.at == last}
+        names = list(newest) if len(newest) == 1 else [name for name in newest if newest[name] == name]
+        if len(names) != 1:
+            raise ConfigError(
+                f"which run in {where} was driven last is not known: give --name, one of: {', '.join(newest)}"
+            )
+        return self.run(names[0])
+
     def _begun(self) -> list[RunDirectory]:
         """Runs that have an experiment, by name."""
-        found = [self.run(name) for name in sorted(self.files.folders(self.root))]
+        found = {self.run(name) for name in self.files.folders(self.root)}  # once, where there are links
         for run in found:
             self.files.fetch_file(run.experiment)
-        return [run for run in found if run.experiment.exists()]
+        return sorted((run for run in found if run.experiment.exists()), key=lambda run: run.root)
 
 
 def runs_at(where: str, cache: Cache) -> Runs:
