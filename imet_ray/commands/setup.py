@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.folds import count_folds
@@ -68,7 +67,7 @@ class Run:
 
 def check_data(root: Path) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads())
+    report = check_directory(root, workers=usable_cores())
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -155,7 +154,7 @@ def start(plan: Plan) -> Run:
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):
-        data.split.share(short_side, workers=torch.get_num_threads())
+        data.split.share(short_side, workers=usable_cores())
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
