@@ -42,6 +42,7 @@ from imet_ray.blending.methods import fit, uniform
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.blending.threshold_range import ROOM, first_thresholds
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.metrics import METRICS
 
 METRIC = "f2"
@@ -320,7 +321,7 @@ def main() -> None:
     parts = args.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--parts must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    print(f"{args.images:,} x {args.labels:,} x {args.members}, float16; {os.cpu_count()} cores", flush=True)
+    print(f"{args.images:,} x {args.labels:,} x {args.members}, float16; {usable_cores()} cores", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for part in parts:
             busy = os.getloadavg()[0]

@@ -14,7 +14,6 @@ was picked. Intervals are 95 % over pictures, differences paired.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import SPACES, Run, reopen
+from imet_ray.cores import usable_cores
 from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
@@ -85,7 +85,7 @@ def on_shared_gpus(space: SearchSpace, slots: int | None) -> SearchSpace:
     """That space, where so many trials share each GPU, and as many the cores of this machine; None: as it is."""
     if slots is None:
         return space
-    cores = (os.cpu_count() or 1) // (slots * max(1, torch.cuda.device_count()))
+    cores = usable_cores() // (slots * max(1, torch.cuda.device_count()))
     shares = {"cpus_per_trial": max(1, cores), "gpus_per_trial": 1 / slots}
     return space.model_copy(update={"resources": space.resources.model_copy(update=shares)})
 
@@ -204,7 +204,7 @@ def main() -> None:
     print(
         f"{len(whole.variants)} variants x {whole.trials_per_variant} sets, {whole.n_folds} folds, "
         f"{whole.variants[0].epochs} epochs; slot time of {unit}, "
-        f"{os.cpu_count()} cores\n\n"
+        f"{usable_cores()} cores\n\n"
         f"{'sweep':<25}{'trials':>7}{'epochs':>8}{'slot time':>11}{'wall':>8}  {'nested F2':<26}test F2",
         flush=True,
     )

@@ -13,7 +13,6 @@ is not spent in the models. The pictures are generated: PNG files like photograp
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loader import MEAN, STD, photograph
+from imet_ray.cores import usable_cores
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.prediction.decode import Threshold
 from imet_ray.prediction.ensemble import Prefix
@@ -109,7 +109,7 @@ def make_manifest(architecture: str, size: int) -> Manifest:
 def ours(files: Sequence[Path], models: Sequence[Tagger], manifest: Manifest, folder: Path) -> np.ndarray:
     """Mean probabilities, (n, C)."""
     pictures = TestPictures(tuple(file.stem for file in files), tuple(files))
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     images = ImageCache(pictures, folder, cores)
     recipe, short_side = manifest.members[0].recipe, manifest.members[0].pack_short_side
 
@@ -195,7 +195,7 @@ def main() -> None:
             return args.images / seconds, 1 - watch.seconds / seconds
 
         timed("ours")  # warm
-        tried = (4, len(os.sched_getaffinity(0)) - 1) if ON_GPU else (0, 1, 2)
+        tried = (4, usable_cores() - 1) if ON_GPU else (0, 1, 2)
         best = max(tried, key=lambda workers: timed("peer", workers)[0])
         found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
         for i in range(args.rounds):

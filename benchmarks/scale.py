@@ -29,6 +29,7 @@ from benchmarks.simulation import WITHIN, InFileOrder, simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session, Slot, prepare_environment
 from imet_ray.cluster.variant_study import Assignment
+from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.search_space import Range, Resources, SearchSpace
 from imet_ray.specs import TrialSpec, Variant
@@ -136,7 +137,7 @@ def real(trials: int, seconds: float, gpus: int) -> None:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(
         f"{summary.trials} trials of {seconds:g} s on {gpus} logical GPUs, {nodes} nodes, "
-        f"{os.cpu_count()} cores: {summary.wall_s:.0f} s"
+        f"{usable_cores()} cores: {summary.wall_s:.0f} s"
     )
     print(f"slots busy, first start to last start                   {busy(first):8.1%}")
     print(f"the same, since all {gpus} workers had started ({full - first:.0f} s)     {busy(full):8.1%}")

@@ -4,7 +4,6 @@ Pictures left without a label get their most probable one, as in a submission. E
 members may be memory-mapped.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from imet_ray.blending.fit_jobs import Job, Runner, Solution, solve_all
 from imet_ray.blending.problem import BlendProblem, FitProblem
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.decode import ThresholdDecoder
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import averaged
@@ -146,7 +146,7 @@ def score_pictures(
             decoded = decoder.decode(_blend(solution, problem, fits, part))
             return metric.per_picture(decoded, problem.labels[part])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             return np.concatenate(list(pool.map(score, range(0, len(rows), ROWS))))
     cells, weights = fits.deciding(solution.weights)
     shifts = cells.in_reach(cells.shifts_of(weights, decoder.thresholds(problem.groups)))
@@ -182,7 +182,7 @@ def bootstrap(differences: np.ndarray, seed: int, *, together: bool = False) -> 
             means[i] = differences @ times / n
         return means
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         means = np.concatenate(list(pool.map(resampled, np.random.default_rng(seed).spawn(PARTS))))
     centre = differences.mean(axis=1)
     if together:

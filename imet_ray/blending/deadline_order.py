@@ -6,7 +6,6 @@ per second alone the quickest would be first however poor. Weights are the blend
 decoder is fitted anew for each prefix, on what the blend was fitted on.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from imet_ray.blending.cross_fit import CrossFit, Judged, score_pictures
 from imet_ray.blending.fit_jobs import SampleJudge, Solution, refitted
 from imet_ray.blending.methods import settled_shifts, weights_of
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.decode import SampleDecoder
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.metrics import metric_named
@@ -40,7 +40,7 @@ def prefixes(chosen: Judged, found: CrossFit) -> tuple[Prefix, ...]:
         names = [problem.names[i] for i in order[:k]]
         return Prefix(members=names, decoder=fitted.decoder, score=_score(fitted, found))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return tuple(pool.map(prefix, range(1, len(order) + 1)))
 
 
@@ -61,7 +61,7 @@ def _order(weights: np.ndarray, found: CrossFit) -> list[int]:
         candidate = weights_of([*order, member], weights)
         return cells.score(candidate, settled_shifts(cells, candidate, np.zeros(1)))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         while len(rest) > 1:
             scores = list(pool.map(settled, rest))
             gains = [score - before for score in scores]

@@ -1,6 +1,5 @@
 """What else the report says of a blend: each member's worth, how alike their errors are, the threshold curve."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +10,7 @@ from imet_ray.blending.fit_jobs import Solution, refitted
 from imet_ray.blending.methods import weights_of
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import Worth
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.decode import SampleDecoder
 
 CURVE = 41  # points of the threshold curve
@@ -43,7 +43,7 @@ def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
             scores[rows] = score_pictures(again, rows, problem, fits)
         return scores
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         nested = np.stack(list(pool.map(scored, (None, *range(m)))))
     gains = bootstrap(nested[0] - nested[1:], problem.seed)
     return tuple(

@@ -7,7 +7,6 @@ it. Such cells are counted once, and only the others are kept. Shifts are the se
 thresholds of the blended probability (`thresholds_of`, `shifts_of`).
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.metrics import FLOAT16_ONE, metric_named
 from imet_ray.prediction.pooling import Scale, as_probability, on_scale, threshold_on_scale
 
@@ -78,7 +78,7 @@ class DisputedCells:
             image, column = np.divmod(cells, c)
             return (image + start).astype(np.int32), of_label[column], *rest
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             blocks = list(pool.map(split, range(0, n, ROWS)))
         image, group, margins, label, hits, chosen, true = (
             np.concatenate(part, axis=-1) for part in zip(*blocks, strict=True)

@@ -3,7 +3,6 @@
 Jobs are independent and seeded, so the place where they run changes nothing.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from scipy.optimize import minimize
 
 from imet_ray.blending.methods import METHODS, fit, on_simplex, settled_shifts, uniform
 from imet_ray.blending.problem import FitProblem
+from imet_ray.cores import usable_cores
 from imet_ray.prediction.decode import DECODERS, Decoder, SampleDecoder, ThresholdDecoder
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import averaged
@@ -63,7 +63,7 @@ Widen = Callable[[FitProblem, bool, bool], FitProblem | None]
 
 def solve_here(problem: FitProblem, tasks: Sequence[Task]) -> list[Solution]:
     """All tasks in this process, one thread per core: numpy lets go of the interpreter."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(lambda task: solve(problem, task), tasks))
 
 

@@ -5,7 +5,6 @@ start from the uniform blend of logits and return nested probabilities: each fol
 other folds only. New pictures are not predicted.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from scipy.special import expit
 from torch.nn.functional import softplus
 from tqdm import tqdm
 
+from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError
 
 LOW = 1e-5  # clip of probabilities: one of iMet's 109,237 pictures is 9e-6
@@ -74,7 +74,7 @@ def stack_logistic(
         1
     )  # a thread per label: torch's own wait for each other, 10 times slower on busy cores
     try:
-        with ThreadPoolExecutor(threads) as pool, _bar(c, "label") as bar:
+        with ThreadPoolExecutor(usable_cores()) as pool, _bar(c, "label") as bar:
             for start in range(0, c, size):
                 block = slice(start, min(start + size, c))
                 truth = torch.from_numpy(np.array(labels[:, block].T, dtype=np.float32, order="C"))
@@ -161,7 +161,7 @@ def stack_lightgbm(
         data = lightgbm.Dataset(x, labels[i, c], init_score=x[:, m])
         return lightgbm.train({**TREES, "seed": seed}, data, ROUNDS, callbacks=[lambda _: bar.update()])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _bar(len(log_odds) * ROUNDS, "tree") as bar:
+    with ThreadPoolExecutor(usable_cores()) as pool, _bar(len(log_odds) * ROUNDS, "tree") as bar:
         models = list(pool.map(grow, range(len(log_odds))))
     stacked = np.empty(labels.shape, dtype=np.float16)
     for rows in blocks:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
+from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.folds import count_folds, folded_ids, write_folds
@@ -73,7 +72,7 @@ class Run:
 
 def check_data(root: Path, cache: Cache) -> int:
     """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads(), cache=cache)
+    report = check_directory(root, workers=usable_cores(), cache=cache)
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -100,7 +99,7 @@ def plan(request: Request) -> Plan:
     print(f"space   {path}: {_describe(space)}")
     if path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
-        print(f"fitted  {describe_fit(space, len(catalog.train.ids), torch.get_num_threads())}")
+        print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
     print(f"data    {root}: {catalog.summary()}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)
@@ -170,7 +169,7 @@ def start(plan: Plan) -> Run:
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):
-        data.split.share(short_side, workers=torch.get_num_threads())
+        data.split.share(short_side, workers=usable_cores())
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 

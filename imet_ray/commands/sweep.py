@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
+from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
@@ -194,7 +194,7 @@ def _predict_test(
     members = [member for member in ensemble.members if member.weight > 0]
     trials = [run.store.trial(trial_id) for member in members for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
-        split.share(short_side, workers=torch.get_num_threads())
+        split.share(short_side, workers=usable_cores())
     began = time.monotonic()
     done = predict_test(trials, run.store, split, run.data.label_ids, session)
     probs = blend_test(ensemble, run.store, split.ids, external)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from imet_ray.commands.setup import Plan, set_old_run_aside, start
+from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, unknown_key
@@ -45,11 +46,12 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
         )
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
         print(f"trial   {trial.root} on {device}")
         began = time.monotonic()
         workers = plan.space.resources.loader_workers
         if workers == "auto":
-            workers = torch.get_num_threads() - 1 if device.type == "cuda" else 0
+            workers = usable_cores() - 1 if device.type == "cuda" else 0
         result = train_trial(
             spec,
             run.data,

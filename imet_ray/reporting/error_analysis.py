@@ -4,7 +4,6 @@ Often it is the label that is wrong; `report_page` shows such mistakes with thei
 iMet's predictions are 482 MB.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.metrics import Metric
@@ -59,7 +59,7 @@ def count_labels(probs: np.ndarray, labels: np.ndarray, decoder: Decoder) -> Lab
 
     starts = range(0, len(probs), ROWS)
     total = np.zeros((3, probs.shape[1]), dtype=np.int64)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for part in tqdm(pool.map(count, starts), total=len(starts), desc="decoding", disable=None):
             total += part
     return LabelCounts(*total)

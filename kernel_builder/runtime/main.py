@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from imet_ray.command_line import Parser, exit_code, positive, zero_or_more
+from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.prediction.submission import write_submission
@@ -88,7 +89,7 @@ class _Kernel:
         self.watchdog.note("looking for pictures")
         files = all_files(_input(self.options.input))
         test = find_test(files)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         self.images = ImageCache(test, self.options.scratch or Path(tempfile.gettempdir()), cores)
         self.schedule = Schedule(
             self.manifest, len(test.ids), self.deadline, self._publish, _log, self.watchdog.note
@@ -123,6 +124,7 @@ class _Kernel:
         """The device, and for each member how it predicts there."""
         self.watchdog.note("trying the device")
         device = usable_device()
+        torch.set_num_threads(min(torch.get_num_threads(), cores))  # torch knows no quotas
         workers = self.options.workers
         if workers is None:
             workers = cores - 1 if device.type == "cuda" else 0

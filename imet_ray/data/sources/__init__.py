@@ -3,11 +3,11 @@
 import hashlib
 from pathlib import Path
 
+from imet_ray.cores import usable_cores
 from imet_ray.data.sources import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
-WORKERS = 2
 VERSION = 1  # of demo's drawings: another version is another dataset
 
 
@@ -31,14 +31,14 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
         given = _demo_options(options)
         tag = hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:8] if given else "default"
         root = folder / f"demo-{VERSION}-{tag}"
-        demo.generate(root, workers=WORKERS, **given)  # type: ignore[arg-type]
+        demo.generate(root, workers=usable_cores(), **given)  # type: ignore[arg-type]
         return root
     if "://" in data:
         from imet_ray.data.sources import bucket
 
         return bucket.fetch(data, folder)
     if data == "openclipart":
-        openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
+        openclipart.fetch(folder / "openclipart", source=source, workers=usable_cores())
         return folder / "openclipart"
     try:
         root = Path(data).expanduser()
