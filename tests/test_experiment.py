@@ -47,7 +47,7 @@ def store(tmp_path) -> RunDirectory:
 def make(tmp_path) -> Callable[..., Experiment]:
     """The experiment, with other data or with parts of the space's text replaced."""
 
-    def _make(*changes: tuple[str, str], data="data", folds="folds") -> Experiment:
+    def _make(*changes: tuple[str, str], data="data", folds="folds", weights=None) -> Experiment:
         text = SPACE
         for old, new in changes:
             assert old in text
@@ -61,6 +61,7 @@ def make(tmp_path) -> Callable[..., Experiment]:
             data_digest=data,
             folds_digest=folds,
             label_ids=["0", "1"],
+            weights=weights or {},
         )
 
     return _make
@@ -98,10 +99,15 @@ def refused(store, experiment) -> str:
 
 @pytest.mark.parametrize(
     ("digests", "expected"),
-    [({"data": "else"}, "begun with other data"), ({"folds": "else"}, "begun with other folds")],
+    [
+        ({"data": "else"}, "begun with other data"),
+        ({"folds": "else"}, "begun with other folds"),
+        ({"weights": {"w.pth": "else"}}, "begun with other weights in w.pth"),
+    ],
 )
-def test_other_data_or_folds_are_refused(store, make, digests, expected):
-    begin(store, make())
+def test_other_data_folds_or_weights_are_refused(store, make, digests, expected):
+    begin(store, make(weights={"w.pth": "first"}))
+    begin(store, make(weights={"other.pth": "of another variant"}))
     assert expected in refused(store, make(**digests))
 
 
