@@ -16,7 +16,7 @@ import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import read_space
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
-from imet_ray.storage.files import write_json
+from imet_ray.storage.files import Files, write_json
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 
@@ -163,6 +163,20 @@ def test_a_run_of_a_version_with_other_ids_is_not_trained_again_beside_itself(st
     write_json(store.trial("0123456789abcdef").spec, spec.model_dump(mode="json"))
     with pytest.raises(StoreError, match="begun by an earlier version.*--fresh to set the old run aside"):
         begin(store, make())
+
+
+class Unrenamed(Files):
+    """Files whose folders cannot be renamed, as in a bucket."""
+
+    def check_set_aside(self) -> None:
+        raise ConfigError("no")
+
+
+def test_where_a_run_cannot_be_renamed_no_option_for_it_is_named(tmp_path, make):
+    store = RunDirectory(tmp_path / "run", Unrenamed())
+    begin(store, make())
+    with pytest.raises(StoreError, match="begun with other data: choose another --name$"):
+        begin(store, make(data="else"))
 
 
 def start_holder(store) -> "subprocess.Popen[str]":
