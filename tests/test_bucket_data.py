@@ -1,5 +1,6 @@
 """Data in a bucket: brought to a node once, checked, and packed once for all nodes."""
 
+import os
 import secrets
 import shutil
 import subprocess
@@ -73,17 +74,20 @@ def test_it_is_fetched_once(url, tmp_path, proxy):
 
 def test_what_changed_or_was_damaged_or_deleted_is_mended(url, name, tmp_path, proxy):
     root = resolve_data(url, cache=tmp_path)
-    first, second, third = sorted((root / "train").iterdir())[:3]
-    whole = second.read_bytes()
+    first, second, third, fourth = sorted((root / "train").iterdir())[:4]
+    whole, altered = second.read_bytes(), fourth.read_bytes()
     second.write_bytes(whole[:-1])
+    fourth.write_bytes(bytes(byte ^ 1 for byte in altered))  # of the same size
+    os.utime(fourth, (1, 1))  # not in the second in which it came
     proxy.store.put(name, {f"a/tiny/train/{first.name}": b"x" * first.stat().st_size})
     proxy.store.delete(name, f"a/tiny/train/{third.name}")
     proxy.requests.clear()
     resolve_data(url, cache=tmp_path)
     assert set(first.read_bytes()) == {ord("x")}
     assert second.read_bytes() == whole
+    assert fourth.read_bytes() == altered
     assert not third.exists()
-    assert pictures(proxy) == 2
+    assert pictures(proxy) == 3
 
 
 def test_a_fetch_that_broke_off_goes_on(url, tmp_path, proxy, monkeypatch):

@@ -16,7 +16,7 @@ import imet_ray
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import read_space
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
-from imet_ray.storage.files import write_json
+from imet_ray.storage.files import Files, write_json
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 
@@ -47,7 +47,7 @@ def store(tmp_path) -> RunDirectory:
 def make(tmp_path) -> Callable[..., Experiment]:
     """The experiment, with other data or with parts of the space's text replaced."""
 
-    def _make(*changes: tuple[str, str], data="data", folds="folds") -> Experiment:
+    def _make(*changes: tuple[str, str], data="data", folds="folds", weights=None) -> Experiment:
         text = SPACE
         for old, new in changes:
             assert old in text
@@ -61,6 +61,7 @@ def make(tmp_path) -> Callable[..., Experiment]:
             data_digest=data,
             folds_digest=folds,
             label_ids=["0", "1"],
+            weights=weights or {},
         )
 
     return _make
@@ -98,10 +99,15 @@ def refused(store, experiment) -> str:
 
 @pytest.mark.parametrize(
     ("digests", "expected"),
-    [({"data": "else"}, "begun with other data"), ({"folds": "else"}, "begun with other folds")],
+    [
+        ({"data": "else"}, "begun with other data"),
+        ({"folds": "else"}, "begun with other folds"),
+        ({"weights": {"w.pth": "else"}}, "begun with other weights in w.pth"),
+    ],
 )
-def test_other_data_or_folds_are_refused(store, make, digests, expected):
-    begin(store, make())
+def test_other_data_folds_or_weights_are_refused(store, make, digests, expected):
+    begin(store, make(weights={"w.pth": "first"}))
+    begin(store, make(weights={"other.pth": "of another variant"}))
     assert expected in refused(store, make(**digests))
 
 
@@ -157,6 +163,20 @@ def test_a_run_of_a_version_with_other_ids_is_not_trained_again_beside_itself(st
     write_json(store.trial("0123456789abcdef").spec, spec.model_dump(mode="json"))
     with pytest.raises(StoreError, match="begun by an earlier version.*--fresh to set the old run aside"):
         begin(store, make())
+
+
+class Unrenamed(Files):
+    """Files whose folders cannot be renamed, as in a bucket."""
+
+    def check_set_aside(self) -> None:
+        raise ConfigError("no")
+
+
+def test_where_a_run_cannot_be_renamed_no_option_for_it_is_named(tmp_path, make):
+    store = RunDirectory(tmp_path / "run", Unrenamed())
+    begin(store, make())
+    with pytest.raises(StoreError, match="begun with other data: choose another --name$"):
+        begin(store, make(data="else"))
 
 
 def start_holder(store) -> "subprocess.Popen[str]":

@@ -185,6 +185,22 @@ def test_a_run_never_mixes_folds_data_or_recipes(capsys, trained, tmp_path):
     assert "--fresh" in err
 
 
+def test_weights_that_were_replaced_in_their_file_are_not_mixed_with_the_old(capsys, trained, tmp_path):
+    import timm
+    import torch
+
+    def train():
+        return run(capsys, *trained, "--set", f"weights={tmp_path / 'w.pth'}")
+
+    weights = timm.create_model("test_resnet").state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    assert train()[0] == train()[0] == 0
+    torch.save({name: 0.5 * tensor for name, tensor in weights.items()}, tmp_path / "w.pth")
+    code, _, err = train()
+    assert code == 1
+    assert f"was begun with other weights in {tmp_path / 'w.pth'}" in err
+
+
 def test_fresh_keeps_the_old_run(capsys, trained, tmp_path):
     run(capsys, *trained)
     assert run(capsys, *trained, "--epochs", 2, "--fresh")[0] == 0

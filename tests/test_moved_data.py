@@ -87,6 +87,14 @@ def test_data_that_moved_are_taken_where_they_lie_now(here, tmp_path):
     assert here.reopen(tmp_path / "moved").catalog.root == tmp_path / "moved"
 
 
+def test_a_run_goes_on_with_data_that_moved(here, tmp_path):
+    written = {trial.trial_id: trial.result.stat().st_mtime_ns for trial in here.store.trials()}
+    here.data = here.data.rename(tmp_path / "moved")
+    assert here.train() == 0
+    assert {trial.trial_id: trial.result.stat().st_mtime_ns for trial in here.store.trials()} == written
+    assert here.reopen().catalog.root == tmp_path / "moved"
+
+
 def test_data_with_other_bytes_are_refused_in_one_line(here, tmp_path):
     other = shutil.copytree(here.data, tmp_path / "other")
     picture = sorted((other / "train").iterdir())[0]

@@ -18,7 +18,8 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
-from imet_ray.specs import default_pack_short_side
+from imet_ray.specs import WEIGHTS, Hparam, default_pack_short_side
+from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
@@ -147,8 +148,12 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
     return given
 
 
-def start(plan: Plan) -> Run:
-    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock."""
+def start(plan: Plan, *weights: str) -> Run:
+    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock.
+
+    Args:
+        weights: that trials begin from, beside those of the space.
+    """
     data = prepare(
         plan.catalog,
         plan.store,
@@ -166,11 +171,25 @@ def start(plan: Plan) -> Run:
         data_digest=data.split.digest,
         folds_digest=data.folds_digest,
         label_ids=list(data.label_ids),
+        weights=_files_of_weights({*weights, *_weights(plan.space)}),
     )
     begin(plan.store, experiment)
     for short_side in _pack_sizes(plan.space):
         data.split.share(short_side, workers=usable_cores())
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
+
+
+def _weights(space: SearchSpace) -> set[Hparam]:
+    """All that a space names as weights."""
+    wanted = [space.ranges[variant.name].get("weights") for variant in space.variants]
+    searched = {value for one in wanted if one is not None for value in one.corners()}
+    return {variant.weights for variant in space.variants} | searched
+
+
+def _files_of_weights(names: set[Hparam]) -> dict[str, str]:
+    """Those that are files, with their digests. Who trains says what is wrong with one that is missing."""
+    files = {str(name): Path(str(name)) for name in names - {*WEIGHTS}}
+    return {name: file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
 def _refuse_other_number(plan: Plan, n_folds: int) -> None:

@@ -32,7 +32,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     title = metric_named(plan.space.metric).title
     set_old_run_aside(plan)
     with only_driver(plan.store):
-        run = start(plan)
+        run = start(plan, recipe.weights)
         spec = TrialSpec(
             variant=variant,
             hparams=settings,

@@ -60,6 +60,7 @@ class Experiment(Frozen):
     data_digest: str
     folds_digest: str
     label_ids: list[str]
+    weights: dict[str, str] = {}  # sha256 of each file of weights that trials begin from, by its path
     space: SearchSpace
     versions: dict[str, str] = Field(default_factory=versions)
     git: str = Field(default_factory=_git_state)
@@ -71,13 +72,16 @@ def read_experiment(store: RunDirectory) -> Experiment:
 
 
 def begin(store: RunDirectory, experiment: Experiment) -> None:
-    """Write `experiment.json`, or check that the run goes on with the same data, folds and recipes.
+    """Write `experiment.json`, or check that the run goes on with the same data, folds, weights and recipes.
 
     Raises:
         StoreError: naming what differs.
     """
     if store.experiment.exists() and (difference := _difference(store, experiment)):
         raise StoreError(f"{store.root} {difference}: {way_out(store)}")
+    if store.experiment.exists():  # those of variants that are left out this time stay known
+        weights = read_experiment(store).weights | experiment.weights
+        experiment = experiment.model_copy(update={"weights": weights})
     write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
 
 
@@ -106,6 +110,9 @@ def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
     for field, what in (("data_digest", "data"), ("folds_digest", "folds")):
         if getattr(before, field) != getattr(experiment, field):
             return f"was begun with other {what}"
+    for path, digest in experiment.weights.items():
+        if before.weights.get(path, digest) != digest:
+            return f"was begun with other weights in {path}"
     for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
         was = getattr(before.space, field)
         if was != getattr(space, field):

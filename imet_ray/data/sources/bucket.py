@@ -1,4 +1,4 @@
-"""A data directory in a bucket, brought to this machine once: what is here and has not changed there stays.
+"""A data directory in a bucket, brought to this machine once: what has not changed, here or there, stays.
 
 The folder's manifest says which version of each object lies here; it is written when all have come, so that an
 interrupted fetch goes on with what is missing. A node needs the images only to pack them, and packs are copied
@@ -63,10 +63,17 @@ def _wanted(bucket: Bucket, prefix: str) -> dict[str, Entry]:
 
 
 def _have(path: Path, entry: Entry, tag: str | None) -> bool:
-    if tag is None:  # without a manifest, after an interrupted fetch
-        return entry.matches(path)
+    """True if a file is the object.
+
+    Args:
+        tag: of the version that was fetched; None: without a manifest, after an interrupted fetch.
+    """
+    if tag is not None and tag != entry.tag:
+        return False
     with contextlib.suppress(OSError):
-        return tag == entry.tag and path.stat().st_size == entry.size
+        found = path.stat()
+        as_fetched = (found.st_size, int(found.st_mtime)) == (entry.size, int(entry.modified))
+        return (tag is not None and as_fetched) or entry.matches(path)
     return False
 
 
