@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory
+from imet_ray.data.copies import first_copies
 from imet_ray.data.folds import count_folds
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
-from imet_ray.data.training_data import TrainingData, prepare
+from imet_ray.data.training_data import SplitData, TrainingData, prepare
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
@@ -131,7 +133,12 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
 
 
 def start(plan: Plan) -> Run:
-    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock."""
+    """Pack the pictures, and write the run's folds and experiment. The caller holds the driver's lock."""
+    sizes, workers = _pack_sizes(plan.space), torch.get_num_threads()
+
+    def find_copies(split: SplitData) -> np.ndarray:
+        return first_copies(split.pack(sizes[0], workers=workers))
+
     data = prepare(
         plan.catalog,
         plan.store,
@@ -139,6 +146,7 @@ def start(plan: Plan) -> Run:
         n_folds=plan.space.n_folds,
         seed=plan.space.seed,
         given_folds=plan.given_folds,
+        find_copies=find_copies,
     )
     if data.n_folds != plan.space.n_folds:
         raise StoreError(
@@ -154,8 +162,8 @@ def start(plan: Plan) -> Run:
         label_ids=list(data.label_ids),
     )
     begin(plan.store, experiment)
-    for short_side in _pack_sizes(plan.space):
-        data.split.share(short_side, workers=torch.get_num_threads())
+    for short_side in sizes:
+        data.split.share(short_side, workers=workers)
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
