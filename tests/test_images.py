@@ -150,6 +150,7 @@ ODD = {  # EXIF entries that people met: tag, type, count, value
     "undefined type": (531, 7, 4, b"\1\0\0\0"),
     "NaN resolution": (282, 12, 1, struct.pack("<d", float("nan"))),
     "text that is not there": (270, 2, 1 << 20, b"Title\0"),
+    "empty rational": (282, 1, 1, b"F"),
     "no such type": (305, 0, 1, b""),
 }
 
@@ -160,6 +161,14 @@ def test_one_odd_exif_value_takes_neither_the_picture_nor_its_orientation(tmp_pa
     (tmp_path / "b.jpg").write_bytes(plain[:2] + exif_segment(6, odd) + plain[2:])
     assert np.array_equal(read_rgb(tmp_path / "b.jpg"), np.rot90(read_rgb(tmp_path / "a.jpg"), -1))
     assert image_size(tmp_path / "b.jpg") == (80, 60)
+
+
+def test_bytes_between_the_segments_of_a_jpeg_are_skipped(tmp_path, scene):
+    path = save(tmp_path / "a.jpg", Image.fromarray(scene))
+    whole, data = read_rgb(path), path.read_bytes()
+    path.write_bytes(data[:20] + b"\1\2\3" + data[20:])
+    assert np.array_equal(read_rgb(path), whole)
+    assert image_size(path) == (60, 80)
 
 
 LARGE = zlib.compress(bytes(2_000_000))

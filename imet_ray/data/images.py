@@ -36,7 +36,8 @@ FORMATS = (
 )  # PostScript would start Ghostscript
 WHITE = (255, 255, 255, 255)
 PNG = b"\x89PNG\r\n\x1a\n"
-END_OF_JPEG = b"\xff\xd9"
+JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
+JPEG_MARKER = re.compile(rb"\xff+[^\xff\x00\x01\xd0-\xd9]", re.DOTALL)  # of a segment, behind it its length
 HEIF_EXTRA = "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`"
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -113,12 +114,14 @@ TURNED_BY_THEIR_READERS = (
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied; 1 where there is none.
+    """The EXIF orientation that is still to be applied; 1 where there is none."""
+    return 1 if image.format in TURNED_BY_THEIR_READERS else _orientation_in(image.info.get("exif") or b"")
 
-    It alone is read of EXIF: Pillow gives up at the first entry that makes no sense.
-    """
-    exif = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
-    if image.format in TURNED_BY_THEIR_READERS or exif[:2] not in (b"II", b"MM"):
+
+def _orientation_in(exif: bytes) -> int:
+    """It alone is read of EXIF: Pillow gives up at the first entry that makes no sense."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    if exif[:2] not in (b"II", b"MM"):
         return 1
     order = "<" if exif.startswith(b"II") else ">"
     with contextlib.suppress(struct.error):  # it is cut off
@@ -165,7 +168,7 @@ def _opened(path: Path) -> ImageFile.ImageFile:
             head = file.read(12)
         if head[4:8] == b"ftyp":
             image = _heif(path, head[8:])
-        elif head.startswith(PNG) or head[8:] == b"WEBP":
+        elif head.startswith((PNG, JPEG)) or head[8:] == b"WEBP":
             image = _image(_without_metadata(path.read_bytes()))
         else:
             raise
@@ -200,10 +203,9 @@ def _heif(path: Path, brand: bytes) -> ImageFile.ImageFile:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """A PNG or WebP file without the chunks that say nothing of its pixels, and without optional ones that are damaged.
-
-    Others are as they were.
-    """
+    """A PNG, JPEG or WebP file without what says nothing of its pixels or orientation. Others are as they were."""
+    if data.startswith(JPEG):
+        return JPEG + b"".join(_jpeg_segments(data))
     if data.startswith(PNG):
         return PNG + b"".join(_png_chunks(data))
     if data[8:12] == b"WEBP":
@@ -221,6 +223,22 @@ def _png_chunks(data: bytes) -> Iterator[bytes]:
         if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name in (b"tRNS", b"eXIf") and whole):
             yield chunk
         at += 12 + length
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    at = len(JPEG)
+    while (marker := JPEG_MARKER.search(data, at)) is not None:
+        kind, start = marker[0][-1], marker.end()
+        at = start + int.from_bytes(data[start : start + 2], "big")
+        if kind == 0xDA:  # the first scan, and all that follows
+            yield data[marker.start() :]
+            return
+        if kind == 0xE1 and data.startswith(b"Exif\0\0", start + 2):
+            entry = struct.pack("<HHIHH", ORIENTATION, 3, 1, _orientation_in(data[start + 2 : at]), 0)
+            exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+            yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+        elif kind not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # JFIF and Adobe's tell of colours
+            yield marker[0][-2:] + data[start:at]
 
 
 def _webp_chunks(data: bytes) -> Iterator[bytes]:
@@ -243,7 +261,8 @@ def _salvaged(path: Path, error: Exception) -> Picture:
     """
     data = path.read_bytes()
     try:
-        picture = _cut_jpeg(data) if data.startswith(b"\xff\xd8") else _written(_without_metadata(data))
+        data = _without_metadata(data)
+        picture = _cut_jpeg(data) if data.startswith(JPEG) else _written(data)
     except Exception:
         raise error from None
     if picture.missing > MAX_MISSING:
@@ -275,7 +294,7 @@ def _coefficients(data: bytes) -> set[tuple[int, int]]:
     """Component and number of each DCT coefficient whose last bit stands in a scan that has begun."""
     found: set[tuple[int, int]] = set()
     at = 2
-    while (marker := re.compile(rb"\xff+[^\xff\x00\xd0-\xd7]").search(data, at)) is not None:
+    while (marker := JPEG_MARKER.search(data, at)) is not None:
         length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
         segment = data[marker.end() + 2 : marker.end() + length]
         at = marker.end() + length
