@@ -1,13 +1,17 @@
 """Copies: which packed pictures have the same pixels, and that folds keep them together."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from imet_ray.commands.setup import Request, plan, start
 from imet_ray.data.copies import first_copies
 from imet_ray.data.packed_images import build_pack
 from imet_ray.data.training_data import prepare
 from imet_ray.storage.run_directory import Cache, RunDirectory
+from imet_ray.storage.runs import runs_at
 
 RNG = np.random.default_rng(0)
 A, B = RNG.integers(0, 256, (2, 90, 70, 3), np.uint8)
@@ -71,3 +75,30 @@ def test_fewer_different_pictures_than_folds_are_a_warning(tiny_catalog, prepare
     rows = np.arange(len(tiny_catalog.train.ids))
     assert np.array_equal(prepared("few", lambda split: rows % 2).folds, prepared("plain", None).folds)
     assert caplog.messages[0].startswith(f"only 2 of {len(rows)} pictures differ")
+
+
+def test_a_new_run_keeps_byte_copies_with_other_labels_in_one_fold(tmp_path):
+    root = tmp_path / "data"
+    (root / "train").mkdir(parents=True)
+    rows = ["id,attribute_ids"]
+    for i in range(12):
+        pixels = RNG.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "train" / f"a{i}.png")
+        shutil.copy(root / "train" / f"a{i}.png", root / "train" / f"b{i}.png")
+        rows += [f"a{i},{i % 3}", f"b{i},{(i + 1) % 3}"]
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    cache = Cache(tmp_path / "cache")
+    request = Request(
+        space=None,
+        data=str(root),
+        source=None,
+        name="copies",
+        runs=runs_at(str(tmp_path / "runs"), cache),
+        cache=cache,
+        folds="3",
+        overrides={},
+        fresh=False,
+    )
+    folds = start(plan(request)).data.folds
+    assert np.array_equal(folds[::2], folds[1::2])
+    assert np.ptp(np.bincount(folds)) <= 4

@@ -96,9 +96,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-TURNS: dict[
-    int, Callable[[np.ndarray], np.ndarray]
-] = {  # from what is stored to what is seen; Pillow's exif_transpose writes EXIF anew, and not all can be written
+# From what is stored to what is seen. Pillow's exif_transpose writes EXIF anew, and not all can be written.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda stored: cv2.flip(stored, 1),
     3: lambda stored: cv2.flip(stored, -1),
     4: lambda stored: cv2.flip(stored, 0),
@@ -110,7 +109,7 @@ TURNS: dict[
 TURNED_BY_THEIR_READERS = (
     "TIFF",
     "HEIF",
-)  # while they decode; some versions give the size before, some after it
+)  # while decoding: some versions give the size before, some after it
 
 
 def _orientation(image: Image.Image) -> int:
