@@ -93,6 +93,25 @@ def test_one_seed_gives_the_same_folds_and_another_gives_others() -> None:
     assert not np.array_equal(first, make_folds(labels, n_folds=3, seed=8))
 
 
+def test_copies_share_a_fold_and_their_labels_count_as_one_pictures() -> None:
+    labels = long_tail(300, 20, 3)
+    rng = np.random.default_rng(0)
+    copies = np.where(rng.random(300) < 0.2, rng.integers(0, 50, 300), np.arange(300))
+    copies = np.minimum(copies, np.arange(300))
+    copies = copies[copies]  # of copies of copies
+    folds = make_folds(labels, n_folds=5, seed=0, copies=copies)
+    assert (folds == folds[copies]).all()
+    assert set(folds.tolist()) == set(range(5))
+    assert np.ptp(np.bincount(folds[np.unique(copies)])) <= 15
+
+
+def test_folds_without_copies_are_those_of_earlier_versions() -> None:
+    labels = long_tail(300, 20, 3)
+    folds = make_folds(labels, n_folds=5, seed=0)
+    assert np.array_equal(folds, make_folds(labels, n_folds=5, seed=0, copies=np.arange(300)))
+    assert folds_digest([str(i) for i in range(300)], folds)[:16] == "027f87918517fe03"  # of version 0.1
+
+
 @pytest.mark.parametrize(("n_folds", "message"), [(1, "at least 2"), (11, "number of images=10")])
 def test_an_impossible_number_of_folds_is_refused(n_folds: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -28,6 +28,14 @@ def test_the_pictures_are_in_the_samples_order_and_a_missing_one_is_named(tmp_pa
     assert [file.name for file in found.files] == ["a.png", "b"]
 
 
+def test_the_kernel_finds_pictures_as_the_check_does(tmp_path):
+    decomposed, composed = "Ka\u0308the", "K\u00e4the"
+    names = (f"{decomposed}.png", "b.JPG", "c.tif", "._c.tif")
+    competition(tmp_path / "c", *names, sample=f"id,attribute_ids\n{composed},0\nb.jpg,1\nc,0\n")
+    found = find_test(all_files(tmp_path))
+    assert [file.name for file in found.files] == list(names[:3])
+
+
 def test_a_sample_beside_its_pictures_is_preferred_to_one_that_is_nearer(tmp_path):
     (tmp_path / "sample_submission.csv").write_text("id\nz\n")
     competition(tmp_path / "deep" / "competition", "a.png", "b.jpg")

@@ -36,9 +36,7 @@ def catalog_of(tiny_catalog, tmp_path):
     return _make
 
 
-def test_a_directory_gets_the_space_for_own_pictures_and_is_told_what_it_takes(
-    request_of, tiny_root, capsys
-):
+def test_a_directory_gets_the_space_for_own_pictures_and_is_told_what_it_takes(request_of, tiny_root, capsys):
     found = plan(request_of(tiny_root))
     assert found.space.name == "own"
     assert found.store.root.name.startswith("own-")

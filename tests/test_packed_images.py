@@ -31,13 +31,13 @@ from pathlib import Path
 import imet_ray.data.packed_images as pack
 root, pause = Path(sys.argv[1]), float(sys.argv[2])
 files = sorted((root / "images").iterdir())
-read = pack.read_rgb
+read = pack.read_picture
 def slow(path, *, short_side):
     with (root / "decoded").open("a") as file:
         file.write(path.name + "\\n")
     time.sleep(pause)
     return read(path, short_side=short_side)
-pack.read_rgb = slow
+pack.read_picture = slow
 pack.build_pack(files, [f.stem for f in files], short_side=24, path=root / "pack", workers=1)
 """
 
@@ -260,3 +260,13 @@ def test_a_quota_that_is_too_small_is_one_line_before_anything_is_decoded(
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert "StoreError: " in done.stderr.splitlines()[-1]
     assert not decoded(tmp_path)
+
+
+def test_pictures_that_are_cut_off_a_little_are_packed_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = draw(tmp_path)
+    files[3].write_bytes(files[3].read_bytes()[:-500])
+    build(tmp_path, files)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("1 of 6 pictures lack some pixels at their end: image3.png (")

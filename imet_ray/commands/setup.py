@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.check import check_data as check_directory
-from imet_ray.data.folds import count_folds, folded_ids, write_folds
+from imet_ray.data.copies import first_copies
+from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import is_directory, resolve_data
-from imet_ray.data.training_data import TrainingData, extended_folds, prepare
+from imet_ray.data.training_data import SplitData, TrainingData, extended_folds, prepare
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
@@ -149,19 +152,24 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
 
 
 def start(plan: Plan, *weights: str) -> Run:
-    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock.
+    """Pack the pictures, and write the run's folds and experiment. The caller holds the driver's lock.
 
     Args:
         weights: that trials begin from, beside those of the space.
     """
+    sizes = _pack_sizes(plan.space)
+
+    def find_copies(split: SplitData) -> np.ndarray:
+        return first_copies(split.pack(sizes[0], workers=usable_cores()))
+
     data = prepare(
         plan.catalog,
         plan.store,
         plan.cache,
         n_folds=plan.space.n_folds,
         seed=plan.space.seed,
-        given_folds=plan.given_folds,
-        extend=plan.extend,
+        given_folds=_given_folds(plan),
+        find_copies=find_copies,
     )
     _refuse_other_number(plan, data.n_folds)
     experiment = Experiment(
@@ -174,7 +182,7 @@ def start(plan: Plan, *weights: str) -> Run:
         weights=_files_of_weights({*weights, *_weights(plan.space)}),
     )
     begin(plan.store, experiment)
-    for short_side in _pack_sizes(plan.space):
+    for short_side in sizes:
         data.split.share(short_side, workers=usable_cores())
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
@@ -190,6 +198,15 @@ def _files_of_weights(names: set[Hparam]) -> dict[str, str]:
     """Those that are files, with their digests. Who trains says what is wrong with one that is missing."""
     files = {str(name): Path(str(name)) for name in names - {*WEIGHTS}}
     return {name: file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
+
+
+def _given_folds(plan: Plan) -> np.ndarray | None:
+    """What `--folds FILE` says of the pictures; with `--extend` the others get new ones: (N,) int64."""
+    if plan.given_folds is None:
+        return None
+    if plan.extend:
+        return extended_folds(plan.given_folds, plan.catalog)
+    return read_folds(plan.given_folds, plan.catalog.train.ids)
 
 
 def _refuse_other_number(plan: Plan, n_folds: int) -> None:

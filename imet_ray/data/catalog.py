@@ -5,8 +5,12 @@ compared here; `imet_ray.data.check` decodes every picture as well.
 """
 
 import hashlib
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +18,22 @@ import pandas as pd
 
 from imet_ray.data.contents import contents
 from imet_ray.data.csv_tables import Problem, numbered
+from imet_ray.data.images import HEIF_EXTRA
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+HEIF = frozenset({".heic", ".heif"})  # by an extra
+SUFFIXES = HEIF | {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".bmp",
+    ".avif",
+    ".jp2",
+}
 UNUSABLE = "picture cannot be used"
 
 
@@ -78,7 +96,7 @@ class Reading:
 
     catalog: Catalog | None  # None where a problem forbids training
     problems: tuple[Problem, ...]
-    pictures: tuple[Path, ...] = ()  # all of them, used or not
+    pictures: tuple[Path, ...] = ()  # all that there is a reader for, used or not
     rows: dict[Path, tuple[str, int]] = field(default_factory=dict)  # picture -> table and row that name it
 
 
@@ -90,15 +108,18 @@ def assemble(root: Path, tables: Tables, problems: list[Problem], index: Path | 
     """
     known = _known_labels(tables, problems)
     known_from = (tables.labels or tables.train).name
-    train, train_rows = _split("train", tables.train, tables.train_pictures, problems)
+    train, train_rows = _split(root / "train", tables.train, tables.train_pictures, problems)
     labelled = Table(tables.train.name, tables.train.rows.loc[list(train_rows.values())])
     labels = _label_sets(labelled, known, known_from, problems)
-    test, test_rows = _split("test", tables.test, tables.test_pictures, problems)
+    test, test_rows = _split(root / "test", tables.test, tables.test_pictures, problems)
     tested = _test_table(tables.test_labels, test.ids, problems)
     test_labels = _label_sets(tested, known, known_from, problems) if tested is not None else None
     pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
     rows = {file: (tables.train.name, row) for file, row in train_rows.items()}
     rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
+    if find_spec("pillow_heif") is None:
+        _need_extra((*train.files, *test.files), problems)
+        pictures = tuple(file for file in pictures if file.suffix.lower() not in HEIF)
     if not any(problem.forbids for problem in problems):
         train, test = _with_contents((train, test), rows, index, problems)
     if any(problem.forbids for problem in problems):
@@ -137,10 +158,71 @@ def label_groups(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
 
 
 def picture_files(folder: Path) -> dict[str, Path]:
-    """The picture files of a folder by name: one directory listing, not a look-up per id."""
+    """The picture files of a folder by name: one directory listing, not a look-up per id.
+
+    Hidden files are none, whatever their suffix: `._a.jpg` is what macOS keeps beside a.jpg.
+    """
     if not folder.is_dir():
         return {}
-    return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
+    return {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES and f.name[0] != "."}
+
+
+class PictureNames:
+    """Picture files by the ids that may name them. Unicode forms (NFC, NFD) are one, and so are .jpg and .JPG."""
+
+    def __init__(self, pictures: dict[str, Path]) -> None:
+        self._exact = pictures
+        self._names: dict[str, list[Path]] = {}
+        self._stems: dict[str, list[Path]] = {}
+        for name, file in pictures.items():
+            stem, suffix = _name(name)
+            self._names.setdefault(stem + suffix, []).append(file)
+            self._stems.setdefault(stem, []).append(file)
+
+    def find(self, picture: str) -> list[Path]:
+        """The files that an id may mean; more than one only where none has its very name."""
+        if picture in self._exact:
+            return [self._exact[picture]]
+        stem, suffix = _name(picture)
+        return self._names.get(stem + suffix) or self._stems.get(_composed(picture), [])
+
+    def alike(self, picture: str) -> list[Path]:
+        """Files that differ from an id in their suffix alone."""
+        return self._stems.get(_name(picture)[0], [])
+
+
+def _name(name: str) -> tuple[str, str]:
+    stem, suffix = os.path.splitext(_composed(name))  # noqa: PTH122 (an id is no path)
+    return stem, suffix.lower()
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _need_extra(files: Sequence[Path], problems: list[Problem]) -> None:
+    """One problem where pictures need a reader that is not installed."""
+    counts = Counter((file.parent.name, file.suffix) for file in files if file.suffix.lower() in HEIF)
+    if counts:
+        found = ", ".join(f"{n:,} files of {folder}/ are {suffix}" for (folder, suffix), n in counts.items())
+        problems.append(Problem("pictures without a reader", found, None, HEIF_EXTRA))
+
+
+def _not_read(folder: Path) -> str:
+    """What lies in a folder beside pictures: "24 files of train/ are .psd", or that it is not there."""
+    if not folder.is_dir():
+        return f"there is no folder {folder.name}/"
+    inside = [
+        file for file in folder.iterdir() if file.name[0] != "." and file.suffix.lower() not in SUFFIXES
+    ]
+    counts = Counter(file.suffix for file in inside if not file.is_dir())
+    folders = sorted(file.name for file in inside if file.is_dir())
+    found = [
+        f"{n:,} files of {folder.name}/ are {kind or 'without a suffix'}" for kind, n in counts.most_common(3)
+    ]
+    if folders:
+        found.append(f"{len(folders):,} folders lie in {folder.name}/, such as {folders[0]}/")
+    return ", ".join(found)
 
 
 def _known_labels(tables: Tables, problems: list[Problem]) -> dict[str, tuple[str, str]]:
@@ -189,32 +271,37 @@ def _label_sets(table: Table, known: Iterable[str], known_from: str, problems: l
 
 
 def _split(
-    name: str, table: Table, pictures: dict[str, Path], problems: list[Problem]
+    folder: Path, table: Table, pictures: dict[str, Path], problems: list[Problem]
 ) -> tuple[Split, dict[Path, int]]:
     """The pictures that a table's rows name, and the row of each."""
+    read = f"pictures are {', '.join(sorted(SUFFIXES))}"
     if len(table.rows) and not pictures:
-        text = f"{table.name} has {len(table.rows):,} ids"
-        problems.append(Problem("no pictures", name, None, text))
+        text = f"{table.name} has {len(table.rows):,} ids; {_not_read(folder) or f'{folder.name}/ is empty'}; {read}"
+        problems.append(Problem("no pictures", folder.name, None, text))
         return Split((), ()), {}
-    by_stem: dict[str, list[Path]] = {}
-    for file in pictures.values():
-        by_stem.setdefault(file.stem, []).append(file)
+    names = PictureNames(pictures)
     seen: dict[str, int] = {}
     taken: dict[Path, int] = {}  # a and a.png are one picture
-    ids = []
+    ids, absent = [], 0
     for row, picture in numbered(table.rows, "id"):
-        files = [pictures[picture]] if picture in pictures else by_stem.get(picture, [])
-        wrong = _wrong(picture, files, seen, taken)
+        wrong = _wrong(picture, files := names.find(picture), seen, taken)
         seen.setdefault(picture, row)
         if wrong is not None:
-            problems.append(Problem(wrong[0], table.name, row, wrong[1]))
+            alike = [] if files else names.alike(picture)
+            hint = f", but {alike[0].name} is there" if alike else ""
+            problems.append(Problem(wrong[0], table.name, row, wrong[1] + hint))
+            absent += not files
             continue
         taken[files[0]] = row
         ids.append(picture)
+    if absent and (others := _not_read(folder)):
+        problems.append(
+            Problem("files that are not read", folder.name, None, f"{others}; {read}", forbids=False)
+        )
     extra = len(pictures) - len(ids)
     if extra > 0 and 0 < len(table.rows) == len(ids):
         text = f"{extra:,} are not used"
-        problems.append(Problem("files without an id", name, None, text, forbids=False))
+        problems.append(Problem("files without an id", folder.name, None, text, forbids=False))
     return Split(tuple(ids), tuple(taken)), taken
 
 

@@ -3,6 +3,8 @@
 Decodes every picture. Reading the tables is `imet_ray.data.formats`, comparing names `imet_ray.data.catalog`.
 """
 
+import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imet_ray.data.catalog import UNUSABLE, Catalog
+from imet_ray.data.catalog import UNUSABLE, Catalog, Reading
+from imet_ray.data.copies import pixel_digest
 from imet_ray.data.csv_tables import Problem, listed
 from imet_ray.data.formats import read_directory
-from imet_ray.data.images import read_rgb
+from imet_ray.data.images import read_picture
 from imet_ray.errors import DataError
 from imet_ray.storage.run_directory import Cache
 
@@ -52,6 +55,15 @@ class DataReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """What is kept of a decoded picture."""
+
+    size: tuple[int, int]  # height and width
+    digest: bytes  # of its pixels
+    missing: float  # the share of its pixels that is not there
+
+
 def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataReport:
     """Read a data directory, decode all its pictures, and report every problem.
 
@@ -64,35 +76,80 @@ def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataR
     reading = read_directory(root, cache)
     problems = list(reading.problems)
     told = {(problem.where, problem.row) for problem in problems if problem.kind == UNUSABLE}
-    sizes: list[tuple[int, int]] = []
+    decoded: dict[Path, _Decoded] = {}
 
-    def decode(file: Path) -> tuple[int, int] | str:
+    def decode(file: Path) -> _Decoded | str:
         try:
-            height, width, _ = read_rgb(file).shape
+            pixels, missing = read_picture(file)
         except DataError as error:
             return str(error)
-        return height, width
+        height, width, _ = pixels.shape
+        return _Decoded((height, width), pixel_digest(pixels), missing)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = pool.map(decode, reading.pictures)
         bar = tqdm(found, total=len(reading.pictures), desc="decoding", unit="img", disable=None)
         for file, outcome in zip(reading.pictures, bar, strict=True):
-            if not isinstance(outcome, str):
-                sizes.append(outcome)
+            if isinstance(outcome, str):
+                if reading.rows.get(file) not in told:
+                    problems.append(_undecodable(file, outcome.removeprefix(f"{file}: "), reading))
                 continue
-            name, why = f"{file.parent.name}/{file.name}", outcome.removeprefix(f"{file}: ")
-            if file in reading.rows:
-                table, row = reading.rows[file]
-                if (table, row) not in told:
-                    problems.append(Problem(UNUSABLE, table, row, f"{name}: {why}"))
-            else:
-                problems.append(Problem("unused picture cannot be decoded", name, None, why, forbids=False))
+            decoded[file] = outcome
+            if outcome.missing:
+                text = f"{_name(file)} lacks {outcome.missing:.1%} of its pixels, at its end"
+                problems.append(_warning("picture that is cut off", file, text, reading))
+    problems += _copies(decoded, reading)
     return DataReport(
         root=root,
         catalog=reading.catalog,
         problems=tuple(problems),
-        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        sizes=np.array([one.size for one in decoded.values()], dtype=np.int64).reshape(-1, 2),
     )
+
+
+def _name(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _undecodable(file: Path, why: str, reading: Reading) -> Problem:
+    if file in reading.rows:
+        table, row = reading.rows[file]
+        return Problem(UNUSABLE, table, row, f"{_name(file)}: {why}")
+    return Problem("unused picture cannot be decoded", _name(file), None, why, forbids=False)
+
+
+def _warning(kind: str, file: Path, text: str, reading: Reading) -> Problem:
+    table, row = reading.rows.get(file, (_name(file), None))
+    return Problem(kind, table, row, text, forbids=False)
+
+
+def _copies(decoded: Mapping[Path, _Decoded], reading: Reading) -> list[Problem]:
+    """A warning for each picture whose pixels another one before it has."""
+    alike: dict[bytes, list[Path]] = {}
+    for file, one in decoded.items():
+        alike.setdefault(one.digest, []).append(file)
+    labels: dict[Path, bytes] = {}
+    if (catalog := reading.catalog) is not None:
+        labels |= zip(catalog.train.files, map(np.ndarray.tobytes, catalog.labels), strict=True)
+        if catalog.test_labels is not None:
+            labels |= zip(catalog.test.files, map(np.ndarray.tobytes, catalog.test_labels), strict=True)
+    problems = []
+    for first, *others in alike.values():
+        digest = _bytes_digest(first) if others else b""
+        for file in others:
+            what = "bytes" if _bytes_digest(file) == digest else "pixels"
+            differ = len({labels[one] for one in (first, file) if one in labels}) > 1
+            kind = "copy with other labels" if differ else "copy"
+            if first.parent != file.parent:
+                kind = "test picture that is a training picture" + (", with other labels" if differ else "")
+            text = f"{_name(file)} has the {what} of {_name(first)}"
+            problems.append(_warning(kind, file, text, reading))
+    return problems
+
+
+def _bytes_digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _label_lines(catalog: Catalog) -> list[str]:

@@ -32,7 +32,7 @@ class Kaggle:
 
     train.csv                id, attribute_ids (separated by spaces)
     labels.csv               attribute_id, attribute_name, group; without it the labels are those of train.csv
-    train/                   one picture per id: png, jpg, jpeg, webp
+    train/                   one picture per id: png, jpg, webp, tif, gif, bmp, avif, jp2, heic
     test/                    likewise; may be missing
     sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
     """

@@ -1,25 +1,60 @@
-"""Pictures from files: any mode is read as 8-bit RGB. A damaged or oversized file is refused by its name."""
+"""Pictures from files: what OpenCV, a browser and GIMP show is read, as 8-bit RGB; all else is refused by its name.
+
+Of the metadata the EXIF orientation alone is looked at. What is wrong with the rest is no reason to refuse a picture.
+"""
 
 import contextlib
+import functools
+import io
+import re
 import struct
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from imet_ray.errors import DataError
 
 MAX_PIXELS = 178_000_000  # just below the limit of Pillow itself
+MAX_MISSING = 0.1  # of the pixels, where a file was cut off
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
-TURNS = range(2, 9)
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not PostScript: Pillow starts Ghostscript for it
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+)  # PostScript would start Ghostscript
 WHITE = (255, 255, 255, 255)
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
+JPEG_MARKER = re.compile(rb"\xff+[^\xff\x00\x01\xd0-\xd9]", re.DOTALL)  # of a segment, behind it its length
+HEIF_EXTRA = "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`"
+QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+class Picture(NamedTuple):
+    """A decoded picture."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    missing: float  # the share of pixels that are not there, for the file was cut off; they are black or grey
 
 
 def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
+    """The pixels of `read_picture`: (H, W, 3) uint8."""
+    return read_picture(path, short_side=short_side).pixels
+
+
+def read_picture(path: Path, *, short_side: int | None = None) -> Picture:
     """Decode a picture.
 
     Transparent pixels are composed over white, 16-bit ones scaled to 8, and the EXIF orientation is applied.
@@ -27,38 +62,75 @@ def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
     Args:
         short_side: scale down to this many pixels (by area); smaller pictures keep their size.
 
-    Returns:
-        (H, W, 3) uint8.
-
     Raises:
-        DataError: naming the file, if it cannot be decoded whole or is larger than `MAX_PIXELS`.
+        DataError: naming the file, if it cannot be decoded, more than `MAX_MISSING` of it is missing, or it is
+            larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
-        turned = _orientation(image) in TURNS
-        pixels = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
-    if short_side is None:
-        return pixels
-    height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
-    if (height, width) == pixels.shape[:2]:
-        return pixels
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+    with _faults_of(path):
+        with _opened(path) as image:
+            turn = _orientation(image)
+            try:
+                image.load()
+                picture = Picture(_to_rgb(image), 0.0)
+            except Exception as error:
+                picture = _salvaged(path, error)
+        pixels = TURNS.get(turn, np.asarray)(picture.pixels)
+    if short_side is not None:
+        height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
+        if (height, width) != pixels.shape[:2]:
+            pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+    return Picture(pixels, picture.missing)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header only, after the EXIF orientation.
+    """Height and width after the EXIF orientation, from the header only where that is beyond doubt.
 
     Raises:
         DataError: naming the file, if the header cannot be read or announces more than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        turned = _orientation(image) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+    with _faults_of(path), _opened(path) as image:
+        if image.format not in TURNED_BY_THEIR_READERS:
+            width, height = image.size
+            return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    height, width, _ = read_rgb(path).shape
+    return height, width
 
 
-def _orientation(image: Image.Image) -> object:
-    """From the header only. The PNG reader's own `getexif` would decode the picture, to look behind its pixels."""
-    return Image.Image.getexif(image).get(ORIENTATION)
+# From what is stored to what is seen. Pillow's exif_transpose writes EXIF anew, and not all can be written.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda stored: cv2.flip(stored, 1),
+    3: lambda stored: cv2.flip(stored, -1),
+    4: lambda stored: cv2.flip(stored, 0),
+    5: cv2.transpose,
+    6: lambda stored: cv2.rotate(stored, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda stored: cv2.flip(cv2.transpose(stored), -1),
+    8: lambda stored: cv2.rotate(stored, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+TURNED_BY_THEIR_READERS = (
+    "TIFF",
+    "HEIF",
+)  # while decoding: some versions give the size before, some after it
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied; 1 where there is none."""
+    return 1 if image.format in TURNED_BY_THEIR_READERS else _orientation_in(image.info.get("exif") or b"")
+
+
+def _orientation_in(exif: bytes) -> int:
+    """It alone is read of EXIF: Pillow gives up at the first entry that makes no sense."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    if exif[:2] not in (b"II", b"MM"):
+        return 1
+    order = "<" if exif.startswith(b"II") else ">"
+    with contextlib.suppress(struct.error):  # it is cut off
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (n,) = struct.unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * n, 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, at)
+            if (tag, kind, count) == (ORIENTATION, 3, 1):
+                return int(value)
+    return 1
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -70,16 +142,10 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Read the header, and refuse a decompression bomb before anything is decoded; each fault names the file."""
+def _faults_of(path: Path) -> Iterator[None]:
+    """Each fault of a picture becomes one line that names the file."""
     try:
-        with warnings.catch_warnings():  # Pillow warns from half our bound on
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(path, f"{image.width} x {image.height}")
-            yield image
+        yield
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -88,10 +154,190 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _undecodable(path, error) from error
 
 
+def _opened(path: Path) -> ImageFile.ImageFile:
+    """Read the header, and refuse a decompression bomb before anything is decoded."""
+    if (
+        QUIET not in warnings.filters
+    ):  # Pillow's remarks on tags and sizes; `catch_warnings` is not for threads
+        warnings.filterwarnings("ignore", module=QUIET[3].pattern)
+    try:
+        image = Image.open(path, formats=_formats())
+    except (OSError, ValueError):
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp":
+            image = _heif(path, head[8:])
+        elif head.startswith((PNG, JPEG)) or head[8:] == b"WEBP":
+            image = _image(_without_metadata(path.read_bytes()))
+        else:
+            raise
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _too_large(path, f"{image.width} x {image.height}")
+    if image.format == "TIFF":  # else it may be mapped, and Pillow maps a turned one in the wrong shape
+        image.filename = ""
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this version of Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _image(data: bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _heif(path: Path, brand: bytes) -> ImageFile.ImageFile:
+    if brand in (b"avif", b"avis"):
+        raise DataError(f"{path}: an AVIF picture, damaged or not read by Pillow {PIL.__version__}")
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DataError(f"{path}: {HEIF_EXTRA}") from None
+    image: ImageFile.ImageFile = pillow_heif.HeifImageFile(path)
+    return image
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG, JPEG or WebP file without what says nothing of its pixels or orientation. Others are as they were."""
+    if data.startswith(JPEG):
+        return JPEG + b"".join(_jpeg_segments(data))
+    if data.startswith(PNG):
+        return PNG + b"".join(_png_chunks(data))
+    if data[8:12] == b"WEBP":
+        kept = b"".join(_webp_chunks(data))
+        return b"RIFF" + struct.pack("<I", 4 + len(kept)) + b"WEBP" + kept
+    return data
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    at = len(PNG)
+    while at < len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        chunk = data[at : at + 12 + length]
+        whole = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name in (b"tRNS", b"eXIf") and whole):
+            yield chunk
+        at += 12 + length
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    at = len(JPEG)
+    while (marker := JPEG_MARKER.search(data, at)) is not None:
+        kind, start = marker[0][-1], marker.end()
+        at = start + int.from_bytes(data[start : start + 2], "big")
+        if kind == 0xDA:  # the first scan, and all that follows
+            yield data[marker.start() :]
+            return
+        if kind == 0xE1 and data.startswith(b"Exif\0\0", start + 2):
+            entry = struct.pack("<HHIHH", ORIENTATION, 3, 1, _orientation_in(data[start + 2 : at]), 0)
+            exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+            yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+        elif kind not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # JFIF and Adobe's tell of colours
+            yield marker[0][-2:] + data[start:at]
+
+
+def _webp_chunks(data: bytes) -> Iterator[bytes]:
+    at = 12
+    while at < len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        body = data[at + 8 : at + 8 + length]
+        if name in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF"):
+            length = len(body) if name == b"EXIF" else length  # the orientation may lie before the cut
+            yield name + struct.pack("<I", length) + body + bytes(length % 2)
+        at += 8 + length + length % 2
+
+
+def _salvaged(path: Path, error: Exception) -> Picture:
+    """What a file holds that cannot be decoded as it is.
+
+    Raises:
+        DataError: if more than `MAX_MISSING` of it is missing.
+        Exception: `error`, if nothing can be decoded.
+    """
+    data = path.read_bytes()
+    try:
+        data = _without_metadata(data)
+        picture = _cut_jpeg(data) if data.startswith(JPEG) else _written(data)
+    except Exception:
+        raise error from None
+    if picture.missing > MAX_MISSING:
+        raise DataError(f"{path}: {error}: {picture.missing:.0%} of its pixels are missing") from error
+    return picture
+
+
+def _cut_jpeg(data: bytes) -> Picture:
+    """A JPEG file without its end. A pixel is missing if it depends on what follows, or is grey to the end.
+
+    The decoder paints grey what it lacks.
+    """
+    data = data.rstrip(b"\xff")  # half a marker
+    with _image(data + END_OF_JPEG) as image, _image(data + b"\x2a\xd5" * 64 + END_OF_JPEG) as other:
+        pixels, shape = _to_rgb(image), (image.height, image.width, -1)
+        stored, otherwise = (np.asarray(one).reshape(shape).astype(np.int16) for one in (image, other))
+        unsent = 1 - len(_coefficients(data)) / (64 * len(image.getbands()))
+    differs = np.abs(stored - otherwise).max(axis=2) > 8  # fewer levels are a matter of the last bits
+    if not differs.any():
+        return Picture(pixels, unsent)
+    grey = np.abs(stored - 128).max(axis=2) <= 1
+    run = np.cumprod(grey[:, ::-1], axis=1).sum(axis=1)  # grey pixels at the end of each row
+    begun = 1 + max(np.flatnonzero(run == 0), default=-1)
+    missing = max(run[begun:].sum() / grey.size, differs.mean())
+    return Picture(pixels, float(max(unsent, missing)))
+
+
+def _coefficients(data: bytes) -> set[tuple[int, int]]:
+    """Component and number of each DCT coefficient whose last bit stands in a scan that has begun."""
+    found: set[tuple[int, int]] = set()
+    at = 2
+    while (marker := JPEG_MARKER.search(data, at)) is not None:
+        length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        segment = data[marker.end() + 2 : marker.end() + length]
+        at = marker.end() + length
+        if marker[0][-1] == 0xDA and len(segment) == length - 2 >= 6:  # a scan
+            first, last, bits = segment[-3:]
+            components = segment[1:-3:2] if bits & 15 == 0 else b""
+            found |= {(component, number) for component in components for number in range(first, last + 1)}
+    return found
+
+
+def _written(data: bytes) -> Picture:
+    """What a decoder writes before it stops: all other pixels keep the colour that was there before."""
+    stored = []
+    for before in (255, 0):
+        with _image(data) as image:
+            _fill(image, before)
+            with contextlib.suppress(Exception):
+                image.load()
+            if image.tile:  # it stopped
+                image.tile = []
+                with contextlib.suppress(Exception):
+                    image.load_end()
+            stored.append(np.asarray(image))
+            pixels = _to_rgb(image)
+    unwritten = (stored[0] != stored[1]).reshape(*pixels.shape[:2], -1).any(axis=2)
+    return Picture(pixels, float(unwritten.mean()))
+
+
+def _fill(image: ImageFile.ImageFile, value: int) -> None:
+    """Have the pixels filled when there is memory for them, before any is decoded."""
+    prepare = image.load_prepare
+
+    def then_fill() -> None:
+        prepare()
+        image.im.paste(value, (0, 0, *image.im.size))
+
+    image.load_prepare = then_fill  # type: ignore[method-assign]
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits per pixel, in one of several modes
-        values = np.asarray(image).astype(np.float32)
-        top = 65535 if image.mode != "F" or values.max(initial=0) > 255 else 255
+        values = np.nan_to_num(np.asarray(image).astype(np.float32))
+        tops = (65535,) if image.mode != "F" else (1, 255, 65535)  # floats are of any range
+        top = next((top for top in tops if values.max(initial=0) <= top), 65535)
         grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255
@@ -110,9 +356,10 @@ def _undecodable(path: Path, error: Exception) -> DataError:
         return DataError(f"{path}: no such file")
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{path}: not a picture")
+    name, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, struct.error | SyntaxError | ValueError | OSError):
-        return DataError(f"{path}: cannot be decoded: {error or type(error).__name__}")
-    return DataError(f"{path}: cannot be decoded: {type(error).__name__}: {error}")
+        return DataError(f"{path}: cannot be decoded: {text or name}")
+    return DataError(f"{path}: cannot be decoded: {name}: {text}")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

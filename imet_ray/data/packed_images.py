@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from imet_ray.data.images import image_size, read_rgb, scaled_size
+from imet_ray.data.images import image_size, read_picture, scaled_size
 from imet_ray.errors import DataError, StoreError
 from imet_ray.storage.files import writing
 from imet_ray.storage.locks import locked
@@ -212,16 +212,20 @@ def _decode(
     """
     offsets = _offsets(shapes)
 
-    def decode(row: int) -> None:
+    def decode(row: int) -> float:
         if unreadable is not None and row in unreadable:
-            return
+            return 0.0
         expected = (*shapes[row].tolist(), 3)
-        image = read_rgb(files[row], short_side=short_side)
+        image, missing = read_picture(files[row], short_side=short_side)
         if image.shape != expected:
             raise DataError(f"{files[row]}: its header says {expected}, its pixels {image.shape}")
         _write(descriptor, np.ascontiguousarray(image).data.cast("B"), int(offsets[row]))
+        return missing
 
-    _for_each(decode, len(files), workers, "decoding", unreadable)
+    missing = _for_each(decode, len(files), workers, "decoding", unreadable)
+    if cut := [f"{file.name} ({share:.1%})" for file, share in zip(files, missing, strict=True) if share]:
+        named = ", ".join(cut[:MAX_PROBLEMS]) + (", ..." if len(cut) > MAX_PROBLEMS else "")
+        logger.warning("%d of %d pictures lack some pixels at their end: %s", len(cut), len(files), named)
 
 
 def _for_each(

@@ -4,6 +4,8 @@ The driver prepares it once. It is cheap to send to workers: they open the pack 
 that has none. The directory itself is read in `imet_ray.data.formats`.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from imet_ray.data.packed_images import HERE, Origin, Pack, build_pack
 from imet_ray.errors import DataError, StoreError
 from imet_ray.storage.experiment import way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory, SharedPacks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,31 +104,34 @@ def prepare(
     *,
     n_folds: int,
     seed: int,
-    given_folds: Path | None = None,
-    extend: bool = False,
+    given_folds: np.ndarray | None = None,
+    find_copies: Callable[[SplitData], np.ndarray] | None = None,
 ) -> TrainingData:
     """The training split with its folds: those of the run, of a given file, or new stratified ones.
 
     Args:
-        extend: the given file need not know all pictures.
+        given_folds: (N,) int64.
+        find_copies: gives the first row with the same picture as each row; (N,) int64. Called where new folds are
+            made, for copies belong in one fold. Without it no picture is taken for a copy.
 
     Raises:
         StoreError: if the run already has folds and the given file differs from them.
         DataError: if a folds file does not fit the data.
     """
-    ids = catalog.train.ids
-    given = None
-    if given_folds:
-        given = extended_folds(given_folds, catalog) if extend else read_folds(given_folds, ids)
+    ids, split = catalog.train.ids, training_split(catalog, cache, store.packs)
     if store.folds.exists():
         folds = read_folds(store.folds, ids)
-        if given is not None and not np.array_equal(folds, given):
-            raise StoreError(f"{store.root} was begun with other folds than {given_folds}: {way_out(store)}")
+        if given_folds is not None and not np.array_equal(folds, given_folds):
+            raise StoreError(f"{store.root} was begun with other folds than --folds names: {way_out(store)}")
     else:
-        folds = given if given is not None else make_folds(catalog.labels, n_folds=n_folds, seed=seed)
+        if given_folds is not None:
+            folds = given_folds
+        else:
+            copies = _kept_together(find_copies(split), n_folds) if find_copies is not None else None
+            folds = make_folds(catalog.labels, n_folds=n_folds, seed=seed, copies=copies)
         write_folds(store.folds, ids, folds, store.files)
     return TrainingData(
-        split=training_split(catalog, cache, store.packs),
+        split=split,
         label_ids=catalog.label_ids,
         labels=catalog.labels,
         folds=folds,
@@ -140,3 +147,21 @@ def extended_folds(path: Path, catalog: Catalog) -> np.ndarray:
     """
     known = read_folds(path, catalog.train.ids, extend=True)
     return extend_folds(known, catalog.labels, catalog.train.contents)
+
+
+def _kept_together(copies: np.ndarray, n_folds: int) -> np.ndarray | None:
+    """The copies that are to share a fold; none where too few pictures differ."""
+    n, different = len(copies), len(np.unique(copies))
+    if different < n_folds:
+        logger.warning(
+            "only %d of %d pictures differ, which is less than one for each of %d folds: copies are in "
+            "several folds, and scores are too good",
+            *(different, n, n_folds),
+        )
+        return None
+    if different < n:
+        logger.warning(
+            "%d of %d pictures are copies of others and share a fold with them: launch.py --check-data names them",
+            *(n - different, n),
+        )
+    return copies

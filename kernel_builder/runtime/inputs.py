@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.data.catalog import picture_files
+from imet_ray.data.catalog import PictureNames, picture_files
 from imet_ray.data.csv_tables import Problem, read_table
 from imet_ray.errors import DataError
 
@@ -62,10 +62,9 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         reason = fatal[0] if fatal else "it has no rows"
         raise DataError(f"{sample} cannot be read: {reason}: a submission must have all of its rows")
     folder = sample.parent / "test"
-    listing = picture_files(folder)
-    by_stem = {file.stem: file for file in listing.values()}
+    names = PictureNames(picture_files(folder))
     ids = tuple(rows["id"])
-    known = [listing.get(i) or by_stem.get(i) for i in ids]
+    known = [next(iter(names.find(i)), None) for i in ids]
     if not any(known):
         raise DataError(
             f"none of the {len(ids):,} pictures of {sample} is in {folder}: attach the competition's data"
