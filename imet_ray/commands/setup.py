@@ -23,6 +23,7 @@ from imet_ray.storage.experiment import Experiment, begin, only_driver, read_exp
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
+from imet_ray.units import user_path
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 OWN = SPACES / "own.yml"  # for pictures that no space is made for
@@ -125,9 +126,10 @@ def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
         return None, {}
     if given.isascii() and given.isdigit():
         return None, {"n_folds": int(given)}
-    if not Path(given).is_file():
+    path = user_path(given)
+    if not path.is_file():
         raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")
-    return Path(given), {"n_folds": count_folds(Path(given))}
+    return path, {"n_folds": count_folds(path)}
 
 
 def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
@@ -208,10 +210,10 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def elsewhere(store: RunDirectory) -> str:
-    """The option that leads to a run, where it does not lie in the default place."""
+def leading_to(store: RunDirectory) -> list[str]:
+    """The options that lead to a run."""
     where = store.files.address(store.root.parent)
-    return "" if where == "runs" else f" --runs {where}"
+    return ["--name", store.root.name, *([] if where == "runs" else ["--runs", where])]
 
 
 def _pack_sizes(space: SearchSpace) -> list[int]:

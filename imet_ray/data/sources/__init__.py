@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imet_ray.data.sources import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.units import user_path
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 WORKERS = 2
@@ -39,9 +40,9 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
         openclipart.fetch(folder / "openclipart", source=source, workers=WORKERS)
         return folder / "openclipart"
     try:
-        root = Path(data).expanduser()
+        root = user_path(data)
         found = root.is_dir()
-    except (OSError, RuntimeError):  # a name that is too long, a ~user that is not there
+    except OSError:  # a name that is too long
         found = False
     if not found:
         raise ConfigError(
