@@ -7,19 +7,20 @@ python blend.py --seconds 8h40m --images 38801 --bytes 20GB    the best ensemble
 python blend.py NAME level1_train_MODEL_f0_e14_0.5975.npy ... --folds folds.npy --labels train.csv
 """
 
+from __future__ import annotations  # an older Python is told that it lacks packages
+
 import argparse
 import contextlib
 import json
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imet_ray.command_line import Parser, exit_code
 from imet_ray.errors import ConfigError
-from imet_ray.startup import heavy_imports
-from imet_ray.units import byte_size, duration
+from imet_ray.startup import heavy_imports, keep_docstrings
+from imet_ray.units import byte_size, duration, user_path
 
 if TYPE_CHECKING:  # the module takes a second to import: not for a wrong flag
     from imet_ray.blending.fit_jobs import Runner
@@ -29,8 +30,7 @@ MOST_IMAGES = 10**12
 
 def main(argv: list[str] | None = None) -> int:
     """Blend, print the report; 0 when the ensemble is written."""
-    args = _parse(argv)
-    return exit_code(lambda: _run(args), "run it again")
+    return exit_code(lambda: _run(_parse(argv)), "run it again")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.files:
             found = stages.blend_2019(
                 args.files[0],
-                [Path(file) for file in args.files[1:]],
+                [user_path(file) for file in args.files[1:]],
                 folds=args.folds,
                 labels=args.labels,
                 runs=runs,
@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="blend.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="blend.py", description="Blend out-of-fold predictions.", allow_abbrev=False)
     parser.add_run()
     add = parser.add_argument
     add("files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files")
@@ -106,8 +106,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--level2", help="judge stacking beside the blend: logistic, lightgbm")
     add("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
     add("--json", action="store_true", help="everything as JSON instead of the table")
-    add("--folds", metavar="FOLDS.npy", type=Path, help="with the 2019 solution's files")
-    add("--labels", metavar="TRAIN.csv", type=Path, help="with the 2019 solution's files")
+    add("--folds", metavar="FOLDS.npy", type=user_path, help="with the 2019 solution's files")
+    add("--labels", metavar="TRAIN.csv", type=user_path, help="with the 2019 solution's files")
     return parser.parse_args(argv)
 
 
@@ -162,7 +162,7 @@ def _names(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _runner(address: str | None) -> "Iterator[Runner]":
+def _runner(address: str | None) -> Iterator[Runner]:
     """Where the fits run: in this process, or on a Ray."""
     if address is None:
         from imet_ray.blending.fit_jobs import solve_here
@@ -179,4 +179,5 @@ def _runner(address: str | None) -> "Iterator[Runner]":
 
 
 if __name__ == "__main__":
+    keep_docstrings()
     sys.exit(main())

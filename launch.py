@@ -11,21 +11,20 @@ python launch.py --optuna-dashboard              print the command that shows th
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
+from __future__ import annotations  # an older Python is told that it lacks packages
+
 import argparse
 import contextlib
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from imet_ray.command_line import Parser, exit_code, positive
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.exports import EXPORTERS
-from imet_ray.startup import heavy_imports
-from imet_ray.units import duration
+from imet_ray.startup import heavy_imports, keep_docstrings
+from imet_ray.units import duration, user_path
 
 PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
 TOOL_PORT = 6006  # of another tool's own server
@@ -46,9 +45,8 @@ OPTIONS = {  # which options each stage reads; any other is refused
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; 0 when it did what was asked."""
-    args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    return exit_code(lambda: _run(args), "the same command continues")
+    return exit_code(lambda: _run(_parse(argv)), "the same command continues")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -134,7 +132,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for stage, text in flags.items():
         stages.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage, help=text)
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
-    stages.add_argument("--check-data", metavar="DIR", type=Path, help="report on a data directory")
+    stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
     _add_options(parser)
     args = parser.parse_args(argv)
     if args.stage == "train" and (args.variant is None or args.fold is None):
@@ -148,7 +146,7 @@ def _add_options(parser: Parser) -> None:
     )
     parser.add_run("run directory; default: the space's name, or the newest run", data)
     add = parser.add_argument
-    add("--space", metavar="FILE", type=Path, help="default: search_spaces/<data>.yml, else own.yml")
+    add("--space", metavar="FILE", type=user_path, help="default: search_spaces/<data>.yml, else own.yml")
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
@@ -165,7 +163,7 @@ def _add_options(parser: Parser) -> None:
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
-    add("--out", metavar="FILE", type=Path, help="where the submission goes as well")
+    add("--out", metavar="FILE", type=user_path, help="where the submission goes as well")
 
 
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
@@ -183,6 +181,8 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """`dropout=0.3` as YAML would read the value."""
+    import yaml
+
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -199,6 +199,7 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    keep_docstrings()
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows the job as it goes

@@ -2,14 +2,18 @@
 
 import argparse
 import contextlib
+import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn
 
 from imet_ray.errors import ImetError
+from imet_ray.units import user_path
+
+CLOSED_PIPE = 141  # what shells say of a program that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,15 +34,23 @@ class Parser(argparse.ArgumentParser):
         places = "where runs lie: a directory, s3://..., gs://... or az://..."
         self.add_argument("--runs", metavar="DIR", default="runs", help=places)
         caches = "generated data and packs; default: ~/.cache/imet_ray"
-        self.add_argument("--cache", metavar="DIR", type=Path, help=caches)
+        self.add_argument("--cache", metavar="DIR", type=user_path, help=caches)
         self.add_argument("--data", metavar="DATA", help=data)
-        self.add_argument(
-            "--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages"
-        )
+        packages = "openclipart's unpacked packages"
+        self.add_argument("--from", dest="source", metavar="DIR", type=user_path, help=packages)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}: see --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # of --help: who reads it may have left
+        super().exit(status, message)
+
+
+def pasted(*words: object) -> str:
+    """A command line that a shell reads as these words."""
+    return shlex.join(map(str, words))
 
 
 def positive(text: str) -> int:
@@ -77,10 +89,33 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         interrupted: what to do after Ctrl-C.
     """
     try:
+        return _exit_code(work, interrupted)
+    except BrokenPipeError:  # who read what we print has left, as `| head` does
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # no files, in a notebook
+                os.dup2(nowhere, stream.fileno())
+        return CLOSED_PIPE
+
+
+def _exit_code(work: Callable[[], int], interrupted: str) -> int:
+    try:
         with interrupted_by_sigterm():
-            return work()
+            code = work()
+            sys.stdout.flush()
+            return code
     except ImetError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "imet_ray", "kernel_builder"):
+            raise
+        print(
+            f"error: {sys.executable} has no package {package}: `uv run launch.py` brings all (pip install uv), and so "
+            "does `pip install .` in an environment of your own",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError, SettingError, did_you_mean
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
+from imet_ray.units import user_path
 
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
@@ -170,7 +171,7 @@ class _Reader:
             for key in of_variants:  # what the command line fixes is not searched
                 search.pop(key, None)
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
-                settings["weights"] = str(Path(weights).expanduser().resolve())  # workers run elsewhere
+                settings["weights"] = str(user_path(weights).resolve())  # workers run elsewhere
             variant = self.variant(settings, origin)
             if variant.name in ranges:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")

@@ -1,7 +1,8 @@
-"""Importing torch and timm with the garbage collector at rest."""
+"""How a process starts: with docstrings, and importing torch and timm with the garbage collector at rest."""
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -22,3 +23,10 @@ def heavy_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def keep_docstrings() -> None:
+    """Start this script again with `python -O`, if it runs with -OO: Ray reads docstrings when it is imported."""
+    if sys.flags.optimize > 1:
+        os.environ["PYTHONOPTIMIZE"] = "1"  # in the workers too
+        os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -1,6 +1,8 @@
-"""Spans of time and numbers of bytes as people write them."""
+"""Spans of time, numbers of bytes and paths as people write them."""
 
+import contextlib
 import re
+from pathlib import Path
 
 from imet_ray.errors import ConfigError
 
@@ -26,6 +28,13 @@ def duration(text: str, option: str) -> float:
     if total > LONGEST:
         raise ConfigError(f"{option} takes at most {LONGEST // 86400} days, got {text[:40]!r}")
     return total
+
+
+def user_path(text: str) -> Path:
+    """A path with its `~`, which a shell leaves as it is in `--runs=~/x`, and in all that is no argument."""
+    with contextlib.suppress(RuntimeError):  # no such user: shells leave that, too
+        return Path(text).expanduser()
+    return Path(text)
 
 
 def clock(seconds: float) -> str:

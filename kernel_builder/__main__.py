@@ -8,21 +8,19 @@ python -m kernel_builder encrypt FILE                        FILE.encrypted, wit
 python -m kernel_builder decrypt FILE.encrypted              FILE
 """
 
+from __future__ import annotations  # an older Python is told that it lacks packages
+
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imet_ray.command_line import Parser, exit_code, positive
+from imet_ray.command_line import Parser, exit_code, pasted, positive
 from imet_ray.errors import ConfigError
-from imet_ray.storage.encryption import (
-    KEY_VARIABLE,
-    PASSPHRASE_VARIABLE,
-    Secret,
-    decrypt_file,
-    encrypt_file,
-)
-from imet_ray.units import byte_size, duration
+from imet_ray.units import byte_size, duration, user_path
+
+if TYPE_CHECKING:  # it needs packages, and who lacks them is told so
+    from imet_ray.storage.encryption import Secret
 
 ENDING = ".encrypted"
 
@@ -34,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    from imet_ray.storage.encryption import Secret
+
     if args[:1] == ["keygen"]:
         Parser(prog="python -m kernel_builder keygen").parse_args(args[1:])
         print(Secret.new().text)
@@ -44,9 +44,11 @@ def _run(args: list[str]) -> int:
 
 
 def _crypt(what: str, argv: Sequence[str]) -> int:
+    from imet_ray.storage.encryption import decrypt_file, encrypt_file
+
     parser = Parser(prog=f"python -m kernel_builder {what}")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--out", metavar="FILE", type=Path)
+    parser.add_argument("file", type=user_path)
+    parser.add_argument("--out", metavar="FILE", type=user_path)
     args = parser.parse_args(argv)
     secret = _secret_of_environment()
     if args.file.is_dir():
@@ -65,6 +67,8 @@ def _crypt(what: str, argv: Sequence[str]) -> int:
 
 
 def _secret_of_environment() -> Secret:
+    from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE, Secret
+
     secret = Secret.of_environment()
     if secret is None:
         raise ConfigError(
@@ -109,9 +113,10 @@ def _build(args: argparse.Namespace) -> int:
         print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB", flush=True)
     if args.dry_run is not None:
         return dry_run(built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
-    uploads = " && ".join(f"kaggle datasets create -p {folder}" for folder in built.folders)
+    uploads = " && ".join(pasted("kaggle", "datasets", "create", "-p", folder) for folder in built.folders)
+    push = pasted("kaggle", "kernels", "push", "-p", built.kernel.parent)
     print(f"next     {uploads}")
-    print(f"         when `kaggle datasets status` says ready: kaggle kernels push -p {built.kernel.parent}")
+    print(f"         when `kaggle datasets status` says ready: {push}")
     if args.competition is None:
         print(
             "         without --competition SLUG the kernel has no pictures on Kaggle: attach their dataset there"
@@ -121,6 +126,8 @@ def _build(args: argparse.Namespace) -> int:
 
 def _secret(args: argparse.Namespace) -> Secret | None:
     """What the weights are encrypted with; None: they stay plain."""
+    from imet_ray.storage.encryption import Secret
+
     if not args.encrypt:
         return None
     if args.key == "env":
@@ -130,6 +137,8 @@ def _secret(args: argparse.Namespace) -> Secret | None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE
+
     parser = Parser(
         prog="python -m kernel_builder",
         description="Build the kernel of an ensemble.",
@@ -139,7 +148,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_run()
     add = parser.add_argument
     add("ensemble", metavar="ENSEMBLE")
-    add("--out", metavar="DIR", type=Path, required=True, help="an empty folder, or a new one")
+    add("--out", metavar="DIR", type=user_path, required=True, help="an empty folder, or a new one")
     add("--user", help="on Kaggle; default: the one in its client's settings")
     add("--title", help="of the kernel and its datasets")
     add("--competition", metavar="SLUG", help="whose data the kernel reads")
@@ -157,7 +166,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-dataset-bytes", metavar="20GB", default="20GB")
     add("--limit", metavar="9h", default="9h")
     add("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
-    add("--dry-run", metavar="DATA", type=Path, help="run it at once on a data directory")
+    add("--dry-run", metavar="DATA", type=user_path, help="run it at once on a data directory")
     images = "predict the time of a run with so many pictures, such as stage 2"
     add("--images", metavar="N", type=positive, help=images)
     args = parser.parse_args(argv)

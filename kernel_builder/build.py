@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from imet_ray.command_line import pasted
 from imet_ray.commands.setup import Run
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
@@ -187,7 +188,7 @@ def _header(run: Run, manifest: Manifest, dtype: str, loss: Float16Loss | None) 
         f"weights as {dtype}, not in this file.",
         *([f"Measured: {loss}."] if loss is not None else []),
         f"Built with python {platform.python_version()}, {', '.join(versions)}.",
-        f"Rebuild: python -m kernel_builder {manifest.ensemble} --name {name} --out DIR",
+        f"Rebuild: {pasted('python', '-m', 'kernel_builder', manifest.ensemble, '--name', name, '--out', 'DIR')}",
         "",
         "The weights, found under the input folder by their sha256:",
         *(f"  {file.sha256}  {file.name}" for file in manifest.weights),

@@ -66,7 +66,7 @@ def slug(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     short = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
     if not short:
-        raise ConfigError(f"a name on Kaggle has letters a-z or digits, got {text!r}: choose another name")
+        raise ConfigError(f"a name on Kaggle has letters a-z or digits, got {text!r}: give another --title")
     return short
 
 
@@ -129,7 +129,7 @@ def _check_length(what: str, text: str, shortest: int) -> None:
     if not shortest <= len(text) <= LONGEST:
         way = "shorter" if len(text) > LONGEST else "longer"
         raise ConfigError(
-            f"{what} must have {shortest} to {LONGEST} characters, got {len(text)} ({text!r}): give a {way} name"
+            f"{what} must have {shortest} to {LONGEST} characters, got {len(text)} ({text!r}): give a {way} --title"
         )
 
 

@@ -13,7 +13,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage import files
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.checked_read import read_json
-from imet_ray.storage.files import SupersededError
+from imet_ray.storage.files import SupersededError, write_json
 from imet_ray.storage.results import TrialResult, read_result, write_result
 from imet_ray.storage.run_directory import Cache, RunDirectory, TrialDirectory
 from imet_ray.storage.runs import Runs, runs_at
@@ -166,6 +166,11 @@ def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket
         runs.open(None)
     here = on_node("a")
     files.write_json(here.experiment, {}, here.files)
+    assert runs.open(None).root.name == "r"
+    copy = runs.run("a-backup")
+    for name in (copy.experiment.name, copy.driven.name):
+        write_json(copy.root / name, {"run": "r", "at": 1.0}, copy.files)
+        write_json(runs.run("r").root / name, {"run": "r", "at": 1.0}, copy.files)
     assert runs.open(None).root.name == "r"
     with pytest.raises(ConfigError, match="choose one of: r"):
         runs.open("q")

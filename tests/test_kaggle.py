@@ -80,7 +80,7 @@ def test_slugs_are_plain(text, short):
 
 
 def test_a_name_of_which_nothing_is_left_is_refused():
-    with pytest.raises(ConfigError, match="choose another name"):
+    with pytest.raises(ConfigError, match="give another --title"):
         slug("日本 !")
 
 

@@ -64,12 +64,13 @@ def test_what_the_command_line_says_counts(request_of, tiny_root, name):
 @pytest.mark.parametrize(
     ("n", "side", "size", "epochs"),
     [
-        (20, 300, 224, 30),  # the size that the weights were made for
-        (700, 300, 128, 30),
+        (20, 300, 224, 16),  # the size that the weights were made for
+        (700, 300, 176, 16),
+        (700, 160, 128, 16),
         (7_746, 160, 96, 8),
         (109_237, 300, 96, 4),
-        (700, 70, 64, 30),  # no larger than the pictures are
-        (700, 20, 32, 30),
+        (700, 72, 64, 16),  # no larger than the pictures are
+        (700, 20, 32, 16),
     ],
 )
 def test_size_and_epochs_follow_from_the_pictures(catalog_of, n, side, size, epochs):
@@ -77,7 +78,7 @@ def test_size_and_epochs_follow_from_the_pictures(catalog_of, n, side, size, epo
 
 
 def test_pictures_that_cannot_be_read_do_not_decide(catalog_of, tmp_path):
-    catalog = catalog_of(9, 64)
+    catalog = catalog_of(9, 72)
     (tmp_path / "broken.png").write_bytes(b"nothing")
     files = (*catalog.train.files[:5], *(tmp_path / "broken.png",) * 4)
     mended = replace(catalog, train=replace(catalog.train, files=files))

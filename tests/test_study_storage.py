@@ -1,5 +1,6 @@
 """Where Optuna's studies lie: the run's journal or any storage that Optuna opens, with no password told."""
 
+import contextlib
 import sqlite3
 import time
 from random import Random
@@ -151,6 +152,21 @@ def test_a_password_is_in_no_message(url):
     assert "hunter2" not in text
     assert "\n" not in text
     assert found.value.__cause__ is None
+
+
+def test_tables_of_an_older_optuna_are_named_with_the_way_out(tmp_path):
+    url = f"sqlite:///{tmp_path}/old.db"
+    open_storage(url).engine.dispose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as base, base:
+        base.execute("update alembic_version set version_num = 'v0.9.0.a'")
+    with pytest.raises(ConfigError, match="of an older Optuna: run `optuna storage upgrade") as found:
+        open_storage(url)
+    assert "does it exist" not in str(found.value)
+
+
+def test_a_database_that_cannot_be_opened_says_why():
+    with pytest.raises(ConfigError, match="unable to open database file"):
+        open_storage("sqlite:////nowhere/at/all/x.db")
 
 
 @pytest.mark.parametrize(

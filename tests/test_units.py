@@ -3,7 +3,7 @@
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.units import byte_size, clock, duration
+from imet_ray.units import ago, byte_size, clock, duration, user_path
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,18 @@ def test_a_size_is_a_number_and_a_unit(text, size):
 def test_what_is_no_size_is_refused_with_the_name_of_its_option(text):
     with pytest.raises(ConfigError, match="--bytes takes a size such as 20GB or 500MB, got "):
         byte_size(text, "--bytes")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(65, "1:05 ago"), (-0.3, "0:00 ago"), (-3600, "1:00:00 ahead of the clock here")]
+)
+def test_a_time_that_another_clock_tells_is_never_negative(seconds, text):
+    assert ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("~/x", "HOME/x"), ("~", "HOME"), ("x/~", "x/~"), ("~nobody-of-that-name/x",) * 2]
+)
+def test_a_home_is_found_where_no_shell_did_it(text, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(user_path(text)) == path.replace("HOME", str(tmp_path))

@@ -20,6 +20,7 @@ import numpy as np
 
 from imet_ray.blending.members import Member
 from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.units import user_path
 
 NEEDED = ("ids", "probs")
 KNOWN = (*NEEDED, "folds_digest", "seconds", "size")
@@ -42,7 +43,7 @@ def parse_member(text: str) -> tuple[str, Path]:
             "choose another before the ="
         )
     # bash leaves the ~ of 2b=~/oof.npz as it is: 2b is no name of a variable
-    return name, Path(file).expanduser() if file.startswith("~/") else Path(file)
+    return name, user_path(file)
 
 
 def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Member:

@@ -11,13 +11,13 @@ from typing import Any, Self
 from ray.tune import Callback
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.reporting.terminal_table import terminal_table
 from imet_ray.specs import TrialSpec, hparams_text
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.units import clock
@@ -158,16 +158,18 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.console.print(Text(line), soft_wrap=True, highlight=False)
 
     def _view(self) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("variant", "phase", "fold", "epoch", self.metric, "images/s", "left"):
-            table.add_column(column, justify="left" if column in ("variant", "phase") else "right")
+        columns = ("variant", "phase", "fold", "epoch", self.metric, "images/s", "left")
+        rows: list[list[str]] = []
+        idle: set[int] = set()
         space = self.policy.space
         for name, study in self.policy.studies.items():
             running = self._running_of(name)
             state = (
                 f"searched {study.ended}/{space.trials_per_variant}, folds {study.complete}/{space.n_folds}"
             )
-            table.add_row(name, "failed" if study.failed else state, style="dim" if not running else "")
+            if not running:
+                idle.add(len(rows))
+            rows.append([name, "failed" if study.failed else state, *[""] * 5])
             for trial in running:
                 epochs, last = trial.spec.recipe.epochs, trial.last
                 figures = ["", "", ""]
@@ -175,13 +177,14 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
                     seconds = (epochs - trial.epoch) * last["trial_seconds"]
                     figures = [f"{last['score']:.4f}", f"{last['images_per_s']:.0f}", clock(seconds)]
                 hparams, epoch = hparams_text(trial.spec.hparams), f"{trial.epoch}/{epochs}"
-                table.add_row(f"  {hparams}", trial.phase, str(trial.spec.fold), epoch, *figures)
+                rows.append([f"  {hparams}", trial.phase, str(trial.spec.fold), epoch, *figures])
         elapsed, left = time.time() - self.started, self._time_left()
         foot = f"{self.ended} trials ended, {clock(elapsed)} so far"
         if left is not None:
             foot += f", about {clock(left)} left"
         if self.session.dashboard:
             foot += f" · dashboard {self.session.dashboard}"
+        table = terminal_table(columns, rows, width=self.console.width, texts=2, dim=idle)
         return Group(table, Text(foot, style="dim"))
 
     def _time_left(self) -> float | None:

@@ -133,12 +133,22 @@ def open_storage(url: str) -> RDBStorage:
         if scheme == "postgresql":
             way = "`uv sync --extra postgres`"
         raise ConfigError(f"--studies: no driver for {scheme}:// is installed: {way}") from None
-    except Exception as error:  # its text may contain the URL, and so the password
-        raise ConfigError(
-            f"--studies: cannot open {without_password(url)}: {type(error).__name__}: "
-            "does it exist, and is access allowed?"
-        ) from None
+    except Exception as error:
+        raise ConfigError(f"--studies: cannot open {without_password(url)}: {_reason(error, url)}") from None
     return found
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why a database cannot be opened, and the way out; without what it says, where that may contain the password."""
+    if isinstance(error, RuntimeError) and "optuna storage upgrade" in str(error):
+        return "its tables are of an older Optuna: run `optuna storage upgrade --storage URL`, once"
+    said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+    with contextlib.suppress(ValueError, sqlalchemy.exc.ArgumentError):
+        found = sqlalchemy.make_url(url)
+        secrets = [str(found.password or ""), *map(str, found.query.values())]
+        if not any(secret and secret in said for secret in secrets):
+            return f"{said} (does it exist, and is access allowed?)"
+    return f"{type(error).__name__}: does it exist, and is access allowed?"
 
 
 def _patient(storage: BaseStorage, where: str) -> BaseStorage:

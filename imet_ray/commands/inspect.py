@@ -4,12 +4,12 @@ Each prints what a person wants to read and returns the exit code. Servers liste
 """
 
 import contextlib
-import shlex
 import time
 from importlib import metadata
 from pathlib import Path
 from socketserver import BaseServer
 
+from imet_ray.command_line import pasted
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.reporting.run_status import Watcher
@@ -79,7 +79,7 @@ def optuna_dashboard(store: RunDirectory, url: str | None, port: int | None) -> 
     for package in (f"optuna=={metadata.version('optuna')}", *packages):  # which reads what ours has written
         command += ["--with", package]
     options = ["--port", str(port)] if port is not None else []
-    print(shlex.join([*command, "optuna-dashboard", *storage, *options]))
+    print(pasted(*command, "optuna-dashboard", *storage, *options))
     print("\n".join(f"  {remark}" for remark in remarks))
     return 0
 

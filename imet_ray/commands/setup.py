@@ -1,7 +1,6 @@
 """What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from imet_ray.storage.experiment import Experiment, begin, only_driver, read_exp
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
+from imet_ray.units import user_path
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 OWN = SPACES / "own.yml"  # for pictures that no space is made for
@@ -136,9 +136,10 @@ def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
         return None, {}
     if given.isascii() and given.isdigit():
         return None, {"n_folds": int(given)}
-    if not Path(given).is_file():
+    path = user_path(given)
+    if not path.is_file():
         raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")
-    return Path(given), {"n_folds": count_folds(Path(given))}
+    return path, {"n_folds": count_folds(path)}
 
 
 def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
@@ -307,16 +308,16 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def elsewhere(store: RunDirectory) -> str:
-    """The option that leads to a run, where it does not lie in the default place."""
+def leading_to(store: RunDirectory) -> list[str]:
+    """The options that lead to a run."""
     where = store.files.address(store.root.parent)
-    return "" if where == "runs" else f" --runs {where}"
+    return ["--name", store.root.name, *([] if where == "runs" else ["--runs", where])]
 
 
-def moved(run: Run) -> str:
+def data_option(run: Run) -> list[str]:
     """The option that leads to a run's data, where they do not lie in their old place."""
     root = run.catalog.root
-    return "" if root == Path(run.experiment.data_root) else f" --data {shlex.quote(str(root))}"
+    return [] if root == Path(run.experiment.data_root) else ["--data", str(root)]
 
 
 def _pack_sizes(space: SearchSpace) -> list[int]:

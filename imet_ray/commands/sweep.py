@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from imet_ray.blending.blend_run import RunToBlend, blend_run
 from imet_ray.blending.external_members import parse_member, read_member
@@ -21,7 +20,8 @@ from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
-from imet_ray.commands.setup import Plan, Run, elsewhere, near, set_old_run_aside, start
+from imet_ray.command_line import pasted
+from imet_ray.commands.setup import Plan, Run, leading_to, near, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
@@ -29,6 +29,7 @@ from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
+from imet_ray.reporting.terminal_table import terminal_table
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
@@ -90,8 +91,8 @@ def sweep(
             print(f"\n{report.text()}\n")
             _predict_test(run, ENSEMBLE, session)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
-    print(f"  look at      {near(run.store.ensemble(ENSEMBLE).report)}")
-    print(f"  blend again  python blend.py --name {plan.store.root.name}{elsewhere(plan.store)}")
+    print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
+    print(f"  blend again  {pasted('python', 'blend.py', *leading_to(plan.store))}")
     return 0
 
 
@@ -230,24 +231,21 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if not console.is_terminal:
         console.width = WIDE
     metric = metric_named(space.metric)
-    table = Table(title="leaderboard", box=None, pad_edge=False, header_style="bold")
-    for column in ("variant", "best hparams"):
-        table.add_column(column, overflow="fold")
     expectation = [f"expected-{metric.title}"] if metric.expects else []
-    for column in (f"{metric.title} per fold", "mean", "spread", *expectation):
-        table.add_column(column, justify="right", overflow="fold")
+    columns = ["variant", "best hparams", f"{metric.title} per fold", "mean", "spread", *expectation]
+    rows = []
     for standing in found:
         folds = " ".join(f"{standing.score[fold]:.4f}" for fold in sorted(standing.score))
         missing = standing.n_folds - len(standing.score)
         expected = [score for score in standing.expected_score.values() if score is not None]
-        table.add_row(
-            *(standing.variant, hparams_text(standing.hparams)),
-            folds + (f" ({missing} missing)" if missing else ""),
-            *(f"{figure:.4f}" for figure in (standing.mean, standing.spread)),
-            *([f"{sum(expected) / len(expected):.4f}"] if expectation and expected else []),
-        )
+        row = [standing.variant, hparams_text(standing.hparams)]
+        row.append(folds + (f" ({missing} missing)" if missing else ""))
+        row += [f"{figure:.4f}" for figure in (standing.mean, standing.spread)]
+        if expectation:
+            row.append(f"{sum(expected) / len(expected):.4f}" if expected else "")
+        rows.append(row)
     if found:
-        console.print(table)
+        console.print(terminal_table(columns, rows, width=console.width, texts=2, title="leaderboard"))
     for spec, reason in failures(run.store):
         line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
         console.print(line, highlight=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from imet_ray.command_line import pasted
 from imet_ray.errors import ConfigError, first_line
 
 if TYPE_CHECKING:  # the command line reads the flags in EXPORTERS: a wrong one needs no numpy and no pydantic
@@ -207,7 +208,7 @@ def _mlflow_hint(store: "RunDirectory") -> str:
     if os.environ.get(URI):
         return f"look: the server that ${URI} names"
     version = metadata.version("mlflow-skinny")
-    return f"look: uvx mlflow@{version} ui --backend-store-uri {local_uri(store)}"
+    return f"look: {pasted('uvx', f'mlflow@{version}', 'ui', '--backend-store-uri', local_uri(store))}"
 
 
 # By the flag of the command line. A new tool is its functions and one line here.

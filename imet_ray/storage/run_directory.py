@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imet_ray.storage.files import LOCAL, Files, SupersededError, write_text
+from imet_ray.units import user_path
 
 FENCED = ("last.pt", "best.safetensors")  # large: an older writer's write may come late
 TOKEN = "writer.token"  # of a trial's directory
@@ -187,9 +188,9 @@ class Cache:
         """`$IMET_RAY_CACHE`, else `$XDG_CACHE_HOME/imet_ray`, else `~/.cache/imet_ray`."""
         named = os.environ.get("IMET_RAY_CACHE")
         if named:
-            return cls(Path(named).expanduser().resolve())
+            return cls(user_path(named).resolve())
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(base).expanduser().resolve() / "imet_ray")
+        return cls(user_path(base).resolve() / "imet_ray")
 
     def pack(self, data_digest: str, split: str, short_side: int) -> Path:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"

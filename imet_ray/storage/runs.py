@@ -9,6 +9,7 @@ from imet_ray.storage.bucket_mirror import MirroredFiles
 from imet_ray.storage.experiment import driven
 from imet_ray.storage.files import LOCAL, Files
 from imet_ray.storage.run_directory import Cache, RunDirectory
+from imet_ray.units import user_path
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def runs_at(where: str, cache: Cache) -> Runs:
         ConfigError: for a URL that is none, or that holds a password.
     """
     if "://" not in where:
-        return Runs(Path(where))
+        return Runs(user_path(where))
     files = MirroredFiles.of(where, cache.root)
     return Runs(files.root, files)
 

@@ -28,7 +28,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.prediction.submission import write_submission
 from imet_ray.storage.files import write_json
-from imet_ray.units import duration
+from imet_ray.units import duration, user_path
 from kernel_builder.runtime.checkpoints import load_model, usable_device
 from kernel_builder.runtime.exit_status import STOPPED, Timing, exit_code_with_submission, summary
 from kernel_builder.runtime.image_cache import ImageCache
@@ -242,14 +242,14 @@ def _process_seconds() -> float:
 def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace:
     parser = Parser(prog="kernel.py", description=f"Predict with {manifest.ensemble}.", allow_abbrev=False)
     add = parser.add_argument
-    add("--input", metavar="DIR", type=Path, help=f"default: {' or '.join(INPUTS)}")
-    add("--output", metavar="DIR", type=Path, default=Path(), help="default: here")
+    add("--input", metavar="DIR", type=user_path, help=f"default: {' or '.join(INPUTS)}")
+    add("--output", metavar="DIR", type=user_path, default=Path(), help="default: here")
     add("--limit", metavar="9h", help=f"default: {manifest.limit:g} s")
     add("--reserve", metavar="5m", help=f"kept back; default: {manifest.reserve:g} s")
     scratch = "for decoded pictures; nothing stays; default: where temporary files go"
-    add("--scratch", metavar="DIR", type=Path, help=scratch)
+    add("--scratch", metavar="DIR", type=user_path, help=scratch)
     add("--batch-size", metavar="N", type=positive, help="pictures; default: 64 views")
-    add("--timing", metavar="FILE", type=Path, help="write what took how long, as JSON")
+    add("--timing", metavar="FILE", type=user_path, help="write what took how long, as JSON")
     add("--workers", metavar="N", type=zero_or_more, help="loader processes; default: cores - 1 on a GPU")
     if argv is None:
         argv = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's own options are not ours

@@ -6,6 +6,7 @@ from pathlib import Path
 from imet_ray.cores import usable_cores
 from imet_ray.data.sources import demo, openclipart
 from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.units import user_path
 
 DEMO_OPTIONS = ("n_images", "n_test", "seed", "missing")
 VERSION = 1  # of demo's drawings: another version is another dataset
@@ -41,9 +42,9 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
         openclipart.fetch(folder / "openclipart", source=source, workers=usable_cores())
         return folder / "openclipart"
     try:
-        root = Path(data).expanduser()
+        root = user_path(data)
         found = root.is_dir()
-    except (OSError, RuntimeError):  # a name that is too long, a ~user that is not there
+    except OSError:  # a name that is too long
         found = False
     if not found:
         raise ConfigError(
