@@ -17,7 +17,7 @@ from imet_ray.models.models import check_architecture
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
-from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
+from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, refuse_changed
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
@@ -130,7 +130,7 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
 
 
 def start(plan: Plan) -> Run:
-    """Write the run's folds and experiment, and pack the pictures. The caller holds the driver's lock."""
+    """The run with its folds, if it goes on as it was begun. The caller holds the driver's lock, and calls `pack`."""
     data = prepare(
         plan.catalog,
         plan.store,
@@ -152,10 +152,15 @@ def start(plan: Plan) -> Run:
         folds_digest=data.folds_digest,
         label_ids=list(data.label_ids),
     )
-    begin(plan.store, experiment)
-    for short_side in _pack_sizes(plan.space):
-        data.split.share(short_side, workers=usable_cores())
+    refuse_changed(plan.store, experiment)
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
+
+
+def pack(run: Run) -> None:
+    """Write the run's experiment, and pack the pictures for all of its trials."""
+    begin(run.store, run.experiment)
+    for short_side in _pack_sizes(run.experiment.space):
+        run.data.split.share(short_side, workers=usable_cores())
 
 
 def set_old_run_aside(plan: Plan) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imet_ray.errors import ConfigError
 from imet_ray.storage.files import LOCAL, Files, SupersededError, write_text
 
 FENCED = ("last.pt", "best.safetensors")  # large: an older writer's write may come late
@@ -187,7 +188,12 @@ class Cache:
         if named:
             return cls(Path(named).expanduser().resolve())
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(base).expanduser().resolve() / "imet_ray")
+        try:
+            return cls(Path(base).expanduser().resolve() / "imet_ray")
+        except RuntimeError:
+            raise ConfigError(
+                "there is no home directory for the cache: give --cache DIR, or set HOME"
+            ) from None
 
     def pack(self, data_digest: str, split: str, short_side: int) -> Path:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"
