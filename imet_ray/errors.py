@@ -58,6 +58,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def telling_line(error: BaseException) -> str:
+    """The line of an error that says what happened: the first, or the last one where the first only announces it.
+
+    Announced are the tracebacks of other processes, and lists (`Error(s) in loading state_dict for X:`).
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announced = lines[0].endswith(":") or any("Traceback (most recent call last)" in line for line in lines)
+    return lines[-1] if announced else lines[0]

@@ -42,6 +42,12 @@ class Range(Frozen):
             raise ValueError("a log range needs low > 0 and no step")
         return self
 
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return str(list(self.choices))
+        step = f" in steps of {self.step:g}" if self.step is not None else ""
+        return f"{self.low:g}..{self.high:g}{' (log)' if self.log else ''}{step}"
+
     def corners(self) -> tuple[Hparam, ...]:
         """The values that must be valid for all of the range to be."""
         return self.choices if self.choices is not None else (self.low, self.high)

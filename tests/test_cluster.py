@@ -1,5 +1,7 @@
 """What adapts the sweep to Ray, without a Ray: slots and early stopping."""
 
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +10,8 @@ import ray
 from bare_spec import bare_spec
 from ray.tune.schedulers import TrialScheduler
 
-from imet_ray.cluster import session
+import imet_ray
+from imet_ray.cluster import own_ray, session
 from imet_ray.cluster.session import Session, _fit
 from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.tune_searcher import StopOnFault
@@ -51,7 +54,7 @@ def fit(
         workers_per_trial=workers,
         batch_norm=batch_norm,
     )
-    how = {"dashboard": None, "concurrency": None, "joined": False} | more
+    how = {"concurrency": None, "joined": False} | more
     return _fit(wanted, lambda: {"CPU": float(total[0]), "GPU": float(total[1]), "memory": 1e9}, **how)
 
 
@@ -111,7 +114,7 @@ def test_concurrency_is_a_cap_unless_the_cluster_may_grow(concurrency, joined, s
 
 def test_a_cluster_that_grows_gets_more_trials_and_one_of_our_own_is_what_it_is():
     total = {"CPU": 2.0}
-    how = {"dashboard": None, "concurrency": None}
+    how = {"concurrency": None}
     joined = session._fit(Resources(), lambda: total, **how, joined=True)
     ours = session._fit(Resources(), lambda: total, **how, joined=False)
     total["CPU"] = 6.0
@@ -141,13 +144,61 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line
     assert len(caplog.records) == session.STARTS - 1
 
 
-def test_a_fault_of_our_own_at_the_start_of_ray_is_not_called_rays(monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, KeyError, TypeError, AssertionError, Exception])
+def test_whatever_ray_raises_at_its_start_is_one_line_with_its_last_words(monkeypatch, kind):
     def start(**how: object) -> None:
-        raise TypeError("an argument of that name is not known")
+        raise kind("several things\n\n  went wrong: no room")
 
     monkeypatch.setattr(ray, "init", start)
-    with pytest.raises(TypeError), session.ray_session(Resources()):
+    said = r"^Ray does not start on this machine: [^\n]*went wrong: no room'?$"
+    with pytest.raises(ConfigError, match=said), session.ray_session(Resources()):
         pass
+
+
+def test_what_does_not_fit_on_this_machine_is_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(session, "resources_here", lambda: {"CPU": 1.0, "GPU": 0.0})
+    with (
+        pytest.raises(ConfigError, match="it needs 2 CPUs and 0 GPUs, there are 1 and 0"),
+        session.ray_session(Resources(cpus_per_trial=2)),
+    ):
+        pass
+
+
+def test_ray_is_given_the_cores_that_this_process_may_use(monkeypatch):
+    told = {}
+
+    def start(**how: object) -> None:
+        told.update(how)
+        raise OSError("enough")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(own_ray, "usable_cores", lambda: 3)
+    with pytest.raises(ConfigError, match="enough"), session.ray_session(Resources()):
+        pass
+    assert told["num_cpus"] == 3
+    assert Path(imet_ray.__file__).parents[1] == session.CHECKOUT
+    assert str(session.CHECKOUT) in told["job_config"]._py_driver_sys_path  # wherever we were started
+
+
+def test_a_start_of_ray_without_an_end_ends_with_one_line(monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    with session._ended_after(0.05):
+        assert ended.wait(5)
+    assert capsys.readouterr().err.startswith("error: Ray has not started in 0 s: ")
+
+
+def test_a_ray_that_another_sweep_has_for_itself_is_not_joined(monkeypatch):
+    nodes = [{"Labels": {}}, {"Labels": {own_ray.OWNER: "4711"}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    with pytest.raises(
+        ConfigError, match=r"127.0.0.1:6379 belongs to process 4711, another sweep, and ends with it"
+    ):
+        session.refuse_private()
+    nodes.pop()
+    session.refuse_private()
 
 
 @pytest.mark.parametrize(

@@ -114,14 +114,18 @@ def test_other_data_folds_or_weights_are_refused(store, make, digests, expected)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (("n_folds: 3", "n_folds: 4"), "begun with n_folds=3"),
-        (("n_folds: 3", "n_folds: 3\nseed: 5"), "begun with seed=0"),
+        (("n_folds: 3", "n_folds: 4"), "begun with n_folds=3, now it is 4"),
+        (("n_folds: 3", "n_folds: 3\nseed: 5"), "begun with seed=0, now it is 5"),
         (("resnet34", "resnet50"), "variant 'b' with architecture='resnet34', now it is 'resnet50'"),
         (("resnet18", "resnet18, lr: 0.1"), "variant 'a' with lr=0.0001, now it is 0.1"),
-        (("high: 0.5", "high: 0.6"), "searched variant 'a' over other ranges"),
-        (("low: 8, high: 32", "low: 8, high: 32, log: true"), "variant 'a' over other ranges"),
-        ((", batch_size: {low: 8, high: 32}", ""), "variant 'a' over other ranges"),
-        (("resnet34", "resnet34, search: {lr: [0.1]}"), "variant 'b' over other ranges"),
+        (("high: 0.5", "high: 0.6"), "variant 'a' over other ranges: dropout 0..0.5, now 0..0.6"),
+        (("high: 32", "high: 32, log: true"), "ranges: batch_size 8..32, now 8..32 (log)"),
+        (("high: 32", "high: 32, step: 8"), "ranges: batch_size 8..32, now 8..32 in steps of 8"),
+        ((", batch_size: {low: 8, high: 32}", ""), "ranges: batch_size 8..32, now not at all"),
+        (
+            ("resnet34", "resnet34, search: {lr: [0.1]}"),
+            "variant 'b' over other ranges: lr not at all, now [0.1]",
+        ),
         (("n_folds: 3", "n_folds: 3\npack_short_side: 64"), "pack_short_side"),
     ],
 )
@@ -144,7 +148,18 @@ def test_a_change_that_would_mix_results_is_refused_by_name(store, make, change,
 def test_budgets_and_the_list_of_variants_may_change(store, make, change):
     begin(store, make())
     begin(store, make(change))
-    assert read_experiment(store) == make(change)
+    assert read_experiment(store).space == make(change).space
+
+
+def test_a_variant_that_was_left_out_comes_back_only_with_its_ranges(store, make):
+    without = (", {name: b, architecture: resnet34}", "")
+    begin(store, make())
+    begin(store, make(without))
+    begin(store, make(without))  # twice
+    said = "variant 'b' over other ranges: lr not at all, now [0.1]"
+    assert said in refused(store, make(("resnet34", "resnet34, search: {lr: [0.1]}")))
+    begin(store, make())
+    assert read_experiment(store) == make()
 
 
 def test_a_variant_that_was_left_out_comes_back_only_as_it_was(store, make):

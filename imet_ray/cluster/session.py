@@ -1,6 +1,8 @@
 """A Ray that we start on this machine or join: what it offers, how many trials fit on it, and whether it is lost."""
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import re
@@ -11,16 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import imet_ray
+from imet_ray.cluster.own_ray import LOOPBACK, OWNER, resources_here, start_options
 from imet_ray.command_line import interrupted_by_sigterm
-from imet_ray.errors import ConfigError, ImetError, first_line
+from imet_ray.errors import ConfigError, ImetError, StoreError, telling_line
 from imet_ray.search_space import Resources
 from imet_ray.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 STARTS = 3  # attempts to start a Ray of our own
+START_S = 300.0  # for all of them, or to join one
+TOLD = 400  # characters of Ray's error, from its end
+CHECKOUT = Path(imet_ray.__file__).resolve().parents[1]
 SLOW_START = "timed out during startup"  # in Ray's error
 KNOCK_S = 5.0  # between two questions to the head
 ANSWER_S = 5.0  # that the head has to answer
@@ -101,7 +108,8 @@ def ray_session(
         run: its name, which Ray's pages show as the job's.
 
     Raises:
-        ConfigError: if there is no Ray at `address`, or no trial fits on it.
+        ConfigError: if there is no Ray at `address`, none can be started here, or no trial fits on it.
+        StoreError: if it fails later, and not by an error of our own code.
     """
     if address is not None and address.startswith("ray://"):
         raise ConfigError("--address takes auto or HOST:PORT, not ray://: run this on a node of the cluster")
@@ -110,13 +118,19 @@ def ray_session(
     prepare_environment()
     import ray
 
-    from imet_ray.cluster.node_environment import refuse_other_versions
+    from imet_ray.cluster.node_environment import refuse_other_versions, runtime_env
     from imet_ray.cluster.worker_failures import quiet_ray
 
     joined = address is not None
     quiet_ray()
-    context = _start_or_join(address, run)
-    with contextlib.suppress(OSError):
+    fit = functools.partial(_fit, resources, concurrency=concurrency, joined=joined)
+    if joined:
+        context = _start_or_join(address, run, {"runtime_env": runtime_env()})
+    else:
+        found = resources_here()
+        here = fit(lambda: found)  # refused before Ray starts
+        context = _start_or_join(None, run, start_options(found))
+    with contextlib.suppress(OSError, RuntimeError):  # also of a user without a home
         # the key to Ray's clusters, which Ray lets all users of the machine read
         Path("~/.ray/auth_token").expanduser().chmod(0o600)
     with contextlib.ExitStack() as stack:
@@ -124,14 +138,30 @@ def ray_session(
         stack.enter_context(interrupted_by_sigterm())
         if joined:
             stack.enter_context(head_watched(ray.get_runtime_context().gcs_address))
+            refuse_private()
+            here = fit(_largest, nodes=refuse_other_versions())
         url = context.dashboard_url
-        yield _fit(
-            resources,
-            _largest if joined else ray.cluster_resources,
-            dashboard=f"http://{url}" if url else None,
-            concurrency=concurrency,
-            joined=joined,
-            nodes=refuse_other_versions() if joined else 1,
+        try:
+            yield dataclasses.replace(here, dashboard=f"http://{url}" if url else None)
+        except ray.exceptions.RayTaskError:  # our own code raised: its traceback is what helps
+            raise
+        except ray.exceptions.RayError as error:
+            raise StoreError(f"Ray failed ({telling_line(error)}): the same command continues") from error
+
+
+def refuse_private() -> None:
+    """Leave alone a Ray that another sweep has started for itself: it ends with that sweep.
+
+    Raises:
+        ConfigError: naming the process.
+    """
+    import ray
+
+    owners = {node["Labels"][OWNER] for node in ray.nodes() if OWNER in node.get("Labels", {})}
+    if owners:
+        raise ConfigError(
+            f"the Ray at {ray.get_runtime_context().gcs_address} belongs to process {owners.pop()}, another sweep, and "
+            "ends with it: start one that lasts with `ray start --head`, or leave out --address"
         )
 
 
@@ -168,15 +198,10 @@ def head_watched(address: str) -> Iterator[None]:
                 answered = time.monotonic()
             silent = time.monotonic() - answered
             if silent >= LOST_S and not over.is_set():
-                sys.stdout.flush()
-                shown = SHOW_CURSOR if sys.stderr.isatty() else ""  # the live table hides it
-                print(
-                    f"{shown}error: the head of the cluster ({address}) has not answered for {silent:.0f} s: start the "
-                    "cluster again, then the same command continues",
-                    file=sys.stderr,
-                    flush=True,
+                _die(
+                    f"the head of the cluster ({address}) has not answered for {silent:.0f} s: start the cluster "
+                    "again, then the same command continues"
                 )
-                os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True, name="head")
     thread.start()
@@ -192,38 +217,68 @@ def _knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
 
 
-def _start_or_join(address: str | None, run: str) -> Any:
-    """Ray's context. A start of our own that is too slow for Ray, on a busy machine, is tried again."""
+def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> Any:
+    """Ray's context. A start of our own that is too slow for Ray, on a busy machine, is tried again.
+
+    Args:
+        options: what else `ray.init` is told.
+    """
     import ray
 
-    from imet_ray.cluster.node_environment import runtime_env
-
-    for left in reversed(range(STARTS)):
-        try:
-            return ray.init(
-                address=address or "local",
-                runtime_env=runtime_env() if address else None,
-                job_config=ray.job_config.JobConfig(metadata={"job_name": run} if run else {}),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                dashboard_host=None if address else "127.0.0.1",
-                configure_logging=True,
-            )
-        except Exception as error:
-            slow = address is None and SLOW_START in str(error)  # a plain Exception
-            rays = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
-            if not slow and not isinstance(error, rays):
-                raise
-            if slow and left:  # what was started (350 MB) ends with this process
-                logger.warning("Ray did not start in its 30 s on this busy machine: trying again")
-                continue
-            if address is None:
-                raise ConfigError(f"Ray does not start on this machine: {first_line(error)}") from error
-            raise ConfigError(
-                f"no Ray to join at {address!r} ({first_line(error)}): start one with `ray start --head`, or leave out "
-                "--address"
-            ) from error
+    job = ray.job_config.JobConfig(metadata={"job_name": run} if run else {})
+    if address is None:  # workers find our code wherever this process was started; to a cluster it is sent
+        job._py_driver_sys_path.append(str(CHECKOUT))
+    with _ended_after(START_S):
+        for left in reversed(range(STARTS)):
+            try:
+                return ray.init(
+                    address=address or "local",
+                    job_config=job,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    dashboard_host=None if address else LOOPBACK,
+                    configure_logging=True,
+                    **options,
+                )
+            except (
+                Exception
+            ) as error:  # Ray raises whatever its parts and the system do, plain Exceptions too
+                told = " ".join(str(error).split())[-TOLD:] or type(error).__name__
+                if address is None and left and SLOW_START in told:  # what was started ends with this process
+                    logger.warning("Ray did not start in its 30 s (%s): trying again", told)
+                    continue
+                if address is None:
+                    raise ConfigError(f"Ray does not start on this machine: {told}") from error
+                raise ConfigError(
+                    f"no Ray to join at {address!r} ({told}): start one with `ray start --head`, or leave out --address"
+                ) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process with one line if Ray, which may wait for ever, has not started or answered by then."""
+
+    def end() -> None:
+        _die(
+            f"Ray has not started in {seconds:.0f} s: its logs are in session_latest/logs of its temporary directory"
+        )
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _die(message: str) -> NoReturn:
+    """End this process from any thread, with one line for the user."""
+    sys.stdout.flush()
+    shown = SHOW_CURSOR if sys.stderr.isatty() else ""  # the live table hides it
+    print(f"{shown}error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _largest() -> dict[str, float]:
@@ -241,7 +296,6 @@ def _fit(
     resources: Resources,
     total: Callable[[], dict[str, float]],
     *,
-    dashboard: str | None,
     concurrency: int | None,
     joined: bool,
     nodes: int = 1,
@@ -274,7 +328,7 @@ def _fit(
     # on a CPU the model needs the cores itself
     beside_gpu = max(0, int(resources.cpus_per_trial) - 1) if gpus_per_trial else 0
     return Session(
-        dashboard=dashboard,
+        dashboard=None,
         cpus_per_trial=resources.cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         loader_workers=beside_gpu if resources.loader_workers == "auto" else resources.loader_workers,

@@ -26,7 +26,7 @@ from imet_ray.cluster.worker_failures import (
     teach_tune,
 )
 from imet_ray.data.training_data import TrainingData
-from imet_ray.errors import ImetError, first_line
+from imet_ray.errors import ImetError, telling_line
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import RunDirectory
@@ -112,7 +112,7 @@ def _run(policy: Policy, trainable: Any, session: Session) -> SweepSummary:
         try:
             tuner.fit()
         except (RuntimeError, tune.TuneError) as error:
-            raise TuneError(f"Ray Tune failed ({first_line(error)}): the same command continues") from error
+            raise TuneError(f"Ray Tune failed ({telling_line(error)}): the same command continues") from error
     quiet_ray()
     if stopper.fault is not None:
         raise SetupFaultError(stopper.fault)

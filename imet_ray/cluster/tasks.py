@@ -11,8 +11,9 @@ from imet_ray.blending.fit_jobs import Solution, Task, solve
 from imet_ray.blending.problem import FitProblem
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker import predict_in_worker
+from imet_ray.cluster.worker_failures import cause_of
 from imet_ray.data.training_data import SplitData, TrainingData
-from imet_ray.errors import StoreError, first_line
+from imet_ray.errors import StoreError
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
@@ -86,7 +87,7 @@ def _as_they_end(refs: Sequence[Any], what: str, unit: str) -> Iterator[tuple[in
                 raise
             except ray.exceptions.RayError as error:
                 raise StoreError(
-                    f"a worker of the {what} pass was lost {RETRIES + 1} times ({first_line(error)}): "
+                    f"a worker of the {what} pass was lost {RETRIES + 1} times ({cause_of(str(error))}): "
                     "run the same command again"
                 ) from error
             yield place[ready[0]], outcome

@@ -17,7 +17,7 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 from imet_ray.cluster.session import Slot
 from imet_ray.data.loader import loader_died
 from imet_ray.data.training_data import SplitData, TrainingData
-from imet_ray.errors import ConfigError, ImetError, first_line
+from imet_ray.errors import ConfigError, ImetError, telling_line
 from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import SupersededError, write_text
@@ -52,7 +52,7 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
             os._exit(1)
         kept = trial.root / "error.txt"
         write_text(kept, traceback.format_exc(), trial.files)
-        reason = f"{type(error).__name__}: {first_line(error)} (traceback in {kept})"
+        reason = f"{type(error).__name__}: {telling_line(error)} (traceback in {kept})"
         result = TrialResult(trial_id=spec.trial_id, status="failed", reason=reason)
         write_result(trial, result)
     report_end(result)

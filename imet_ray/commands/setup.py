@@ -22,7 +22,14 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import WEIGHTS, Hparam, default_pack_short_side
 from imet_ray.storage.checked_read import file_digest
-from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment, way_out
+from imet_ray.storage.experiment import (
+    Experiment,
+    begin,
+    only_driver,
+    read_experiment,
+    refuse_changed,
+    way_out,
+)
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
 from imet_ray.training.recipe import check_recipe
@@ -153,15 +160,16 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
 
 
 def start(plan: Plan, *weights: str) -> Run:
-    """Pack the pictures, and write the run's folds and experiment. The caller holds the driver's lock.
+    """The run with its folds, if it goes on as it was begun. The caller holds the driver's lock, and calls `pack`.
+
+    New folds need the packed pictures, for copies share a fold.
 
     Args:
         weights: that trials begin from, beside those of the space.
     """
-    sizes = _pack_sizes(plan.space)
 
     def find_copies(split: SplitData) -> np.ndarray:
-        return first_copies(split.pack(sizes[0], workers=usable_cores()))
+        return first_copies(split.pack(_pack_sizes(plan.space)[0], workers=usable_cores()))
 
     data = prepare(
         plan.catalog,
@@ -182,10 +190,15 @@ def start(plan: Plan, *weights: str) -> Run:
         label_ids=list(data.label_ids),
         weights=_files_of_weights({*weights, *_weights(plan.space)}),
     )
-    begin(plan.store, experiment)
-    for short_side in sizes:
-        data.split.share(short_side, workers=usable_cores())
+    refuse_changed(plan.store, experiment)
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
+
+
+def pack(run: Run) -> None:
+    """Write the run's experiment, and pack the pictures for all of its trials."""
+    begin(run.store, run.experiment)
+    for short_side in _pack_sizes(run.experiment.space):
+        run.data.split.share(short_side, workers=usable_cores())
 
 
 def _weights(space: SearchSpace) -> set[Hparam]:

@@ -6,6 +6,7 @@ Each prints what a person wants to read and returns the exit code.
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
+from imet_ray.cluster.study_storage import open_storage
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Plan, Run, leading_to, near, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, Run, leading_to, near, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
@@ -30,12 +32,10 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
 from imet_ray.reporting.terminal_table import terminal_table
-from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, failures, left_out, read_spec, standings
-from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.units import clock
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
@@ -59,10 +59,15 @@ def sweep(
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
-    with _driven(plan.store, plan.space, address, concurrency) as session:
-        print(_describe(session))
-        run = start(plan)  # while Ray's workers start
-        with exported(run.store):
+    if studies is not None:
+        open_storage(studies).engine.dispose()
+    with only_driver(plan.store):
+        run = start(plan)  # what is wrong with it is refused before Ray starts
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(_on_ray(run, address, concurrency))
+            print(_describe(session))
+            pack(run)  # while Ray's workers start
+            stack.enter_context(exported(run.store))
             summary = run_sweep(
                 plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
@@ -101,7 +106,7 @@ def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
     whole = [standing for standing in print_leaderboard(run) if standing.whole]
     if not whole:
         raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
-    with _driven(run.store, run.experiment.space, address, concurrency) as session:
+    with _driven(run, address, concurrency) as session:
         _predict_held_out(run, whole, session)
     return 0
 
@@ -123,22 +128,21 @@ def predict(
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.catalog.root} has no test split: nothing to predict")
     given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), members)
-    with _driven(run.store, run.experiment.space, address, concurrency) as session:
+    with _driven(run, address, concurrency) as session:
         _predict_test(run, name, session, out=out, external=given)
     return 0
 
 
 @contextlib.contextmanager
-def _driven(
-    store: RunDirectory, space: SearchSpace, address: str | None, concurrency: int | None
-) -> Iterator[Session]:
+def _driven(run: Run, address: str | None, concurrency: int | None) -> Iterator[Session]:
     """A Ray for a run that no other process drives."""
-    name = store.root.name
-    with (
-        only_driver(store),
-        ray_session(space.resources, address=address, concurrency=concurrency, run=name) as session,
-    ):
+    with only_driver(run.store), _on_ray(run, address, concurrency) as session:
         yield session
+
+
+def _on_ray(run: Run, address: str | None, concurrency: int | None) -> AbstractContextManager[Session]:
+    resources, name = run.experiment.space.resources, run.store.root.name
+    return ray_session(resources, address=address, concurrency=concurrency, run=name)
 
 
 def _nothing_to_blend(out_of_time: bool) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from imet_ray.commands.setup import Plan, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.prediction.metrics import metric_named
@@ -33,6 +33,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
+        pack(run)
         spec = TrialSpec(
             variant=variant,
             hparams=settings,

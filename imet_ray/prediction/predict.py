@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from imet_ray.data.loader import Pictures, loader_died, view_batches
-from imet_ray.errors import StoreError, first_line
+from imet_ray.errors import StoreError, telling_line
 from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.models.models import Tagger
 from imet_ray.prediction.metrics import FLOAT16_ONE
@@ -120,7 +120,7 @@ def predict_batches(
                 trouble = f"out of GPU memory: predicting in batches of {how.batch_size}"
             elif how.workers and loading:  # one died, or did not start; else it comes again
                 how.workers = 0
-                trouble = f"loader processes failed ({first_line(error)}): loading in this process"
+                trouble = f"loader processes failed ({telling_line(error)}): loading in this process"
             else:
                 raise
         if trouble:

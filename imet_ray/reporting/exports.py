@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from imet_ray.command_line import pasted
-from imet_ray.errors import ConfigError, first_line
+from imet_ray.errors import ConfigError, telling_line
 
 if TYPE_CHECKING:  # the command line reads the flags in EXPORTERS: a wrong one needs no numpy and no pydantic
     from mlflow.tracking import MlflowClient
@@ -154,7 +154,7 @@ def log_runs(store: "RunDirectory") -> tuple[int, int]:
                 client.delete_run(logged[trial.spec.trial_id][0])
             _log_run(client, experiment, trial)
     except MlflowException as error:
-        first = re.sub(r"//[^/\s]*@", "//", first_line(error))  # its address may hold a password
+        first = re.sub(r"//[^/\s]*@", "//", telling_line(error))  # its address may hold a password
         raise ConfigError(f"MLflow at ${URI}, or else {store.mlflow}: {first}") from None
     return len(new), len(trials)
 

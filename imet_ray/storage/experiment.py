@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.search_space import SearchSpace
+from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Frozen
 from imet_ray.storage import driver_lease
 from imet_ray.storage.checked_read import read_model
@@ -62,6 +62,9 @@ class Experiment(Frozen):
     label_ids: list[str]
     weights: dict[str, str] = {}  # sha256 of each file of weights that trials begin from, by its path
     space: SearchSpace
+    left_out: dict[
+        str, dict[str, Range]
+    ] = {}  # ranges of variants that were searched, and are not in the space now
     versions: dict[str, str] = Field(default_factory=versions)
     git: str = Field(default_factory=_git_state)
 
@@ -72,17 +75,34 @@ def read_experiment(store: RunDirectory) -> Experiment:
 
 
 def begin(store: RunDirectory, experiment: Experiment) -> None:
-    """Write `experiment.json`, or check that the run goes on with the same data, folds, weights and recipes.
+    """Write `experiment.json`, if the run goes on with the same data, folds, weights and recipes.
 
     Raises:
         StoreError: naming what differs.
     """
+    refuse_changed(store, experiment)
+    if store.experiment.exists():  # what belongs to variants that are left out this time stays known
+        searched = _searched(store).items()
+        left_out = {name: ranges for name, ranges in searched if name not in experiment.space.ranges}
+        weights = read_experiment(store).weights | experiment.weights
+        experiment = experiment.model_copy(update={"left_out": left_out, "weights": weights})
+    write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
+
+
+def refuse_changed(store: RunDirectory, experiment: Experiment) -> None:
+    """Compare a run with what it was begun with; a new one may be anything.
+
+    Raises:
+        StoreError: naming what differs, as it was and as it is.
+    """
     if store.experiment.exists() and (difference := _difference(store, experiment)):
         raise StoreError(f"{store.root} {difference}: {way_out(store)}")
-    if store.experiment.exists():  # those of variants that are left out this time stay known
-        weights = read_experiment(store).weights | experiment.weights
-        experiment = experiment.model_copy(update={"weights": weights})
-    write_json(store.experiment, experiment.model_dump(mode="json"), store.files)
+
+
+def _searched(store: RunDirectory) -> dict[str, dict[str, Range]]:
+    """The ranges of all variants that the run has ever had."""
+    before = read_experiment(store)
+    return before.left_out | before.space.ranges
 
 
 def way_out(store: RunDirectory, aside: str = "--fresh to set the old run aside") -> str:
@@ -116,18 +136,23 @@ def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
     for field in ("n_folds", "seed", "search_folds", "pack_short_side", "metric"):
         was = getattr(before.space, field)
         if was != getattr(space, field):
-            return f"was begun with {field}={was}"
+            return f"was begun with {field}={was}, now it is {getattr(space, field)}"
     known = {spec.variant.name: spec.variant for spec in specs}
     known |= {variant.name: variant for variant in before.space.variants}
+    searched = _searched(store)
     for variant in space.variants:
         old = known.get(variant.name, variant)
         for field in type(variant).model_fields:
             was, now = getattr(old, field), getattr(variant, field)
             if was != now:
                 return f"knows variant {variant.name!r} with {field}={was!r}, now it is {now!r}"
-        ranges = space.ranges[variant.name]
-        if before.space.ranges.get(variant.name, ranges) != ranges:
-            return f"searched variant {variant.name!r} over other ranges"
+        now_searched = space.ranges[variant.name]
+        was_searched = searched.get(variant.name, now_searched)
+        for field in sorted(was_searched.keys() | now_searched.keys()):
+            old_range, new_range = was_searched.get(field), now_searched.get(field)
+            if old_range != new_range:
+                over = f"{field} {old_range or 'not at all'}, now {new_range or 'not at all'}"
+                return f"searched variant {variant.name!r} over other ranges: {over}"
     return None
 
 

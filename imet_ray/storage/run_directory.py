@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imet_ray.errors import ConfigError
 from imet_ray.storage.files import LOCAL, Files, SupersededError, write_text
 from imet_ray.units import user_path
 
@@ -189,8 +190,15 @@ class Cache:
         named = os.environ.get("IMET_RAY_CACHE")
         if named:
             return cls(user_path(named).resolve())
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(user_path(base).resolve() / "imet_ray")
+        base = os.environ.get("XDG_CACHE_HOME")
+        if base:
+            return cls(user_path(base).resolve() / "imet_ray")
+        try:
+            return cls(Path.home().resolve() / ".cache" / "imet_ray")
+        except RuntimeError:
+            raise ConfigError(
+                "there is no home directory for the cache: give --cache DIR, or set HOME"
+            ) from None
 
     def pack(self, data_digest: str, split: str, short_side: int) -> Path:
         return self.root / "packs" / f"{data_digest[:16]}-{split}-{short_side}"

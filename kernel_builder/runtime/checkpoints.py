@@ -5,7 +5,7 @@ import logging
 import safetensors.torch
 import torch
 
-from imet_ray.errors import first_line
+from imet_ray.errors import telling_line
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.prediction.predict import half_of
 from imet_ray.specs import Variant
@@ -40,6 +40,6 @@ def usable_device() -> torch.device:
             with torch.inference_mode(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
                 convolution(torch.ones(1, 3, 8, 8, device=device)).float().sum().item()
     except Exception as error:  # of any kind: the CPU is there
-        logger.warning("the GPU cannot be used (%s): predicting on the CPU", first_line(error))
+        logger.warning("the GPU cannot be used (%s): predicting on the CPU", telling_line(error))
         return torch.device("cpu")
     return device
