@@ -1,10 +1,12 @@
 """What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from imet_ray.data.catalog import Catalog
@@ -13,8 +15,8 @@ from imet_ray.data.folds import count_folds
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
-from imet_ray.errors import ConfigError, StoreError
-from imet_ray.models.models import check_architecture
+from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import default_pack_short_side
@@ -86,8 +88,7 @@ def plan(request: Request) -> Plan:
     given_folds, n_folds = _folds(request.folds)
     space = read_space(path, request.overrides | n_folds, check=check_recipe)
     metric_named(space.metric)
-    for variant in space.variants:
-        check_architecture(variant.architecture)
+    _check_models(space)
     data = request.data or space.data
     if request.source is not None and data != "openclipart":
         raise ConfigError("--from is for --data openclipart")
@@ -107,6 +108,18 @@ def plan(request: Request) -> Plan:
         given_folds=given_folds,
         fresh=request.fresh,
     )
+
+
+def _check_models(space: SearchSpace) -> None:
+    """Build and run each architecture that the space may ask for, at each of its sizes."""
+    for variant in space.variants:
+        ranges = space.ranges[variant.name]
+        wanted = [
+            ranges[key].corners() if key in ranges else (getattr(variant, key),)
+            for key in ("architecture", "image_size", "dropout")
+        ]
+        for architecture, image_size, dropout in itertools.product(*wanted):
+            check_model(architecture, int(image_size), float(dropout))
 
 
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
@@ -144,6 +157,15 @@ def start(plan: Plan) -> Run:
         raise StoreError(
             f"{plan.store.root} was begun with {data.n_folds} folds, not {plan.space.n_folds}: "
             "choose another --name, or --fresh to set the old run aside"
+        )
+    needed, least = (
+        2 * plan.space.resources.workers_per_trial,
+        len(data.folds) - np.bincount(data.folds).max(),
+    )
+    if least < needed:  # batch norm cannot learn from one picture
+        raise DataError(
+            f"{len(data.folds)} pictures in {data.n_folds} folds leave {least} to train on, it takes {needed}: add "
+            "pictures, or take more --folds"
         )
     experiment = Experiment(
         space=plan.space,
