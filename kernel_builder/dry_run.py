@@ -5,6 +5,7 @@ import sys
 from itertools import accumulate
 from pathlib import Path
 
+from imet_ray.data.competition_files import sample_in
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.checked_read import read_model
 from imet_ray.units import clock
@@ -38,7 +39,7 @@ def refuse_data(data: Path) -> None:
     Raises:
         ImetError: naming what is missing.
     """
-    if not (data / "sample_submission.csv").is_file():
+    if not data.is_dir() or sample_in(data) is None:
         raise ConfigError(
             f"--dry-run {data} has no sample_submission.csv: name a competition's data directory"
         )

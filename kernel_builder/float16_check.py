@@ -1,35 +1,45 @@
 """What an ensemble loses when its weights are stored as float16, measured out of fold.
 
-Each checkpoint predicts a sample of its own held-out pictures twice on this machine: with its float32 weights, and with
-these rounded to float16. Both blends are decoded and scored. Only the rounding of the stored weights shows. A GPU
+Each checkpoint predicts some of its own held-out pictures twice on this machine: with its float32 weights, and with
+these rounded to float16. Both blends are decoded and scored. It takes as many pictures as the standard error of the
+change needs, and at most a quarter of the sweep's time. Only the rounding of the stored weights shows. A GPU
 without bfloat16, such as Kaggle's T4, also computes in float16; that does not show here.
 """
 
 import contextlib
-import sys
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from imet_ray.commands.setup import Run
+from imet_ray.data.loader import Pictures
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
+from imet_ray.models.models import Tagger
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import add_share, as_probability
-from imet_ray.prediction.predict import Inference, predict_rows
+from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.reporting.report_page import write_report
-from imet_ray.storage.checked_read import read_arrays, read_json
+from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import read_spec, standings
-from imet_ray.storage.run_directory import TrialDirectory
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
-SAMPLE = 8192  # pictures
+SAMPLE = 8192  # pictures at most
+FIRST = 128  # pictures of the first round
+SHARE = 0.25  # of the sweep's time that it may take
 HARMLESS = 0.0005  # score
 CONFIDENCE = 2.0  # standard errors that are added to the measured change
+TYPICAL = 0.1  # what a picture that moves moves by: none seen among n may still be one in n
+GROWTH = 4  # of the pictures, from round to round
+AGAIN = 1.2  # more pictures than the standard error so far asks for
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,23 @@ class Float16Loss:
         """Surely below HARMLESS, up or down."""
         return abs(self.moved) + CONFIDENCE * self.noise < HARMLESS
 
+    @property
+    def sure(self) -> bool:
+        """More pictures would change nothing: surely harmless, or surely not."""
+        return self.harmless or abs(self.moved) - CONFIDENCE * self.noise > HARMLESS
+
+    @property
+    def needed(self) -> int:
+        """About how many pictures it takes to be sure; few tell little of that, so it grows by GROWTH at most."""
+        gap = max(abs(HARMLESS - abs(self.moved)), 1e-12)
+        factor = AGAIN * (CONFIDENCE * self.noise / gap) ** 2
+        return math.ceil(self.pictures * min(max(factor, AGAIN), GROWTH))
+
     def __str__(self) -> str:
         return (
             f"float16 moves the score out of fold by {self.moved:+.5f} (standard error {self.noise:.5f}; "
             f"{self.pictures:,} pictures, on {self.device})"
+            + ("" if self.sure else f": too few to be sure that it is below {HARMLESS}")
         )
 
 
@@ -64,7 +87,7 @@ def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
         known = read_json(directory.half)
         if known["device"] == _device().type:
             return Float16Loss(known["moved"], known["noise"], known["pictures"], known["device"])
-    loss = measure_loss(run, ensemble, members)
+    loss = measure_loss(run, ensemble, members, seconds=SHARE * sweep_seconds(run.store))
     write_json(
         directory.half, asdict(loss) | {"text": f"Weights stored as float16: {loss}."}, directory.files
     )
@@ -76,39 +99,79 @@ def float16_loss(run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember]
 
 
 def measure_loss(
-    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], *, seed: int = 0
+    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], *, seconds: float, seed: int = 0
 ) -> Float16Loss:
-    """Predict a sample with float32 and with rounded weights.
+    """Predict pictures with float32 and with rounded weights, round by round, until it is sure or time is up.
+
+    Args:
+        seconds: that it may take; the first round of few pictures, which says how long others take, is always whole.
 
     Raises:
         StoreError: if a checkpoint is missing or damaged.
     """
-    data, device = run.data, _device()
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.split.ids))[:SAMPLE])
-    totals: list[np.ndarray | None] = [None, None]  # blended with float32, and with float16 weights
-    for member in tqdm(members, "float16, out of fold", unit="member", disable=not sys.stderr.isatty()):
-        trials = [run.store.trial(trial) for trial in member.trials]
-        predicted = _predicted(trials, run, rows, device)
-        if not np.isfinite(predicted[1]).all():
-            return Float16Loss(-1.0, 0.0, len(rows), device.type)
-        totals = [
-            add_share(total, member.weight, probs, ensemble.scale)
-            for total, probs in zip(totals, predicted, strict=True)
-        ]
-    metric = metric_named(run.experiment.space.metric)
+    device = _device()
+    order = np.random.default_rng(seed).permutation(len(run.data.split.ids))[:SAMPLE]
+    before, after = np.empty(0), np.empty(0)
+    began, loading, n = time.monotonic(), 0.0, FIRST
+    while True:
+        more, took = _scores(run, ensemble, members, np.sort(order[len(before) :][:n]), device)
+        before, after = (np.concatenate(pair) for pair in zip((before, after), more, strict=True))
+        loading, spent = loading + took, time.monotonic() - began
+        loss = loss_between(before, after, device.type)
+        each = (spent - loading) / len(before)
+        n = min(
+            loss.needed - len(before),
+            int((seconds - spent - took) / max(each, 1e-9)),
+            len(order) - len(before),
+        )
+        if loss.sure or n < 1:
+            return loss
+
+
+def sweep_seconds(store: RunDirectory) -> float:
+    """How long the run's trials took: all together, or from the first to the last where several ran at once."""
+    rows = [row for trial in store.begun_trials() for row in read_json_lines(trial.metrics)]
+    trained = [row["seconds"] + row["evaluate_s"] for row in rows]
+    ends = [(row["at"], took) for row, took in zip(rows, trained, strict=True) if "at" in row]
+    if len(ends) < len(rows) or not rows:  # of an earlier version
+        return float(sum(trained))
+    first, last = min(at - took for at, took in ends), max(at for at, _ in ends)
+    return float(min(sum(trained), last - first))
+
+
+def _scores(
+    run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], rows: np.ndarray, device: torch.device
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """The scores of some pictures with float32 and with float16, (n,) float64; and the seconds of loading models."""
+    totals: list[np.ndarray | None] = [None, None]
+    loading = 0.0
+    passes = 2 * len(rows) * len(members)
+    with tqdm(total=passes, desc="float16, out of fold", unit="picture", disable=None, leave=False) as bar:
+        for member in members:
+            trials = [run.store.trial(trial) for trial in member.trials]
+            predicted, took = _predicted(trials, run, rows, device, bar)
+            loading += took
+            totals = [
+                add_share(total, member.weight, probs, ensemble.scale)
+                for total, probs in zip(totals, predicted, strict=True)
+            ]
+    metric, labels = metric_named(run.experiment.space.metric), run.data.labels[rows]
     scores = []
-    for total in totals:
+    for total, of_lost in zip(
+        totals, (0.0, -1.0), strict=True
+    ):  # NaN of float16 shows, whatever float32 gives
         assert total is not None
-        decoded = ensemble.decoder.decode(as_probability(total, ensemble.scale, out=total))
-        scores.append(metric.per_picture(decoded, data.labels[rows]))
-    before, after = scores
-    return loss_between(before, after, device.type)
+        lost = ~np.isfinite(total).all(axis=1)
+        probs = as_probability(np.where(lost[:, None], np.float32(0), total), ensemble.scale)
+        scores.append(np.where(lost, of_lost, metric.per_picture(ensemble.decoder.decode(probs), labels)))
+    return (scores[0], scores[1]), loading
 
 
 def loss_between(before: np.ndarray, after: np.ndarray, device: str) -> Float16Loss:
     """From the scores per picture with float32 and with float16: (n,) float64 each."""
-    moved = after - before
-    return Float16Loss(float(moved.mean()), float(moved.std() / np.sqrt(len(moved))), len(moved), device)
+    moved, n = after - before, len(after)
+    noise = max(float(moved.std() / np.sqrt(n)), TYPICAL / n)
+    return Float16Loss(float(moved.mean()), noise, n, device)
 
 
 def _device() -> torch.device:
@@ -116,28 +179,41 @@ def _device() -> torch.device:
 
 
 def _predicted(
-    trials: Sequence[TrialDirectory], run: Run, rows: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
+    trials: Sequence[TrialDirectory], run: Run, rows: np.ndarray, device: torch.device, bar: "tqdm[Any]"
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """Each picture of `rows` by the checkpoint that never saw it, with float32 and with float16 weights.
 
     Returns:
-        Two arrays, (n, C) float16; the second has NaN if float16 cannot hold a weight.
+        Two arrays, (n, C) float16; the second has NaN if float16 cannot hold a weight. And the seconds of loading.
     """
-    data = run.data
+    data, loading = run.data, 0.0
     exact, rounded = (np.empty((len(rows), len(data.label_ids)), np.float16) for _ in range(2))
     for trial in trials:
         spec = read_spec(trial)
         own = np.flatnonzero(data.folds[rows] == spec.fold)
         if not len(own):
             continue
+        began = time.monotonic()
         trial.fetch(trial.best)
         model, _ = load_tagger(trial.best, device)
         pack = data.split.pack(spec.pack_short_side)
-        exact[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
+        loading += time.monotonic() - began
+        exact[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device), bar)
         weights = [tensor for tensor in model.state_dict().values() if tensor.dtype == torch.float32]
         for tensor in weights:
             tensor.copy_(tensor.half())
-        rounded[own] = predict_rows(model, pack, rows[own], Inference.of(spec.recipe, device))
+        rounded[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device), bar)
         if not all(tensor.isfinite().all() for tensor in weights):
             rounded[own] = np.nan  # what such a variance predicts is finite, and wrong
-    return exact, rounded
+    return (exact, rounded), loading
+
+
+def _predict(
+    model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference, bar: "tqdm[Any]"
+) -> np.ndarray:
+    """As `predict_rows`, with its progress: (n, C) float16."""
+    found = []
+    for probs in predict_batches(model, pictures, rows, how):
+        bar.update(len(probs))
+        found.append(probs)
+    return np.concatenate(found)

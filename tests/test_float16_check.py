@@ -1,6 +1,8 @@
 """What float16 weights cost: measured out of fold, and taken only where that is surely nothing."""
 
 import html
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,8 +54,8 @@ def blended(trained):
 
 def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(trained, blended, monkeypatch):
     run = trained.run
-    assert abs(measure_loss(run, blended, blended.members).moved) < 0.02
-    original = float16_check.predict_rows
+    assert abs(measure_loss(run, blended, blended.members, seconds=60).moved) < 0.02
+    original = float16_check._predict
     calls = 0
 
     def broken(*args, **kwargs):
@@ -62,18 +64,18 @@ def test_weights_that_are_rounded_move_the_score_little_and_broken_ones_much(tra
         probs = original(*args, **kwargs)
         return probs if calls % 2 else 1 - probs  # the second time weights are rounded
 
-    monkeypatch.setattr(float16_check, "predict_rows", broken)
-    found = measure_loss(run, blended, blended.members)
+    monkeypatch.setattr(float16_check, "_predict", broken)
+    found = measure_loss(run, blended, blended.members, seconds=60)
     assert abs(found.moved) > 0.02
     assert not found.harmless
 
 
 def test_numbers_that_float16_cannot_hold_are_not_harmless(trained, blended, monkeypatch):
-    def infinite(model, pack, rows, how):
+    def infinite(model, pack, rows, how, bar):
         return np.full((len(rows), len(trained.run.data.label_ids)), np.nan, np.float16)
 
-    monkeypatch.setattr(float16_check, "predict_rows", infinite)
-    assert not measure_loss(trained.run, blended, blended.members).harmless
+    monkeypatch.setattr(float16_check, "_predict", infinite)
+    assert not measure_loss(trained.run, blended, blended.members, seconds=60).harmless
 
 
 def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatch):
@@ -83,7 +85,7 @@ def test_it_is_measured_once_and_said_in_the_report(trained, blended, monkeypatc
     measured = float16_loss(run, blended, blended.members)
     assert f"Weights stored as float16: {measured}." in html.unescape(place.report.read_text())
 
-    def again(*args):
+    def again(*args, **options):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(float16_check, "measure_loss", again)
@@ -104,4 +106,54 @@ def test_a_variance_that_float16_cannot_hold_is_not_harmless_though_it_predicts_
         return model, info
 
     monkeypatch.setattr(float16_check, "load_tagger", large)
-    assert not measure_loss(trained.run, blended, blended.members).harmless
+    assert not measure_loss(trained.run, blended, blended.members, seconds=60).harmless
+
+
+@pytest.fixture
+def moving(monkeypatch):
+    """A run of 8,192 pictures whose scores change by draws of this mean and spread, and how many were asked for."""
+
+    def _moving(mean, spread, seconds_each=0.0):
+        asked, rng = [], np.random.default_rng(0)
+        clock = [0.0]
+
+        def scores(run, ensemble, members, rows, device):
+            asked.append(len(rows))
+            clock[0] += 1.0 + seconds_each * len(rows)
+            return (np.full(len(rows), 0.5), 0.5 + rng.normal(mean, spread, len(rows))), 1.0
+
+        monkeypatch.setattr(float16_check, "_scores", scores)
+        monkeypatch.setattr(float16_check, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        run = SimpleNamespace(data=SimpleNamespace(split=SimpleNamespace(ids=range(8192))))
+        return run, asked
+
+    return _moving
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "least", "most"),
+    [(0.0, 0.0, 400, 1200), (0.0, 0.005, 400, 3000), (0.1, 0.01, 128, 128), (0.0003, 0.02, 8192, 8192)],
+)
+def test_as_many_pictures_are_predicted_as_the_standard_error_needs(moving, mean, spread, least, most):
+    run, asked = moving(mean, spread)
+    found = measure_loss(run, None, [], seconds=1e6)
+    assert least <= sum(asked) == found.pictures <= most
+    assert len(asked) <= 5
+    assert found.sure or found.pictures == 8192
+
+
+@pytest.mark.parametrize("seconds", [0, 5, 30, 100])
+def test_no_more_time_is_taken_than_there_is_but_for_the_first_round(moving, seconds):
+    run, asked = moving(0.0003, 0.02, seconds_each=0.02)
+    found = measure_loss(run, None, [], seconds=seconds)
+    taken = len(asked) + 0.02 * sum(asked)
+    assert asked[0] == 128
+    assert taken <= max(seconds, 1 + 128 * 0.02)
+    assert "too few to be sure" in str(found)
+    assert not found.harmless
+
+
+def test_the_sweeps_time_is_that_of_its_trials_and_no_longer_than_from_the_first_to_the_last(trained):
+    rows = [json.loads(t.metrics.read_text().splitlines()[0]) for t in trained.run.store.trials()]
+    trained_s = sum(row["seconds"] + row["evaluate_s"] for row in rows)
+    assert 0 < float16_check.sweep_seconds(trained.run.store) <= trained_s

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from imet_ray.data.competition_files import sample_header
+from imet_ray.data.formats import read_catalog
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.storage.encryption import Secret, encrypt
 from kernel_builder.runtime.inputs import all_files, find_test
@@ -40,6 +42,47 @@ def test_a_sample_beside_its_pictures_is_preferred_to_one_that_is_nearer(tmp_pat
     (tmp_path / "sample_submission.csv").write_text("id\nz\n")
     competition(tmp_path / "deep" / "competition", "a.png", "b.jpg")
     assert find_test(all_files(tmp_path)).ids == ("a", "b")
+
+
+@pytest.mark.parametrize("sample", ["sample_submission.csv", "sampleSubmission.csv", "SampleSubmission.csv"])
+@pytest.mark.parametrize("folder", ["test", "test_images", "test/test", "test/a"])
+@pytest.mark.parametrize(
+    "header", ["id,attribute_ids", "id,labels", "image_id,tags", "id,attribute_ids,Usage"]
+)
+def test_a_competition_is_found_by_the_kernel_as_by_the_check_whatever_its_names(
+    tmp_path, sample, folder, header
+):
+    for part, names in ((folder, "ab"), (folder.replace("test", "train"), "cd")):
+        (tmp_path / part).mkdir(parents=True)
+        for name in names:
+            (tmp_path / part / f"{name}.png").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("id,attribute_ids\nc,0\nd,1\n")
+    usage = ",Public" if "Usage" in header else ""
+    (tmp_path / sample).write_text(f"{header}\nb,0{usage}\na,1{usage}\n")
+    found, checked = find_test(all_files(tmp_path)), read_catalog(tmp_path).test
+    assert found.ids == checked.ids == ("b", "a")
+    assert [file.resolve() for file in found.files] == [file.resolve() for file in checked.files]
+    assert found.header == sample_header(tmp_path / sample) == tuple(header.split(",")[:2])
+
+
+def test_pictures_in_an_archive_are_named_by_the_kernel_and_by_the_check(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.zip").write_bytes(b"PK")
+    (tmp_path / "train.csv").write_text("id,attribute_ids\nc,0\n")
+    (tmp_path / "sample_submission.csv").write_text(SAMPLE)
+    with pytest.raises(DataError, match=r"test\.zip is there: unpack it"):
+        find_test(all_files(tmp_path))
+    with pytest.raises(DataError, match=r"(?s)train\.zip: unpack it into train/.*test\.zip: unpack it"):
+        read_catalog(tmp_path)
+
+
+def test_one_name_in_two_sub_folders_is_refused(tmp_path):
+    for part in ("train/1", "train/2"):
+        (tmp_path / part).mkdir(parents=True)
+        (tmp_path / part / "c.png").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("id,attribute_ids\nc,0\n")
+    with pytest.raises(DataError, match="several files for an id"):
+        read_catalog(tmp_path)
 
 
 def test_without_any_of_its_pictures_nothing_is_predicted(tmp_path):

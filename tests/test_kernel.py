@@ -5,11 +5,13 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from kernel_machine import submission
 from packed import manifest_of
 
+from imet_ray.commands import sweep as stages
 from imet_ray.storage.encryption import Secret
 from kernel_builder.runtime import main
 
@@ -27,6 +29,27 @@ def test_a_kernel_gives_each_picture_the_labels_that_launch_gives_it(
     assert "6 of 6 checkpoints, 20 pictures" in done.stdout.splitlines()[-1]
     assert sorted(path.name for path in (place / "working").iterdir()) == ["submission.csv"]
     assert (place / "kernel" / "kernel.py").stat().st_size < 1_000_000
+
+
+def test_kernel_and_launch_write_the_header_of_the_sample(
+    tmp_path, swept, built, trained, tiny_root, machine, monkeypatch
+):
+    data = shutil.copytree(tiny_root, tmp_path / "data")
+    sample = data / "sample_submission.csv"
+    text = sample.read_text().replace("id,attribute_ids", "image_id,labels", 1)
+    sample.unlink()
+    (data / "sampleSubmission.csv").write_text(text)
+    (data / "test").rename(data / "test_images")
+    place = built(tmp_path / "k")
+    done = machine(place, data)
+    assert done.code == 0, done.stdout + done.stderr
+    expected = swept.read_text().replace("id,attribute_ids", "image_id,labels", 1)
+    assert submission(place) == expected
+    monkeypatch.setattr(stages, "predict_test", lambda *args: 0)  # they are there already
+    run = replace(trained.run, catalog=replace(trained.run.catalog, root=data))
+    stages._predict_test(run, "k", None, out=tmp_path / "ours.csv")
+    assert (tmp_path / "ours.csv").read_text() == expected
+    swept.write_text(expected.replace("image_id,labels", "id,attribute_ids", 1))  # as other tests know it
 
 
 def test_missing_cut_and_altered_files_are_named_before_anything_is_predicted(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 import blend
 import launch
@@ -75,6 +76,56 @@ def test_an_unknown_metric_is_refused(capsys, tmp_path):
     (tmp_path / "space.yml").write_text("metric: f3\nvariants: [{name: a, architecture: test_resnet}]\n")
     code, _, err = run(capsys, "--sweep", "--space", str(tmp_path / "space.yml"))
     assert (code, err) == (1, "error: unknown metric 'f3': did you mean 'f2'? Known: f2\n")
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (
+            "variants: [{name: a, architecture: test_vit, image_size: 90}]",
+            "test_vit does not take image_size 90",
+        ),
+        (
+            "search: {image_size: [64, 90]}\nvariants: [{name: a, architecture: test_vit, image_size: 64}]",
+            "test_vit does not take image_size 90",
+        ),
+        ("variants: [{name: a, architecture: gemma4_vit_167m_enc}]", "gives features and no labels"),
+    ],
+)
+@pytest.mark.parametrize("stage", [["--sweep"], ["--train", "--variant", "a", "--fold", "0"]])
+def test_a_model_that_could_not_run_is_refused_before_anything_begins(
+    capsys, tmp_path, stage, space, expected
+):
+    (tmp_path / "space.yml").write_text(space + "\n")
+    where = ["--runs", tmp_path / "runs", "--cache", tmp_path / "cache"]
+    code, out, err = run(capsys, *stage, "--space", tmp_path / "space.yml", *where)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert expected in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
+    space = tmp_path / "space.yml"
+    space.write_text(
+        "variants: [{name: a, architecture: test_resnet, weights: none, image_size: 32, epochs: 1}]\n"
+    )
+    for pictures, expected in ((2, "2 pictures in 2 folds leave 1 to train on, it takes 2"), (4, "")):
+        data = tmp_path / f"data{pictures}"
+        (data / "train").mkdir(parents=True)
+        for i in range(pictures):
+            Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(data / "train" / f"{i}.png")
+        (data / "train.csv").write_text(
+            "id,attribute_ids\n" + "".join(f"{i},{i % 2}\n" for i in range(pictures))
+        )
+        code, _, err = run(
+            capsys,
+            *("--train", "--variant", "a", "--fold", "0", "--folds", "2", "--space", space),
+            *("--data", data, "--name", f"r{pictures}"),
+            *("--runs", tmp_path / "runs", "--cache", tmp_path / "cache"),
+        )
+        assert code == bool(expected), err
+        assert expected in err
+        assert len(err.splitlines()) == bool(expected)
 
 
 def test_every_option_is_read_by_some_stage():

@@ -1,17 +1,20 @@
 """Every architecture of the iMet table builds, and what is asked of a model arrives in it."""
 
+import argparse
+import datetime
 import socket
 import sys
 from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
 from imet_ray.errors import ConfigError
-from imet_ray.models.models import Tagger, build_model, dropout_rate
-from imet_ray.models.pretrained import classifier_parameters
+from imet_ray.models.models import Tagger, build_model, check_model, dropout_rate
+from imet_ray.models.pretrained import classifier_parameters, output_layers
 
 IMET = {  # architecture -> image size and the mean of its pretrained config
     "seresnext50_32x4d": (288, 0.485),
@@ -135,8 +138,45 @@ def test_a_vision_transformer_is_built_for_the_size_asked_for(size):
 
 
 def test_a_size_that_an_architecture_cannot_take_is_refused():
-    with pytest.raises(ConfigError, match="cannot be built for image_size 90"):
-        build("test_vit", image_size=90)
+    with pytest.raises(ConfigError, match="test_vit does not take image_size 90: .*divisible by patch size"):
+        check_model("test_vit", 90, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "takes"),
+    [("inception_v3", 64, {80, 299}), ("eca_halonext26ts", 224, {256}), ("vgg11", 16, {32, 224})],
+)
+def test_a_size_that_only_the_first_forward_pass_refuses_is_one_line_with_sizes_that_it_takes(
+    architecture, size, takes
+):
+    with pytest.raises(ConfigError, match=f"{architecture} does not take image_size {size}: ") as caught:
+        check_model(architecture, size, 0.0)
+    text = str(caught.value)
+    sizes = set(map(int, text.rpartition("Sizes that it takes: ")[2].split(", ")))
+    assert takes <= sizes
+    assert size not in sizes
+    assert "\n" not in text
+    check_model(architecture, min(takes), 0.0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_architecture_without_labels_or_dropout_is_not_blamed_on_the_size(dropout):
+    with pytest.raises(ConfigError, match="gemma4_vit_167m_enc gives features and no labels"):
+        check_model("gemma4_vit_167m_enc", 224, dropout)
+
+
+def test_a_class_that_knows_no_dropout_is_built_without_and_refused_with_it(monkeypatch):
+    original = timm.create_model
+
+    def knows_none(name, **options):
+        if "drop_rate" in options:
+            raise TypeError("__init__() got an unexpected keyword argument 'drop_rate'")
+        return original(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", knows_none)
+    build(dropout=0.0)
+    with pytest.raises(ConfigError, match=r"test_resnet ignores dropout \(got 0.2\): set dropout: 0"):
+        build(dropout=0.2)
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "dla34", "levit_128s", "legacy_xception"])
@@ -159,6 +199,19 @@ def test_a_new_classifier_starts_at_the_prior():
     assert torch.allclose(
         tagger.body.fc.bias.sigmoid(), torch.tensor(prior).clip(1e-4, 1 - 1e-4).float(), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("architecture", ["caformer_s18", "levit_128s", "deit_tiny_distilled_patch16_224"])
+def test_the_prior_is_what_a_classifier_of_several_layers_or_heads_gives_where_its_weights_are_0(
+    architecture,
+):
+    prior = np.array([0.5, 0.1, 0.01, 0.9, 0.2, 0.3, 0.4])
+    tagger = build(architecture, image_size=224, prior=prior).eval()
+    for layer in output_layers(tagger.body):
+        torch.nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        found = tagger(torch.zeros(1, 3, 224, 224)).sigmoid()[0]
+    assert torch.allclose(found, torch.tensor(prior).float(), atol=1e-6)
 
 
 def test_package_weights_are_imagenets():
@@ -214,9 +267,9 @@ def test_position_embeddings_are_fitted_to_another_size(tmp_path):
 @pytest.mark.parametrize(("donor", "taker"), [("resnet18", "resnet34"), ("resnet34", "resnet18")])
 def test_weights_of_another_architecture_are_refused_naming_a_few_tensors(tmp_path, donor, taker):
     save_file(build(donor).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(
-        ConfigError, match=r"does not fit the architecture: layer\S+, layer\S+, \S+ and \d+ more"
-    ):
+    what = "missing" if donor == "resnet18" else "superfluous"
+    five = r"(layer\S+, ){4}layer\S+ and \d+ more"
+    with pytest.raises(ConfigError, match=f"does not fit the architecture: {what}: {five}$"):
         build(taker, weights=str(tmp_path / "other.safetensors"))
 
 
@@ -229,6 +282,80 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no file of weights that can be read safely"):
         build(weights=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_pickle_would_run_is_named(tmp_path):
+    torch.save({"state_dict": build().state_dict(), "when": datetime.date(2020, 1, 1)}, tmp_path / "d.pth")
+    with pytest.raises(
+        ConfigError, match=r"it holds datetime\.date, which may run code: save model\.state_dict"
+    ):
+        build(weights=str(tmp_path / "d.pth"))
+
+
+WRAPPED = {
+    "timm": lambda state: {
+        "epoch": 3,
+        "arch": "test_resnet",
+        "state_dict": state,
+        "args": argparse.Namespace(lr=0.1, opt="sgd"),
+        "metric": 0.5,
+    },
+    "averaged by timm": lambda state: {
+        "state_dict": {key: torch.zeros_like(value) for key, value in state.items()},
+        "state_dict_ema": state,
+        "args": argparse.Namespace(),
+    },
+    "Lightning": lambda state: {
+        "state_dict": {f"net.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(3)},
+        "hyper_parameters": {"lr": 0.1},
+    },
+    **{
+        prefix: lambda state, prefix=prefix: {f"{prefix}{key}": value for key, value in state.items()}
+        for prefix in (
+            "_orig_mod.",
+            "module.",
+            "model.",
+            "module._orig_mod.",
+            "model._orig_mod.",
+            "timm_model.",
+            "backbone.model.",
+            "body._orig_mod.",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_weights_are_found_however_a_training_wrapped_them(tmp_path, wrapping):
+    donor = build().body.eval()
+    path = tmp_path / "model_best.pth.tar"
+    torch.save(WRAPPED[wrapping](donor.state_dict()), path)
+    taken = build(weights=str(path)).body.eval()
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(taken(images), donor(images))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_with_nan_are_named_as_such(tmp_path, number):
+    state = build().body.state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = number
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(ConfigError, match=r"has NaN or infinite numbers in layer1\.0\.conv1\.weight: take"):
+        build(weights=str(tmp_path / "nan.safetensors"))
+
+
+def test_weights_that_timm_cannot_convert_are_named_by_what_misses(tmp_path):
+    torch.save(build("test_resnet").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"does not fit the architecture: missing: "):
+        build("test_vit", weights=str(tmp_path / "other.pth"))
+
+
+def test_of_a_classifier_for_other_labels_the_hidden_layer_is_kept(tmp_path):
+    donor = build("caformer_s18", n_labels=9).body
+    torch.save(donor.state_dict(), tmp_path / "donor.pth")
+    taken = build("caformer_s18", weights=str(tmp_path / "donor.pth")).body
+    assert torch.equal(taken.head.fc.fc1.weight, donor.head.fc.fc1.weight)
+    assert len(taken.head.fc.fc2.weight) == 7
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path):

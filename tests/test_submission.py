@@ -12,6 +12,11 @@ def test_rows_stand_in_the_samples_order_with_space_separated_labels(tmp_path):
     assert (tmp_path / "s.csv").read_text() == "id,attribute_ids\nb,7 x\na,8\n"
 
 
+def test_the_header_is_the_samples(tmp_path):
+    write_submission(tmp_path / "s.csv", ["a"], ["7"], np.ones((1, 1), dtype=bool), header=("id", "labels"))
+    assert (tmp_path / "s.csv").read_text() == "id,labels\na,7\n"
+
+
 def test_a_picture_without_a_label_is_a_bug(tmp_path):
     with pytest.raises(AssertionError):
         write_submission(tmp_path / "s.csv", ["a"], ["7"], np.zeros((1, 1), dtype=bool))

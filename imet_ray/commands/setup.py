@@ -1,5 +1,6 @@
 """What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
 from imet_ray.data.formats import read_catalog
 from imet_ray.data.sources import is_directory, resolve_data
 from imet_ray.data.training_data import SplitData, TrainingData, extended_folds, prepare
-from imet_ray.errors import ConfigError, StoreError
-from imet_ray.models.models import check_architecture
+from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.specs import WEIGHTS, Hparam, default_pack_short_side
@@ -101,8 +102,6 @@ def plan(request: Request) -> Plan:
     overrides = request.overrides | n_folds
     space = read_space(path, overrides, check=check_recipe)
     metric_named(space.metric)
-    for variant in space.variants:
-        check_architecture(variant.architecture)
     data = request.data or space.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     catalog = read_catalog(root, request.cache)
@@ -111,6 +110,7 @@ def plan(request: Request) -> Plan:
     if path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
         print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
+    _check_models(space)
     print(f"data    {root}: {catalog.summary()}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)
@@ -135,6 +135,18 @@ def _default_space(data: str | None) -> Path:
     name = (data or "demo").partition(":")[0]
     known = {path.stem: path for path in SPACES.glob("*.yml")}
     return known.get(name, OWN)
+
+
+def _check_models(space: SearchSpace) -> None:
+    """Build and run each architecture that the space may ask for, at each of its sizes."""
+    for variant in space.variants:
+        ranges = space.ranges[variant.name]
+        wanted = [
+            ranges[key].corners() if key in ranges else (getattr(variant, key),)
+            for key in ("architecture", "image_size", "dropout")
+        ]
+        for architecture, image_size, dropout in itertools.product(*wanted):
+            check_model(architecture, int(image_size), float(dropout))
 
 
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
@@ -181,6 +193,7 @@ def start(plan: Plan, *weights: str) -> Run:
         find_copies=find_copies,
     )
     _refuse_other_number(plan, data.n_folds)
+    _refuse_too_few(data, 2 * plan.space.resources.workers_per_trial)
     experiment = Experiment(
         space=plan.space,
         data=plan.data,
@@ -227,6 +240,16 @@ def _refuse_other_number(plan: Plan, n_folds: int) -> None:
     if n_folds != plan.space.n_folds:
         raise StoreError(
             f"{plan.store.root} was begun with {n_folds} folds, not {plan.space.n_folds}: {way_out(plan.store)}"
+        )
+
+
+def _refuse_too_few(data: TrainingData, needed: int) -> None:
+    """Batch norm cannot learn from one picture, on any worker."""
+    least = len(data.folds) - int(np.bincount(data.folds).max())
+    if least < needed:
+        raise DataError(
+            f"{len(data.folds)} pictures in {data.n_folds} folds leave {least} to train on, it takes {needed}: add "
+            "pictures, or take more --folds"
         )
 
 

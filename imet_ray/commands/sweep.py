@@ -25,6 +25,7 @@ from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.command_line import pasted
 from imet_ray.commands.setup import Plan, Run, leading_to, near, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
+from imet_ray.data.competition_files import sample_header, sample_in
 from imet_ray.data.training_data import test_split
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
@@ -205,9 +206,10 @@ def _predict_test(
     probs = blend_test(ensemble, run.store, split.ids, external)
     write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = ensemble.decoder.decode(probs)
-    write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files)
+    header = sample_header(sample_in(catalog.root))
+    write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files, header=header)
     if out:
-        write_submission(out, split.ids, run.data.label_ids, decoded)
+        write_submission(out, split.ids, run.data.label_ids, decoded, header=header)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"

@@ -4,12 +4,14 @@ Today there is one, Kaggle's layout. A format gives `Tables`; all checks are the
 (`imet_ray.data.catalog`). Where a directory comes from is `imet_ray.data.sources`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 
-from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble, picture_files
+from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble
+from imet_ray.data.competition_files import HEADER, archive_of, read_sample, sample_in, split_pictures
 from imet_ray.data.csv_tables import Problem, listed, read_table
 from imet_ray.errors import DataError
 from imet_ray.storage.run_directory import Cache
@@ -32,9 +34,10 @@ class Kaggle:
 
     train.csv                id, attribute_ids (separated by spaces)
     labels.csv               attribute_id, attribute_name, group; without it the labels are those of train.csv
-    train/                   one picture per id: png, jpg, webp, tif, gif, bmp, avif, jp2, heic
+    train/                   one picture per id: png, jpg, webp, tif, gif, bmp, avif, jp2, heic; or train_images/,
+                             or in sub-folders
     test/                    likewise; may be missing
-    sample_submission.csv    the test ids and their order; else test.csv; else the files of test/
+    sample_submission.csv    the test ids and their order, under any header; else test.csv; else the files of test/
     """
 
     def recognises(self, root: Path) -> bool:
@@ -48,12 +51,19 @@ class Kaggle:
         if (root / "labels.csv").exists():
             columns = ("attribute_id", "attribute_name")
             labels = read_table(root / "labels.csv", columns, problems, optional=("group",))
-        tests = {
-            name: Table(name, _rows(root / name, ("id",), ("attribute_ids",), problems))
-            for name in ("sample_submission.csv", "test.csv")
-            if (root / name).exists()
-        }
-        pictures = {folder: picture_files(root / folder) for folder in ("train", "test")}
+        tests: dict[str, Table] = {}
+        if (sample := sample_in(root)) is not None:
+            tests[sample.name] = Table(sample.name, _or_none(read_sample(sample, problems), HEADER))
+        if (root / "test.csv").exists():
+            tests["test.csv"] = Table(
+                "test.csv", _rows(root / "test.csv", ("id",), ("attribute_ids",), problems)
+            )
+        pictures = {split: split_pictures(root, split) for split in ("train", "test")}
+        for split, found in pictures.items():
+            if not found and (archive := archive_of(root, split)) is not None:
+                problems.append(
+                    Problem("pictures in an archive", archive.name, None, f"unpack it into {split}/")
+                )
         files = pd.DataFrame({"id": [Path(name).stem for name in sorted(pictures["test"])]}, dtype=object)
         files.index += 1  # of a listing, which has no header
         test = next(iter(tests.values()), Table("test", files))
@@ -71,8 +81,11 @@ def _rows(
     path: Path, columns: tuple[str, ...], optional: tuple[str, ...], problems: list[Problem]
 ) -> pd.DataFrame:
     """A table's rows; none if it cannot be read, for the problems of other tables are still to be found."""
-    rows = read_table(path, columns, problems, optional=optional)
-    return pd.DataFrame(columns=[*columns, *optional], dtype=object) if rows is None else rows
+    return _or_none(read_table(path, columns, problems, optional=optional), (*columns, *optional))
+
+
+def _or_none(rows: pd.DataFrame | None, columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns), dtype=object) if rows is None else rows
 
 
 def read_catalog(root: Path, cache: Cache | None = None) -> Catalog:

@@ -4,6 +4,8 @@ A `Tagger` takes uint8 pictures and gives logits; mean and std are part of its s
 inference needs. Where pretrained weights come from is `imet_ray.models.pretrained`.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import timm
 import torch
 
-from imet_ray.errors import ConfigError, telling_line, unknown_name
+from imet_ray.errors import ConfigError, SettingError, telling_line, unknown_name
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
 from imet_ray.models.pretrained import (
     classifier_parameters,
@@ -20,9 +22,17 @@ from imet_ray.models.pretrained import (
     load_package,
     load_tensors,
     no_hub,
+    output_layers,
 )
 
 CBAM = "cbam_resnet50"
+STEPS = (
+    14,
+    16,
+    32,
+    64,
+    128,
+)  # pixels: sizes that are tried in place of one that an architecture does not take
 RARE = 1e-4  # a label that the training fold lacks starts at this probability
 
 
@@ -67,6 +77,51 @@ def check_architecture(name: str) -> None:
         raise ConfigError(f"unknown architecture {name!r}: {error} With weights: {known}") from None
 
 
+@lru_cache(maxsize=256)
+def check_model(architecture: str, image_size: int, dropout: float) -> None:
+    """Refuse what only the first forward pass would find out: pictures go through the model, without numbers.
+
+    It takes 0.1 to 1 s, and once per process.
+
+    Raises:
+        ConfigError: as `build_model`; for a size, naming sizes that the architecture takes.
+    """
+    try:
+        _try_size(architecture, image_size, dropout)
+    except SettingError as error:
+        near = {
+            s for step in STEPS for s in ((image_size - 1) // step * step, (image_size // step + 1) * step)
+        }
+        if architecture != CBAM:
+            near.add(timm.get_pretrained_cfg(architecture).input_size[-1])
+        takes = [size for size in sorted(near) if size > 0 and _takes(architecture, size, dropout)]
+        sizes = ", ".join(map(str, takes)) or "none near it"
+        raise ConfigError(f"{error}. Sizes that it takes: {sizes}") from None
+
+
+def _takes(architecture: str, image_size: int, dropout: float) -> bool:
+    try:
+        _try_size(architecture, image_size, dropout)
+    except SettingError:
+        return False
+    return True
+
+
+def _try_size(architecture: str, image_size: int, dropout: float) -> None:
+    """Build the model and run it, on torch's device of shapes alone.
+
+    Raises:
+        SettingError: if the architecture does not take the size.
+    """
+    with torch.device("meta"), torch.no_grad():
+        tagger = build_model(architecture, n_labels=2, image_size=image_size, dropout=dropout, weights="none")
+        try:
+            for pictures, training in ((2, True), (1, False)):
+                tagger.train(training)(torch.zeros(pictures, 3, image_size, image_size, dtype=torch.uint8))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise _unfit(architecture, image_size, error) from error
+
+
 def build_model(
     architecture: str,
     *,
@@ -80,14 +135,14 @@ def build_model(
 
     Args:
         architecture: timm's name, or `cbam_resnet50`.
-        image_size: pixels; given to those models that are built for one size.
+        image_size: pixels; given to those models that are built for one size. `check_model` runs them.
         dropout: rate before the classifier.
         weights: hub, package, none, or the path of a .safetensors or .pth file.
         prior: (C,) shares of pictures with each label: the bias of a new classifier starts there, if it has one.
 
     Raises:
-        ConfigError: for an unknown architecture, a size it cannot take, weights that are not there or do not fit, or
-            a dropout that the architecture would ignore.
+        ConfigError: for an unknown architecture, a size it cannot be built for, weights that are not there or do not
+            fit, or a dropout that the architecture would ignore.
     """
     check_architecture(architecture)
     body = _create(architecture, n_labels, image_size, dropout, pretrained=weights == "hub")
@@ -136,39 +191,47 @@ def _create(
 ) -> torch.nn.Module:
     """timm's model, with the weights of its hub if `pretrained`; cbam_resnet50 has none of its own there."""
     options: dict[str, object] = {"num_classes": n_labels, "drop_rate": dropout}
-    fixed = False
     if architecture == CBAM:
         options["block_args"] = {"attn_layer": "cbam"}
     else:
-        fixed = bool(timm.get_pretrained_cfg(architecture).fixed_input_size)
-        if fixed:
+        if timm.get_pretrained_cfg(architecture).fixed_input_size:
             options["img_size"] = image_size
         if pretrained:
             options |= hub_options(architecture)
-    name = "resnet50" if architecture == CBAM else architecture
     try:
-        body: torch.nn.Module = timm.create_model(name, **options)
+        body = _with_what_it_takes("resnet50" if architecture == CBAM else architecture, options)
     except (OSError, RuntimeError) as error:
         if pretrained:
             raise no_hub(architecture, telling_line(error)) from error
         raise
     except (AssertionError, TypeError, ValueError) as error:
         raise _unfit(architecture, image_size, error) from error
-    if fixed:  # such models find out about a size that they cannot take when they run
-        try:
-            with torch.no_grad():
-                body.eval()(torch.zeros(1, 3, image_size, image_size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise _unfit(architecture, image_size, error) from error
-        body.train()
+    if not hasattr(body, "get_classifier"):
+        raise ConfigError(
+            f"{architecture} gives features and no labels: choose an architecture that classifies"
+        )
     if pretrained and _config(body)["num_classes"] == n_labels:
         body.reset_classifier(n_labels)  # type: ignore[operator]  # the hub's labels are not ours
     return body
 
 
-def _unfit(architecture: str, image_size: int, error: Exception) -> ConfigError:
-    reason = telling_line(error)
-    return ConfigError(f"{architecture} cannot be built for image_size {image_size}: {reason}")
+def _with_what_it_takes(name: str, options: Mapping[str, object]) -> torch.nn.Module:
+    """timm's model with the options that its class knows: a few know no dropout, or no size."""
+    try:
+        model: torch.nn.Module = timm.create_model(name, **options)
+        return model
+    except TypeError as error:
+        known = {key: value for key, value in options.items() if f"'{key}'" not in str(error)}
+        if len(known) == len(options):
+            raise
+        return _with_what_it_takes(name, known)
+
+
+def _unfit(architecture: str, image_size: int, error: Exception) -> SettingError:
+    return SettingError(
+        "image_size",
+        f"{architecture} does not take image_size {image_size}: {telling_line(error).rstrip('.')}",
+    )
 
 
 def _config(body: torch.nn.Module) -> dict[str, Any]:
@@ -178,9 +241,7 @@ def _config(body: torch.nn.Module) -> dict[str, Any]:
 
 def _start_at_prior(tagger: Tagger, prior: np.ndarray) -> None:
     logits = torch.logit(torch.from_numpy(np.clip(prior, RARE, 1 - RARE)).float())
-    head = {id(parameter) for parameter in classifier_parameters(tagger.body)}
     with torch.no_grad():
-        for module in tagger.modules():
-            bias = module.bias if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) else None
-            if bias is not None and id(bias) in head:
-                bias.copy_(logits)
+        for layer in output_layers(tagger.body):
+            if layer.bias is not None:
+                layer.bias.copy_(logits)

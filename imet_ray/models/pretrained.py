@@ -4,12 +4,19 @@ A classifier made for other labels is left out; everything else has to fit. Pick
 `weights_only=True`, so that a file of weights cannot run code. Building the models is `imet_ray.models.models`.
 """
 
+import argparse
+import contextlib
 import importlib
+import logging
 import os
+import re
 import socket
 import sys
+from collections import Counter
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -28,6 +35,18 @@ WAYS_OUT = (
     "give a local file (weights: FILE), a package's weights (weights: package, for "
     "tf_efficientnet_lite0/1/2), or train from nothing (weights: none)"
 )
+
+WRAPPINGS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # timm's and others' keys
+COMMON = re.compile(
+    r"((body|module|model|timm_model|net|backbone)\.)+"
+)  # before names that are not the model's own
+SHOWN = 5  # names in an error; the rest is counted
 
 
 def hub_options(architecture: str) -> dict[str, object]:
@@ -57,11 +76,24 @@ def no_hub(architecture: str, reason: str) -> ConfigError:
     )
 
 
-def classifier_parameters(body: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Of the classifier, or of both where a model has two (distilled ones)."""
+def classifiers(body: torch.nn.Module) -> list[torch.nn.Module]:
+    """The classifier, or both where a model has two (distilled ones)."""
     found = body.get_classifier()  # type: ignore[operator]
-    classifiers = found if isinstance(found, tuple | list | torch.nn.ModuleList) else (found,)
-    return [parameter for classifier in classifiers for parameter in classifier.parameters()]
+    return list(found) if isinstance(found, tuple | list | torch.nn.ModuleList) else [found]
+
+
+def classifier_parameters(body: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Of the whole classifier, hidden layers included."""
+    return [parameter for classifier in classifiers(body) for parameter in classifier.parameters()]
+
+
+def output_layers(body: torch.nn.Module) -> list[torch.nn.Linear | torch.nn.Conv2d]:
+    """The layer of each classifier that gives the logits: its last one. Some have a hidden layer before it."""
+    found = [
+        [m for m in classifier.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+        for classifier in classifiers(body)
+    ]
+    return [layers[-1] for layers in found if layers]
 
 
 def load_package(body: torch.nn.Module, architecture: str) -> None:
@@ -90,31 +122,68 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_file(body: torch.nn.Module, path: Path) -> bool:
-    """Weights of a local file: a Tagger's, or a state dict of timm's. True if it gave the classifier, too."""
+    """Weights of a local file: a Tagger's, or a state dict however it is wrapped. True if it gave the classifier, too.
+
+    Averaged weights are taken where the file has both.
+    """
     if not path.is_file():
         raise ConfigError(f"no weights at {path}: {WAYS_OUT}, or from timm's hub (weights: hub)")
-    try:
-        given = (
-            safetensors.torch.load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # each format raises its own
-        raise ConfigError(
-            f"{path} is no file of weights that can be read safely: {telling_line(error)}"
-        ) from error
-    for wrapping in ("state_dict", "model"):
+    given = _read(path)
+    for wrapping in WRAPPINGS:
         if isinstance(given, dict) and isinstance(given.get(wrapping), dict):
             given = given[wrapping]
     if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
         raise ConfigError(f"{path} holds no state dict (names and tensors): save model.state_dict()")
-    given = {name.removeprefix("module."): value for name, value in given.items()}
-    if any(name.startswith("body.") for name in given):
-        given = {k.removeprefix("body."): v for k, v in given.items() if k.startswith("body.")}
+    given = _without_prefix(given, body.state_dict())
     convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
     if convert is not None:  # timm's: older names, and position embeddings of another image size
-        given = convert(given, body)
+        try:
+            given = convert(given, body)
+        except (
+            Exception
+        ):  # of a file of another architecture it expects what is not there: the names below say so
+            logging.getLogger(__name__).debug("%s is not converted", path, exc_info=True)
     return load_tensors(body, given, str(path), keep_head=True)
+
+
+def _read(path: Path) -> Any:
+    """What the file holds. Of a pickle tensors, containers and timm's `args`, which run no code."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format raises its own
+        found: list[str] = []
+        with contextlib.suppress(Exception):  # of any kind, as above
+            found = sorted(
+                set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {"argparse.Namespace"}
+            )
+        why = f"it holds {_some(found)}, which may run code" if found else telling_line(error)
+        raise ConfigError(
+            f"{path} is no file of weights that can be read safely: {why}: save model.state_dict() alone"
+        ) from error
+
+
+def _without_prefix(given: dict[str, torch.Tensor], own: Container[str]) -> dict[str, torch.Tensor]:
+    """The tensors by the model's own names, whatever stands before these in the file, and without what else is there.
+
+    A Tagger's names begin with `body.`, torch.compile's with `_orig_mod.`, a DataParallel's with `module.`, a Lightning
+    module's with its attribute (`model.`, `net.`), Hugging Face's with `timm_model.`, or several of these do.
+    """
+    plain = {name.replace("_orig_mod.", ""): value for name, value in given.items()}
+    found = Counter(
+        name[:start]
+        for name in plain
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+        if name[start:] in own
+    )
+    if not found:  # older names than the model's: timm converts them
+        found = Counter(match[0] for name in plain if (match := COMMON.match(name)))
+        if found.total() < len(plain):
+            return plain
+    prefix = max(found, key=lambda one: (found[one], -len(one)))
+    return {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
 
 
 def load_tensors(
@@ -125,24 +194,42 @@ def load_tensors(
     keep_head: bool = False,
     may_be_new: str = "",
 ) -> bool:
-    """Load all but the classifier; that too, if it is to be kept and has as many labels. True if it was loaded.
+    """Load all but the layers that give the logits; these too, if they are to be kept and have as many labels.
+
+    Returns:
+        True if these layers were loaded.
 
     Raises:
-        ConfigError: naming tensors that are missing, superfluous or of another shape.
+        ConfigError: naming tensors that are missing, superfluous, of another shape, or hold NaN.
     """
     own = body.state_dict()
-    parameters = {id(parameter) for parameter in classifier_parameters(body)}
+    parameters = {
+        id(parameter) for layer in output_layers(body) for parameter in layer.parameters(recurse=False)
+    }
     head = {name for name, parameter in body.named_parameters() if id(parameter) in parameters}
     fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
     fine = head | {name for name in own if name.endswith("num_batches_tracked")}
     fine |= {name for name in own if may_be_new and may_be_new in name}
-    wrong = [name for name in own if name not in fits | fine] + [name for name in given if name not in own]
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ConfigError(
-            f"{source} does not fit the architecture: {shown} missing, superfluous or of another shape"
-        )
+    wrong = [name for name in own if name not in fits | fine]
+    faults = {
+        "missing": [name for name in wrong if name not in given],
+        "of another shape": [name for name in wrong if name in given],
+        "superfluous": [name for name in given if name not in own],
+    }
+    if any(faults.values()):
+        shown = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+        raise ConfigError(f"{source} does not fit the architecture: {shown}")
     with_head = keep_head and head <= fits
     wanted = fits if with_head else fits - head
+    if broken := [name for name in own if name in wanted and not given[name].isfinite().all()]:
+        raise ConfigError(
+            f"{source} has NaN or infinite numbers in {_some(broken)}: take an earlier checkpoint, or train it again"
+        )
     body.load_state_dict({name: given[name] for name in wanted}, strict=False)
     return with_head
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,21 +5,30 @@ from pathlib import Path
 
 import numpy as np
 
+from imet_ray.data.competition_files import HEADER
 from imet_ray.data.csv_tables import write_table
 from imet_ray.storage.files import LOCAL, Files
 
 
 def write_submission(
-    path: Path, ids: Sequence[str], label_ids: Sequence[str], decoded: np.ndarray, files: Files = LOCAL
+    path: Path,
+    ids: Sequence[str],
+    label_ids: Sequence[str],
+    decoded: np.ndarray,
+    files: Files = LOCAL,
+    *,
+    header: tuple[str, str] = HEADER,
 ) -> None:
-    """Write `id,attribute_ids`, one row per picture.
+    """Write ids and their labels, one row per picture.
 
     Args:
         ids: (n,) test ids in the sample submission's order, as it spells them.
         label_ids: (C,) what stands in the file for each label.
         decoded: (n, C) bool, at least one label per row.
+        header: the names of the two columns, those of the sample.
     """
     assert decoded.shape == (len(ids), len(label_ids))
     assert decoded.any(axis=1).all(), "each picture gets a label"
     names = np.array(label_ids)
-    write_table(path, {"id": ids, "attribute_ids": [" ".join(names[row]) for row in decoded]}, files)
+    columns = ids, [" ".join(names[row]) for row in decoded]
+    write_table(path, dict(zip(header, columns, strict=True)), files)

@@ -22,7 +22,7 @@ from imet_ray.data.loader import Batch, Timed, TrainDataset, train_batches
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
-from imet_ray.models.models import Tagger, build_model, train_mode
+from imet_ray.models.models import Tagger, build_model, check_model, train_mode
 from imet_ray.prediction.metrics import log_loss, metric_named
 from imet_ray.prediction.predict import Inference, predict_rows
 from imet_ray.specs import TrialSpec
@@ -72,6 +72,7 @@ class Trainer:
             spec.seed,
         )
         state = load_state(trial.last)
+        check_model(recipe.architecture, recipe.image_size, recipe.dropout)
         torch.manual_seed(spec.seed)
         self.model = build_model(
             recipe.architecture,

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.data.catalog import PictureNames, picture_files
-from imet_ray.data.csv_tables import Problem, read_table
+from imet_ray.data.catalog import PictureNames
+from imet_ray.data.competition_files import (
+    FOLDERS,
+    HEADER,
+    archive_of,
+    is_sample,
+    picture_folder,
+    read_sample,
+    sample_header,
+    split_pictures,
+)
+from imet_ray.data.csv_tables import Problem
 from imet_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = "sample_submission.csv"
-TABLES = (SAMPLE, "train.csv")
-PICTURES = ("test", "train")  # folders of these names hold pictures, if one of the tables lies beside them
+# folders of these names hold pictures, if a sample submission or train.csv lies beside them
+PICTURES = {name for names in FOLDERS.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class TestPictures:
 
     ids: tuple[str, ...]
     files: tuple[Path, ...]  # also those that are missing
+    header: tuple[str, str] = HEADER  # of the sample submission
 
 
 def all_files(root: Path) -> list[Path]:
@@ -36,41 +46,43 @@ def all_files(root: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(place)
-        skipped = PICTURES if any(table in names for table in TABLES) else ()
+        skipped = PICTURES if any(name == "train.csv" or is_sample(name) for name in names) else ()
         folders[:] = sorted(name for name in folders if name not in skipped)
         found += [Path(folder) / name for name in sorted(names)]
     return found
 
 
 def find_test(files: Sequence[Path]) -> TestPictures:
-    """The pictures that the sample submission names. One with a folder `test` beside it is preferred, then the nearest.
+    """The pictures that the sample submission names. One with their folder beside it is preferred, then the nearest.
 
     Raises:
         DataError: if there is no sample submission, it cannot be read whole, or none of its pictures is there.
     """
     samples = sorted(
-        (file for file in files if file.name == SAMPLE),
-        key=lambda path: (not (path.parent / "test").is_dir(), len(path.parts), path),
+        (file for file in files if is_sample(file.name)),
+        key=lambda path: (not picture_folder(path.parent, "test").is_dir(), len(path.parts), path),
     )
     if not samples:
-        raise DataError(f"no {SAMPLE} under the input folder: attach the competition's data to the kernel")
+        raise DataError(
+            "no sample_submission.csv under the input folder: attach the competition's data to the kernel"
+        )
     sample = samples[0]
     problems: list[Problem] = []
-    rows = read_table(sample, ("id",), problems)
+    rows = read_sample(sample, problems)
     fatal = [f"{one.kind}, row {one.row} {one.text}".rstrip() for one in problems if one.forbids]
     if fatal or rows is None or rows.empty:
         reason = fatal[0] if fatal else "it has no rows"
         raise DataError(f"{sample} cannot be read: {reason}: a submission must have all of its rows")
-    folder = sample.parent / "test"
-    names = PictureNames(picture_files(folder))
+    folder = picture_folder(sample.parent, "test")
+    names = PictureNames(split_pictures(sample.parent, "test"))
     ids = tuple(rows["id"])
     known = [next(iter(names.find(i)), None) for i in ids]
     if not any(known):
-        raise DataError(
-            f"none of the {len(ids):,} pictures of {sample} is in {folder}: attach the competition's data"
-        )
-    others = [str(other.parent) for other in samples[1:] if (other.parent / "test").is_dir()]
+        archive = archive_of(sample.parent, "test")
+        where = f"but {archive.name} is there: unpack it" if archive else "attach the competition's data"
+        raise DataError(f"none of the {len(ids):,} pictures of {sample} is in {folder}: {where}")
+    others = [str(other.parent) for other in samples[1:] if picture_folder(other.parent, "test").is_dir()]
     if others:
         logger.warning("the pictures of %s, not those of %s", sample.parent, ", ".join(others))
     paths = tuple(file or folder / i for i, file in zip(ids, known, strict=True))
-    return TestPictures(ids, paths)
+    return TestPictures(ids, paths, sample_header(sample))

@@ -151,7 +151,8 @@ class _Kernel:
 
     def _publish(self, blend: RunningBlend) -> None:
         decoded = blend.decoded(self.images.unreadable)
-        write_submission(self.target, self.images.test.ids, self.manifest.label_ids, decoded)
+        test = self.images.test
+        write_submission(self.target, test.ids, self.manifest.label_ids, decoded, header=test.header)
 
     def _timing(self, schedule: Schedule) -> Timing:
         outcome = schedule.outcome
