@@ -90,3 +90,11 @@ def test_only_storage_makes_artefact_paths():
             )
             for name in names:
                 assert f'"{name}"' not in code, f"{path} makes the path of {name}"
+
+
+def test_no_command_of_the_docs_ends_in_a_comment():
+    """A terminal's zsh, unless told otherwise, takes it for arguments."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.findall(r"^    (?:uv|pip|python|ray)\b.* #.*$", page.read_text(), re.MULTILINE), (
+            page.name
+        )
