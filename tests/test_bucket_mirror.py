@@ -172,7 +172,7 @@ def test_the_newest_run_and_runs_by_name_are_found_in_the_bucket(on_node, bucket
         write_json(copy.root / name, {"run": "r", "at": 1.0}, copy.files)
         write_json(runs.run("r").root / name, {"run": "r", "at": 1.0}, copy.files)
     assert runs.open(None).root.name == "r"
-    with pytest.raises(ConfigError, match="choose one of: r"):
+    with pytest.raises(ConfigError, match="choose one of: a-backup, r"):
         runs.open("q")
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from imet_ray.blending import budget as budget_module
-from imet_ray.blending.blend_run import blend_members
+from imet_ray.blending.blend_run import within_budget
 from imet_ray.blending.budget import Chosen, choose
 from imet_ray.blending.cross_fit import silent
 from imet_ray.blending.disputed_cells import DisputedCells
+from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.methods import uniform
 from imet_ray.blending.options import BlendOptions
@@ -21,7 +22,6 @@ from imet_ray.prediction.metrics import METRICS
 F2 = METRICS["f2"]
 
 IMAGES = 1000
-HERE = {"runner": solve_here, "progress": silent}
 
 
 def within(seconds=None, size=None, members=None) -> BlendOptions:
@@ -179,21 +179,19 @@ def test_what_is_blended_is_what_was_chosen_and_the_report_says_so(five):
     members, labels, folds = five
     options = BlendOptions(methods=(), decoders=("threshold",), seconds=1500.0, scale="probability")
     problem = BlendProblem(members, labels, folds, "f2", images=IMAGES)
-    report, kept, bought = blend_members(problem, options, **HERE)
+    kept, bought = within_budget(problem, options, silent)
+    report = evaluate(kept, options, runner=solve_here, progress=silent)
     assert bought == choose(BlendProblem(members, labels, folds, "f2"), within(1500.0))
-    assert tuple(member.name for member in kept) == report.names == bought.names
+    assert tuple(kept.names) == report.names == bought.names
     assert bought.remark in report.text()
-    assert report.seconds == tuple(member.seconds for member in kept)
+    assert report.seconds == tuple(member.seconds for member in kept.members)
 
 
 def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
     members, labels, folds = five
+    problem = BlendProblem(members, labels, folds, "f2", images=IMAGES)
     few, many = (
-        blend_members(
-            BlendProblem(members, labels, folds, "f2", images=IMAGES),
-            BlendOptions(methods=(), decoders=("threshold",), seconds=1e5, images=images),
-            **HERE,
-        )[2]
+        within_budget(problem, BlendOptions(seconds=1e5, images=images), silent)[1]
         for images in (10, 100_000)
     )
     assert few.seconds < 100
@@ -203,4 +201,4 @@ def test_the_pictures_that_are_given_count_not_those_of_the_data(five):
 def test_seconds_without_test_pictures_are_refused(five):
     members, labels, folds = five
     with pytest.raises(ConfigError, match="--seconds needs the number of test pictures.*give --images"):
-        blend_members(BlendProblem(members, labels, folds, "f2"), BlendOptions(seconds=10.0), **HERE)
+        within_budget(BlendProblem(members, labels, folds, "f2"), BlendOptions(seconds=10.0), silent)

@@ -300,7 +300,9 @@ def test_the_digest_stays_when_the_directory_moves_and_files_are_renamed(tmp_pat
 
 
 def test_a_catalog_knows_copies_by_their_contents(tmp_path):
-    catalog = read_catalog(make(tmp_path, **{"train/b.jpg": picture("png"), "test/s.png": picture("webp")}))
+    catalog = read_catalog(
+        make(tmp_path, **{"train/b.jpg": picture("png", 0), "test/s.png": picture("webp", 20)})
+    )
     digests = dict(zip(catalog.train.ids, catalog.train.contents, strict=True))
     assert digests["a"] == digests["b"] != digests["c.webp"]
     assert digests["c.webp"] == catalog.test.contents[catalog.test.ids.index("s")]

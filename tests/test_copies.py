@@ -98,6 +98,7 @@ def test_a_new_run_keeps_byte_copies_with_other_labels_in_one_fold(tmp_path):
         folds="3",
         overrides={},
         fresh=False,
+        extend=False,
     )
     folds = start(plan(request)).data.folds
     assert np.array_equal(folds[::2], folds[1::2])

@@ -104,10 +104,11 @@ class Driver:
             driver.kill()
         return subprocess.CompletedProcess(driver.args, driver.returncode, printed)
 
-    def begun(self) -> list[str]:
-        """Trials that have had an epoch, and have no result."""
+    def begun(self, epochs: int | None = None) -> list[str]:
+        """Trials that have had an epoch, or just so many, and have no result."""
         now = look(self.store)
-        return [trial for trial, seconds in now.seconds.items() if seconds and trial not in now.results]
+        training = {trial: len(rows) for trial, rows in now.seconds.items() if trial not in now.results}
+        return [trial for trial, n in training.items() if (n == epochs if epochs else n)]
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +140,9 @@ def kill_a_worker_then_the_driver(driver: Driver, told: Story) -> None:
         assert workers
         os.kill(workers[0], signal.SIGKILL)
         wait_for(
-            lambda: driver.begun() and len(look(told.store).results) >= 2,
+            lambda: driver.begun(epochs=1) and len(look(told.store).results) >= 2,
             process,
-            "two results and a trial that trains",
+            "two results and a trial that has just begun",
         )
         driver.family |= ray_processes(process.pid)
     finally:
@@ -153,6 +154,8 @@ def ask_to_end(driver: Driver, told: Story) -> None:
     """SIGTERM after an epoch more, as schedulers of clusters send it."""
     process = driver.start()
     try:
+        # a worker that outlives the killed driver may write an epoch more
+        wait_for(lambda: titles(process), process, "worker that trains")
         before = sum(map(len, look(told.store).seconds.values()))
         wait_for(lambda: sum(map(len, look(told.store).seconds.values())) > before, process, "epoch more")
         driver.family |= ray_processes(process.pid)
@@ -163,12 +166,14 @@ def ask_to_end(driver: Driver, told: Story) -> None:
     told.asked_to_end = process.returncode, printed
 
 
+def titles(process: subprocess.Popen) -> list[str]:
+    """Of the workers that train."""
+    return [title for title in ray_processes(process.pid).values() if " fold " in title]
+
+
 def observe(driver: Driver) -> Names:
     """The undisturbed run, and what Ray's pages and `ps` call its parts while it goes on."""
     process = driver.start(driver.alone)
-
-    def titles() -> list[str]:
-        return [title for title in ray_processes(process.pid).values() if " fold " in title]
 
     def found(pattern: str) -> str:
         """In the command lines of Ray's processes."""
@@ -176,7 +181,7 @@ def observe(driver: Driver) -> Names:
         return next(match[1] for line in lines if (match := re.search(pattern, line)))
 
     try:
-        seen = wait_for(titles, process, "worker with a title")
+        seen = wait_for(lambda: titles(process), process, "worker with a title")
         logs = Path(found(r"(/\S*/session_[\w-]+)")) / "logs"
         observer = [sys.executable, "-c", OBSERVER, found(r"--gcs-address=(\S+)")]
         named = subprocess.run(observer, env=driver.environment, timeout=PATIENCE, check=True, **HOW).stdout

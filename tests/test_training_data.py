@@ -8,7 +8,7 @@ from PIL import Image
 
 from imet_ray.data import packed_images
 from imet_ray.data.formats import read_catalog
-from imet_ray.data.images import read_rgb
+from imet_ray.data.images import read_picture
 from imet_ray.data.training_data import SplitData, training_split
 from imet_ray.data.training_data import test_split as pictures_of_test
 from imet_ray.errors import DataError
@@ -63,13 +63,13 @@ def test_files_that_changed_in_place_get_a_pack_of_their_own(root, tmp_path, spl
 def test_pictures_that_change_while_they_are_packed_are_refused(root, tmp_path, monkeypatch):
     split = split_of(root, Cache(tmp_path / "cache"), "train")
 
-    def read(path: Path, *, short_side: int) -> np.ndarray:
-        pixels = read_rgb(path, short_side=short_side)
+    def read(path: Path, *, short_side: int) -> tuple[np.ndarray, float]:
+        found = read_picture(path, short_side=short_side)
         if path == split.files[2]:
             turn(path)
-        return pixels
+        return found
 
-    monkeypatch.setattr(packed_images, "read_rgb", read)
+    monkeypatch.setattr(packed_images, "read_picture", read)
     with pytest.raises(DataError, match=rf"1 of 4 pictures are others now.*the first is {split.files[2]}"):
         split.pack(16)
     assert [path.suffix for path in (tmp_path / "cache/packs").iterdir()] == [".lock"]

@@ -75,7 +75,7 @@ def blend_run(
         images=len(run.catalog.test.ids),
         remarks=_remarks(run),
     )
-    problem, bought = _within_budget(problem, options, progress)
+    problem, bought = within_budget(problem, options, progress)
     refuse_smaller(place, problem.names, options)
     report = evaluate(problem, options, runner=runner, progress=progress)
     ensemble = frozen(name, problem.members, report, data.label_ids, bought)
@@ -161,7 +161,7 @@ def frozen(
     )
 
 
-def _within_budget(
+def within_budget(
     problem: BlendProblem, options: BlendOptions, progress: Progress
 ) -> tuple[BlendProblem, Chosen | None]:
     """The problem with the members that the budget allows, and how they were chosen."""

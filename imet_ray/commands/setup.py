@@ -106,11 +106,12 @@ def plan(request: Request) -> Plan:
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     catalog = read_catalog(root, request.cache)
     name = _run_name(request.name, space, data)
-    print(f"space   {path}: {_describe(space)}")
-    if path.resolve() == OWN:
+    if fitted := path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
-        print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
     _check_models(space)
+    print(f"space   {path}: {_describe(space)}")
+    if fitted:
+        print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
     print(f"data    {root}: {catalog.summary()}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)

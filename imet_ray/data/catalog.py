@@ -174,8 +174,8 @@ class PictureNames:
         self._exact = pictures
         self._names: dict[str, list[Path]] = {}
         self._stems: dict[str, list[Path]] = {}
-        for name, file in pictures.items():
-            stem, suffix = _name(name)
+        for file in pictures.values():
+            stem, suffix = _name(file.name)
             self._names.setdefault(stem + suffix, []).append(file)
             self._stems.setdefault(stem, []).append(file)
 
