@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from imet_ray.cluster import own_ray
+from imet_ray.cluster.session import prepare_environment
 from imet_ray.errors import ConfigError
 
 OUT = r": set RAY_TMPDIR to another folder, with a short path, such as /tmp/ray-\d+$"
@@ -85,26 +86,25 @@ def test_a_machine_without_loopback_is_refused(monkeypatch):
         own_ray.check_loopback()
 
 
-def no_home(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-
-
-def home_is_a_file(monkeypatch, tmp_path):
-    (tmp_path / "home").write_text("")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(os, "access", lambda place, mode: mode == os.F_OK and Path(place).exists())
-
-
-@pytest.mark.parametrize("break_home", [no_home, home_is_a_file])
-def test_without_a_home_ray_gets_a_token_of_its_own_and_the_user_is_told(
-    monkeypatch, tmp_path, caplog, break_home
-):
+def test_without_a_home_ray_gets_a_token_of_its_own_and_the_user_is_told(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("RAY_AUTH_TOKEN", None)
-    break_home(monkeypatch, tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(os, "access", lambda place, mode: mode == os.F_OK and Path(place).exists())
     own_ray._keep_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    assert "cannot be written: this Ray has a token of its own" in caplog.text
+    assert "auth_token cannot be written: this Ray has a token of its own" in caplog.text
+
+
+def test_a_user_without_a_name_has_the_home_that_containers_give(monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("HOME", None)
+    monkeypatch.setattr(Path, "home", no_home)
+    prepare_environment()
+    assert os.environ["HOME"] == "/"
 
 
 def test_a_home_of_ones_own_keeps_the_token(monkeypatch, tmp_path, caplog):

@@ -112,12 +112,8 @@ def _keep_token() -> None:
     """Give this Ray a token of its own where there is no home directory to keep the usual one in."""
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
-    try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and a user without a name
-        home = Path("~")
-    token = home / ".ray" / "auth_token"
-    if os.access(token, os.R_OK) or (home.is_absolute() and os.access(_nearest(token), os.W_OK | os.X_OK)):
+    token = Path.home() / ".ray" / "auth_token"
+    if os.access(token, os.R_OK) or os.access(_nearest(token), os.W_OK | os.X_OK):
         return
     logger.warning(
         "%s cannot be written: this Ray has a token of its own, and its dashboard cannot be opened; set HOME for that",

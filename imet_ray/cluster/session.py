@@ -79,6 +79,10 @@ class Session:
 
 def prepare_environment() -> None:
     """Set what Ray reads from the environment; call it before Ray is imported."""
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a name: Tune asks for a home when it is imported
+        os.environ["HOME"] = "/"  # as containers do
     # under `uv run` Ray would zip the working directory and build an environment per worker: +7 s for nothing
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     for name, value in {
@@ -130,7 +134,7 @@ def ray_session(
         found = resources_here()
         here = fit(lambda: found)  # refused before Ray starts
         context = _start_or_join(None, run, start_options(found))
-    with contextlib.suppress(OSError, RuntimeError):  # also of a user without a home
+    with contextlib.suppress(OSError):
         # the key to Ray's clusters, which Ray lets all users of the machine read
         Path("~/.ray/auth_token").expanduser().chmod(0o600)
     with contextlib.ExitStack() as stack:
