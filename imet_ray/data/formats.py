@@ -10,8 +10,13 @@ from typing import Protocol
 import pandas as pd
 
 from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble, picture_files
-from imet_ray.data.csv_tables import Problem, listed, read_table
+from imet_ray.data.csv_tables import Problem, like_named, listed, read_table
 from imet_ray.errors import DataError
+
+SUBMITTED = (
+    "sample_submission.csv",
+    "test.csv",
+)  # whose ids are the test split, the first of them that is there
 
 
 class DataFormat(Protocol):
@@ -29,7 +34,7 @@ class DataFormat(Protocol):
 class Kaggle:
     """Kaggle's layout.
 
-    train.csv                id, attribute_ids (separated by spaces)
+    train.csv                id, attribute_ids (separated by spaces, or as `imet_ray.data.labels` tells)
     labels.csv               attribute_id, attribute_name, group; without it the labels are those of train.csv
     train/                   one picture per id: png, jpg, jpeg, webp
     test/                    likewise; may be missing
@@ -49,20 +54,20 @@ class Kaggle:
             labels = read_table(root / "labels.csv", columns, problems, optional=("group",))
         tests = {
             name: Table(name, _rows(root / name, ("id",), ("attribute_ids",), problems))
-            for name in ("sample_submission.csv", "test.csv")
+            for name in SUBMITTED
             if (root / name).exists()
         }
-        pictures = {folder: picture_files(root / folder) for folder in ("train", "test")}
-        files = pd.DataFrame({"id": [Path(name).stem for name in sorted(pictures["test"])]}, dtype=object)
-        files.index += 1  # of a listing, which has no header
-        test = next(iter(tests.values()), Table("test", files))
+        for name in ("labels.csv", *SUBMITTED):
+            if not (root / name).exists() and (others := like_named(root / name)):
+                text = f"save it as {name}, a CSV file in UTF-8, or it is not read"
+                problems.append(Problem("table in another form", others[0], None, text, forbids=False))
         return Tables(
             train=Table("train.csv", train),
             labels=Table("labels.csv", labels) if labels is not None else None,
-            test=test,
+            test=next(iter(tests.values()), None),
             test_labels=tests.get("test.csv"),
-            train_pictures=pictures["train"],
-            test_pictures=pictures["test"],
+            train_pictures=picture_files(root / "train"),
+            test_pictures=picture_files(root / "test"),
         )
 
 
@@ -74,23 +79,29 @@ def _rows(
     return pd.DataFrame(columns=[*columns, *optional], dtype=object) if rows is None else rows
 
 
-def read_catalog(root: Path) -> Catalog:
+def read_catalog(root: Path, *, negatives: bool = False) -> Catalog:
     """Read and check a data directory, without decoding pictures.
+
+    Args:
+        negatives: pictures without labels have none of them; else they are refused.
 
     Raises:
         DataError: with all problems that forbid training.
     """
-    reading = read_directory(root)
+    reading = read_directory(root, negatives=negatives)
     if reading.catalog is None:
         forbidding = [problem for problem in reading.problems if problem.forbids]
         raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
     return reading.catalog
 
 
-def read_directory(root: Path) -> Reading:
+def read_directory(root: Path, *, negatives: bool = False) -> Reading:
     """Read a data directory and collect all that is wrong with it, without decoding pictures.
 
     The first format that recognises the directory reads it; if none does, Kaggle's says what is missing.
+
+    Args:
+        negatives: as of `read_catalog`.
     """
     if not root.is_dir():
         text = "expected train.csv and train/ in it"
@@ -98,7 +109,7 @@ def read_directory(root: Path) -> Reading:
     problems: list[Problem] = []
     form = next((form for form in FORMATS.values() if form.recognises(root)), FORMATS["kaggle"])
     tables = form.read(root, problems)
-    return assemble(root, tables, problems)
+    return assemble(root, tables, problems, negatives=negatives)
 
 
 FORMATS: dict[str, DataFormat] = {"kaggle": Kaggle()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from imet_ray.data.csv_tables import write_table
+from imet_ray.data.labels import as_cell
 from imet_ray.storage.files import LOCAL, Files
 
 
@@ -22,4 +23,5 @@ def write_submission(
     assert decoded.shape == (len(ids), len(label_ids))
     assert decoded.any(axis=1).all(), "each picture gets a label"
     names = np.array(label_ids)
-    write_table(path, {"id": ids, "attribute_ids": [" ".join(names[row]) for row in decoded]}, files)
+    cell = as_cell(label_ids)
+    write_table(path, {"id": ids, "attribute_ids": [cell(names[row]) for row in decoded]}, files)
