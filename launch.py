@@ -32,7 +32,7 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "address", "concurrency")
-BEGINS = ("space", "data", "from", "name", "folds", "epochs", "fresh")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies"},
     "train": {*BEGINS, "variant", "fold", "set"},
@@ -40,7 +40,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
-    "check-data": set(),
+    "check-data": {"negatives"},
 }
 
 
@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.storage.runs import runs_at
 
     if stage == "check-data":
-        return setup.check_data(args.check_data)
+        return setup.check_data(args.check_data, negatives=args.negatives is not None)
     cache = Cache.at(args.cache)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train"):
@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace) -> int:
             space=args.space,
             data=args.data,
             source=args.source,
+            negatives=args.negatives is not None,
             name=args.name,
             runs=runs,
             cache=cache,
@@ -148,6 +149,8 @@ def _add_options(parser: Parser) -> None:
     data = "demo, openclipart, a directory, s3://..., gs://... or az://...; default: the space's"
     add("--data", metavar="DATA", help=data)
     add("--from", dest="source", metavar="DIR", type=Path, help="openclipart's unpacked packages")
+    none = "pictures without labels have none of them; else they are refused"
+    add("--negatives", action="store_true", default=None, help=none)
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)

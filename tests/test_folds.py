@@ -166,3 +166,12 @@ def test_the_digest_tells_other_folds_and_other_ids() -> None:
     }
     assert len(digests) == 3
     assert folds_digest(list(IDS), FOLDS.astype(np.int32)) in digests
+
+
+def test_pictures_without_labels_are_spread_evenly():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((600, 12)) < 0.08).astype(np.uint8)
+    without = ~labels.any(axis=1)
+    folds = make_folds(labels, n_folds=5, seed=0)
+    assert np.ptp(np.bincount(folds[without], minlength=5)) <= 2
+    assert np.ptp(np.bincount(folds)) <= 12  # of 120

@@ -33,6 +33,7 @@ class Request:
     space: Path | None
     data: str | None
     source: Path | None  # openclipart's unpacked packages
+    negatives: bool  # pictures without labels have none of them
     name: str | None
     runs: Runs
     cache: Cache
@@ -66,9 +67,13 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path) -> int:
-    """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=torch.get_num_threads())
+def check_data(root: Path, *, negatives: bool = False) -> int:
+    """Print the report on a data directory; 1 if it must not be trained on.
+
+    Args:
+        negatives: pictures without labels have none of them; else they are a problem.
+    """
+    report = check_directory(root, workers=torch.get_num_threads(), negatives=negatives)
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -92,7 +97,7 @@ def plan(request: Request) -> Plan:
     if request.source is not None and data != "openclipart":
         raise ConfigError("--from is for --data openclipart")
     root = resolve_data(data, cache=request.cache.root, source=request.source)
-    catalog = read_catalog(root)
+    catalog = read_catalog(root, negatives=request.negatives)
     name = _run_name(request.name, space, data)
     print(f"space   {path}: {_describe(space)}")
     print(f"data    {root}: {catalog.summary()}")
@@ -180,7 +185,7 @@ def reopen(runs: Runs, name: str | None, cache: Cache) -> Run:
     root = Path(experiment.data_root)
     if not root.exists():  # a cache that was emptied: generate or fetch again
         root = resolve_data(experiment.data, cache=cache.root)
-    catalog = read_catalog(root)
+    catalog = read_catalog(root, negatives=True)  # those of the run: the digest knows each picture's labels
     if catalog.digest != experiment.data_digest:
         raise StoreError(f"the data in {root} have changed since {store.root} was begun: start a new run")
     lost = StoreError(f"{store.folds} is not the file that the run was begun with: put it back")

@@ -45,10 +45,11 @@ class Catalog:
 
     def summary(self) -> str:
         """One line for people."""
-        mean = self.labels.sum() / len(self.labels)
+        mean, none = self.labels.sum() / len(self.labels), len(self.labels) - self.labels.any(axis=1).sum()
+        without = f", {none:,} pictures have none" if none else ""
         return (
             f"{len(self.train.ids):,} training and {len(self.test.ids):,} test pictures, "
-            f"{len(self.label_ids):,} labels, {mean:.1f} per picture"
+            f"{len(self.label_ids):,} labels, {mean:.1f} per picture{without}"
         )
 
 

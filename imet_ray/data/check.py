@@ -51,15 +51,16 @@ class DataReport:
         return "\n".join(lines)
 
 
-def check_data(root: Path, *, workers: int) -> DataReport:
+def check_data(root: Path, *, workers: int, negatives: bool = False) -> DataReport:
     """Read a data directory, decode all its pictures, and report every problem.
 
     A picture that no table names may be damaged: that is a warning.
 
     Args:
         workers: threads; decoding releases the interpreter's lock.
+        negatives: pictures without labels have none of them; else they are a problem.
     """
-    reading = read_directory(root)
+    reading = read_directory(root, negatives=negatives)
     problems = list(reading.problems)
     sizes: list[tuple[int, int]] = []
 
@@ -95,6 +96,7 @@ def _label_lines(catalog: Catalog) -> list[str]:
     """How labels are spread: the mean per picture, the most common ones, and the rarest."""
     names, counts = catalog.label_names, catalog.labels.sum(axis=0, dtype=np.int64)
     per_picture = catalog.labels.sum(axis=1, dtype=np.int64)
+    none = np.count_nonzero(per_picture == 0)
     order = np.argsort(-counts, kind="stable")
 
     def listed(part: np.ndarray) -> str:
@@ -103,6 +105,7 @@ def _label_lines(catalog: Catalog) -> list[str]:
     return [
         f"labels        {len(names):,}, of which {np.count_nonzero(counts):,} are used; "
         f"{per_picture.mean():.2f} per picture, at most {per_picture.max()}",
+        *([f"  without     {none:,} pictures"] if none else []),
         f"  head        {listed(order[:SHOWN_LABELS])}",
         f"  tail        {listed(order[-SHOWN_LABELS:])}",
         *(f"  under {bound:<6}{np.count_nonzero(counts < bound):,} labels" for bound in (10, 100)),
