@@ -206,6 +206,14 @@ def test_folds_of_ones_own_are_used(capsys, trained, tiny_catalog, tmp_path):
     assert RunDirectory(tmp_path / "runs" / "r").folds.read_text() == folds.read_text()
 
 
+def test_a_run_says_what_is_warned_of_in_its_data(capsys, trained, tiny_root, tmp_path):
+    root = shutil.copytree(tiny_root, tmp_path / "data")
+    (root / "train.csv").write_text("a title\n" + (root / "train.csv").read_text())
+    code, out, _ = run(capsys, *[root if arg == tiny_root else arg for arg in trained])
+    assert code == 0
+    assert "warning: title above the header: train.csv row 1: the header is row 2" in out
+
+
 def test_pictures_without_labels_are_negatives_where_that_is_asked_for(capsys, trained, tiny_root, tmp_path):
     root = shutil.copytree(tiny_root, tmp_path / "data")
     head, *rows = (root / "train.csv").read_text().splitlines()

@@ -9,8 +9,9 @@ import torch
 
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory
+from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds
-from imet_ray.data.formats import read_catalog
+from imet_ray.data.formats import accepted, read_catalog, read_directory
 from imet_ray.data.sources import resolve_data
 from imet_ray.data.training_data import TrainingData, prepare
 from imet_ray.errors import ConfigError, StoreError
@@ -97,10 +98,13 @@ def plan(request: Request) -> Plan:
     if request.source is not None and data != "openclipart":
         raise ConfigError("--from is for --data openclipart")
     root = resolve_data(data, cache=request.cache.root, source=request.source)
-    catalog = read_catalog(root, negatives=request.negatives)
+    reading = read_directory(root, negatives=request.negatives)
+    catalog = accepted(root, reading)
     name = _run_name(request.name, space, data)
     print(f"space   {path}: {_describe(space)}")
     print(f"data    {root}: {catalog.summary()}")
+    for line in warned(reading.problems):
+        print(f"        {line}")
     print(f"run     {request.runs.address(name)}")
     return Plan(
         space=space,

@@ -60,12 +60,28 @@ def listed(problems: Sequence[Problem]) -> Iterator[str]:
     for (mild, kind), found in sorted(kinds.items(), key=lambda item: item[0][0]):
         yield f"{'warning' if mild else 'problem'}       {kind}: {len(found):,}"
         for problem in found[:SHOWN]:
-            row = f" row {problem.row}" if problem.row is not None else ""
-            line = " ".join(f"{problem.where}{row}: {problem.text}".rstrip(": ").splitlines())
-            line = line if len(line) <= LONGEST else line[:LONGEST] + " ..."
-            yield "    " + line.encode(errors="backslashreplace").decode()
+            yield f"    {_line_of(problem)}"
         if len(found) > SHOWN:
             yield f"    and {len(found) - SHOWN:,} more"
+
+
+def warned(problems: Sequence[Problem]) -> Iterator[str]:
+    """A line for each kind of problem that does not forbid training, with the first of that kind."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if not problem.forbids:
+            kinds.setdefault(problem.kind, []).append(problem)
+    for kind, found in kinds.items():
+        more = f", and {len(found) - 1:,} more: --check-data lists them" if len(found) > 1 else ""
+        yield f"warning: {kind}: {_line_of(found[0])}{more}"
+
+
+def _line_of(problem: Problem) -> str:
+    """Where it is and what it is, in one line."""
+    row = f" row {problem.row}" if problem.row is not None else ""
+    line = " ".join(f"{problem.where}{row}: {problem.text}".rstrip(": ").splitlines())
+    line = line if len(line) <= LONGEST else line[:LONGEST] + " ..."
+    return line.encode(errors="backslashreplace").decode()
 
 
 def read_table(

@@ -88,7 +88,11 @@ def read_catalog(root: Path, *, negatives: bool = False) -> Catalog:
     Raises:
         DataError: with all problems that forbid training.
     """
-    reading = read_directory(root, negatives=negatives)
+    return accepted(root, read_directory(root, negatives=negatives))
+
+
+def accepted(root: Path, reading: Reading) -> Catalog:
+    """The catalog of a directory that may be trained on; raises as `read_catalog`."""
     if reading.catalog is None:
         forbidding = [problem for problem in reading.problems if problem.forbids]
         raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
