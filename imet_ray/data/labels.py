@@ -188,7 +188,8 @@ def _ways() -> list[Split]:
 
 
 def _separated(mark: str) -> Callable[[str], Labels]:
-    return lambda cell: [part for text in cell.split(mark) if (part := text.strip())]
+    """Parts between marks; one mark more may stand at the end. A part may be empty, and is then no label."""
+    return lambda cell: [part.strip() for part in cell.removesuffix(mark).split(mark)] if cell else []
 
 
 def _list(cell: str) -> Labels | None:
