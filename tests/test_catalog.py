@@ -255,6 +255,27 @@ def test_a_picture_with_two_rows_in_test_csv_is_named(tmp_path):
     assert problems(root) == [("duplicate id", "test.csv row 5", True)]
 
 
+def test_labels_that_always_come_together_are_warned_of(tmp_path):
+    train = HEAD + b"a,oil painting x\nb,oil painting\nc,y oil painting x\n"
+    root = make(tmp_path, **{"train.csv": train, "labels.csv": None})
+    assert problems(root) == [("labels that always come together", "train.csv row None", False)]
+    assert "'oil', 'painting': in the same 3 pictures" in check_data(root, workers=1).text()
+
+
+def test_negatives_need_some_picture_with_a_label(tmp_path):
+    root = make(tmp_path, **{"train.csv": HEAD + b"a,\nb,\nc,\n"})
+    report = check_data(root, workers=1, negatives=True)
+    assert [problem.kind for problem in report.problems] == ["no labels"]
+
+
+def test_with_negatives_an_empty_cell_of_test_csv_says_that_there_is_no_label(tmp_path):
+    root = make(tmp_path, **{"train.csv": HEAD + b"a,0 2\nb,\nc,1\n", "test.csv": HEAD + b"s,0\nt,\nu,1\n"})
+    catalog = read_catalog(root, negatives=True)
+    assert catalog.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert catalog.test_labelled.all()
+    assert catalog.test_labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
 NO_PICTURES = {f"train/{name}": None for name in ("a.png", "b.jpg", "c.webp")}
 WARNINGS = [
     ("train/d.png", picture(), "files without an id", "train row None"),
