@@ -31,7 +31,7 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
-BEGINS = ("space", "data", "from", "name", "folds", "epochs", "fresh", "extend")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies"},
     "train": {*BEGINS, "variant", "fold", "set"},
@@ -39,7 +39,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
-    "check-data": set(),
+    "check-data": {"negatives"},
 }
 
 
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
 
     cache = Cache.at(args.cache)
     if stage == "check-data":
-        return setup.check_data(args.check_data, cache)
+        return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -71,6 +71,7 @@ def _run(args: argparse.Namespace) -> int:
             space=args.space,
             data=args.data,
             source=args.source,
+            negatives=args.negatives is not None,
             name=args.name,
             runs=runs,
             cache=cache,
@@ -147,6 +148,8 @@ def _add_options(parser: Parser) -> None:
     parser.add_run("run directory; default: the space's name, or the newest run", data)
     add = parser.add_argument
     add("--space", metavar="FILE", type=user_path, help="default: search_spaces/<data>.yml, else own.yml")
+    none = "pictures without labels have none of them; else they are refused"
+    add("--negatives", action="store_true", default=None, help=none)
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)

@@ -125,7 +125,8 @@ def sweep(space: SearchSpace, runs: Path) -> Swept:
     test = None
     if (truth := run.catalog.test_labels) is not None:
         probs = blend_test(ensemble, run.store, run.catalog.test.ids)
-        test = F2.per_picture(ensemble.decoder.decode(probs), truth)
+        labelled = run.catalog.test_labelled
+        test = F2.per_picture(ensemble.decoder.decode(probs[labelled]), truth[labelled])
     members = {member.variant: member.trials for member in ensemble.members}
     return Swept(ended_trials(run.store), wall_s, members, nested_f2(run, ensemble), test)
 

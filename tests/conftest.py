@@ -119,10 +119,12 @@ def make_members():
     """Members that see the truth's log-odds through independent noise of a given strength; labels; three folds."""
     from imet_ray.blending.members import Member
 
-    def _make(noise, *, n=300, c=8, seed=0) -> tuple[list[Member], np.ndarray, np.ndarray]:
+    def _make(noise, *, n=300, c=8, seed=0, negatives=False) -> tuple[list[Member], np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
         odds = rng.normal(-2, 2, (n, c))
         labels = (rng.random((n, c)) < 1 / (1 + np.exp(-odds))).astype(np.uint8)
+        none = np.flatnonzero(~labels.any(axis=1))
+        labels[none, odds[none].argmax(axis=1)] = not negatives
         seen = [odds + rng.normal(0, strength, (n, c)) for strength in noise]
         probs = [(1 / (1 + np.exp(-logits))).astype(np.float16) for logits in seen]
         return [Member(f"noise{i}", p) for i, p in enumerate(probs)], labels, rng.permutation(n) % 3

@@ -49,6 +49,7 @@ def pictures_at(folder: Path) -> Catalog:
         labels=rng.integers(0, 2, (15, 4), np.uint8),
         test=Split(tuple(f.stem for f in files), files),
         test_labels=rng.integers(0, 2, (13, 4), np.uint8),
+        test_labelled=np.ones(13, bool),
         label_groups=("", "b", "b", "<i>&'c'"),
         digest="data",
         test_digest="test",

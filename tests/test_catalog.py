@@ -169,11 +169,129 @@ PROBLEMS = [  # file, what it now holds, what is wrong, and where
     ("labels.csv", b"id,name\n0,a\n", "missing column", "labels.csv row 1"),
     ("sample_submission.csv", SAMPLE + b"\xff\n", "not UTF-8", "sample_submission.csv row 5"),
     ("test.csv", HEAD + b"s,\0\n", "NUL byte", "test.csv row 2"),
+    ("train.csv", b"\xff\xfe" + TRAIN[:7], "not UTF-16", "train.csv row 1"),
 ]
+ALSO_READ = {  # train.csv as people write it
+    "semicolons": TRAIN.replace(b",", b";"),
+    "tabs": TRAIN.replace(b",", b"\t"),
+    "bars": TRAIN.replace(b",", b"|"),
+    "UTF-16 without a mark": TRAIN.decode().encode("utf-16-le"),
+    "UTF-16-BE without a mark": TRAIN.decode().encode("utf-16-be"),
+    "quotes": b'"id";"attribute_ids"\n"a"; "0;2"\n"b";"1"\n"c.webp";"0"\n',
+    "spaces": b"id , attribute_ids\n a , 0  2 \nb,1\nc.webp, 0\n",
+    "a quote after a space": b'id, attribute_ids\na, "0,2"\nb, "1"\nc.webp, 0\n',
+    "empty rows": TRAIN + b",\n\n , \n",
+    "old Mac": TRAIN.replace(b"\n", b"\r"),
+    "names": HEAD + b"a,culture::a;tag::c\nb,tag::b\nc.webp,culture::a\n",
+}
+NO_CSV = {  # what train.csv holds, and what it is called
+    "an Excel workbook": b"PK\3\4" + b"\0" * 30 + b"xl/workbook.xml",
+    "an old Excel workbook": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "a zip archive": b"PK\3\4" + b"\0" * 30 + b"train.csv",
+    "a gzip archive": b"\x1f\x8b\x08",
+    "a web page": b"<!DOCTYPE html><html>",
+}
+
+
+@pytest.mark.parametrize("data", ALSO_READ.values(), ids=ALSO_READ)
+def test_tables_as_people_write_them_are_read(tmp_path, data):
+    root = make(tmp_path, **{"train.csv": data})
+    assert problems(root) == []
+    assert read_catalog(root).labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize(("name", "data"), NO_CSV.items(), ids=NO_CSV)
+def test_what_is_no_csv_file_is_named_as_what_it_is(tmp_path, name, data):
+    root = make(tmp_path, **{"train.csv": data})
+    assert problems(root) == [("no CSV file", "train.csv row None", True)]
+    assert f"train.csv: {name}" in check_data(root, workers=1).text()
+
+
+@pytest.mark.parametrize("name", ["train.xlsx", "Train.csv", "train.tsv", "train.csv.gz"])
+def test_a_table_of_another_name_is_named_where_train_csv_is_missing(tmp_path, name):
+    root = make(tmp_path, **{"train.csv": None, name: TRAIN})
+    assert f"train.csv: {name} is there" in check_data(root, workers=1).text()
+
+
+def test_a_row_below_a_title_is_named_by_its_number_in_the_file(tmp_path):
+    root = make(tmp_path, **{"train.csv": b"a title\n" + TRAIN.replace(b"b,1", b"b,7")})
+    assert ("label that labels.csv lacks", "train.csv row 4", True) in problems(root)
+
+
+def test_a_row_with_several_faults_names_all_of_them(tmp_path):
+    found = problems(make(tmp_path, **{"train.csv": TRAIN + b"b,0 7 0\n,\n../x,8\n"}))
+    row5 = {("duplicate id", True), ("label that labels.csv lacks", True), ("repeated label", True)}
+    assert {(kind, forbids) for kind, where, forbids in found if where == "train.csv row 5"} == row5
+    assert {kind for kind, where, _ in found if where == "train.csv row 7"} == {
+        "id is a path",
+        "label that labels.csv lacks",
+    }
+
+
+def test_two_scans_of_one_name_are_told_apart_by_their_suffixes(tmp_path):
+    two = {"train/b.png": picture(colour=50), "test/t.png": picture(colour=60)}
+    root = make(tmp_path, **two, **{"sample_submission.csv": None})
+    assert problems(root) == [("several files for an id", "train.csv row 3", True)]
+    train = TRAIN.replace(b"b,1", b"b.jpg,1\nb.png,2")
+    catalog = read_catalog(make(tmp_path, **two, **{"sample_submission.csv": None, "train.csv": train}))
+    assert catalog.train.ids == ("a", "b.jpg", "b.png", "c.webp")
+    assert catalog.test.ids == ("s", "t.jpg", "t.png", "u")
+
+
+def test_a_test_picture_that_no_table_names_is_blamed_on_its_folder(tmp_path):
+    root = make(tmp_path, **{"sample_submission.csv": None, "test/s.png": b"no picture"})
+    assert problems(root) == [("picture cannot be used", "test row None", True)]
+
+
+def test_an_empty_cell_of_test_csv_leaves_the_other_test_labels(tmp_path):
+    root = make(tmp_path, **{"test.csv": HEAD + b"s,0\nt,\n"})
+    assert problems(root) == [("test labels are incomplete", "test.csv row None", False)]
+    catalog = read_catalog(root)  # u, s, t.jpg
+    assert catalog.test_labelled.tolist() == [False, True, False]
+    assert catalog.test_labels[1].tolist() == [1, 0, 0]
+
+
+def test_ids_of_test_csv_may_be_spelled_otherwise_than_in_the_sample_submission(tmp_path):
+    catalog = read_catalog(make(tmp_path, **{"test.csv": HEAD + b"t,1\ns.png,0\nu,2\n"}))
+    assert catalog.test_labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
+def test_a_picture_with_two_rows_in_test_csv_is_named(tmp_path):
+    root = make(tmp_path, **{"test.csv": HEAD + b"s,0\nt,1\nu,2\ns,1\n"})
+    assert problems(root) == [("duplicate id", "test.csv row 5", True)]
+
+
+def test_labels_that_always_come_together_are_warned_of(tmp_path):
+    train = HEAD + b"a,oil painting x\nb,oil painting\nc,y oil painting x\n"
+    root = make(tmp_path, **{"train.csv": train, "labels.csv": None})
+    assert problems(root) == [("labels that always come together", "train.csv row None", False)]
+    assert "'oil', 'painting': in the same 3 pictures" in check_data(root, workers=1).text()
+
+
+def test_negatives_need_some_picture_with_a_label(tmp_path):
+    root = make(tmp_path, **{"train.csv": HEAD + b"a,\nb,\nc,\n"})
+    report = check_data(root, workers=1, negatives=True)
+    assert [problem.kind for problem in report.problems] == ["no labels"]
+
+
+def test_with_negatives_an_empty_cell_of_test_csv_says_that_there_is_no_label(tmp_path):
+    root = make(tmp_path, **{"train.csv": HEAD + b"a,0 2\nb,\nc,1\n", "test.csv": HEAD + b"s,0\nt,\nu,1\n"})
+    catalog = read_catalog(root, negatives=True)
+    assert catalog.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert catalog.test_labelled.all()
+    assert catalog.test_labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
 NO_PICTURES = {f"train/{name}": None for name in ("a.png", "b.jpg", "c.webp")}
 WARNINGS = [
     ("train/d.png", picture(), "files without an id", "train row None"),
     ("train.csv", b"\xef\xbb\xbf" + TRAIN, "byte-order mark", "train.csv row 1"),
+    ("train.csv", TRAIN.decode().encode("utf-16"), "byte-order mark", "train.csv row 1"),
+    ("train.csv", b"\xfe\xff" + TRAIN.decode().encode("utf-16-be"), "byte-order mark", "train.csv row 1"),
+    ("train.csv", b"The collection, 2019\n\n" + TRAIN, "title above the header", "train.csv row 1"),
+    ("train.csv", b'"unpaired\n' + TRAIN, "title above the header", "train.csv row 1"),
+    ("train.csv", b"sep=;\n" + TRAIN.replace(b",", b";"), "title above the header", "train.csv row 1"),
+    ("test.xlsx", b"PK", "table in another form", "test.xlsx row None"),
     ("test.csv", HEAD + b"s,0\n", "test labels are incomplete", "test.csv row None"),
     ("train.csv", TRAIN.replace(b"\n", b",9\n"), "stray column", "train.csv row 1"),
     ("train.csv", TRAIN.replace(b"\n", b",1\n").replace(b"s,1", b"s,id"), "stray column", "train.csv row 1"),

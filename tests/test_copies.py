@@ -92,6 +92,7 @@ def test_a_new_run_keeps_byte_copies_with_other_labels_in_one_fold(tmp_path):
         space=None,
         data=str(root),
         source=None,
+        negatives=False,
         name="copies",
         runs=runs_at(str(tmp_path / "runs"), cache),
         cache=cache,

@@ -230,3 +230,24 @@ def test_expected_f2_is_decoded_at_its_temperature():
 def test_probabilities_a_rounding_above_one_are_taken_for_one():
     probs = np.array([[1.0000001, 0.5] + [0.0] * 30], np.float32)
     assert F2.decode_expected(probs).sum() == F2.decode_expected(np.minimum(probs, 1)).sum()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2.0, 1.0, 0.5]))
+def test_where_a_picture_may_have_no_label_the_empty_set_is_weighed_too(seed, beta):
+    probs = np.random.default_rng(seed).random((1, 5)) ** 3
+    worlds = np.array(list(itertools.product([0, 1], repeat=5)), bool)
+    chances = np.where(worlds, probs, 1 - probs).prod(axis=1)
+    metric = FBeta(beta)
+    expected = [chances @ metric.per_picture(np.broadcast_to(sets, worlds.shape), worlds) for sets in worlds]
+    chosen = metric.decode_expected(probs, negatives=True)[0]
+    assert expected[int(chosen @ (2 ** np.arange(4, -1, -1)))] == pytest.approx(max(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("decoder", [Threshold(threshold=0.5), ExpectedScore(metric="f2")])
+def test_an_empty_set_is_given_only_where_pictures_may_have_no_label(decoder):
+    probs = np.array([[0.01, 0.02], [0.9, 0.1]], np.float32)
+    assert decoder.decode(probs).any(axis=1).all()
+    with_negatives = decoder.model_copy(update={"negatives": True})
+    assert with_negatives.decode(probs).any(axis=1).tolist() == [False, True]
+    assert read_decoder(with_negatives.model_dump(mode="json")) == with_negatives

@@ -308,3 +308,18 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_is_fitted(member, o
 
     with pytest.raises(ConfigError, match=message):
         evaluate([member, replace(member, name="b")], LABELS, FOLDS, seed=0, runner=runner, **options)
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "group-thresholds", "expected-f2"])
+def test_where_pictures_have_no_label_the_blend_is_scored_and_decoded_with_empty_sets(make_members, decoder):
+    members, labels, folds = make_members([1.0, 1.5], n=90, c=6, negatives=True)
+    assert not labels.any(axis=1).all()
+    given = {"groups": GROUPS, "methods": ["uniform"], "decoders": [decoder], "scale": "probability"}
+    report = evaluate(members, labels, folds, **given)
+    assert report.decoder.negatives
+    probs = averaged([member.probs for member in members], np.array(report.weights), "probability")
+    decoded = report.decoder.decode(probs)
+    assert not decoded.any(axis=1).all()
+    assert report.chosen.own == pytest.approx(F2.score(decoded, labels), abs=1e-12)
+    always = report.decoder.model_copy(update={"negatives": False})
+    assert report.chosen.own > F2.score(always.decode(probs), labels)

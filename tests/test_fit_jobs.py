@@ -138,7 +138,7 @@ def test_single_members_are_fitted_once_however_often_the_range_is_widened(make_
         return solve_here(problem, tasks)
 
     def problem(half_range):
-        return replace(make_problem(members, labels, folds, half_range=half_range, t=0.5), singles=singles)
+        return replace(make_problem(members, labels, folds, half_range=half_range, t=0.6), singles=singles)
 
     jobs = [Job(method, THRESHOLD) for method in ("greedy", "member 0", "member 1")]
     ranges = iter((0.2, 0.5, 1.0))
@@ -179,7 +179,7 @@ def test_the_temperature_is_1_unless_another_is_better(problem):
 
 @pytest.mark.parametrize("scale", [0.6, 1.7])
 def test_the_temperature_mends_a_member_whose_logits_were_scaled(make_members, scale):
-    members, labels, folds = make_members([0.2], n=500, c=12)
+    members, labels, folds = make_members([0.2], n=500, c=20)
     scaled = expit(scale * logit(members[0].probs.astype(np.float64).clip(1e-6, 1 - 1e-3)))
     problem = make_problem([replace(members[0], probs=scaled.astype(np.float32))], labels, folds)
     start = Solution(np.ones(1), Threshold(threshold=0.5))

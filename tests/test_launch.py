@@ -1,12 +1,18 @@
 """The command line: the user's own mistakes get one clear line, and nothing is ignored."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 import blend
 import launch
+from imet_ray.commands.setup import reopen
+from imet_ray.data.formats import read_catalog
+from imet_ray.errors import StoreError
+from imet_ray.storage.run_directory import Cache
+from imet_ray.storage.runs import Runs
 
 SWEEP_FEW = (
     "--sweep",
@@ -130,7 +136,7 @@ def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
 
 def test_every_option_is_read_by_some_stage():
     parser_options = {
-        "space", "data", "from", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
+        "space", "data", "from", "negatives", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
         "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
@@ -266,6 +272,35 @@ def test_folds_of_ones_own_are_used(capsys, trained, tiny_catalog, tmp_path):
     folds.write_text(f"id,fold\n{rows}\n")
     assert run(capsys, *trained, "--folds", folds)[0] == 0
     assert RunDirectory(tmp_path / "runs" / "r").folds.read_text() == folds.read_text()
+
+
+def test_a_run_says_what_is_warned_of_in_its_data(capsys, trained, tiny_root, tmp_path):
+    root = shutil.copytree(tiny_root, tmp_path / "data")
+    (root / "train.csv").write_text("a title\n" + (root / "train.csv").read_text())
+    code, out, _ = run(capsys, *[root if arg == tiny_root else arg for arg in trained])
+    assert code == 0
+    assert "warning: title above the header: train.csv row 1: the header is row 2" in out
+
+
+def test_pictures_without_labels_are_negatives_where_that_is_asked_for(capsys, trained, tiny_root, tmp_path):
+    root = shutil.copytree(tiny_root, tmp_path / "data")
+    head, *rows = (root / "train.csv").read_text().splitlines()
+    rows[::9] = [row.partition(",")[0] + "," for row in rows[::9]]
+    (root / "train.csv").write_text("\n".join([head, *rows]) + "\n")
+    argv = [root if arg == tiny_root else arg for arg in trained]
+    code, _, err = run(capsys, *argv)
+    assert code == 1
+    assert "train.csv row 2: " in err
+    assert "--negatives" in err
+    code, out, _ = run(capsys, *argv, "--negatives")
+    assert code == 0
+    assert f"{len(rows[::9])} pictures have none" in out
+    again = reopen(Runs(tmp_path / "runs"), "r", Cache(argv[argv.index("--cache") + 1]))
+    assert again.data.negatives
+    assert again.experiment.data_digest == read_catalog(root, negatives=True).digest
+    (root / "train.csv").write_text("\n".join([head, *rows[1:], rows[0] + "0"]) + "\n")
+    with pytest.raises(StoreError, match="holds other data"):
+        reopen(Runs(tmp_path / "runs"), "r", Cache(argv[argv.index("--cache") + 1]))
 
 
 def test_blend_without_a_whole_variant_says_what_to_do(capsys, trained, tmp_path, tiny_cache):

@@ -19,7 +19,7 @@ def slow_scores(predicted, labels, beta=2.0) -> list[float]:
     for row, truth in zip(predicted.tolist(), labels.tolist(), strict=True):
         tp = sum(1 for p, t in zip(row, truth, strict=True) if p and t)
         below = beta**2 * sum(map(bool, truth)) + sum(map(bool, row))
-        scores.append((1 + beta**2) * tp / below if below else 0.0)
+        scores.append((1 + beta**2) * tp / below if below else 1.0)
     return scores
 
 
@@ -113,7 +113,7 @@ def test_where_all_labels_are_true_the_threshold_is_below_zero():
 
 def test_without_true_labels_nothing_is_predicted():
     threshold, score = F2.best_threshold(np.full((2, 3), 1, np.float16), np.zeros((2, 3), np.uint8))
-    assert (threshold, score) == (1.0, 0.0)
+    assert (threshold, score) == (1.0, 1.0)  # and that is right
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

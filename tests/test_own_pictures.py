@@ -19,7 +19,7 @@ from imet_ray.storage.runs import Runs
 def request_of(tmp_path):
     def _make(data: object, space: Path | None = None, **overrides: int) -> Request:
         cache, runs = Cache(tmp_path / "cache"), Runs(tmp_path / "runs")
-        return Request(space, str(data), None, None, runs, cache, None, overrides, False, False)
+        return Request(space, str(data), None, False, None, runs, cache, None, overrides, False, False)
 
     return _make
 

@@ -17,6 +17,15 @@ def test_the_header_is_the_samples(tmp_path):
     assert (tmp_path / "s.csv").read_text() == "id,labels\na,7\n"
 
 
-def test_a_picture_without_a_label_is_a_bug(tmp_path):
-    with pytest.raises(AssertionError):
-        write_submission(tmp_path / "s.csv", ["a"], ["7"], np.zeros((1, 1), dtype=bool))
+def test_a_picture_without_a_label_has_an_empty_cell(tmp_path):
+    write_submission(tmp_path / "s.csv", ["a"], ["7"], np.zeros((1, 1), dtype=bool))
+    assert (tmp_path / "s.csv").read_text() == "id,attribute_ids\na,\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "cell"),
+    [(["oil paint", "b"], "oil paint;b"), (["a ;", "b|"], '"a ;,b|"'), (["c", "d;"], "c d;")],
+)
+def test_labels_with_spaces_are_separated_by_what_none_of_them_has(tmp_path, labels, cell):
+    write_submission(tmp_path / "s.csv", ["a"], labels, np.ones((1, 2), dtype=bool))
+    assert (tmp_path / "s.csv").read_text() == f"id,attribute_ids\na,{cell}\n"

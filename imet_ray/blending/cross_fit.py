@@ -1,7 +1,7 @@
 """All methods under all decoders, fitted on everything and without each fold, and scored picture by picture.
 
-Pictures left without a label get their most probable one, as in a submission. Everything goes in blocks of rows, so
-members may be memory-mapped.
+Pictures left without a label get their most probable one, as in a submission, unless the data have such pictures.
+Everything goes in blocks of rows, so members may be memory-mapped.
 """
 
 from collections.abc import Callable, Sequence
@@ -151,6 +151,8 @@ def score_pictures(
     cells, weights = fits.deciding(solution.weights)
     shifts = cells.in_reach(cells.shifts_of(weights, decoder.thresholds(problem.groups)))
     hits, chosen = (counts[rows] for counts in cells.counts(weights, shifts))
+    if decoder.negatives:
+        return metric.of_counts(hits, cells.true[rows], chosen)
     none = np.flatnonzero(chosen == 0)
     for start in range(0, len(none), ROWS):
         part = none[start : start + ROWS]

@@ -74,11 +74,11 @@ def _order(weights: np.ndarray, found: CrossFit) -> list[int]:
 
 
 def _for_nothing(labels: np.ndarray, metric: str) -> float:
-    """The score of the most frequent labels for all pictures, as many as are best."""
+    """The score of the most frequent labels for all pictures, as many as are best; also none."""
     most = np.argsort(-labels.sum(axis=0, dtype=np.int64), kind="stable")[:SAME]
-    hits = np.cumsum(labels[:, most], axis=1, dtype=np.int64)
+    hits = np.pad(np.cumsum(labels[:, most], axis=1, dtype=np.int64), ((0, 0), (1, 0)))
     true = np.count_nonzero(labels, axis=1)[:, None]
-    scores = metric_named(metric).of_counts(hits, true, np.arange(1, len(most) + 1))
+    scores = metric_named(metric).of_counts(hits, true, np.arange(len(most) + 1))
     return float(scores.mean(axis=0).max())
 
 

@@ -127,7 +127,7 @@ def solve(problem: FitProblem, task: Task) -> Solution:
         best = refitted(found.weights, job.decoder, problem, without=job.without)
         return replace(best, evaluations=found.evaluations, curve=found.curve)
     decoder = kind.fitted(cells.thresholds_of(found.weights, found.shifts), problem.groups)
-    return Solution(found.weights, decoder, found.evaluations, found.curve)
+    return Solution(found.weights, problem.decided(decoder), found.evaluations, found.curve)
 
 
 def refitted(
@@ -149,7 +149,8 @@ def refitted(
     if cells.n_members < len(weights):  # a single member: from where the blend's search begins
         shifts = cells.in_reach(cells.shifts_of(own, problem.cells.thresholds_of(weights, shifts)))
     shifts = settled_shifts(cells, own, shifts)
-    return Solution(weights, kind.fitted(cells.thresholds_of(own, shifts), problem.groups))
+    decided = problem.decided(kind.fitted(cells.thresholds_of(own, shifts), problem.groups))
+    return Solution(weights, decided)
 
 
 def _on_sample(job: Job, kind: type[SampleDecoder], start: Solution, problem: FitProblem) -> Solution:
@@ -184,7 +185,7 @@ class SampleJudge:
         """
         sample = problem.sample
         kept = np.flatnonzero(sample.folds != without)[::every]  # all, if nothing is left out
-        self.kind, self.scale, self.metric = kind, problem.scale, problem.metric
+        self.kind, self.problem = kind, problem
         self.members = np.flatnonzero(weights)
         self.probs = np.stack([sample.probs[member][kept] for member in self.members])
         self.labels = sample.labels[kept]
@@ -193,11 +194,12 @@ class SampleJudge:
     def scores(self, weights: np.ndarray, decoder: Decoder) -> np.ndarray:
         """The score of each picture."""
         self.evaluations += 1
-        decoded = decoder.decode(averaged(self.probs, weights, self.scale))
-        return metric_named(self.metric).per_picture(decoded, self.labels)
+        decoded = decoder.decode(averaged(self.probs, weights, self.problem.scale))
+        return metric_named(self.problem.metric).per_picture(decoded, self.labels)
 
     def best_decoder(self, weights: np.ndarray) -> Decoder:
-        return self.kind.fit(averaged(self.probs, weights, self.scale), self.labels, self.metric)
+        probs = averaged(self.probs, weights, self.problem.scale)
+        return self.problem.decided(self.kind.fit(probs, self.labels, self.problem.metric))
 
     def best_weights(self, start: np.ndarray, decoder: Decoder, min_weight: float) -> np.ndarray:
         """Nelder-Mead from `start`, which stays where nothing is better beyond the noise of these pictures.

@@ -10,6 +10,7 @@ from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.members import Member, check_members
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.threshold_range import Sample, ThresholdRange, single_cells
+from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.pooling import Scale
 
 SAMPLE = 4096  # pictures for sample decoders and for where thresholds are searched
@@ -148,6 +149,10 @@ class FitProblem:
     @property
     def metric(self) -> str:
         return self.cells.metric
+
+    def decided(self, decoder: Decoder) -> Decoder:
+        """The decoder that was fitted, which gives empty sets where pictures of the data have no label."""
+        return decoder.model_copy(update={"negatives": bool((self.cells.true == 0).any())})
 
     def widened(self, problem: BlendProblem, down: bool, up: bool) -> "FitProblem | None":
         """With a wider range of thresholds; None where it cannot be wider."""

@@ -100,8 +100,10 @@ def _best_of_uniform(sample: Sample, scale: Scale, groups: np.ndarray, metric: M
     numbers = np.unique(groups)
     for group in numbers if len(numbers) > 1 else ():
         columns = np.flatnonzero(groups == group)
-        if sample.labels[:, columns].any():
-            best.append(metric.best_threshold(mean[:, columns], sample.labels[:, columns])[0])
+        rows = np.flatnonzero(sample.labels[:, columns].any(axis=1))  # the others have labels of other groups
+        if len(rows):
+            own = np.ix_(rows, columns)
+            best.append(metric.best_threshold(mean[own], sample.labels[own])[0])
     if 2 < m <= FEW:  # what each member is worth is told by the others' best threshold
         for rest in (1 - np.eye(m)) / (m - 1):
             others = averaged(sample.probs, rest, scale).clip(0, 1).astype(np.float16)

@@ -13,8 +13,9 @@ from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.copies import first_copies
+from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
-from imet_ray.data.formats import read_catalog
+from imet_ray.data.formats import accepted, read_catalog, read_directory
 from imet_ray.data.sources import is_directory, resolve_data
 from imet_ray.data.training_data import SplitData, TrainingData, extended_folds, prepare
 from imet_ray.errors import ConfigError, DataError, StoreError
@@ -47,6 +48,7 @@ class Request:
     space: Path | None
     data: str | None
     source: Path | None  # openclipart's unpacked packages
+    negatives: bool  # pictures without labels have none of them
     name: str | None
     runs: Runs
     cache: Cache
@@ -82,9 +84,13 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path, cache: Cache) -> int:
-    """Print the report on a data directory; 1 if it must not be trained on."""
-    report = check_directory(root, workers=usable_cores(), cache=cache)
+def check_data(root: Path, cache: Cache, *, negatives: bool) -> int:
+    """Print the report on a data directory; 1 if it must not be trained on.
+
+    Args:
+        negatives: pictures without labels have none of them; else they are a problem.
+    """
+    report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
     print(report.text())
     return 1 if report.forbids else 0
 
@@ -104,7 +110,8 @@ def plan(request: Request) -> Plan:
     metric_named(space.metric)
     data = request.data or space.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
-    catalog = read_catalog(root, request.cache)
+    reading = read_directory(root, request.cache, negatives=request.negatives)
+    catalog = accepted(root, reading)
     name = _run_name(request.name, space, data)
     if fitted := path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
@@ -113,6 +120,8 @@ def plan(request: Request) -> Plan:
     if fitted:
         print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
     print(f"data    {root}: {catalog.summary()}")
+    for line in warned(reading.problems):
+        print(f"        {line}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)
     if not (request.fresh or request.extend) and (how := _other_data(store, catalog)):
@@ -307,7 +316,9 @@ def reopen(
     store = runs.open(name)
     experiment = read_experiment(store)
     root = _root(experiment, store, cache, at, source)
-    catalog = read_catalog(root, cache)
+    catalog = read_catalog(
+        root, cache, negatives=True
+    )  # those of the run: the digest knows each one's labels
     if how := _other_data(store, catalog):
         raise StoreError(
             f"{root} holds other data than {store.root} was begun with ({how}): say with --data where its own lie, "

@@ -216,8 +216,12 @@ def _predict_test(
     )
     if catalog.test_labels is not None:
         metric = metric_named(run.experiment.space.metric)
-        score = metric.score(decoded, catalog.test_labels)
-        print(f"test {metric.title} {score:.4f} (this dataset has test labels)")
+        score = metric.score(decoded[catalog.test_labelled], catalog.test_labels[catalog.test_labelled])
+        n, labelled = len(split.ids), int(catalog.test_labelled.sum())
+        of = (
+            "this dataset has test labels" if labelled == n else f"{labelled:,} of {n:,} pictures have labels"
+        )
+        print(f"test {metric.title} {score:.4f} ({of})")
     _report(run, ensemble, probs)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 from imet_ray.data.contents import contents
 from imet_ray.data.csv_tables import Problem, numbered
 from imet_ray.data.images import HEIF_EXTRA
+from imet_ray.data.labels import always_together, read_cells
 
 HEIF = frozenset({".heic", ".heif"})  # by an extra
 SUFFIXES = HEIF | {
@@ -56,17 +57,19 @@ class Catalog:
     train: Split
     labels: np.ndarray  # (N, C) uint8
     test: Split
-    test_labels: np.ndarray | None  # (n, C) uint8, where the test pictures have them
+    test_labels: np.ndarray | None  # (n, C) uint8, where test pictures have them
+    test_labelled: np.ndarray  # (n,) bool: which of them have
     label_groups: tuple[str, ...]  # (C,), given or from names such as culture::french; "" without
     digest: str  # of the training split: ids, labels, and the bytes of the pictures
     test_digest: str
 
     def summary(self) -> str:
         """One line for people."""
-        mean = self.labels.sum() / len(self.labels)
+        mean, none = self.labels.sum() / len(self.labels), len(self.labels) - self.labels.any(axis=1).sum()
+        without = f", {none:,} pictures have none" if none else ""
         return (
             f"{len(self.train.ids):,} training and {len(self.test.ids):,} test pictures, "
-            f"{len(self.label_ids):,} labels, {mean:.1f} per picture"
+            f"{len(self.label_ids):,} labels, {mean:.1f} per picture{without}"
         )
 
 
@@ -82,9 +85,9 @@ class Table:
 class Tables:
     """What a data format finds in a directory."""
 
-    train: Table  # id, attribute_ids (separated by spaces)
+    train: Table  # id, attribute_ids (see `imet_ray.data.labels`)
     labels: Table | None  # attribute_id, attribute_name, group; None: the labels are those of `train`
-    test: Table  # id, in the submission's order
+    test: Table | None  # id, in the submission's order; None: that of the files' names
     test_labels: Table | None  # id, attribute_ids; None without
     train_pictures: dict[str, Path]  # by file name
     test_pictures: dict[str, Path]
@@ -97,26 +100,38 @@ class Reading:
     catalog: Catalog | None  # None where a problem forbids training
     problems: tuple[Problem, ...]
     pictures: tuple[Path, ...] = ()  # all that there is a reader for, used or not
-    rows: dict[Path, tuple[str, int]] = field(default_factory=dict)  # picture -> table and row that name it
+    # picture -> table and row that name it; without a table the folder, and no row
+    rows: dict[Path, tuple[str, int | None]] = field(default_factory=dict)
 
 
-def assemble(root: Path, tables: Tables, problems: list[Problem], index: Path | None = None) -> Reading:
+def assemble(
+    root: Path,
+    tables: Tables,
+    problems: list[Problem],
+    index: Path | None = None,
+    *,
+    negatives: bool = False,
+) -> Reading:
     """Match ids with pictures and label sets with labels; what is wrong is added to `problems`.
 
     Args:
         index: where the digests of files are remembered (`imet_ray.data.contents`).
+        negatives: a training picture without labels has none of them; else it is a problem.
     """
-    known = _known_labels(tables, problems)
-    known_from = (tables.labels or tables.train).name
+    known, labels = _train_labels(tables, problems, negatives=negatives)
     train, train_rows = _split(root / "train", tables.train, tables.train_pictures, problems)
-    labelled = Table(tables.train.name, tables.train.rows.loc[list(train_rows.values())])
-    labels = _label_sets(labelled, known, known_from, problems)
-    test, test_rows = _split(root / "test", tables.test, tables.test_pictures, problems)
-    tested = _test_table(tables.test_labels, test.ids, problems)
-    test_labels = _label_sets(tested, known, known_from, problems) if tested is not None else None
+    labels = labels[_places(tables.train, train_rows, train.files)]
+    rows: dict[Path, tuple[str, int | None]] = {
+        file: (tables.train.name, row) for file, row in train_rows.items()
+    }
+    if tables.test is None:
+        test = _listed(tables.test_pictures, problems)
+        rows |= dict.fromkeys(test.files, ("test", None))
+    else:
+        test, test_rows = _split(root / "test", tables.test, tables.test_pictures, problems)
+        rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
+    truth, labelled = _test_labels(root, tables, test, known, problems, negatives=negatives)
     pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
-    rows = {file: (tables.train.name, row) for file, row in train_rows.items()}
-    rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
     if find_spec("pillow_heif") is None:
         _need_extra((*train.files, *test.files), problems)
         pictures = tuple(file for file in pictures if file.suffix.lower() not in HEIF)
@@ -124,20 +139,24 @@ def assemble(root: Path, tables: Tables, problems: list[Problem], index: Path | 
         train, test = _with_contents((train, test), rows, index, problems)
     if any(problem.forbids for problem in problems):
         return Reading(None, tuple(problems), pictures, rows)
-    names = tuple(name for name, _ in known.values())
+    names, kind = tuple(known.names.values()), "labels that always come together"
+    together = (
+        Problem(kind, tables.train.name, None, text, forbids=False) for text in always_together(labels, names)
+    )
     catalog = Catalog(
         root=root.resolve(),
-        label_ids=tuple(known),
+        label_ids=tuple(known.names),
         label_names=names,
         train=train,
         labels=labels,
         test=test,
-        test_labels=test_labels,
-        label_groups=label_groups(names, [group for _, group in known.values()]),
-        digest=_digest(train, tuple(known), labels),
+        test_labels=truth,
+        test_labelled=labelled,
+        label_groups=label_groups(names, known.groups),
+        digest=_digest(train, tuple(known.names), labels),
         test_digest=_digest(test, (), None),
     )
-    return Reading(catalog, tuple(problems), pictures, rows)
+    return Reading(catalog, (*problems, *together), pictures, rows)
 
 
 def earlier_digest(catalog: Catalog) -> str:
@@ -225,19 +244,58 @@ def _not_read(folder: Path) -> str:
     return ", ".join(found)
 
 
-def _known_labels(tables: Tables, problems: list[Problem]) -> dict[str, tuple[str, str]]:
-    """Name and group of each label id, in order."""
+@dataclass(frozen=True)
+class _Known:
+    """The labels that there are."""
+
+    names: dict[str, str]  # by id, in the order of columns
+    groups: tuple[str, ...]
+    table: str  # that they are from
+
+
+def _train_labels(tables: Tables, problems: list[Problem], *, negatives: bool) -> tuple[_Known, np.ndarray]:
+    """The labels that there are, and those of each row of the training table: (n, C) uint8."""
+    table = tables.train
     if tables.labels is None:
-        used = {label for text in tables.train.rows["attribute_ids"] for label in text.split()}
-        return {label: (label, "") for label in _ordered(used)}
+        sets = _cells(table, None, problems)
+        used = _ordered({label for found in sets for label in found})
+        known = _Known(dict(zip(used, used, strict=True)), ("",) * len(used), table.name)
+    else:
+        known = _listed_labels(tables.labels, problems)
+        sets = _cells(table, known.names, problems)
+    labels = _multi_hot(table, sets, known, problems)
+    if negatives:
+        if len(sets) and not labels.any():
+            problems.append(Problem("no labels", table.name, None, "no picture has one"))
+        return known, labels
+    out = "give it labels, or --negatives where such pictures have none of them"
+    problems += [
+        Problem("row without labels", table.name, row, f"{picture!r}: {out}")
+        for (row, picture), found in zip(numbered(table.rows, "id"), sets, strict=True)
+        if not found
+    ]
+    return known, labels
+
+
+def _listed_labels(table: Table, problems: list[Problem]) -> _Known:
+    """The labels of labels.csv."""
     known: dict[str, tuple[str, str]] = {}
-    for row, label, name, group in tables.labels.rows.itertuples(name=None):
+    for row, label, name, group in table.rows.itertuples(name=None):
         if not label:
-            problems.append(Problem("empty label id", tables.labels.name, row, ""))
+            problems.append(Problem("empty label id", table.name, row, ""))
         elif label in known:
-            problems.append(Problem("repeated label", tables.labels.name, row, repr(label)))
+            problems.append(Problem("repeated label", table.name, row, repr(label)))
         known[label] = name, group
-    return known
+    names = {label: name for label, (name, _) in known.items()}
+    return _Known(names, tuple(group for _, group in known.values()), table.name)
+
+
+def _cells(table: Table, known: dict[str, str] | None, problems: list[Problem]) -> list[list[str]]:
+    """The labels that each row names; arguments as of `read_cells`."""
+    sets, doubts = read_cells(table.rows["attribute_ids"].tolist(), known)
+    rows = table.rows.index.tolist()
+    problems += [Problem(doubt.kind, table.name, rows[doubt.cell], doubt.text) for doubt in doubts]
+    return sets
 
 
 def _ordered(labels: set[str]) -> list[str]:
@@ -247,26 +305,24 @@ def _ordered(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
-def _label_sets(table: Table, known: Iterable[str], known_from: str, problems: list[Problem]) -> np.ndarray:
+def _multi_hot(
+    table: Table, sets: Sequence[Sequence[str]], known: _Known, problems: list[Problem]
+) -> np.ndarray:
     """The label sets of a table's rows: (n, C) uint8.
 
     Args:
-        known: the labels' ids.
-        known_from: the table that they are from.
+        sets: the labels that each row names.
     """
-    place = {label: i for i, label in enumerate(known)}
-    labels = np.zeros((len(table.rows), len(place)), np.uint8)
-    for i, (row, text) in enumerate(numbered(table.rows, "attribute_ids")):
-        for label in text.split():
+    place = {label: i for i, label in enumerate(known.names)}
+    labels = np.zeros((len(sets), len(place)), np.uint8)
+    for i, (row, found) in enumerate(zip(table.rows.index.tolist(), sets, strict=True)):
+        for label in found:
             if label not in place:
-                problems.append(Problem(f"label that {known_from} lacks", table.name, row, repr(label)))
+                problems.append(Problem(f"label that {known.table} lacks", table.name, row, repr(label)))
             elif labels[i, place[label]]:
                 problems.append(Problem("repeated label", table.name, row, repr(label)))
             else:
                 labels[i, place[label]] = 1
-        if not text:
-            picture = table.rows["id"].iloc[i]
-            problems.append(Problem("row without labels", table.name, row, repr(picture)))
     return labels
 
 
@@ -326,21 +382,61 @@ def _wrong(
     return None
 
 
-def _test_table(table: Table | None, ids: Sequence[str], problems: list[Problem]) -> Table | None:
-    """The labelled rows of the test pictures, in their order, if all have labels."""
-    if table is None or not ids:
-        return None
-    rows = table.rows[table.rows["attribute_ids"] != ""].reset_index(names="row")
-    rows = rows.drop_duplicates("id", keep="last").set_index("id", drop=False)
-    missing = len(ids) - int(rows["id"].isin(ids).sum())
-    if missing and len(rows):
-        text = f"{missing:,} of {len(ids):,} test pictures have none: test labels are not used"
+def _listed(pictures: dict[str, Path], problems: list[Problem]) -> Split:
+    """A folder's pictures; two of one name, such as 7.jpg and 7.png, are told apart by their suffixes."""
+    ids = []
+    stems = Counter(file.stem for file in pictures.values())
+    for name, file in sorted(pictures.items()):
+        if not file.is_file():
+            problems.append(Problem("not a file", "test", None, name))
+        ids.append(name if stems[file.stem] > 1 else file.stem)
+    return Split(tuple(ids), tuple(pictures[name] for name in sorted(pictures)))
+
+
+def _test_labels(
+    root: Path,
+    tables: Tables,
+    test: Split,
+    known: _Known,
+    problems: list[Problem],
+    *,
+    negatives: bool,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Labels of the test pictures, (n, C) uint8 or None if none has any; and which pictures have them, (n,) bool.
+
+    Args:
+        negatives: a row without labels tells that its picture has none; else it tells nothing.
+    """
+    table, n = tables.test_labels, len(test.ids)
+    if table is None or not n or not table.rows["attribute_ids"].any():
+        return None, np.zeros(n, bool)
+    sets = _cells(table, known.names, problems)
+    labels = _multi_hot(table, sets, known, problems)
+    found: list[Problem] = []
+    _, rows = _split(root / "test", table, tables.test_pictures, found)
+    if tables.test is None or tables.test.name != table.name:  # else they are named already
+        problems += [problem for problem in found if problem.kind == "duplicate id"]
+    at = _places(table, rows, test.files)
+    has_some = np.array([bool(labels) for labels in sets])
+    labelled = (at >= 0) & (negatives | has_some[at])
+    missing = n - int(labelled.sum())
+    if missing:
+        text = f"{missing:,} of {n:,}: the test score is that of the others"
         problems.append(Problem("test labels are incomplete", table.name, None, text, forbids=False))
-    return None if missing else Table(table.name, rows.loc[list(ids)].set_index("row"))
+    return (labels[at] * labelled[:, None] if labelled.any() else None), labelled
+
+
+def _places(table: Table, rows: dict[Path, int], files: Sequence[Path]) -> np.ndarray:
+    """The place in the table of each file's row, -1 where it has none: (n,) int."""
+    place = {row: i for i, row in enumerate(table.rows.index.tolist())}
+    return np.array([place[rows[file]] if file in rows else -1 for file in files], dtype=int)
 
 
 def _with_contents(
-    splits: Sequence[Split], rows: dict[Path, tuple[str, int]], index: Path | None, problems: list[Problem]
+    splits: Sequence[Split],
+    rows: Mapping[Path, tuple[str, int | None]],
+    index: Path | None,
+    problems: list[Problem],
 ) -> list[Split]:
     """The splits with the digests of their files; a file that cannot be read is a problem."""
     files = [file for split in splits for file in split.files]

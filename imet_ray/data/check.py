@@ -64,7 +64,9 @@ class _Decoded:
     missing: float  # the share of its pixels that is not there
 
 
-def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataReport:
+def check_data(
+    root: Path, *, workers: int, cache: Cache | None = None, negatives: bool = False
+) -> DataReport:
     """Read a data directory, decode all its pictures, and report every problem.
 
     A picture that no table names may be damaged: that is a warning.
@@ -72,8 +74,9 @@ def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataR
     Args:
         workers: threads; decoding releases the interpreter's lock.
         cache: where the digests of pictures are remembered; None: all are read.
+        negatives: pictures without labels have none of them; else they are a problem.
     """
-    reading = read_directory(root, cache)
+    reading = read_directory(root, cache, negatives=negatives)
     problems = list(reading.problems)
     told = {(problem.where, problem.row) for problem in problems if problem.kind == UNUSABLE}
     decoded: dict[Path, _Decoded] = {}
@@ -156,6 +159,7 @@ def _label_lines(catalog: Catalog) -> list[str]:
     """How labels are spread: the mean per picture, the most common ones, and the rarest."""
     names, counts = catalog.label_names, catalog.labels.sum(axis=0, dtype=np.int64)
     per_picture = catalog.labels.sum(axis=1, dtype=np.int64)
+    none = np.count_nonzero(per_picture == 0)
     order = np.argsort(-counts, kind="stable")
 
     def listed(part: np.ndarray) -> str:
@@ -164,6 +168,7 @@ def _label_lines(catalog: Catalog) -> list[str]:
     return [
         f"labels        {len(names):,}, of which {np.count_nonzero(counts):,} are used; "
         f"{per_picture.mean():.2f} per picture, at most {per_picture.max()}",
+        *([f"  without     {none:,} pictures"] if none else []),
         f"  head        {listed(order[:SHOWN_LABELS])}",
         f"  tail        {listed(order[-SHOWN_LABELS:])}",
         *(f"  under {bound:<6}{np.count_nonzero(counts < bound):,} labels" for bound in (10, 100)),

@@ -1,6 +1,5 @@
 """Where a competition's files lie, for a data directory and a kernel alike: its sample submission and its pictures."""
 
-import csv
 import os
 import re
 from collections import Counter
@@ -9,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from imet_ray.data.catalog import picture_files
-from imet_ray.data.csv_tables import Problem, read_table
+from imet_ray.data.csv_tables import Problem, header_of, read_table
 
 HEADER = ("id", "attribute_ids")  # of a submission, where no sample says otherwise
 SAMPLE = re.compile(r"sample[ _-]?submission\.csv", re.IGNORECASE)
@@ -28,14 +27,8 @@ def sample_in(root: Path) -> Path | None:
 
 def sample_header(path: Path | None) -> tuple[str, str]:
     """The names of a sample's columns of ids and of labels: those that we know, else the first that are there."""
-    if path is None:
-        return HEADER
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):  # `read_sample` says what is wrong
-        return HEADER
-    ids = HEADER[0] if HEADER[0] in names else next(iter(names), HEADER[0])
+    names = header_of(path) if path is not None else []
+    ids = HEADER[0] if HEADER[0] in names else next((n for n in names if n != HEADER[1]), HEADER[0])
     others = [name for name in names if name != ids]
     return ids, HEADER[1] if HEADER[1] in others else next(iter(others), HEADER[1])
 

@@ -34,7 +34,7 @@ def make_folds(
     then each of the 1,088 labels with five pictures or more is in each of the five folds, within one of its fifth.
 
     Args:
-        labels: (N, C) uint8, 0 or 1. Rows without a label are spread evenly too.
+        labels: (N, C) uint8, 0 or 1. Rows without a label are spread evenly, too.
         n_folds: at least 2, at most N.
         seed: the same seed gives the same folds.
         copies: (N,) int64, the first row with the same picture (`imet_ray.data.copies`). They count as one picture
@@ -62,7 +62,8 @@ def make_folds(
         raise ConfigError(f"n_folds must be at most the number of images={n}, got n_folds={n_folds}")
     if labels.size > SLOW:
         logger.warning("stratifying %d images over %d labels: about a minute, once per run", *labels.shape)
-    used = labels[:, labels.any(axis=0)]
+    none = ~np.any(labels, axis=1)[:, None]  # counts as a label of its own
+    used = np.hstack([labels[:, labels.any(axis=0)], none[:, none.any(axis=0)]])
     # The package takes a table of fewer than two columns for single-label data.
     padded = np.pad(used, ((0, 0), (0, max(0, 2 - used.shape[1]))))
     splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble
 from imet_ray.data.competition_files import HEADER, archive_of, read_sample, sample_in, split_pictures
-from imet_ray.data.csv_tables import Problem, listed, read_table
+from imet_ray.data.csv_tables import Problem, like_named, listed, read_table
 from imet_ray.errors import DataError
 from imet_ray.storage.run_directory import Cache
 
@@ -32,7 +32,7 @@ class DataFormat(Protocol):
 class Kaggle:
     """Kaggle's layout.
 
-    train.csv                id, attribute_ids (separated by spaces)
+    train.csv                id, attribute_ids (separated by spaces, or as `imet_ray.data.labels` tells)
     labels.csv               attribute_id, attribute_name, group; without it the labels are those of train.csv
     train/                   one picture per id: png, jpg, webp, tif, gif, bmp, avif, jp2, heic; or train_images/,
                              or in sub-folders
@@ -51,26 +51,28 @@ class Kaggle:
         if (root / "labels.csv").exists():
             columns = ("attribute_id", "attribute_name")
             labels = read_table(root / "labels.csv", columns, problems, optional=("group",))
-        tests: dict[str, Table] = {}
+        tests: dict[str, Table] = {}  # whose ids are the test split, the first of them that is there
         if (sample := sample_in(root)) is not None:
             tests[sample.name] = Table(sample.name, _or_none(read_sample(sample, problems), HEADER))
         if (root / "test.csv").exists():
             tests["test.csv"] = Table(
                 "test.csv", _rows(root / "test.csv", ("id",), ("attribute_ids",), problems)
             )
+        absent = ["labels.csv", "test.csv", *([] if sample else ["sample_submission.csv"])]
+        for name in absent:
+            if not (root / name).exists() and (others := like_named(root / name)):
+                text = f"save it as {name}, a CSV file in UTF-8, or it is not read"
+                problems.append(Problem("table in another form", others[0], None, text, forbids=False))
         pictures = {split: split_pictures(root, split) for split in ("train", "test")}
         for split, found in pictures.items():
             if not found and (archive := archive_of(root, split)) is not None:
                 problems.append(
                     Problem("pictures in an archive", archive.name, None, f"unpack it into {split}/")
                 )
-        files = pd.DataFrame({"id": [Path(name).stem for name in sorted(pictures["test"])]}, dtype=object)
-        files.index += 1  # of a listing, which has no header
-        test = next(iter(tests.values()), Table("test", files))
         return Tables(
             train=Table("train.csv", train),
             labels=Table("labels.csv", labels) if labels is not None else None,
-            test=test,
+            test=next(iter(tests.values()), None),
             test_labels=tests.get("test.csv"),
             train_pictures=pictures["train"],
             test_pictures=pictures["test"],
@@ -88,26 +90,34 @@ def _or_none(rows: pd.DataFrame | None, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(columns=list(columns), dtype=object) if rows is None else rows
 
 
-def read_catalog(root: Path, cache: Cache | None = None) -> Catalog:
+def read_catalog(root: Path, cache: Cache | None = None, *, negatives: bool = False) -> Catalog:
     """Read and check a data directory, without decoding pictures.
 
     Args:
         cache: where the digests of pictures are remembered; None: all are read.
+        negatives: pictures without labels have none of them; else they are refused.
 
     Raises:
         DataError: with all problems that forbid training.
     """
-    reading = read_directory(root, cache)
+    return accepted(root, read_directory(root, cache, negatives=negatives))
+
+
+def accepted(root: Path, reading: Reading) -> Catalog:
+    """The catalog of a directory that may be trained on; raises as `read_catalog`."""
     if reading.catalog is None:
         forbidding = [problem for problem in reading.problems if problem.forbids]
         raise DataError(f"{root} must not be trained on:\n" + "\n".join(listed(forbidding)))
     return reading.catalog
 
 
-def read_directory(root: Path, cache: Cache | None = None) -> Reading:
+def read_directory(root: Path, cache: Cache | None = None, *, negatives: bool = False) -> Reading:
     """Read a data directory and collect all that is wrong with it, without decoding pictures.
 
     The first format that recognises the directory reads it; if none does, Kaggle's says what is missing.
+
+    Args:
+        cache, negatives: as of `read_catalog`.
     """
     if not root.is_dir():
         text = "expected train.csv and train/ in it"
@@ -115,7 +125,7 @@ def read_directory(root: Path, cache: Cache | None = None) -> Reading:
     problems: list[Problem] = []
     form = next((form for form in FORMATS.values() if form.recognises(root)), FORMATS["kaggle"])
     tables = form.read(root, problems)
-    return assemble(root, tables, problems, cache.contents(root) if cache else None)
+    return assemble(root, tables, problems, cache.contents(root) if cache else None, negatives=negatives)
 
 
 FORMATS: dict[str, DataFormat] = {"kaggle": Kaggle()}

@@ -78,6 +78,11 @@ class TrainingData:
     def n_folds(self) -> int:
         return int(self.folds.max()) + 1
 
+    @property
+    def negatives(self) -> bool:
+        """True if some pictures have none of the labels."""
+        return not self.labels.any(axis=1).all()
+
     def rows(self, fold: int, *, held_out: bool) -> np.ndarray:
         """Indices of the fold's own pictures, or of all others: (n,) int64."""
         return np.flatnonzero((self.folds == fold) == held_out)

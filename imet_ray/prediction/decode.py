@@ -23,6 +23,7 @@ class Decoder(Frozen, ABC):
     """How an ensemble decides."""
 
     name: str  # its key in `DECODERS`
+    negatives: bool = False  # a picture may have no label: some of those that it was fitted on have none
 
     @classmethod
     def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
@@ -37,11 +38,15 @@ class Decoder(Frozen, ABC):
 
     @abstractmethod
     def decode(self, probs: np.ndarray) -> np.ndarray:
-        """Label sets, none of them empty: (N, C) float in [0, 1] to (N, C) bool.
+        """Label sets, none of them empty without `negatives`: (N, C) float in [0, 1] to (N, C) bool.
 
         Raises:
             ConfigError: if its parameters do not fit the labels.
         """
+
+    def filled(self, probs: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """The same sets; where none may be empty, an empty one becomes the most probable label."""
+        return decoded if self.negatives else at_least_one(probs, decoded)
 
     def __str__(self) -> str:
         """The name with the parameters that a person wants to know."""
@@ -104,7 +109,7 @@ class Threshold(ThresholdDecoder):
         return np.array([self.threshold])
 
     def decode(self, probs: np.ndarray) -> np.ndarray:
-        return at_least_one(probs, decode_threshold(probs, self.threshold))
+        return self.filled(probs, decode_threshold(probs, self.threshold))
 
     def __str__(self) -> str:
         return f"{self.name} {self.threshold:.4f}"
@@ -138,7 +143,7 @@ class GroupThresholds(ThresholdDecoder):
                 f"the decoder {self.name!r} needs a threshold for each of {probs.shape[1]} labels: blend again"
             )
         limits = np.array(self.label_thresholds, dtype=np.float32)
-        return at_least_one(probs, np.asarray(probs.astype(np.float32, copy=False) > limits))
+        return self.filled(probs, np.asarray(probs.astype(np.float32, copy=False) > limits))
 
 
 class ExpectedScore(SampleDecoder):
@@ -161,9 +166,10 @@ class ExpectedScore(SampleDecoder):
 
         if not len(labels):
             return cls(metric=metric)
+        negatives = not labels.any(axis=1).all()
 
         def loss(logarithm: float) -> float:
-            decoder = cls(temperature=float(np.exp(logarithm)), metric=metric)
+            decoder = cls(temperature=float(np.exp(logarithm)), metric=metric, negatives=negatives)
             return -metric_named(metric).score(decoder.decode(probs), labels)
 
         found = minimize_scalar(
@@ -172,11 +178,13 @@ class ExpectedScore(SampleDecoder):
             method="bounded",
             options={"maxiter": TEMPERATURE_STEPS, "xatol": 0.01},
         )
-        return cls(temperature=float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0, metric=metric)
+        temperature = float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+        return cls(temperature=temperature, metric=metric, negatives=negatives)
 
     def decode(self, probs: np.ndarray) -> np.ndarray:
         warmed = with_temperature(probs, self.temperature)
-        return at_least_one(probs, metric_named(self.metric).decode_expected(warmed))
+        sets = metric_named(self.metric).decode_expected(warmed, negatives=self.negatives)
+        return self.filled(probs, sets)
 
     def __str__(self) -> str:
         return f"expected-{self.metric}, temperature {self.temperature:.2f}"

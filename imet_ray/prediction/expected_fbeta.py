@@ -10,6 +10,8 @@ relative error of its worst power of z. What is not exact for F2, relative to E[
 labels up to `TAIL`, which count through the power sums of their probabilities, less than TAIL^8 (2 + sum of them / 8),
 i.e. 2e-8 where 8 are expected.
 
+Where a picture may have no label, F of nothing predicted is 1 if nothing is true: E[F | 0] = product of (1 - p_j).
+
 A label of the best set has p >= E[F] / (1 + b). (Else dropping it would raise the expectation: the change of F from
 label j is ((1 + b) y_j - F) / (b true + k - 1), and 1 / (b true + k) and its neighbour fall together.) So labels up
 to `CANDIDATE` are tried only where the best set without them is worth less than (1 + b) CANDIDATE.
@@ -26,15 +28,16 @@ LOG_1E9 = 20.7  # -log of the share of a sum's distribution that the nodes may m
 BLOCK = 500_000  # numbers in one temporary array: 4 MB stay in the cache
 
 
-def decode(probs: np.ndarray, beta2: float) -> np.ndarray:
+def decode(probs: np.ndarray, beta2: float, *, negatives: bool = False) -> np.ndarray:
     """For each picture the set with the largest expected score.
 
     Args:
         probs: (N, C) float in [0, 1].
         beta2: the square of beta, > 0.
+        negatives: k may be 0.
 
     Returns:
-        (N, C) bool; a set is empty only where all probabilities are 0.
+        (N, C) bool; without `negatives` a set is empty only where all probabilities are 0.
     """
     n, c = probs.shape
     decoded = np.zeros((n, c), dtype=bool)
@@ -44,7 +47,11 @@ def decode(probs: np.ndarray, beta2: float) -> np.ndarray:
         rows = np.flatnonzero((shapes == (head, k_max)).all(axis=1))
         worth = _choose(probs, rows, decoded, beta2, head=head, k_max=k_max)
         if k_max < c:
-            _choose(probs, rows[worth < (1 + beta2) * CANDIDATE], decoded, beta2, head=head, k_max=c)
+            short = worth < (1 + beta2) * CANDIDATE
+            worth[short] = _choose(probs, rows[short], decoded, beta2, head=head, k_max=c)
+        if negatives:
+            none = np.prod(1 - np.minimum(probs[rows], 1), axis=1, dtype=np.float64)
+            decoded[rows[none >= worth]] = False
     return decoded
 
 

@@ -41,14 +41,15 @@ class Metric(ABC):
         with_chosen = self.of_counts(hits, true, chosen + STEP) - self.of_counts(hits, true, chosen - STEP)
         return with_hits / (2 * STEP), with_chosen / (2 * STEP)
 
-    def decode_expected(self, probs: np.ndarray) -> np.ndarray:
+    def decode_expected(self, probs: np.ndarray, *, negatives: bool = False) -> np.ndarray:
         """For each picture the label set with the largest expected score, if labels are independent.
 
         Args:
             probs: (N, C) float in [0, 1].
+            negatives: a picture may have no label, so its set may be empty.
 
         Returns:
-            (N, C) bool; a set may be empty where all probabilities are 0.
+            (N, C) bool; without `negatives` a set may be empty where all probabilities are 0.
 
         Raises:
             ConfigError: if this metric has none.
@@ -155,17 +156,19 @@ class FBeta(Metric):
         return f"F{self.beta:g}"
 
     def of_counts(self, hits: np.ndarray, true: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """(1 + beta^2) hits / (beta^2 true + chosen), 0 where there is neither."""
-        score: np.ndarray = (1 + self.beta**2) * hits / np.maximum(self.beta**2 * true + chosen, 1)
-        return score
+        """(1 + beta^2) hits / (beta^2 true + chosen); 1 where no label is true and none is predicted."""
+        below = self.beta**2 * true + chosen
+        score: np.ndarray = (1 + self.beta**2) * hits / np.maximum(below, 1)
+        nothing = below == 0
+        return np.where(nothing, 1.0, score) if np.any(nothing) else score
 
     def slopes(self, hits: np.ndarray, true: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         below = np.maximum(self.beta**2 * true + chosen, 1e-9)
         of_hit = (1 + self.beta**2) / below
         return of_hit, -of_hit * hits / below
 
-    def decode_expected(self, probs: np.ndarray) -> np.ndarray:
-        return expected_fbeta.decode(probs, self.beta**2)
+    def decode_expected(self, probs: np.ndarray, *, negatives: bool = False) -> np.ndarray:
+        return expected_fbeta.decode(probs, self.beta**2, negatives=negatives)
 
 
 def _no_probabilities() -> DataError:

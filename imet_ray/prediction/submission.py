@@ -7,6 +7,7 @@ import numpy as np
 
 from imet_ray.data.competition_files import HEADER
 from imet_ray.data.csv_tables import write_table
+from imet_ray.data.labels import as_cell
 from imet_ray.storage.files import LOCAL, Files
 
 
@@ -24,11 +25,11 @@ def write_submission(
     Args:
         ids: (n,) test ids in the sample submission's order, as it spells them.
         label_ids: (C,) what stands in the file for each label.
-        decoded: (n, C) bool, at least one label per row.
+        decoded: (n, C) bool.
         header: the names of the two columns, those of the sample.
     """
     assert decoded.shape == (len(ids), len(label_ids))
-    assert decoded.any(axis=1).all(), "each picture gets a label"
     names = np.array(label_ids)
-    columns = ids, [" ".join(names[row]) for row in decoded]
+    cell = as_cell(label_ids)
+    columns = ids, [cell(names[row]) for row in decoded]
     write_table(path, dict(zip(header, columns, strict=True)), files)

@@ -30,9 +30,9 @@ class LabelCounts:
     true: np.ndarray
 
     def score(self, labels: np.ndarray, metric: Metric) -> float:
-        """The score of some labels, (C,) bool, pooled over all their cells."""
+        """The score of some labels, (C,) bool, pooled over all their cells; 0 where no picture has or gets one."""
         hits, true, chosen = (counts[labels].sum() for counts in (self.hits, self.true, self.chosen))
-        return float(metric.of_counts(hits, true, chosen))
+        return float(metric.of_counts(hits, true, chosen)) if true + chosen else 0.0
 
 
 @dataclass(frozen=True)

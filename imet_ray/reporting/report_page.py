@@ -148,7 +148,9 @@ def _pictures(ensemble: Ensemble, catalog: Catalog, probs: np.ndarray) -> list[d
     shown = np.linspace(0, len(probs) - 1, min(SHOWN_PICTURES, len(probs))).astype(int)
     names, found = catalog.label_names, []
     for i, chosen in zip(shown, ensemble.decoder.decode(probs[shown]), strict=True):
-        truth = catalog.test_labels[i].astype(bool) if catalog.test_labels is not None else None
+        truth = None
+        if catalog.test_labels is not None and catalog.test_labelled[i]:
+            truth = catalog.test_labels[i].astype(bool)
         kinds = [""] * len(names) if truth is None else np.where(truth, "hit", "miss")
         found.append(
             {

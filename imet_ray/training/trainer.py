@@ -222,11 +222,14 @@ class Trainer:
             raise TrialError(f"predictions became NaN in epoch {self.epoch + 1}")
         metric, labels = metric_named(self.spec.metric), self.data.labels[self.held_out]
         threshold, score = metric.best_threshold(probs, labels)
+        expected = None
+        if metric.expects:
+            expected = metric.score(metric.decode_expected(probs, negatives=self.data.negatives), labels)
         return {
             "valid_loss": log_loss(probs, labels),
             "score": score,
             "threshold": threshold,
-            "expected_score": metric.score(metric.decode_expected(probs), labels) if metric.expects else None,
+            "expected_score": expected,
             "evaluate_s": round(time.monotonic() - started, 3),
         }
 
