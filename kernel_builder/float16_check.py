@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from imet_ray.commands.setup import Run
+from imet_ray.cores import usable_cores
 from imet_ray.data.loader import Pictures
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
@@ -33,7 +34,7 @@ from imet_ray.storage.results import read_spec, standings
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
 SAMPLE = 8192  # pictures at most
-FIRST = 128  # pictures of the first round
+FIRST = 32  # pictures of the first round
 SHARE = 0.25  # of the sweep's time that it may take
 HARMLESS = 0.0005  # score
 CONFIDENCE = 2.0  # standard errors that are added to the measured change
@@ -110,6 +111,7 @@ def measure_loss(
         StoreError: if a checkpoint is missing or damaged.
     """
     device = _device()
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
     order = np.random.default_rng(seed).permutation(len(run.data.split.ids))[:SAMPLE]
     before, after = np.empty(0), np.empty(0)
     began, loading, n = time.monotonic(), 0.0, FIRST

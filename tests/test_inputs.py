@@ -65,6 +65,13 @@ def test_a_competition_is_found_by_the_kernel_as_by_the_check_whatever_its_names
     assert found.header == sample_header(tmp_path / sample) == tuple(header.split(",")[:2])
 
 
+def test_an_empty_folder_of_pictures_hides_no_other(tmp_path):
+    competition(tmp_path, "a.png", "b.jpg")
+    (tmp_path / "test").rename(tmp_path / "test_images")
+    (tmp_path / "test").mkdir()
+    assert find_test(all_files(tmp_path)).files[0] == tmp_path / "test_images" / "a.png"
+
+
 def test_pictures_in_an_archive_are_named_by_the_kernel_and_by_the_check(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.zip").write_bytes(b"PK")
@@ -87,7 +94,9 @@ def test_one_name_in_two_sub_folders_is_refused(tmp_path):
 
 def test_without_any_of_its_pictures_nothing_is_predicted(tmp_path):
     competition(tmp_path / "c", "other.png")
-    with pytest.raises(DataError, match="none of the 2 pictures of .* is in .*/c/test: attach"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 .*/c/test: it has 1 others, such as other\.png, and .* 'a'"
+    ):
         find_test(all_files(tmp_path))
 
 

@@ -358,10 +358,19 @@ def test_of_a_classifier_for_other_labels_the_hidden_layer_is_kept(tmp_path):
     assert len(taken.head.fc.fc2.weight) == 7
 
 
-def test_a_file_without_a_state_dict_is_refused(tmp_path):
-    torch.save([1, 2], tmp_path / "list.pth")
+@pytest.mark.parametrize("held", [[1, 2], {}, {"state_dict": {}}])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, held):
+    torch.save(held, tmp_path / "none.pth")
     with pytest.raises(ConfigError, match="holds no state dict"):
-        build(weights=str(tmp_path / "list.pth"))
+        build(weights=str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_of_weights_is_called_that_without_advice_to_run_it(tmp_path, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(ConfigError, match="is damaged, or no file of weights") as caught:
+        build(weights=str(tmp_path / "broken.pth"))
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_missing_file_is_named():

@@ -41,9 +41,10 @@ def read_sample(path: Path, problems: list[Problem]) -> pd.DataFrame | None:
 
 
 def picture_folder(root: Path, split: str) -> Path:
-    """The folder of a split's pictures; where there is none, where it should be."""
+    """The folder of a split's pictures: one that is not empty, else one that is there, else where it should be."""
     places = [root / name for name in FOLDERS[split]]
-    return next((place for place in places if place.is_dir()), places[0])
+    there = [place for place in places if place.is_dir()]
+    return next((place for place in there if any(place.iterdir())), (there or places)[0])
 
 
 def split_pictures(root: Path, split: str) -> dict[str, Path]:

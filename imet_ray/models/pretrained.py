@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import pickle
 import re
 import socket
 import sys
@@ -132,7 +133,11 @@ def load_file(body: torch.nn.Module, path: Path) -> bool:
     for wrapping in WRAPPINGS:
         if isinstance(given, dict) and isinstance(given.get(wrapping), dict):
             given = given[wrapping]
-    if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
+    if (
+        not isinstance(given, dict)
+        or not given
+        or not all(isinstance(value, torch.Tensor) for value in given.values())
+    ):
         raise ConfigError(f"{path} holds no state dict (names and tensors): save model.state_dict()")
     given = _without_prefix(given, body.state_dict())
     convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
@@ -159,9 +164,18 @@ def _read(path: Path) -> Any:
             found = sorted(
                 set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {"argparse.Namespace"}
             )
-        why = f"it holds {_some(found)}, which may run code" if found else telling_line(error)
+        if not found:  # torch's words for a bad pickle are advice that runs code
+            why = (
+                "not a pickle of tensors"
+                if isinstance(error, pickle.UnpicklingError)
+                else telling_line(error)
+            )
+            raise ConfigError(
+                f"{path} is damaged, or no file of weights ({why}): fetch or save it again"
+            ) from error
         raise ConfigError(
-            f"{path} is no file of weights that can be read safely: {why}: save model.state_dict() alone"
+            f"{path} is no file of weights that can be read safely: it holds {_some(found)}, which may run code: save "
+            "model.state_dict() alone"
         ) from error
 
 

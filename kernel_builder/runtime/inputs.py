@@ -74,12 +74,17 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         reason = fatal[0] if fatal else "it has no rows"
         raise DataError(f"{sample} cannot be read: {reason}: a submission must have all of its rows")
     folder = picture_folder(sample.parent, "test")
-    names = PictureNames(split_pictures(sample.parent, "test"))
+    pictures = split_pictures(sample.parent, "test")
+    names = PictureNames(pictures)
     ids = tuple(rows["id"])
     known = [next(iter(names.find(i)), None) for i in ids]
     if not any(known):
         archive = archive_of(sample.parent, "test")
-        where = f"but {archive.name} is there: unpack it" if archive else "attach the competition's data"
+        where = "attach the competition's data"
+        if archive:
+            where = f"but {archive.name} is there: unpack it"
+        elif pictures:
+            where = f"it has {len(pictures):,} others, such as {min(pictures)}, and the sample's are such as {ids[0]!r}"
         raise DataError(f"none of the {len(ids):,} pictures of {sample} is in {folder}: {where}")
     others = [str(other.parent) for other in samples[1:] if picture_folder(other.parent, "test").is_dir()]
     if others:
