@@ -536,6 +536,18 @@ def test_copies_are_named_with_what_they_share_and_whether_their_labels_differ(t
     }
 
 
+def test_copies_in_two_sub_folders_of_train_are_both_training_pictures(tmp_path):
+    files = {"train/x/a.png": drawn(1), "train/y/b.png": drawn(1), "train/y/c.webp": drawn(2)}
+    root = make(tmp_path, **NO_PICTURES, **files)
+    assert [kind for kind, _, _ in problems(root)] == ["copy with other labels"]
+
+
+def test_two_files_for_an_id_in_two_sub_folders_are_named_with_these(tmp_path):
+    names = ("x/a.png", "y/a.png", "x/b.jpg", "y/c.webp")
+    root = make(tmp_path, **NO_PICTURES | {f"train/{name}": drawn(i) for i, name in enumerate(names)})
+    assert "'a': x/a.png, y/a.png" in check_data(root, workers=1).text()
+
+
 def test_a_test_picture_with_other_labels_than_its_training_copy_is_said(tmp_path):
     tested = {"test.csv": HEAD + b"s,1\nt.jpg,0\nu,0\n", "train/a.png": drawn(1), "test/s.png": drawn(1)}
     kinds = [kind for kind, _, _ in problems(make(tmp_path, **tested))]

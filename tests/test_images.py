@@ -137,6 +137,25 @@ def test_exif_that_makes_no_sense_is_no_reason_to_refuse_a_picture(tmp_path, pix
     assert image_size(path) == read_rgb(path).shape[:2] == pixels.shape[:2]
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "code"), [(1, "B3x"), (3, "H2x"), (4, "I")])
+def test_the_orientation_may_be_of_any_integer_type(tmp_path, pixels, order, kind, code):
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    exif = head + struct.pack(f"{order}IHHHI{code}I", 8, 1, ORIENTATION, kind, 1, 6, 0)
+    path = save(tmp_path / "a.png", Image.fromarray(pixels), exif=exif)
+    assert np.array_equal(read_rgb(path), np.rot90(pixels, -1))
+    assert image_size(path) == (9, 6)
+
+
+@pytest.mark.parametrize(("crc", "turns"), [(None, -1), (1, 0)], ids=["whole", "wrong CRC"])
+def test_exif_that_a_png_has_behind_its_pixels_is_found(tmp_path, pixels, crc, turns):
+    path = save(tmp_path / "a.png", Image.fromarray(pixels))
+    data, exif = path.read_bytes(), b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, ORIENTATION, 3, 1, 6, 0, 0)
+    path.write_bytes(data[:-12] + chunk(b"eXIf", exif, crc) + data[-12:])
+    assert np.array_equal(read_rgb(path), np.rot90(pixels, turns))
+    assert image_size(path) == read_rgb(path).shape[:2]
+
+
 @pytest.fixture
 def scene():
     """Colours, none of which is the grey that decoders paint: (60, 80, 3) uint8."""

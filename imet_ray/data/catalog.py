@@ -374,7 +374,10 @@ def _wrong(
     if not files:
         return "id without a file", f"no picture is called {picture!r}"
     if len(files) > 1:
-        return "several files for an id", f"{picture!r}: {', '.join(sorted(f.name for f in files))}"
+        return (
+            "several files for an id",
+            f"{picture!r}: {', '.join(sorted(f'{f.parent.name}/{f.name}' for f in files))}",
+        )
     if files[0] in taken:
         return "duplicate id", f"{picture!r} is the picture of row {taken[files[0]]}"
     if not files[0].is_file():  # a directory, or a link to nowhere

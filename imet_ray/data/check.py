@@ -101,7 +101,7 @@ def check_data(
             if outcome.missing:
                 text = f"{_name(file)} lacks {outcome.missing:.1%} of its pixels, at its end"
                 problems.append(_warning("picture that is cut off", file, text, reading))
-    problems += _copies(decoded, reading)
+    problems += _copies(root, decoded, reading)
     return DataReport(
         root=root,
         catalog=reading.catalog,
@@ -126,7 +126,7 @@ def _warning(kind: str, file: Path, text: str, reading: Reading) -> Problem:
     return Problem(kind, table, row, text, forbids=False)
 
 
-def _copies(decoded: Mapping[Path, _Decoded], reading: Reading) -> list[Problem]:
+def _copies(root: Path, decoded: Mapping[Path, _Decoded], reading: Reading) -> list[Problem]:
     """A warning for each picture whose pixels another one before it has."""
     alike: dict[bytes, list[Path]] = {}
     for file, one in decoded.items():
@@ -143,7 +143,9 @@ def _copies(decoded: Mapping[Path, _Decoded], reading: Reading) -> list[Problem]
             what = "bytes" if _bytes_digest(file) == digest else "pixels"
             differ = len({labels[one] for one in (first, file) if one in labels}) > 1
             kind = "copy with other labels" if differ else "copy"
-            if first.parent != file.parent:
+            if (
+                len({one.relative_to(root).parts[0] for one in (first, file)}) > 1
+            ):  # they may lie in sub-folders
                 kind = "test picture that is a training picture" + (", with other labels" if differ else "")
             text = f"{_name(file)} has the {what} of {_name(first)}"
             problems.append(_warning(kind, file, text, reading))

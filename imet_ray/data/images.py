@@ -6,6 +6,7 @@ Of the metadata the EXIF orientation alone is looked at. What is wrong with the 
 import contextlib
 import functools
 import io
+import os
 import re
 import struct
 import warnings
@@ -24,6 +25,7 @@ from imet_ray.errors import DataError
 MAX_PIXELS = 178_000_000  # just below the limit of Pillow itself
 MAX_MISSING = 0.1  # of the pixels, where a file was cut off
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
+INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types; some programs write another than 3
 FORMATS = (
     "PNG",
     "JPEG",
@@ -68,7 +70,7 @@ def read_picture(path: Path, *, short_side: int | None = None) -> Picture:
     """
     with _faults_of(path):
         with _opened(path) as image:
-            turn = _orientation(image)
+            turn = _orientation(image, path)
             try:
                 image.load()
                 picture = Picture(_to_rgb(image), 0.0)
@@ -91,7 +93,7 @@ def image_size(path: Path) -> tuple[int, int]:
     with _faults_of(path), _opened(path) as image:
         if image.format not in TURNED_BY_THEIR_READERS:
             width, height = image.size
-            return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+            return (width, height) if _orientation(image, path) in (5, 6, 7, 8) else (height, width)
     height, width, _ = read_rgb(path).shape
     return height, width
 
@@ -112,9 +114,25 @@ TURNED_BY_THEIR_READERS = (
 )  # while decoding: some versions give the size before, some after it
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, path: Path) -> int:
     """The EXIF orientation that is still to be applied; 1 where there is none."""
-    return 1 if image.format in TURNED_BY_THEIR_READERS else _orientation_in(image.info.get("exif") or b"")
+    if image.format in TURNED_BY_THEIR_READERS:
+        return 1
+    late = _exif_of_png if image.format == "PNG" else lambda path: b""
+    return _orientation_in(image.info.get("exif") or late(path))
+
+
+def _exif_of_png(path: Path) -> bytes:
+    """The EXIF chunk, wherever it stands: exiftool appends it behind the pixels, which Pillow has not read yet."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(len(PNG))
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name == b"eXIf":
+                data, crc = file.read(length), file.read(4)
+                return data if zlib.crc32(name + data).to_bytes(4, "big") == crc else b""
+            file.seek(length + 4, os.SEEK_CUR)
+    return b""
 
 
 def _orientation_in(exif: bytes) -> int:
@@ -127,9 +145,9 @@ def _orientation_in(exif: bytes) -> int:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (n,) = struct.unpack_from(f"{order}H", exif, start)
         for at in range(start + 2, start + 2 + 12 * n, 12):
-            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, at)
-            if (tag, kind, count) == (ORIENTATION, 3, 1):
-                return int(value)
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, at)
+            if (tag, count) == (ORIENTATION, 1) and kind in INTEGERS:
+                return int(struct.unpack_from(order + INTEGERS[kind], exif, at + 8)[0])
     return 1
 
 
