@@ -11,8 +11,6 @@ python launch.py --optuna-dashboard              print the command that shows th
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
-from __future__ import annotations  # an older Python is told that it lacks packages
-
 import argparse
 import contextlib
 import logging

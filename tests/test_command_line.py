@@ -1,5 +1,6 @@
 """How a command begins and ends, and what it prints to be pasted."""
 
+import ast
 import os
 import shlex
 import signal
@@ -83,6 +84,20 @@ def test_a_closed_pipe_is_no_traceback(argv, expected, both):
 def test_a_python_without_the_packages_is_one_line_with_the_way_out(command):
     done = subprocess.run(
         [sys.executable, "-S", *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "`uv run launch.py`" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["launch.py", "blend.py", "kernel_builder/__main__.py"])
+def test_an_older_python_is_one_line_with_the_way_out(script):
+    text = (ROOT / script).read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 7))
+    older = "import sys; sys.version_info = (3, 9, 18); exec(sys.stdin.read())"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", older], cwd=ROOT, input=text, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
