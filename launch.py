@@ -13,6 +13,7 @@ python launch.py --check-data DIR                what is wrong with a data direc
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -200,5 +201,6 @@ if __name__ == "__main__":
     keep_docstrings()
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows the job as it goes
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else it is closed
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows the job as it goes
     sys.exit(main())

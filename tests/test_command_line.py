@@ -72,6 +72,21 @@ def test_a_closed_pipe_is_no_traceback(argv, expected, both):
 
 
 @pytest.mark.parametrize(
+    ("printed_to", "argv", "expected"),
+    [
+        ("/dev/full", [], 1),
+        ("/dev/full", ["--help"], 1),
+        ("/dev/full", ["--wrong"], 2),
+        ("&-", [], 0),
+    ],
+)
+def test_an_output_that_is_full_or_closed_is_no_traceback(printed_to, argv, expected):
+    command = f"{pasted(sys.executable, '-c', PRINTS, *argv)} >{printed_to}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (expected, int(expected > 0))
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "launch.py --sweep",
