@@ -17,7 +17,6 @@ import kernel_builder.__main__ as kernel_builder
 import launch
 from imet_ray.blending.external_members import parse_member
 from imet_ray.command_line import CLOSED_PIPE, exit_code, pasted
-from imet_ray.commands.setup import leading_to
 from imet_ray.data.sources import resolve_data
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
@@ -140,7 +139,7 @@ def test_without_docstrings_and_asserts_it_runs(script):
 @pytest.mark.parametrize("folder", ["runs", "my runs", "it's; $HOME `ls` & (more)*", "--odd"])
 def test_a_command_that_is_printed_leads_to_its_run(tmp_path, folder):
     store = RunDirectory(tmp_path / folder / "a")
-    words = shlex.split(pasted("python", "blend.py", *leading_to(store)))
+    words = shlex.split(pasted("python", "blend.py", *store.options))
     assert words == ["python", "blend.py", "--name", "a", "--runs", str(tmp_path / folder)]
 
 
