@@ -7,8 +7,6 @@ python blend.py --seconds 8h40m --images 38801 --bytes 20GB    the best ensemble
 python blend.py NAME level1_train_MODEL_f0_e14_0.5975.npy ... --folds folds.npy --labels train.csv
 """
 
-from __future__ import annotations  # an older Python is told that it lacks packages
-
 import argparse
 import contextlib
 import json
@@ -162,7 +160,7 @@ def _names(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _runner(address: str | None) -> Iterator[Runner]:
+def _runner(address: str | None) -> Iterator["Runner"]:
     """Where the fits run: in this process, or on a Ray."""
     if address is None:
         from imet_ray.blending.fit_jobs import solve_here

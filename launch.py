@@ -11,10 +11,9 @@ python launch.py --optuna-dashboard              print the command that shows th
 python launch.py --check-data DIR                what is wrong with a data directory
 """
 
-from __future__ import annotations  # an older Python is told that it lacks packages
-
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -205,5 +204,6 @@ if __name__ == "__main__":
     keep_docstrings()
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries, in the workers too
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows the job as it goes
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else it is closed
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows the job as it goes
     sys.exit(main())

@@ -2,17 +2,19 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from imet_ray.errors import ImetError
 from imet_ray.units import user_path
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 CLOSED_PIPE = 141  # what shells say of a program that SIGPIPE ended
 
 
@@ -44,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()  # of --help: who reads it may have left
+        print(end="", flush=True)  # of --help: who reads it may have left
         super().exit(status, message)
 
 
@@ -91,18 +93,32 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
     try:
         return _exit_code(work, interrupted)
     except BrokenPipeError:  # who read what we print has left, as `| head` does
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # no files, in a notebook
-                os.dup2(nowhere, stream.fileno())
+        _print_nowhere(sys.stdout, sys.stderr)
         return CLOSED_PIPE
+    except OSError as error:  # our own files say so themselves
+        if error.errno not in NO_ROOM:
+            raise
+        _print_nowhere(sys.stdout)
+        print(
+            f"error: {error}, for what is printed or for temporary files: make room, then {interrupted}",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _print_nowhere(*streams: TextIO | None) -> None:
+    """What is left in these streams, and would fail again when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no files, in a notebook
+            os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
 
 
 def _exit_code(work: Callable[[], int], interrupted: str) -> int:
     try:
         with interrupted_by_sigterm():
             code = work()
-            sys.stdout.flush()
+            print(end="", flush=True)
             return code
     except ImetError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,8 +8,6 @@ python -m kernel_builder encrypt FILE                        FILE.encrypted, wit
 python -m kernel_builder decrypt FILE.encrypted              FILE
 """
 
-from __future__ import annotations  # an older Python is told that it lacks packages
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -66,7 +64,7 @@ def _crypt(what: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _secret_of_environment() -> Secret:
+def _secret_of_environment() -> "Secret":
     from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE, Secret
 
     secret = Secret.of_environment()
@@ -124,7 +122,7 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _secret(args: argparse.Namespace) -> Secret | None:
+def _secret(args: argparse.Namespace) -> "Secret | None":
     """What the weights are encrypted with; None: they stay plain."""
     from imet_ray.storage.encryption import Secret
 

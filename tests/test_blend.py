@@ -54,7 +54,11 @@ def mine(trained, tmp_path) -> Path:
         (["x", "a.npy", "--folds", "f", "--labels", "l", "--bytes", "1"], 1, "--bytes goes with a run"),
         (["x", "a.npy", "--folds", "f", "--labels", "l", "--name", "r"], 1, "--name goes with a run"),
         (["x", "a.npy", "--folds", "f", "--labels", "l", "--out", "y"], 1, "--out goes with a run"),
-        (["--runs", "/nowhere"], 1, "no run in /nowhere: start one with"),
+        (
+            ["--runs", "/nowhere"],
+            1,
+            "no run in /nowhere: start one with `python launch.py --sweep --runs /nowhere`",
+        ),
         (["--address", "ray://x:1"], 1, "--address takes auto or HOST:PORT"),
         (["--address", "127.0.0.1:00001" + "0" * 5000], 1, "--address takes auto or HOST:PORT, got '127.0"),
         (["--runs", "/nowhere", "--decoder", ""], 1, "unknown decoder ''"),

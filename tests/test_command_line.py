@@ -1,5 +1,6 @@
 """How a command begins and ends, and what it prints to be pasted."""
 
+import ast
 import os
 import shlex
 import signal
@@ -16,7 +17,6 @@ import kernel_builder.__main__ as kernel_builder
 import launch
 from imet_ray.blending.external_members import parse_member
 from imet_ray.command_line import CLOSED_PIPE, exit_code, pasted
-from imet_ray.commands.setup import leading_to
 from imet_ray.data.sources import resolve_data
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
@@ -71,6 +71,21 @@ def test_a_closed_pipe_is_no_traceback(argv, expected, both):
 
 
 @pytest.mark.parametrize(
+    ("printed_to", "argv", "expected"),
+    [
+        ("/dev/full", [], 1),
+        ("/dev/full", ["--help"], 1),
+        ("/dev/full", ["--wrong"], 2),
+        ("&-", [], 0),
+    ],
+)
+def test_an_output_that_is_full_or_closed_is_no_traceback(printed_to, argv, expected):
+    command = f"{pasted(sys.executable, '-c', PRINTS, *argv)} >{printed_to}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (expected, int(expected > 0))
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "launch.py --sweep",
@@ -83,6 +98,20 @@ def test_a_closed_pipe_is_no_traceback(argv, expected, both):
 def test_a_python_without_the_packages_is_one_line_with_the_way_out(command):
     done = subprocess.run(
         [sys.executable, "-S", *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "`uv run launch.py`" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["launch.py", "blend.py", "kernel_builder/__main__.py"])
+def test_an_older_python_is_one_line_with_the_way_out(script):
+    text = (ROOT / script).read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 7))
+    older = "import sys; sys.version_info = (3, 9, 18); exec(sys.stdin.read())"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", older], cwd=ROOT, input=text, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -110,7 +139,7 @@ def test_without_docstrings_and_asserts_it_runs(script):
 @pytest.mark.parametrize("folder", ["runs", "my runs", "it's; $HOME `ls` & (more)*", "--odd"])
 def test_a_command_that_is_printed_leads_to_its_run(tmp_path, folder):
     store = RunDirectory(tmp_path / folder / "a")
-    words = shlex.split(pasted("python", "blend.py", *leading_to(store)))
+    words = shlex.split(pasted("python", "blend.py", *store.options))
     assert words == ["python", "blend.py", "--name", "a", "--runs", str(tmp_path / folder)]
 
 

@@ -141,12 +141,14 @@ def test_damaged_predictions_say_how_to_have_them_again(store):
     for state in ("damaged", "missing"):
         trials[0].oof.write_text("half") if state == "damaged" else trials[0].oof.unlink()
         for read in (lambda: gather_oof(trials, IDS, "a"), lambda: cost_of(trials)):
-            with pytest.raises(StoreError, match=rf"oof.npz is {state}: run `python launch.py --oof`, which"):
+            with pytest.raises(
+                StoreError, match=rf"oof.npz is {state}: run `python launch.py --oof --name .*`, which"
+            ):
                 read()
 
 
 def test_an_unknown_ensemble_names_those_that_exist(store):
-    with pytest.raises(StoreError, match=r"no ensemble 'best'.*make one with `python blend.py`"):
+    with pytest.raises(StoreError, match=r"no ensemble 'best'.*make one with `python blend.py --name .*`"):
         read_ensemble(store.ensemble("best"))
     for name in ("blend", "all"):
         write_ensemble(store.ensemble(name), ensemble_of(store))

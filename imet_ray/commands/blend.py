@@ -17,7 +17,7 @@ from imet_ray.blending.imet2019_files import METRIC, read_2019, score_2019, writ
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Run, data_option, leading_to, near, reopen
+from imet_ray.commands.setup import Run, data_option, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
@@ -81,7 +81,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     _say_replaced(out, replaced)
     print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
     tests = [word for member in given for word in ("--member", f"{member.name}=TEST.npz")]
-    where = [*leading_to(run.store), *data_option(run)]
+    where = [*run.store.options, *data_option(run)]
     command = pasted("python", "launch.py", "--predict", out, *where, *tests)
     print(f"next     {command}", file=sys.stderr)
     return ensemble.report | findings

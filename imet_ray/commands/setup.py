@@ -356,12 +356,6 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def leading_to(store: RunDirectory) -> list[str]:
-    """The options that lead to a run."""
-    where = store.files.address(store.root.parent)
-    return ["--name", store.root.name, *([] if where == "runs" else ["--runs", where])]
-
-
 def data_option(run: Run) -> list[str]:
     """The option that leads to a run's data, where they do not lie in their old place."""
     root = run.catalog.root

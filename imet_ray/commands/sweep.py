@@ -23,7 +23,7 @@ from imet_ray.cluster.study_storage import open_storage
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Plan, Run, leading_to, near, pack, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, Run, near, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.data.competition_files import sample_header, sample_in
 from imet_ray.data.training_data import test_split
@@ -98,7 +98,7 @@ def sweep(
             _predict_test(run, ENSEMBLE, session)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
-    print(f"  blend again  {pasted('python', 'blend.py', *leading_to(plan.store))}")
+    print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AliasChoices, Field
 
+from imet_ray.command_line import pasted
 from imet_ray.errors import DataError, StoreError
 from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.pooling import Scale, add_share, as_probability
@@ -78,10 +79,11 @@ def read_ensemble(store: EnsembleDirectory) -> Ensemble:
         StoreError: if there is none of that name, naming those that exist.
     """
     if not store.ensemble.exists():
+        make = pasted("python", "blend.py", *store.run.options)
         known = ", ".join(sorted(p.parent.name for p in store.root.parent.glob("*/ensemble.json")))
         raise StoreError(
             f"no ensemble {store.root.name!r} in {store.root.parent}: "
-            + (f"choose one of: {known}" if known else "make one with `python blend.py`")
+            + (f"choose one of: {known}" if known else f"make one with `{make}`")
         )
     return read_model(store.ensemble, Ensemble)
 
@@ -122,7 +124,7 @@ def gather_oof(
         wrong = int(np.flatnonzero(seen != 1)[0])
         raise DataError(
             f"variant {variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of fold, "
-            "must be once: run `python launch.py --oof`"
+            f"must be once: run `{_oof_command(*trials[:1])}`"
         )
     return probs, digests
 
@@ -134,8 +136,12 @@ def _read_oof(trial: TrialDirectory) -> Predictions:
     except StoreError as error:
         state = "damaged" if trial.oof.exists() else "missing"
         raise StoreError(
-            f"{trial.oof} is {state}: run `python launch.py --oof`, which predicts it again"
+            f"{trial.oof} is {state}: run `{_oof_command(trial)}`, which predicts it again"
         ) from error
+
+
+def _oof_command(*trials: TrialDirectory) -> str:
+    return pasted("python", "launch.py", "--oof", *(word for trial in trials for word in trial.run.options))
 
 
 def _mapped(shape: tuple[int, int], folder: Path) -> np.ndarray:

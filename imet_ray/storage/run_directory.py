@@ -49,6 +49,12 @@ class RunDirectory:
     root: Path
     files: Files = LOCAL
 
+    @property
+    def options(self) -> list[str]:
+        """What leads a command line to this run."""
+        where = self.files.address(self.root.parent)
+        return ["--name", self.root.name, *([] if where == "runs" else ["--runs", where])]
+
     experiment = Place("experiment.json")
     folds = Place("folds.csv")
     journal = Place("studies.journal")
@@ -129,6 +135,10 @@ class TrialDirectory:
     def trial_id(self) -> str:
         return self.root.name
 
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.root.parents[1], self.files)
+
     spec = Place("spec.json")
     metrics = Place("metrics.jsonl")
     last = Place("last.pt")
@@ -165,6 +175,10 @@ class EnsembleDirectory:
 
     root: Path
     files: Files = LOCAL
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.root.parents[1], self.files)
 
     ensemble = Place("ensemble.json")
     test = Place("test.npz")

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from imet_ray.command_line import pasted
 from imet_ray.errors import ConfigError
 from imet_ray.storage.bucket_mirror import MirroredFiles
 from imet_ray.storage.experiment import driven
@@ -46,7 +47,8 @@ class Runs:
         where = self.files.address(self.root)
         begun = [(run, driven(run)) for run in self._begun()]
         if not begun:
-            raise ConfigError(f"no run in {where}: start one with `python launch.py --sweep`")
+            start = pasted("python", "launch.py", "--sweep", *([] if where == "runs" else ["--runs", where]))
+            raise ConfigError(f"no run in {where}: start one with `{start}`")
         last = max(said.at for _, said in begun)
         newest = {run.root.name: said.run for run, said in begun if said.at == last}
         names = list(newest) if len(newest) == 1 else [name for name in newest if newest[name] == name]
