@@ -154,6 +154,16 @@ def test_an_unknown_ensemble_names_those_that_exist(store):
         read_ensemble(store.ensemble("best"))
 
 
+def test_a_fold_of_other_labels_than_another_is_refused_with_the_way_out(store):
+    trials = held_out(store, IDS[:4], IDS[4:])
+    found = read_predictions(trials[1].oof)
+    write_predictions(trials[1].oof, replace(found, probs=found.probs[:, 1:]))
+    with pytest.raises(
+        StoreError, match=r"variant a are of 3 labels.*fold1.*of 2: run `python launch.py --oof`"
+    ):
+        gather_oof(trials, IDS, "a")
+
+
 @pytest.mark.parametrize(("weights", "n_folds"), [((1.0,), 1), ((0.75, 0.25), 2), ((0.2, 0.3, 0.5), 3)])
 def test_test_predictions_are_averaged_over_folds_then_variants(store, weights, n_folds):
     ensemble = ensemble_of(store, weights, n_folds)
@@ -270,15 +280,16 @@ def test_test_predictions_of_other_pictures_or_in_another_order_are_refused(stor
 def test_a_file_fits_its_own_checkpoint_views_and_pictures(store):
     path = store.trial("t").test
     ids = np.array(["a", "b"])
-    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids)  # not there yet
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids, 3)  # not there yet
     write_predictions(path, predicted(["a", "b"], "digest", ("centre", "flip")))
-    assert fits(path, "digest", ("centre", "flip"), "pictures", ids)
-    assert not fits(path, "digest", ("flip", "centre"), "pictures", ids)
-    assert not fits(path, "digest", ("centre",), "pictures", ids)
-    assert not fits(path, "other", ("centre", "flip"), "pictures", ids)
-    assert not fits(path, "digest", ("centre", "flip"), "others", ids)
-    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[::-1])
-    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[:1])
+    assert fits(path, "digest", ("centre", "flip"), "pictures", ids, 3)
+    assert not fits(path, "digest", ("flip", "centre"), "pictures", ids, 3)
+    assert not fits(path, "digest", ("centre",), "pictures", ids, 3)
+    assert not fits(path, "other", ("centre", "flip"), "pictures", ids, 3)
+    assert not fits(path, "digest", ("centre", "flip"), "others", ids, 3)
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[::-1], 3)
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids[:1], 3)
+    assert not fits(path, "digest", ("centre", "flip"), "pictures", ids, 4)
 
 
 def cut(path):
@@ -310,6 +321,6 @@ def test_a_damaged_file_does_not_fit_and_is_refused_when_read(store, harm):
     path = store.trial("t").oof
     write_predictions(path, predicted(["a", "b"], "digest"))
     harm(path)
-    assert not fits(path, "digest", ("centre",), "pictures", np.array(["a", "b"]))
+    assert not fits(path, "digest", ("centre",), "pictures", np.array(["a", "b"]), 3)
     with pytest.raises(StoreError, match=r"oof\.npz"):
         read_predictions(path)

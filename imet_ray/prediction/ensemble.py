@@ -102,6 +102,7 @@ def gather_oof(
 
     Raises:
         DataError: if a picture is covered twice, not at all, or is no training picture.
+        StoreError: if a fold's predictions are missing, damaged, or of other labels than another's.
     """
     position = {picture: i for i, picture in enumerate(ids)}
     seen = np.zeros(len(ids), dtype=np.int64)
@@ -115,6 +116,11 @@ def gather_oof(
             raise DataError(f"{trial.oof} predicts picture {error}, which train.csv lacks") from None
         if probs is None:
             probs = _mapped((len(ids), found.probs.shape[1]), trial.root)
+        if found.probs.shape[1] != probs.shape[1]:
+            raise StoreError(
+                f"the predictions of variant {variant} are of {probs.shape[1]} labels, but {trial.oof} is of "
+                f"{found.probs.shape[1]}: run `python launch.py --oof`, which predicts again what does not fit"
+            )
         probs[rows] = found.probs
         np.add.at(seen, rows, 1)
         digests.append(found.checkpoint)

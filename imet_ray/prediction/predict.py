@@ -177,7 +177,9 @@ def read_predictions(path: Path) -> Predictions:
     return found
 
 
-def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray) -> bool:
+def fits(
+    path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray, n_labels: int
+) -> bool:
     """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures.
 
     What cannot be used, such as NaN, does not fit.
@@ -190,7 +192,8 @@ def fits(path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: 
         logger.warning("predicting again what cannot be used: %s", error)
         return False
     made_from = (have.checkpoint, have.views, have.pictures)
-    return made_from == (checkpoint, tuple(views), pictures) and np.array_equal(have.ids, ids)
+    asked = (checkpoint, tuple(views), pictures)
+    return made_from == asked and np.array_equal(have.ids, ids) and have.probs.shape[1] == n_labels
 
 
 def predict_checkpoint(
@@ -223,7 +226,7 @@ def predict_checkpoint(
     recipe = info.spec.recipe
     digest = file_digest(trial.best)
     ids = np.array(split.ids)[rows]
-    if fits(path, digest, recipe.views, split.digest, ids):
+    if fits(path, digest, recipe.views, split.digest, ids, len(label_ids)):
         return False
     model, _ = load_tagger(trial.best, device)
     pack = split.pack(info.spec.pack_short_side)
