@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from imet_ray.data import contents as module
+from imet_ray.data.check import check_data
 from imet_ray.data.contents import contents
+from imet_ray.data.formats import read_catalog
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.run_directory import Cache
 
@@ -172,4 +174,15 @@ def test_a_name_that_is_no_utf8_is_remembered(files, read, tmp_path):
     contents([odd], index)
     read.clear()
     assert contents([odd], index) == truth([odd])
+    assert read == []
+
+
+def test_a_directory_is_read_once_however_its_path_is_typed(tiny_root, read, tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "cache")
+    monkeypatch.chdir(tiny_root.parent)
+    (tmp_path / "link").symlink_to(tiny_root)
+    first = check_data(Path(tiny_root.name), workers=1, cache=cache).catalog
+    read.clear()
+    for root in (tiny_root, tmp_path / "link", tiny_root / ".." / tiny_root.name):
+        assert read_catalog(root, cache).train == first.train
     assert read == []

@@ -98,7 +98,7 @@ def check_data(root: Path, *, workers: int, cache: Cache | None = None) -> DataR
             if outcome.missing:
                 text = f"{_name(file)} lacks {outcome.missing:.1%} of its pixels, at its end"
                 problems.append(_warning("picture that is cut off", file, text, reading))
-    problems += _copies(root, decoded, reading)
+    problems += _copies(root.resolve(), decoded, reading)
     return DataReport(
         root=root,
         catalog=reading.catalog,

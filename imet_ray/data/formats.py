@@ -112,6 +112,7 @@ def read_directory(root: Path, cache: Cache | None = None) -> Reading:
     if not root.is_dir():
         text = "expected train.csv and train/ in it"
         return Reading(None, (Problem("no such directory", str(root), None, text),))
+    root = root.resolve()  # digests are remembered by path, however it was typed
     problems: list[Problem] = []
     form = next((form for form in FORMATS.values() if form.recognises(root)), FORMATS["kaggle"])
     tables = form.read(root, problems)
