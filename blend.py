@@ -117,19 +117,8 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        of_runs = (
-            "name",
-            "data",
-            "source",
-            "members",
-            "member",
-            "seconds",
-            "images",
-            "bytes",
-            "out",
-            "cache",
-        )
-        for option in of_runs:
+        of_runs = "name data source members member seconds images bytes out cache"
+        for option in of_runs.split():
             if getattr(args, option) is not None:
                 option = option.replace("source", "from")
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")

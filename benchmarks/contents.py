@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from imet_ray.cores import usable_cores
 from imet_ray.data import contents as module
 from imet_ray.data.contents import contents
 
@@ -41,8 +42,7 @@ def forget(files: Sequence[Path]) -> None:
 
 def sha256sum(folder: Path) -> dict[Path, str]:
     """The peer: of each file its digest."""
-    cores = len(os.sched_getaffinity(0))
-    command = f"find . -type f -print0 | xargs -0 -P {cores} -n 256 sha256sum"
+    command = f"find . -type f -print0 | xargs -0 -P {usable_cores()} -n 256 sha256sum"
     lines = subprocess.check_output(command, shell=True, cwd=folder, text=True).splitlines()
     return {folder / line[66:].removeprefix("./"): line[:64] for line in lines}
 

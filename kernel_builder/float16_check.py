@@ -159,9 +159,8 @@ def _scores(
             ]
     metric, labels = metric_named(run.experiment.space.metric), run.data.labels[rows]
     scores = []
-    for total, of_lost in zip(
-        totals, (0.0, -1.0), strict=True
-    ):  # NaN of float16 shows, whatever float32 gives
+    # NaN of float16 shows, whatever float32 gives
+    for total, of_lost in zip(totals, (0.0, -1.0), strict=True):
         assert total is not None
         lost = ~np.isfinite(total).all(axis=1)
         probs = as_probability(np.where(lost[:, None], np.float32(0), total), ensemble.scale)

@@ -1,6 +1,7 @@
 """The blend's command line with the 2019 solution's own files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,24 @@ def test_the_file_of_2019_is_named_by_the_score_of_its_own_rule_and_ours_stands_
     assert code == 0, err
     folder = tmp_path / "runs" / "2019" / "ensembles" / "old"
     found = json.loads((folder / "ensemble.json").read_text())["report"]
-    theirs, ours = by_their_rule(files_2019, found), found["chosen"]["own"]
-    assert ours > theirs + 0.01
+    theirs = by_their_rule(files_2019, found)
+    assert found["chosen"]["own"] == pytest.approx(theirs)
     assert (folder / f"old_val_{theirs:.4f}.yml").exists()
-    assert f"own F2 {ours:.4f} with the most probable label where none is above 0; {theirs:.4f} by the" in out
+    assert f"own F2 {theirs:.4f} is by the 2019 solution's rule" in out
+    ours = float(re.search(r"most probable label instead it is (0\.\d{4})", out)[1])
+    assert ours > theirs + 0.01
+
+
+def test_the_method_is_chosen_by_the_rule_of_2019(call_blend, files_2019, tmp_path):
+    """Where no label is above 0 by uniform weights, our rule would not see how poor they are."""
+    for file in Path(files_2019[0]).parent.glob("level1_*.npy"):
+        np.save(file, np.load(file) - (0.05 if "good" in file.name else 0.45))
+    assert call_blend("old", *files_2019, "--runs", tmp_path / "runs")[0] == 0
+    folder = tmp_path / "runs" / "2019" / "ensembles" / "old"
+    report = json.loads((folder / "ensemble.json").read_text())["report"]
+    uniform = {"chosen": {"weights": [0.5, 0.5]}}
+    assert report["chosen"]["method"] != "uniform"
+    assert by_their_rule(files_2019, report) > by_their_rule(files_2019, uniform) + 0.05
 
 
 def test_an_ensemble_of_2019_is_replaced_by_a_smaller_one_only_if_told_to(call_blend, files_2019, tmp_path):

@@ -161,7 +161,7 @@ def test_a_fold_of_other_labels_than_another_is_refused_with_the_way_out(store):
     found = read_predictions(trials[1].oof)
     write_predictions(trials[1].oof, replace(found, probs=found.probs[:, 1:]))
     with pytest.raises(
-        StoreError, match=r"variant a are of 3 labels.*fold1.*of 2: run `python launch.py --oof`"
+        StoreError, match=r"variant a are of 3 labels.*fold1.*of 2: run `python launch.py --oof --name"
     ):
         gather_oof(trials, IDS, "a")
 

@@ -151,8 +151,12 @@ class FitProblem:
         return self.cells.metric
 
     def decided(self, decoder: Decoder) -> Decoder:
-        """The decoder that was fitted, which gives empty sets where pictures of the data have no label."""
-        return decoder.model_copy(update={"negatives": bool((self.cells.true == 0).any())})
+        """The decoder that was fitted. It gives empty sets where pictures of the data have no label.
+
+        So it does of margins: by the 2019 solution's rule a picture without any above 0 has no label.
+        """
+        negatives = self.range is None or bool((self.cells.true == 0).any())
+        return decoder.model_copy(update={"negatives": negatives})
 
     def widened(self, problem: BlendProblem, down: bool, up: bool) -> "FitProblem | None":
         """With a wider range of thresholds; None where it cannot be wider."""

@@ -70,9 +70,8 @@ def stack_logistic(
         return (beta.float() @ x).gather(0, torch.from_numpy(fold)[None])[0].sigmoid().half().numpy()
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # a thread per label: torch's own wait for each other, 10 times slower on busy cores
+    # a thread per label: torch's own wait for each other, 10 times slower on busy cores
+    torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(usable_cores()) as pool, _bar(c, "label") as bar:
             for start in range(0, c, size):

@@ -65,9 +65,8 @@ class Exporter:
             began = time.monotonic()
             try:
                 self._export()
-            except (
-                Exception
-            ) as error:  # such as a disk that is away for a while; this goes to the actor's log
+            except Exception as error:  # such as a disk that is away for a while
+                # to the actor's log
                 print(f"{type(error).__name__}: {error}", flush=True)
             # with very many trials it takes a twentieth of a core
             time.sleep(max(EVERY_S, 20 * (time.monotonic() - began)))

@@ -21,6 +21,7 @@ from imet_ray.command_line import interrupted_by_sigterm
 from imet_ray.errors import ConfigError, ImetError, StoreError, telling_line
 from imet_ray.search_space import Resources
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.timers import called_after
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> An
     job = ray.job_config.JobConfig(metadata={"job_name": run} if run else {})
     if address is None:  # workers find our code wherever this process was started; to a cluster it is sent
         job._py_driver_sys_path.append(str(CHECKOUT))
-    with _ended_after(START_S):
+    with called_after(START_S, _end_late_start):  # it may wait for ever
         for left in reversed(range(STARTS)):
             try:
                 return ray.init(
@@ -244,9 +245,7 @@ def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> An
                     configure_logging=True,
                     **options,
                 )
-            except (
-                Exception
-            ) as error:  # Ray raises whatever its parts and the system do, plain Exceptions too
+            except Exception as error:  # of any kind: what its parts and the system raise
                 told = " ".join(str(error).split())[-TOLD:] or type(error).__name__
                 if address is None and left and SLOW_START in told:  # what was started ends with this process
                     logger.warning("Ray did not start in its 30 s (%s): trying again", told)
@@ -259,22 +258,10 @@ def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> An
     raise AssertionError("the last attempt returns or raises")
 
 
-@contextlib.contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-    """End this process with one line if Ray, which may wait for ever, has not started or answered by then."""
-
-    def end() -> None:
-        _die(
-            f"Ray has not started in {seconds:.0f} s: its logs are in session_latest/logs of its temporary directory"
-        )
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _end_late_start() -> None:
+    _die(
+        f"Ray has not started in {START_S:.0f} s: its logs are in session_latest/logs of its temporary directory"
+    )
 
 
 def _die(message: str) -> NoReturn:

@@ -6,12 +6,12 @@ A database that goes away during a sweep is waited for, as a bucket is.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import PassingError, patiently
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.timers import called_after
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
             def attempt() -> Any:
                 nonlocal cut
                 try:
-                    with _warned_if_slow(where):
+                    with called_after(SLOW_S, functools.partial(_tell_of_silence, where)):
                         return operation(*args, **kwargs)
                 except UpdateFinishedTrialError:
                     if name != "set_trial_state_values" or not cut:
@@ -185,18 +186,9 @@ def _patient(storage: BaseStorage, where: str) -> BaseStorage:
     return found
 
 
-@contextlib.contextmanager
-def _warned_if_slow(where: str) -> Iterator[None]:
+def _tell_of_silence(where: str) -> None:
     """Tell the user of a server that hangs: it is waited for without a limit."""
-    timer = threading.Timer(
-        SLOW_S, logger.warning, ("%s has not answered for %.0f s: still waiting", where, SLOW_S)
-    )
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    logger.warning("%s has not answered for %.0f s: still waiting", where, SLOW_S)
 
 
 @contextlib.contextmanager

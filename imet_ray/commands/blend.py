@@ -13,7 +13,7 @@ from imet_ray.blending.blend_run import RunToBlend, blend_run, frozen, refuse_sm
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
-from imet_ray.blending.imet2019_files import METRIC, read_2019, score_2019, write_2019
+from imet_ray.blending.imet2019_files import METRIC, read_2019, score_with_a_label_each, write_2019
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
@@ -134,15 +134,15 @@ def blend_2019(
     with only_driver(store):
         refuse_smaller(place, problem.names, options)
         report = evaluate(problem, options, runner=runner, progress=show)
-        score = score_2019(found, report.weights)
+        ours = score_with_a_label_each(found, report.weights)
         beside = (
-            f"own F2 {report.chosen.own:.4f} with the most probable label where none is above 0; {score:.4f} by the "
-            "2019 solution's rule, which gives such pictures none: its file is named by that"
+            f"own F2 {report.chosen.own:.4f} is by the 2019 solution's rule, which gives a picture no label where no "
+            f"sum is above 0, and its file is named by that; with the most probable label instead it is {ours:.4f}"
         )
         report = replace(report, remarks=(*report.remarks, beside))
         replaced = place.ensemble.exists()
         write_ensemble(place, frozen(name, found.members, report, found.label_ids))
-        theirs = write_2019(place, score, found, report.weights)
+        theirs = write_2019(place, report.chosen.own, found, report.weights)
         write_findings(place, name, report.to_dict())
     show("")
     _say_replaced(name, replaced)

@@ -316,9 +316,7 @@ def reopen(
     store = runs.open(name)
     experiment = read_experiment(store)
     root = _root(experiment, store, cache, at, source)
-    catalog = read_catalog(
-        root, cache, negatives=True
-    )  # those of the run: the digest knows each one's labels
+    catalog = read_catalog(root, cache, negatives=True)  # whether the run has some, its digest tells
     if how := _other_data(store, catalog):
         raise StoreError(
             f"{root} holds other data than {store.root} was begun with ({how}): say with --data where its own lie, "

@@ -3,7 +3,6 @@
 Decodes every picture. Reading the tables is `imet_ray.data.formats`, comparing names `imet_ray.data.catalog`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from imet_ray.data.csv_tables import Problem, listed
 from imet_ray.data.formats import read_directory
 from imet_ray.data.images import read_picture
 from imet_ray.errors import DataError
+from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.run_directory import Cache
 
 SHOWN_LABELS = 5  # of the most common ones, and of the rarest
@@ -138,23 +138,17 @@ def _copies(root: Path, decoded: Mapping[Path, _Decoded], reading: Reading) -> l
             labels |= zip(catalog.test.files, map(np.ndarray.tobytes, catalog.test_labels), strict=True)
     problems = []
     for first, *others in alike.values():
-        digest = _bytes_digest(first) if others else b""
+        digest = file_digest(first) if others else ""
         for file in others:
-            what = "bytes" if _bytes_digest(file) == digest else "pixels"
+            what = "bytes" if file_digest(file) == digest else "pixels"
             differ = len({labels[one] for one in (first, file) if one in labels}) > 1
             kind = "copy with other labels" if differ else "copy"
-            if (
-                len({one.relative_to(root).parts[0] for one in (first, file)}) > 1
-            ):  # they may lie in sub-folders
+            tops = {one.relative_to(root).parts[0] for one in (first, file)}  # they may lie in sub-folders
+            if len(tops) > 1:
                 kind = "test picture that is a training picture" + (", with other labels" if differ else "")
             text = f"{_name(file)} has the {what} of {_name(first)}"
             problems.append(_warning(kind, file, text, reading))
     return problems
-
-
-def _bytes_digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _label_lines(catalog: Catalog) -> list[str]:

@@ -1,7 +1,7 @@
-"""What files hold: the sha256 of each one's bytes. It is remembered, so that a file which stays is read once.
+"""What files hold: the sha256 of each one's bytes. It is remembered, so that an unchanged file is read once.
 
-A file stays while its size, times and inode do. Its ctime is among them: no program sets it, so that bytes which were
-changed in place are seen, whatever mtime was given back to the file.
+A file counts as unchanged while its size, mtime, ctime and inode are the same. No program sets the ctime, so a change
+in place is seen even where the old mtime was given back.
 """
 
 import contextlib

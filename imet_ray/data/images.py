@@ -26,16 +26,8 @@ MAX_PIXELS = 178_000_000  # just below the limit of Pillow itself
 MAX_MISSING = 0.1  # of the pixels, where a file was cut off
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
 INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types; some programs write another than 3
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "AVIF",
-    "JPEG2000",
-)  # PostScript would start Ghostscript
+# not PostScript: it would start Ghostscript
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 WHITE = (255, 255, 255, 255)
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
@@ -108,10 +100,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda stored: cv2.flip(cv2.transpose(stored), -1),
     8: lambda stored: cv2.rotate(stored, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-TURNED_BY_THEIR_READERS = (
-    "TIFF",
-    "HEIF",
-)  # while decoding: some versions give the size before, some after it
+# while decoding: some versions give the size before, some after it
+TURNED_BY_THEIR_READERS = ("TIFF", "HEIF")
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
@@ -174,9 +164,7 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 def _opened(path: Path) -> ImageFile.ImageFile:
     """Read the header, and refuse a decompression bomb before anything is decoded."""
-    if (
-        QUIET not in warnings.filters
-    ):  # Pillow's remarks on tags and sizes; `catch_warnings` is not for threads
+    if QUIET not in warnings.filters:  # of Pillow, on tags and sizes; `catch_warnings` is not for threads
         warnings.filterwarnings("ignore", module=QUIET[3].pattern)
     try:
         image = Image.open(path, formats=_formats())

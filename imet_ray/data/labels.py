@@ -156,7 +156,7 @@ def _way(cells: Mapping[int, str]) -> Split | Doubt:
     for (
         i,
         cell,
-    ) in cells.items():  # a row without the separator is one label: one that is seen elsewhere, or a word
+    ) in cells.items():  # without the separator it is one label: one that is seen elsewhere, or a word
         if mark not in cell and cell not in alone and (mark == "," or len(cell.split()) > 1):
             text = (
                 f"{SEPARATORS[mark]} separates {len(shown[mark]):,} cells, and {cell!r} has none: {WAY_OUT}"

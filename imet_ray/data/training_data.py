@@ -124,16 +124,17 @@ def prepare(
         DataError: if a folds file does not fit the data.
     """
     ids, split = catalog.train.ids, training_split(catalog, cache, store.packs)
-    if store.folds.exists():
+    begun = store.folds.exists()
+    if begun:
         folds = read_folds(store.folds, ids)
         if given_folds is not None and not np.array_equal(folds, given_folds):
             raise StoreError(f"{store.root} was begun with other folds than --folds names: {way_out(store)}")
+    elif given_folds is not None:
+        folds = given_folds
     else:
-        if given_folds is not None:
-            folds = given_folds
-        else:
-            copies = _kept_together(find_copies(split), n_folds) if find_copies is not None else None
-            folds = make_folds(catalog.labels, n_folds=n_folds, seed=seed, copies=copies)
+        copies = _kept_together(find_copies(split), n_folds) if find_copies is not None else None
+        folds = make_folds(catalog.labels, n_folds=n_folds, seed=seed, copies=copies)
+    if not begun:
         write_folds(store.folds, ids, folds, store.files)
     return TrainingData(
         split=split,

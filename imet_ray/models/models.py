@@ -26,13 +26,7 @@ from imet_ray.models.pretrained import (
 )
 
 CBAM = "cbam_resnet50"
-STEPS = (
-    14,
-    16,
-    32,
-    64,
-    128,
-)  # pixels: sizes that are tried in place of one that an architecture does not take
+STEPS = (14, 16, 32, 64, 128)  # pixels: multiples are tried where an architecture does not take a size
 RARE = 1e-4  # a label that the training fold lacks starts at this probability
 
 

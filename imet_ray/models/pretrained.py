@@ -37,16 +37,10 @@ WAYS_OUT = (
     "tf_efficientnet_lite0/1/2), or train from nothing (weights: none)"
 )
 
-WRAPPINGS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state_dict",
-)  # timm's and others' keys
-COMMON = re.compile(
-    r"((body|module|model|timm_model|net|backbone)\.)+"
-)  # before names that are not the model's own
+# of a state dict in a file, by timm and others; averaged weights first
+WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+# before names that are not the model's own
+COMMON = re.compile(r"((body|module|model|timm_model|net|backbone)\.)+")
 SHOWN = 5  # names in an error; the rest is counted
 
 
@@ -144,9 +138,8 @@ def load_file(body: torch.nn.Module, path: Path) -> bool:
     if convert is not None:  # timm's: older names, and position embeddings of another image size
         try:
             given = convert(given, body)
-        except (
-            Exception
-        ):  # of a file of another architecture it expects what is not there: the names below say so
+        except Exception:
+            # of another architecture's file it expects what is not there: the names below say so
             logging.getLogger(__name__).debug("%s is not converted", path, exc_info=True)
     return load_tensors(body, given, str(path), keep_head=True)
 

@@ -121,7 +121,7 @@ def gather_oof(
         if found.probs.shape[1] != probs.shape[1]:
             raise StoreError(
                 f"the predictions of variant {variant} are of {probs.shape[1]} labels, but {trial.oof} is of "
-                f"{found.probs.shape[1]}: run `python launch.py --oof`, which predicts again what does not fit"
+                f"{found.probs.shape[1]}: run `{_oof_command(trial)}`, which predicts again what does not fit"
             )
         probs[rows] = found.probs
         np.add.at(seen, rows, 1)

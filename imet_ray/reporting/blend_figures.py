@@ -89,6 +89,7 @@ def gains(data: ReportData) -> Section | None:
         axes.plot(gain["mean"], y, "o", color=of)
     _dashed(axes, 0)
     axes.set_xlabel(f"gain in nested {data.score} over uniform weights")
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # long numbers
     return Section(
         "Fitted weights against uniform ones",
         "A gain is beyond noise where its 95 % interval does not touch 0.",
@@ -267,7 +268,7 @@ def _draw_worth(axes: Axes, names: Sequence[str], worth: Mapping[str, Any], data
         axes.plot(without, y, "o", color=COLOURS[1], fillstyle="full" if beyond_noise else "none")
     _dashed(axes, blend)
     axes.set_xlabel(f"{data.score} without it")
-    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_locator(MaxNLocator(2))
 
 
 def _method_rows(

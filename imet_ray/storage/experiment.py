@@ -62,9 +62,7 @@ class Experiment(Frozen):
     label_ids: list[str]
     weights: dict[str, str] = {}  # sha256 of each file of weights that trials begin from, by its path
     space: SearchSpace
-    left_out: dict[
-        str, dict[str, Range]
-    ] = {}  # ranges of variants that were searched, and are not in the space now
+    left_out: dict[str, dict[str, Range]] = {}  # of variants that were searched, and are not in the space now
     versions: dict[str, str] = Field(default_factory=versions)
     git: str = Field(default_factory=_git_state)
 
