@@ -12,8 +12,9 @@ from PIL import Image
 
 import launch
 from imet_ray.data import augmentation, crops, formats, views
-from imet_ray.data.catalog import Table, Tables, picture_files
+from imet_ray.data.catalog import Table, Tables
 from imet_ray.data.csv_tables import Problem
+from imet_ray.data.picture_names import picture_files
 from imet_ray.errors import ConfigError
 from imet_ray.search_space import read_space
 from imet_ray.storage import object_store

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from imet_ray.data.catalog import picture_files
 from imet_ray.data.csv_tables import Problem, header_of, read_table
+from imet_ray.data.picture_names import picture_files
 
 HEADER = ("id", "attribute_ids")  # of a submission, where no sample says otherwise
 SAMPLE = re.compile(r"sample[ _-]?submission\.csv", re.IGNORECASE)

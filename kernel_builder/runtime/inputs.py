@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imet_ray.data.catalog import PictureNames
 from imet_ray.data.competition_files import (
     FOLDERS,
     HEADER,
@@ -18,6 +17,7 @@ from imet_ray.data.competition_files import (
     split_pictures,
 )
 from imet_ray.data.csv_tables import Problem
+from imet_ray.data.picture_names import PictureNames
 from imet_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
