@@ -476,7 +476,7 @@ def test_what_systems_leave_beside_pictures_is_not_taken_for_one(tmp_path, split
 
 ELSEWHERE = [  # files of train/, what is said of them
     ({"train/b.psd": b"x", "train/e.psd": b"x"}, "2 files of train/ are .psd; pictures are .avif, .bmp"),
-    ({"train/more/b.jpg": b"x"}, "1 folders lie in train/, such as more/"),
+    ({"train/more/b.jpg": b"x"}, "train/ has folders, such as more/"),
     ({"train/b.gif": picture("gif")}, "no picture is called 'b.jpg', but b.gif is there"),
 ]
 
@@ -487,6 +487,13 @@ def test_of_an_id_without_a_file_it_is_said_what_is_there(tmp_path, files, words
     report = check_data(make(tmp_path, **{"train/b.jpg": None, "train.csv": train}, **files), workers=1)
     assert words in report.text()
     assert report.forbids
+
+
+def test_where_the_folder_of_pictures_has_another_name_that_is_said(tmp_path):
+    root = make(tmp_path)
+    (root / "train").rename(root / "Photos")
+    with pytest.raises(DataError, match=r"there is no folder train/, but Photos/, test/; pictures are"):
+        read_catalog(root)
 
 
 def test_a_folder_of_files_that_are_no_pictures_says_so_in_one_line(tmp_path):

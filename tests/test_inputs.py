@@ -100,6 +100,13 @@ def test_without_any_of_its_pictures_nothing_is_predicted(tmp_path):
         find_test(all_files(tmp_path))
 
 
+def test_where_the_folder_of_pictures_has_another_name_those_that_are_there_are_named(tmp_path):
+    competition(tmp_path / "c", "a.png")
+    (tmp_path / "c" / "test").rename(tmp_path / "c" / "Bilder")
+    with pytest.raises(DataError, match=r"there is no folder test/, but Bilder/: attach"):
+        find_test(all_files(tmp_path))
+
+
 def test_a_sample_that_is_not_whole_is_refused(tmp_path):
     competition(tmp_path / "c", "a.png", sample='id,attribute_ids\na,0\n"b,1,2,3\n')
     with pytest.raises(DataError, match="cannot be read: .* a submission must have all of its rows"):

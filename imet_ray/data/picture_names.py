@@ -79,7 +79,8 @@ def need_extra(files: Sequence[Path], problems: list[Problem]) -> None:
 def what_is_not_read(folder: Path) -> str:
     """What lies in a folder beside pictures: "24 files of train/ are .psd", or that it is not there."""
     if not folder.is_dir():
-        return f"there is no folder {folder.name}/"
+        others = sorted(f"{file.name}/" for file in folder.parent.iterdir() if file.is_dir())
+        return f"there is no folder {folder.name}/" + (f", but {', '.join(others[:5])}" if others else "")
     inside = [
         file for file in folder.iterdir() if file.name[0] != "." and file.suffix.lower() not in SUFFIXES
     ]
@@ -89,5 +90,5 @@ def what_is_not_read(folder: Path) -> str:
         f"{n:,} files of {folder.name}/ are {kind or 'without a suffix'}" for kind, n in counts.most_common(3)
     ]
     if folders:
-        found.append(f"{len(folders):,} folders lie in {folder.name}/, such as {folders[0]}/")
+        found.append(f"{folder.name}/ has folders, such as {folders[0]}/")
     return ", ".join(found)

@@ -17,7 +17,7 @@ from imet_ray.data.competition_files import (
     split_pictures,
 )
 from imet_ray.data.csv_tables import Problem
-from imet_ray.data.picture_names import PictureNames
+from imet_ray.data.picture_names import PictureNames, what_is_not_read
 from imet_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def find_test(files: Sequence[Path]) -> TestPictures:
     if not any(known):
         archive = archive_of(sample.parent, "test")
         where = "attach the competition's data"
+        if not folder.is_dir():
+            where = f"{what_is_not_read(folder)}: {where}"
         if archive:
             where = f"but {archive.name} is there: unpack it"
         elif pictures:
