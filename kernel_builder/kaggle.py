@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imet_ray.errors import ConfigError
+from imet_ray.units import user_path
 
 DATASET_METADATA = "dataset-metadata.json"
 KERNEL_METADATA = "kernel-metadata.json"
@@ -34,7 +35,7 @@ def user_of(given: str | None) -> str:
     if named := os.environ.get("KAGGLE_USERNAME"):
         return _checked_user(named, "KAGGLE_USERNAME")
     # where the client looks: the XDG folder if only that is there
-    home = Path("~").expanduser()
+    home = user_path("~")
     folder, xdg = home / ".kaggle", Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
     if xdg.exists() and not folder.exists():
         folder = xdg

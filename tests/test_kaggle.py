@@ -1,6 +1,7 @@
 """Names and metadata as Kaggle's client takes them (rules of version 2.2.5), and files shared among datasets."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,14 @@ def test_the_clients_folder_may_be_named(home, monkeypatch):
 
 def test_no_user_anywhere_says_what_to_do(home):
     with pytest.raises(ConfigError, match="--user NAME, set KAGGLE_USERNAME, or put .*kaggle.json"):
+        user_of(None)
+
+
+def test_a_user_of_the_machine_without_a_home_is_told_so_too(monkeypatch):
+    for name in ("HOME", "KAGGLE_USERNAME", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of nobody
+    with pytest.raises(ConfigError, match="--user NAME, set KAGGLE_USERNAME, or put"):
         user_of(None)
 
 

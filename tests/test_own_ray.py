@@ -124,3 +124,9 @@ def test_shared_memory_that_cannot_be_written_is_done_without(monkeypatch, caplo
     options = own_ray.start_options({"CPU": 2.0, "GPU": 0.0})
     assert ("_plasma_directory" in options) == (not writable)
     assert ("/dev/shm cannot be written" in caplog.text) == (not writable)
+
+
+def test_a_relative_temporary_directory_is_the_same_to_all_of_rays_processes(short, monkeypatch):
+    monkeypatch.setattr(own_ray, "check_temporary", lambda directory: None)  # pytest's own are long
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    assert own_ray.start_options({"CPU": 1.0, "GPU": 0.0})["_temp_dir"] == str(Path.cwd() / short / "ray")

@@ -50,6 +50,7 @@ def start_options(found: dict[str, float]) -> dict[str, Any]:
     check_loopback()
     _keep_token()
     options: dict[str, Any] = {
+        "_temp_dir": str(temporary),  # from a relative one Ray's own processes would not find it
         "num_cpus": int(found["CPU"]),
         "num_gpus": int(found["GPU"]),
         "labels": {OWNER: str(os.getpid())},

@@ -23,6 +23,7 @@ from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from imet_ray.errors import ConfigError, StoreError, unknown_name
+from imet_ray.units import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -349,7 +350,7 @@ def open_s3(name: str, client: Any, retry: Any) -> ObjectStore:
     """S3, or what speaks its protocol at `$AWS_ENDPOINT_URL`."""
     provider = None
     files = (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))
-    paths = [Path(os.environ.get(key) or f"~/.aws/{file}").expanduser() for key, file in files]
+    paths = [user_path(os.environ.get(key) or f"~/.aws/{file}") for key, file in files]
     if not os.environ.get("AWS_ACCESS_KEY_ID") and any(path.is_file() for path in paths):
         with contextlib.suppress(ImportError, ValueError):  # of `aws configure`, which obstore does not read
             from obstore.auth.boto3 import Boto3CredentialProvider
