@@ -48,32 +48,40 @@ def test_no_pictures_have_no_copies(tmp_path):
 
 @pytest.fixture
 def prepared(tiny_catalog, tmp_path):
-    def prepared(name, copies):
+    def prepared(name, copies, given=None):
         store, cache = RunDirectory(tmp_path / name), Cache(tmp_path / "cache")
-        return prepare(tiny_catalog, store, cache, n_folds=3, seed=0, find_copies=copies)
+        return prepare(tiny_catalog, store, cache, n_folds=3, seed=0, given_folds=given, find_copies=copies)
 
     return prepared
 
 
 def test_folds_keep_copies_together_and_say_so(tiny_catalog, prepared, caplog):
     rows = np.arange(len(tiny_catalog.train.ids))
-    plain = prepared("plain", lambda split: rows)
+    plain = prepared("plain", lambda: rows)
     assert caplog.messages == []
     assert np.array_equal(plain.folds, prepared("without", None).folds)
     copies = np.where(rows < 6, 0, rows)
-    folds = prepared("copies", lambda split: copies).folds
+    folds = prepared("copies", lambda: copies).folds
     assert len(set(folds[:6].tolist())) == 1
     assert caplog.messages[0].startswith(f"5 of {len(rows)} pictures are copies of others and share a fold")
 
 
+def test_given_folds_that_part_copies_are_taken_with_a_warning(tiny_catalog, prepared, caplog):
+    rows = np.arange(len(tiny_catalog.train.ids))
+    given = rows % 3
+    copies = np.where(rows < 6, 0, rows)  # two of the first six lie in fold 0
+    assert np.array_equal(prepared("given", lambda: copies, given).folds, given)
+    assert caplog.messages[0].startswith(f"4 of {len(rows)} pictures are in another fold than a copy")
+
+
 def test_folds_that_a_run_has_stay_and_no_copies_are_looked_for(tiny_catalog, prepared):
     before = prepared("run", None)
-    assert np.array_equal(prepared("run", lambda split: 1 / 0).folds, before.folds)
+    assert np.array_equal(prepared("run", lambda: 1 / 0).folds, before.folds)
 
 
 def test_fewer_different_pictures_than_folds_are_a_warning(tiny_catalog, prepared, caplog):
     rows = np.arange(len(tiny_catalog.train.ids))
-    assert np.array_equal(prepared("few", lambda split: rows % 2).folds, prepared("plain", None).folds)
+    assert np.array_equal(prepared("few", lambda: rows % 2).folds, prepared("plain", None).folds)
     assert caplog.messages[0].startswith(f"only 2 of {len(rows)} pictures differ")
 
 

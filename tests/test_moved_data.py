@@ -154,6 +154,7 @@ def test_extend_keeps_the_folds_of_old_pictures_and_begins_new_trials(here, caps
     after = here.folds()
     assert len(before.keys() - after.keys()) == 1
     assert after.keys() - before.keys() == {"x", "y"}
+    assert after["x"] == after["y"]  # other bytes, the same pixels
     assert all(after[name] == fold for name, fold in before.items() if name in after)
     kept = next(path for path in here.store.root.parent.iterdir() if path != here.store.root)
     assert here.folds(RunDirectory(kept)) == before

@@ -1,5 +1,6 @@
 """What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
 from imet_ray.data.formats import accepted, read_catalog, read_directory
 from imet_ray.data.sources import is_directory, resolve_data
-from imet_ray.data.training_data import SplitData, TrainingData, extended_folds, prepare
+from imet_ray.data.training_data import TrainingData, extended_folds, prepare, training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
@@ -189,10 +190,6 @@ def start(plan: Plan, *weights: str) -> Run:
     Args:
         weights: that trials begin from, beside those of the space.
     """
-
-    def find_copies(split: SplitData) -> np.ndarray:
-        return first_copies(split.pack(_pack_sizes(plan.space)[0], workers=usable_cores()))
-
     data = prepare(
         plan.catalog,
         plan.store,
@@ -200,7 +197,7 @@ def start(plan: Plan, *weights: str) -> Run:
         n_folds=plan.space.n_folds,
         seed=plan.space.seed,
         given_folds=_given_folds(plan),
-        find_copies=find_copies,
+        find_copies=functools.partial(_copies, plan),
     )
     _refuse_other_number(plan, data.n_folds)
     _refuse_too_few(data, 2 * plan.space.resources.workers_per_trial)
@@ -237,12 +234,18 @@ def _files_of_weights(names: set[Hparam]) -> dict[str, str]:
     return {name: file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
+def _copies(plan: Plan) -> np.ndarray:
+    """The first training picture with the same pixels as each one: (N,) int64. They are packed for that."""
+    split = training_split(plan.catalog, plan.cache, plan.store.packs)
+    return first_copies(split.pack(_pack_sizes(plan.space)[0], workers=usable_cores()))
+
+
 def _given_folds(plan: Plan) -> np.ndarray | None:
     """What `--folds FILE` says of the pictures; with `--extend` the others get new ones: (N,) int64."""
     if plan.given_folds is None:
         return None
     if plan.extend:
-        return extended_folds(plan.given_folds, plan.catalog)
+        return extended_folds(plan.given_folds, plan.catalog, _copies(plan))
     return read_folds(plan.given_folds, plan.catalog.train.ids)
 
 
@@ -277,7 +280,7 @@ def set_old_run_aside(plan: Plan) -> None:
     with only_driver(store):  # not while another process drives it
         folds = None
         if plan.extend:
-            folds = extended_folds(plan.given_folds or store.folds, plan.catalog)
+            folds = extended_folds(plan.given_folds or store.folds, plan.catalog, _copies(plan))
             _refuse_other_number(plan, int(folds.max()) + 1)
         kept = set_aside(store.root)
     if folds is not None:

@@ -122,7 +122,7 @@ def read_folds(path: Path, ids: Sequence[str], *, extend: bool = False) -> np.nd
     return folds
 
 
-def extend_folds(folds: np.ndarray, labels: np.ndarray, contents: Sequence[str]) -> np.ndarray:
+def extend_folds(folds: np.ndarray, labels: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Folds for pictures that have none yet; the others keep theirs.
 
     A picture goes, rarest labels first, to the fold that has its rarest label least often; a copy to its like.
@@ -130,7 +130,7 @@ def extend_folds(folds: np.ndarray, labels: np.ndarray, contents: Sequence[str])
     Args:
         folds: (N,) int64; -1: none yet.
         labels: (N, C) uint8.
-        contents: (N,) digests of the pictures' bytes.
+        copies: (N,) int64, the first row with the same picture as each row.
 
     Returns:
         (N,) int64.
@@ -139,7 +139,7 @@ def extend_folds(folds: np.ndarray, labels: np.ndarray, contents: Sequence[str])
     everywhere, n_folds = labels.sum(0, dtype=np.int64), int(folds.max()) + 1
     have = np.stack([labels[folds == fold].sum(0, dtype=np.int64) for fold in range(n_folds)])  # (n_folds, C)
     sizes = np.bincount(folds[folds >= 0], minlength=n_folds)
-    copies = {content: fold for content, fold in zip(contents, folds.tolist(), strict=True) if fold >= 0}
+    taken = {first: fold for first, fold in zip(copies.tolist(), folds.tolist(), strict=True) if fold >= 0}
 
     def rarest(row: int) -> int | None:
         own = np.flatnonzero(labels[row])
@@ -151,7 +151,7 @@ def extend_folds(folds: np.ndarray, labels: np.ndarray, contents: Sequence[str])
     ):
         counts = sizes if label is None else have[:, label]
         least = min(range(n_folds), key=lambda fold: (counts[fold], sizes[fold]))
-        found[row] = fold = copies.setdefault(contents[row], least)
+        found[row] = fold = taken.setdefault(int(copies[row]), least)
         have[fold] += labels[row]
         sizes[fold] += 1
     return found

@@ -110,7 +110,7 @@ def prepare(
     n_folds: int,
     seed: int,
     given_folds: np.ndarray | None = None,
-    find_copies: Callable[[SplitData], np.ndarray] | None = None,
+    find_copies: Callable[[], np.ndarray] | None = None,
 ) -> TrainingData:
     """The training split with its folds: those of the run, of a given file, or new stratified ones.
 
@@ -124,17 +124,23 @@ def prepare(
         DataError: if a folds file does not fit the data.
     """
     ids, split = catalog.train.ids, training_split(catalog, cache, store.packs)
-    begun = store.folds.exists()
-    if begun:
+    folds: np.ndarray | None
+    if store.folds.exists():
         folds = read_folds(store.folds, ids)
         if given_folds is not None and not np.array_equal(folds, given_folds):
             raise StoreError(f"{store.root} was begun with other folds than --folds names: {way_out(store)}")
-    elif given_folds is not None:
-        folds = given_folds
     else:
-        copies = _kept_together(find_copies(split), n_folds) if find_copies is not None else None
-        folds = make_folds(catalog.labels, n_folds=n_folds, seed=seed, copies=copies)
-    if not begun:
+        copies = find_copies() if find_copies is not None else np.arange(len(ids))
+        folds = given_folds
+        if folds is None:
+            kept = _kept_together(copies, n_folds)
+            folds = make_folds(catalog.labels, n_folds=n_folds, seed=seed, copies=kept)
+        elif apart := int((folds != folds[copies]).sum()):
+            logger.warning(
+                "%d of %d pictures are in another fold than a copy of theirs: scores are too good",
+                apart,
+                len(ids),
+            )
         write_folds(store.folds, ids, folds, store.files)
     return TrainingData(
         split=split,
@@ -145,14 +151,17 @@ def prepare(
     )
 
 
-def extended_folds(path: Path, catalog: Catalog) -> np.ndarray:
+def extended_folds(path: Path, catalog: Catalog, copies: np.ndarray) -> np.ndarray:
     """The folds of a file for the pictures that it knows, and new ones for the others: (N,) int64.
+
+    Args:
+        copies: (N,) int64, the first row with the same picture as each row.
 
     Raises:
         DataError: if a fold has none of the data's pictures.
     """
     known = read_folds(path, catalog.train.ids, extend=True)
-    return extend_folds(known, catalog.labels, catalog.train.contents)
+    return extend_folds(known, catalog.labels, copies)
 
 
 def _kept_together(copies: np.ndarray, n_folds: int) -> np.ndarray | None:
