@@ -1,17 +1,13 @@
-"""The data directory: what may be trained on, and every problem of what may not, by file and row."""
+"""The tables of a data directory: what may be trained on, and every problem of what may not, by file and row."""
 
 import os
-import struct
 import subprocess
 import sys
-import unicodedata
-import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_directory import HEAD, LABELS, NAMES, NO_PICTURES, SAMPLE, TRAIN, bomb, make, picture, problems
 
 import launch
 from imet_ray.data import contents
@@ -19,50 +15,6 @@ from imet_ray.data.check import check_data
 from imet_ray.data.formats import read_catalog
 from imet_ray.errors import DataError
 from imet_ray.storage.checked_read import file_digest
-
-NAMES = b"attribute_id,attribute_name\n0,culture::a\n1,tag::b\n2,tag::c\n"
-HEAD = b"id,attribute_ids\n"
-TRAIN = HEAD + b"a,0 2\nb,1\nc.webp,0\n"
-LABELS = [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
-SAMPLE = HEAD + b"u,0 1\ns,0 1\nt.jpg,0 1\n"  # in no order of names
-
-
-def picture(suffix="png", colour=9):
-    file = BytesIO()
-    Image.new("RGB", (5, 4), (colour, 99, 199)).save(file, {"jpg": "jpeg"}.get(suffix, suffix))
-    return file.getvalue()
-
-
-def bomb():
-    """A PNG whose header promises 2,500 megapixels."""
-    data = picture()
-    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-
-
-def make(root, **files):
-    """A directory that may be trained on, with some files written anew (None: left out)."""
-    good = {
-        "train.csv": TRAIN,
-        "labels.csv": NAMES,
-        "sample_submission.csv": SAMPLE,
-        **{f"train/{name}": picture(name[2:], 10 * i) for i, name in enumerate(("a.png", "b.jpg", "c.webp"))},
-        **{
-            f"test/{name}": picture(name[2:], 90 + 10 * i)
-            for i, name in enumerate(("s.png", "t.jpg", "u.webp"))
-        },
-    }
-    for name, data in (good | files).items():
-        if data is not None:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(data)
-    return root
-
-
-def problems(root):
-    """Kind, place and verdict of each problem, after decoding."""
-    report = check_data(root, workers=2)
-    return [(p.kind, f"{p.where} row {p.row}", p.forbids) for p in report.problems]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
@@ -282,7 +234,6 @@ def test_with_negatives_an_empty_cell_of_test_csv_says_that_there_is_no_label(tm
     assert catalog.test_labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
-NO_PICTURES = {f"train/{name}": None for name in ("a.png", "b.jpg", "c.webp")}
 WARNINGS = [
     ("train/d.png", picture(), "files without an id", "train row None"),
     ("train.csv", b"\xef\xbb\xbf" + TRAIN, "byte-order mark", "train.csv row 1"),
@@ -444,128 +395,3 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
     command, cwd = [sys.executable, "-c", code], Path(launch.__file__).parent
     digests = [subprocess.check_output(command, cwd=cwd, env={"PYTHONHASHSEED": seed}) for seed in "123"]
     assert len(set(digests)) == 1
-
-
-@pytest.mark.parametrize("suffix", ["tif", "gif", "bmp", "avif", "jp2", "JPG", "Png"])
-def test_pictures_of_all_suffixes_are_found_whatever_their_case(tmp_path, suffix):
-    kind = {"tif": "tiff", "jp2": "jpeg2000"}.get(suffix, suffix.lower())
-    train = TRAIN.replace(b"b,1", f"b.{suffix.swapcase()},1".encode())
-    root = make(tmp_path, **{"train/b.jpg": None, f"train/b.{suffix}": picture(kind.replace("jpg", "jpeg"))})
-    assert problems(root) == []
-    make(tmp_path, **{"train/b.jpg": None, "train.csv": train})
-    assert read_catalog(root).train.files[1].name == f"b.{suffix}"
-
-
-@pytest.mark.parametrize(("of_the_table", "of_the_file"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_name_is_found_whatever_its_unicode_form(tmp_path, of_the_table, of_the_file):
-    id_, name = (unicodedata.normalize(form, "Käthe") for form in (of_the_table, of_the_file))
-    train = TRAIN.replace(b"b,1", f"{id_},1".encode())
-    root = make(tmp_path, **{"train/b.jpg": None, f"train/{name}.jpg": picture("jpg"), "train.csv": train})
-    assert problems(root) == []
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_what_systems_leave_beside_pictures_is_not_taken_for_one(tmp_path, split):
-    left = ("._a.png", "._s.png", ".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", ".b.jpg")
-    root = make(
-        tmp_path, **{f"{split}/{name}": b"\0\5\x16\7" for name in left}, **{"sample_submission.csv": None}
-    )
-    assert problems(root) == []
-    assert read_catalog(root).test.ids == ("s", "t", "u")
-
-
-ELSEWHERE = [  # files of train/, what is said of them
-    ({"train/b.psd": b"x", "train/e.psd": b"x"}, "2 files of train/ are .psd; pictures are .avif, .bmp"),
-    ({"train/more/b.jpg": b"x"}, "train/ has folders, such as more/"),
-    ({"train/b.gif": picture("gif")}, "no picture is called 'b.jpg', but b.gif is there"),
-]
-
-
-@pytest.mark.parametrize(("files", "words"), ELSEWHERE, ids=["suffix", "folder", "other suffix"])
-def test_of_an_id_without_a_file_it_is_said_what_is_there(tmp_path, files, words):
-    train = TRAIN.replace(b"b,1", b"b.jpg,1")
-    report = check_data(make(tmp_path, **{"train/b.jpg": None, "train.csv": train}, **files), workers=1)
-    assert words in report.text()
-    assert report.forbids
-
-
-def test_where_the_folder_of_pictures_has_another_name_that_is_said(tmp_path):
-    root = make(tmp_path)
-    (root / "train").rename(root / "Photos")
-    with pytest.raises(DataError, match=r"there is no folder train/, but Photos/, test/; pictures are"):
-        read_catalog(root)
-
-
-def test_a_folder_of_files_that_are_no_pictures_says_so_in_one_line(tmp_path):
-    root = make(tmp_path, **NO_PICTURES, **{f"train/{name}.psd": b"x" for name in "abc"})
-    with pytest.raises(
-        DataError, match=r"train.csv has 3 ids; 3 files of train/ are \.psd; pictures are \.avif"
-    ) as caught:
-        read_catalog(root)
-    assert "id without a file" not in str(caught.value)
-
-
-def test_heic_pictures_without_the_extra_are_one_problem(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    train = {"train.csv": TRAIN.replace(b"c.webp", b"c"), **{f"train/{name}.HEIC": b"x" for name in "abc"}}
-    root = make(tmp_path, **NO_PICTURES, **train)
-    (problem,) = check_data(root, workers=1).problems
-    assert problem.where == "3 files of train/ are .HEIC"
-    assert "uv sync --extra heic" in problem.text
-
-
-def drawn(seed, suffix="png", **how):
-    file = BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
-    Image.fromarray(pixels).save(file, suffix, **how)
-    return file.getvalue()
-
-
-def test_copies_are_named_with_what_they_share_and_whether_their_labels_differ(tmp_path):
-    train = HEAD + b"a,0\nb,0\nc,1\nd,0\n"
-    files = {"a.png": drawn(1), "b.jpg": drawn(1), "c.webp": drawn(1, compress_level=1), "d.png": drawn(2)}
-    root = make(
-        tmp_path,
-        **{f"train/{name}": data for name, data in files.items()},
-        **{"train.csv": train, "test/s.png": drawn(2), "test/u.webp": drawn(3), "test/t.jpg": drawn(4)},
-    )
-    found = {(p.kind, p.where, p.row, p.text, p.forbids) for p in check_data(root, workers=2).problems}
-    assert found == {
-        ("copy", "train.csv", 3, "train/b.jpg has the bytes of train/a.png", False),
-        ("copy with other labels", "train.csv", 4, "train/c.webp has the pixels of train/a.png", False),
-        (
-            "test picture that is a training picture",
-            "sample_submission.csv",
-            3,
-            "test/s.png has the bytes of train/d.png",
-            False,
-        ),
-    }
-
-
-def test_copies_in_two_sub_folders_of_train_are_both_training_pictures(tmp_path):
-    files = {"train/x/a.png": drawn(1), "train/y/b.png": drawn(1), "train/y/c.webp": drawn(2)}
-    root = make(tmp_path, **NO_PICTURES, **files)
-    assert [kind for kind, _, _ in problems(root)] == ["copy with other labels"]
-
-
-def test_two_files_for_an_id_in_two_sub_folders_are_named_with_these(tmp_path):
-    names = ("x/a.png", "y/a.png", "x/b.jpg", "y/c.webp")
-    root = make(tmp_path, **NO_PICTURES | {f"train/{name}": drawn(i) for i, name in enumerate(names)})
-    assert "'a': x/a.png, y/a.png" in check_data(root, workers=1).text()
-
-
-def test_a_test_picture_with_other_labels_than_its_training_copy_is_said(tmp_path):
-    tested = {"test.csv": HEAD + b"s,1\nt.jpg,0\nu,0\n", "train/a.png": drawn(1), "test/s.png": drawn(1)}
-    kinds = [kind for kind, _, _ in problems(make(tmp_path, **tested))]
-    assert kinds == ["test picture that is a training picture, with other labels"]
-
-
-def test_a_picture_that_is_cut_off_a_little_is_a_warning_and_much_a_problem(tmp_path):
-    data = drawn(1)
-    little, much = data[: -len(data) // 16], data[: len(data) // 2]
-    (warning,) = check_data(make(tmp_path, **{"train/a.png": little}), workers=1).problems
-    assert (warning.kind, warning.row, warning.forbids) == ("picture that is cut off", 2, False)
-    (problem,) = check_data(make(tmp_path, **{"train/a.png": much}), workers=1).problems
-    assert problem.forbids
-    assert "of its pixels are missing" in problem.text
