@@ -5,7 +5,6 @@ members share and noise of its own. That gives what iMet has: about 3 labels per
 of the cells in dispute among 7 members.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, ndtri
 from tqdm import tqdm
+
+from imet_ray.cores import usable_cores
 
 ROWS = 2048  # pictures a block
 FOLDS = 5
@@ -71,7 +72,7 @@ def generate(parent: Path, images: int, labels: int, members: int, *, seed: int)
             file[rows] = expit(np.float32(SCALE) * (odds + noise * normal()) + np.float32(SHIFT))
 
     starts = range(0, images, ROWS)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in tqdm(pool.map(block, starts), "generating", len(starts), disable=None, delay=2):
             pass
     np.save(folder / "folds.npy", np.random.default_rng(seed).permutation(images) % FOLDS)

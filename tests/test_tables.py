@@ -5,6 +5,7 @@ TABLES=20000 pytest -n 0 tests/test_tables.py     # so many tables of each test
 
 import csv
 import io
+import json
 import os
 import string
 import tempfile
@@ -37,7 +38,7 @@ FORMS = {
     ", ": ", ".join,
     "lines": "\r\n".join,
     "python": repr,
-    "json": lambda labels: __import__("json").dumps(labels),
+    "json": json.dumps,
 }
 ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
 TITLES = ["", "", "My collection\n", "sep=;\n\n", 'a "title, with\n']
