@@ -117,6 +117,7 @@ class FitProblem:
     max_members: int | None = None
     singles: tuple[DisputedCells, ...] = ()  # `BlendProblem.singles`
     range: ThresholdRange | None = None  # of thresholds; None where they are subtracted already
+    margins: bool = False  # `BlendProblem.margins`
 
     @classmethod
     def on(cls, scale: Scale, problem: BlendProblem, options: BlendOptions) -> "FitProblem":
@@ -140,6 +141,7 @@ class FitProblem:
             max_members=options.max_members,
             singles=problem.singles,
             range=within,
+            margins=problem.margins,
         )
 
     @property
@@ -155,7 +157,7 @@ class FitProblem:
 
         So it does of margins: by the 2019 solution's rule a picture without any above 0 has no label.
         """
-        negatives = self.range is None or bool((self.cells.true == 0).any())
+        negatives = self.margins or bool((self.cells.true == 0).any())
         return decoder.model_copy(update={"negatives": negatives})
 
     def widened(self, problem: BlendProblem, down: bool, up: bool) -> "FitProblem | None":
