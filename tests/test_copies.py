@@ -66,7 +66,7 @@ def test_folds_keep_copies_together_and_say_so(tiny_catalog, prepared, caplog):
     assert caplog.messages[0].startswith(f"5 of {len(rows)} pictures are copies of others and share a fold")
 
 
-def test_folds_that_a_run_has_stay_and_no_copies_are_looked_for(tiny_catalog, prepared):
+def test_folds_that_a_run_has_stay_and_no_copies_are_looked_for(prepared):
     before = prepared("run", None)
     assert np.array_equal(prepared("run", lambda split: 1 / 0).folds, before.folds)
 
