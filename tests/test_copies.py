@@ -74,7 +74,7 @@ def test_given_folds_that_part_copies_are_taken_with_a_warning(tiny_catalog, pre
     assert caplog.messages[0].startswith(f"4 of {len(rows)} pictures are in another fold than a copy")
 
 
-def test_folds_that_a_run_has_stay_and_no_copies_are_looked_for(tiny_catalog, prepared):
+def test_folds_that_a_run_has_stay_and_no_copies_are_looked_for(prepared):
     before = prepared("run", None)
     assert np.array_equal(prepared("run", lambda: 1 / 0).folds, before.folds)
 

@@ -11,7 +11,9 @@ from imet_ray.blending.blend_run import RunToBlend, blend_run
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
 from imet_ray.prediction.ensemble import read_ensemble
+from imet_ray.storage.files import write_json, write_json_lines
 from imet_ray.storage.results import standings
+from imet_ray.storage.run_directory import RunDirectory
 from kernel_builder import float16_check
 from kernel_builder.float16_check import Float16Loss, float16_loss, loss_between, measure_loss
 
@@ -153,7 +155,25 @@ def test_no_more_time_is_taken_than_there_is_but_for_the_first_round(moving, sec
     assert not found.harmless
 
 
-def test_the_sweeps_time_is_that_of_its_trials_and_no_longer_than_from_the_first_to_the_last(trained):
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ((110.0, 112.0), 12.0),  # at once: from 100 to 112
+        ((110.0, 130.0), 20.0),  # one after the other, with a pause
+        ((110.0, None), 20.0),  # one of an earlier version, which wrote no time of day
+    ],
+)
+def test_the_sweeps_time_is_that_of_its_trials_or_from_the_first_to_the_last(tmp_path, ends, expected):
+    store = RunDirectory(tmp_path)
+    for i, at in enumerate(ends):
+        trial = store.trial(f"t{i}")
+        write_json(trial.spec, {})
+        row = {"seconds": 8.0, "evaluate_s": 2.0} | ({} if at is None else {"at": at})
+        write_json_lines(trial.metrics, [row])
+    assert float16_check.sweep_seconds(store) == expected
+
+
+def test_the_time_of_a_real_sweep_is_at_most_that_of_its_trials(trained):
     rows = [json.loads(t.metrics.read_text().splitlines()[0]) for t in trained.run.store.trials()]
     trained_s = sum(row["seconds"] + row["evaluate_s"] for row in rows)
     assert 0 < float16_check.sweep_seconds(trained.run.store) <= trained_s
