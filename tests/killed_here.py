@@ -1,7 +1,6 @@
 """A sweep that kills itself, as kill -9 does, beside a write: run in a process of its own."""
 
 import os
-import re
 import signal
 import sys
 from collections import Counter
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 Point = tuple[str, str]  # "before" or "after", and the file, from `root` on
-RANDOM = re.compile(r"\.lock[0-9a-f-]{36}\.rename$")  # of the lock of Optuna's journal, which is so released
 
 
 def sweep(argv: Sequence[str], root: Path, log: Path, kills: Counter[Point]) -> None:
@@ -27,18 +25,29 @@ def sweep(argv: Sequence[str], root: Path, log: Path, kills: Counter[Point]) -> 
         if kills[when, where] > 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def append(file: int) -> None:
+        """To the journal, which Optuna makes sure of after each write."""
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        ours = path.suffix == ".journal" and path.is_relative_to(root)
+        if ours:
+            reach("before", str(path.relative_to(root)))
+        fsync(file)
+        if ours:
+            reach("after", str(path.relative_to(root)))
+
     def watched(put: Callable[..., None]) -> Callable[..., None]:
         def put_in_place(source: Any, target: Any, **how: Any) -> None:
             path = Path(os.fsdecode(target)).absolute()
             if not path.is_relative_to(root):
                 return put(source, target, **how)
-            where = RANDOM.sub(".lock", str(path.relative_to(root)))
+            where = str(path.relative_to(root))
             reach("before", where)
             put(source, target, **how)
             reach("after", where)
 
         return put_in_place
 
+    fsync, os.fsync = os.fsync, append
     os.replace, os.rename = watched(os.replace), watched(os.rename)
     run(argv, log)
 

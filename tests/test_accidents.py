@@ -1,10 +1,14 @@
 """The sweep's policy under accidents: kills, cut-off journals, sets that cannot be trained; no Ray is started."""
 
-import time
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from one_variant import SPACE, space_of, write
 from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from imet_ray.cluster.policy import Policy
 from imet_ray.errors import StoreError
@@ -100,14 +104,39 @@ def test_a_damaged_journal_is_one_line(policy, store, place):
         Policy(policy.space, store, "data", "folds")
 
 
-def test_a_journals_lock_that_a_killed_driver_left_is_not_waited_for(policy, store, monkeypatch):
-    store.journal.with_name(f"{store.journal.name}.lock").symlink_to(store.journal)
+def test_ctrl_c_at_any_line_of_the_journal_is_ctrl_c_and_leaves_it_whole(tmp_path, store):
+    space = space_of(tmp_path)
+    interrupts = 0
+    while interrupted_at_line(interrupts, lambda: Policy(space, store, "data", "folds").next()):
+        interrupts += 1
+    assert interrupts > 20
+    assert [path.name for path in store.root.iterdir()] == [store.journal.name]
+    run_out(Policy(space, store, "data", "folds"))
+    assert [standing.whole for standing in standings(store, ["a"])] == [True]
 
-    def refuse(seconds):
-        raise AssertionError("Optuna waits for the lock, 30 s")
 
-    monkeypatch.setattr(time, "sleep", refuse)
-    assert Policy(policy.space, store, "data", "folds").next().phase == "search"
+def interrupted_at_line(number: int, work: Callable[[], object]) -> bool:
+    """Ctrl-C before the line of Optuna's journal of that number is run; whether there was one."""
+    left, writer = number, JournalFileBackend.append_logs.__code__.co_filename
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != writer:
+            return None
+        if event == "line":
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
 
 
 def test_a_variant_whose_interrupted_trial_is_still_to_come_has_not_failed(policy, store):

@@ -86,7 +86,7 @@ def tell(folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes: int
 
 
 def of_the_journal(point: Point) -> bool:
-    return point[1].endswith(".lock")
+    return point[1].endswith(".journal")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.storage.checked_read import damaged, regular
@@ -42,6 +42,19 @@ PASSING = (  # what a database that is away raises; the last one after Optuna ha
     sqlalchemy.exc.PendingRollbackError,
 )
 FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)  # all that a database may raise
+
+
+class _LeaseIsLock(JournalFileSymlinkLock):
+    """No lock of the journal's own: the run's lease says who drives, and the driver alone writes.
+
+    A signal while Optuna takes or releases its lock would come out as another error.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 @dataclass
@@ -69,14 +82,13 @@ class Studies:
 
 
 def journal_studies(store: RunDirectory) -> Studies:
-    """The studies in a run's journal, repaired after a killed driver or a full disk (a lock, an unfinished last line).
+    """The studies in a run's journal, repaired after a killed driver or a full disk (an unfinished last line).
 
     Raises:
         StoreError: if the journal is damaged.
     """
     path = store.journal
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     whole = b""  # lines
     if path.is_symlink() or path.exists():
         content = regular(path).read_bytes()
@@ -85,7 +97,7 @@ def journal_studies(store: RunDirectory) -> Studies:
     try:
         if whole:
             json.loads(whole.splitlines()[-1])  # Optuna reads a bad last line only when another follows
-        return Studies(JournalStorage(JournalFileBackend(str(path))), journal_of=store)
+        return Studies(JournalStorage(JournalFileBackend(str(path), _LeaseIsLock(str(path)))), journal_of=store)
     except OSError:
         raise
     except Exception as error:  # Optuna raises whatever the first bad line causes
