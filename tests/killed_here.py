@@ -27,7 +27,7 @@ def sweep(argv: Sequence[str], root: Path, log: Path, kills: Counter[Point]) -> 
 
     def append(file: int) -> None:
         """To the journal, which Optuna makes sure of after each write."""
-        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        path = Path(f"/proc/self/fd/{file}").readlink()
         ours = path.suffix == ".journal" and path.is_relative_to(root)
         if ours:
             reach("before", str(path.relative_to(root)))
