@@ -97,7 +97,9 @@ def journal_studies(store: RunDirectory) -> Studies:
     try:
         if whole:
             json.loads(whole.splitlines()[-1])  # Optuna reads a bad last line only when another follows
-        return Studies(JournalStorage(JournalFileBackend(str(path), _LeaseIsLock(str(path)))), journal_of=store)
+        return Studies(
+            JournalStorage(JournalFileBackend(str(path), _LeaseIsLock(str(path)))), journal_of=store
+        )
     except OSError:
         raise
     except Exception as error:  # Optuna raises whatever the first bad line causes
