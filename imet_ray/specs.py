@@ -46,7 +46,11 @@ class Variant(Frozen):
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     schedule: str = "cosine"
-    cycles: Annotated[int, Field(ge=1)] = 1  # cosine: how many, i.e. restarts + 1
+    cycles: Annotated[int, Field(ge=1)] = 1  # how many, i.e. restarts + 1
+    cycle_epochs: Annotated[int, Field(ge=1)] | None = None  # or this long, as many as fit; the last is cut
+    cycle_plus: Annotated[int, Field(ge=0)] = 0  # epochs that each cycle is longer than the one before
+    cycle_times: Annotated[int, Field(ge=1)] = 1  # or so many times as long
+    cycle_longest: Annotated[int, Field(ge=1)] | None = None  # epochs
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better score
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0

@@ -3,6 +3,8 @@
 A new schedule is a class and a line in `SCHEDULES`.
 """
 
+import itertools
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -29,6 +31,11 @@ class Schedule:
         if recipe.cycles > 1:
             raise SettingError("cycles", f"cycles is for schedule 'cosine', got schedule {recipe.schedule!r}")
 
+    @staticmethod
+    def cycle_ends(recipe: Variant) -> tuple[int, ...]:
+        """The epochs with which a cycle ends, counted from 1; the last epoch is one of them. Empty: it has no cycles."""
+        return ()
+
     def before_update(self, update: int) -> None:
         """Set the rate for update number `update`, counted from 0 over the whole trial."""
 
@@ -51,6 +58,32 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Variant, *, updates
     return SCHEDULES[recipe.schedule](optimizer, recipe, total=total, warmup=warmup)
 
 
+def cycle_ends(recipe: Variant) -> tuple[int, ...]:
+    """The epochs of a recipe, counted from 1, with which a cycle of its schedule ends. Empty: it has no cycles."""
+    return SCHEDULES[recipe.schedule].cycle_ends(recipe)
+
+
+def cycle_lengths(recipe: Variant) -> list[int]:
+    """The lengths of cycles that are given in epochs. The last one is cut where the trial ends."""
+    assert recipe.cycle_epochs is not None
+    length, left, lengths = recipe.cycle_epochs, recipe.epochs, []
+    while left > 0:
+        length = min(length, recipe.cycle_longest or length)
+        lengths.append(min(length, left))
+        left -= length
+        length = length * recipe.cycle_times + recipe.cycle_plus
+    return lengths
+
+
+def _ends(recipe: Variant) -> tuple[int, ...]:
+    """The ends of cycles; where they end within an epoch, the epoch before."""
+    if recipe.cycle_epochs is not None:
+        return tuple(itertools.accumulate(cycle_lengths(recipe)))
+    warmup, n = Fraction(recipe.warmup_epochs), recipe.cycles
+    ends = [int(warmup + (recipe.epochs - warmup) * k / n) for k in range(1, n + 1)]
+    return tuple(sorted({max(1, end) for end in ends}))
+
+
 class Cosine(Schedule):
     """timm's cosine with warm restarts; each cycle ends at a hundredth of the rate."""
 
@@ -69,6 +102,10 @@ class Cosine(Schedule):
     @staticmethod
     def check(recipe: Variant) -> None:
         """Any number of cycles up to that of the epochs will do."""
+
+    @staticmethod
+    def cycle_ends(recipe: Variant) -> tuple[int, ...]:
+        return _ends(recipe)
 
     def before_update(self, update: int) -> None:
         self.scheduler.step_update(update)
