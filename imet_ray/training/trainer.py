@@ -120,7 +120,7 @@ class Trainer:
             self._save(metrics)
             if self._ended:
                 result = self._finish()
-                report(metrics)
+                report(metrics | {"ended": True})  # for who waits for as many epochs as the recipe has
                 return result
             report(metrics)
 
