@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from imet_ray.reporting.pages import COLOURS, INK, Section, canvas, draw_sections, render
 
@@ -34,6 +35,8 @@ def _curve(found: RateFigure) -> Section:
             "The ramp ends where the loss diverges."
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.0e}"))
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     low, start = float(found.smoothed.min()), float(found.smoothed[0])
