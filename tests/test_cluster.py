@@ -274,6 +274,13 @@ def test_the_last_epoch_is_never_stopped(space):
     assert judge(asha, late, 4, 0.1) == CONTINUE
 
 
+def test_an_epoch_that_ends_the_trial_early_is_not_stopped(space):
+    asha, spent = after_a_good_one(space), tune_trial("spent", space.variants[0])
+    asha.on_trial_add(None, spent)
+    told = {"epoch": 1, "score": 0.1, "ended": True}
+    assert asha.on_trial_result(None, spent, told) == CONTINUE
+
+
 def test_the_last_epoch_is_that_of_the_trials_own_hparams(space):
     asha, long = SearchOnlyAsha(space, WorkerFailures()), tune_trial("long", space.variants[0], epochs=8)
     asha.on_trial_add(None, long)

@@ -183,6 +183,12 @@ def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_team_ends_together_when_the_rate_is_spent(together, make_spec):
+    plateau = {"schedule": "plateau", "plateau_patience": 0, "plateau_improvement": 1.0, "min_lr": 0.001}
+    result = result_of(together(of_team(make_spec(epochs=5, freeze=1, **plateau))))
+    assert (result.status, result.epochs) == ("complete", 2)
+
+
 @over_a_bucket
 def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, make_spec, on_node):
     spec = of_team(make_spec(schedule="plateau", plateau_patience=0, ema_decay=0.9, mixup=0.3))

@@ -66,6 +66,13 @@ def test_what_the_command_line_fixes_holds_for_all_variants_and_is_not_searched(
     assert space.ranges["resnet18-light"] == {}
 
 
+@pytest.mark.parametrize("key", ["cycle_epochs", "cycle_longest", "cycle_plus", "warmup_steps", "freeze"])
+def test_whole_numbers_are_searched_as_such_where_they_may_be_left_out(write, key):
+    text = f"base: {{epochs: 9, cycle_epochs: 2}}\nsearch: {{{key}: {{low: 1, high: 3}}}}\n{GRID}"
+    searched = read_space(write(text), check=check_recipe).ranges["resnet18-light"][key]
+    assert [type(corner) for corner in searched.corners()] == [int, int]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -51,6 +51,9 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.metric = metric_named(policy.space.metric).title
         self.running: dict[str, _Running] = {}  # by Tune's trial id
         self.epoch_s: dict[str, list[float]] = {}  # measured, by variant
+        self.epochs: dict[
+            str, list[int]
+        ] = {}  # of trials that are complete: fewer than asked for, where rates are spent
         self.ended = 0
         self.drawn = 0.0
         self.held_s = 0.0  # sum over trials, less their training
@@ -148,6 +151,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         self.ended += 1
         self.held_s += now - running.started - running.training_s
         result = read_result(self.policy.store.trial(running.spec.trial_id))
+        if result is not None and result.status == "complete":
+            self.epochs.setdefault(running.spec.variant.name, []).append(result.epochs)
         self._print(running, running.interrupted if result is None else self._outcome(result))
         self.refresh()
 
@@ -195,7 +200,9 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
         seconds = 0.0
         for name, study in self.policy.studies.items():
             running = self._running_of(name)
-            epochs = (study.left + len(running)) * study.variant.epochs - sum(one.epoch for one in running)
+            complete = self.epochs.get(name, [study.variant.epochs])
+            each = sum(complete) / len(complete)
+            epochs = study.left * each + sum(max(0.0, each - one.epoch) for one in running)
             own = self.epoch_s.get(name, measured)
             seconds += epochs * sum(own) / len(own)
         return max(0.0, seconds) / self.session.slots
