@@ -141,15 +141,13 @@ def test_the_time_left_is_that_of_all_trials_to_come(make_space, store, monkeypa
 def test_the_time_left_counts_on_as_many_epochs_as_trials_took_that_ended_early(
     make_space, store, monkeypatch
 ):
-    sweep = Sweep(make_space(search_folds=[0]), store, monkeypatch, slots=1)
-    first = sweep.start(after=0)
+    sweep = Sweep(make_space(), store, monkeypatch, slots=1)
+    first = sweep.start(after=0)  # of a, of which there are three more; of b there are four
     sweep.epoch(first, 1, after=10)
-    asked_for = sweep.progress._time_left()
+    assert sweep.progress._time_left() == 10.0 * (3 + 3 * 4 + 4 * 4)
     sweep.epoch(first, 2, after=10)
     sweep.end(first, after=0, epochs=2)  # its rate is spent
-    assert sweep.progress._time_left() == pytest.approx(
-        (asked_for - 30) / 2
-    )  # of 4 epochs, 10 s each, 3 were left
+    assert sweep.progress._time_left() == 10.0 * (3 * 2 + 4 * 4)
 
 
 def test_the_table_shows_what_runs_and_how_far_it_is(make_space, store, monkeypatch):
