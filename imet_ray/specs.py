@@ -2,8 +2,8 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops and views are those of
-their registries: `imet_ray.training.recipe` checks them.
+with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops, views and kept weights
+are those of their registries: `imet_ray.training.recipe` checks them.
 """
 
 import hashlib
@@ -59,10 +59,14 @@ class Variant(Frozen):
     batch_size: Annotated[int, Field(ge=2)] = 16
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches per update
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    swa_start: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # share of the epochs before it averages
+    swa_lr: Annotated[float, Field(gt=0.0)] | None = None  # None: the schedule goes on
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
-    keep: Literal["best", "last"] = "best"  # which epoch's weights; best is picked on the held-out fold
+    keep: str = "best"  # which epochs' weights; best is picked on the held-out fold
+    soup: Literal["greedy", "uniform"] = "greedy"  # greedy is picked on the held-out fold
+    soup_epochs: Annotated[int, Field(ge=2, le=20)] = 5  # the last ones, that a soup is made of
     views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from imet_ray.prediction.ensemble import (
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
+from imet_ray.training.kept_weights import KEEPS
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def _remarks(run: RunToBlend) -> list[str]:
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
     recipes = [read_spec(trial).recipe for standing in whole for trial in standing.trials.values()]
-    if any(recipe.keep == "best" and recipe.epochs > 1 for recipe in recipes):
+    for keep in sorted({recipe.keep for recipe in recipes if KEEPS[recipe.keep].picks(recipe)}):
         found.append(
-            "optimistic: keep: best picked epochs on the folds that are scored (keep: last does not)"
+            f"optimistic: keep: {keep} picked epochs on the folds that are scored (keep: last does not)"
         )
     return found

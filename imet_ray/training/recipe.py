@@ -10,6 +10,8 @@ from imet_ray.data.crops import CROPS
 from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
+from imet_ray.training.averages import check_average
+from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
 from imet_ray.training.schedules import SCHEDULES
 
@@ -19,6 +21,7 @@ REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "crop": CROPS,
     "schedule": SCHEDULES,
     "views": VIEWS,
+    "keep": KEEPS,
 }
 
 
@@ -38,3 +41,5 @@ def check_recipe(recipe: Variant) -> None:
     except ConfigError as error:
         raise SettingError("loss_weight", str(error)) from None
     SCHEDULES[recipe.schedule].check(recipe)
+    check_average(recipe)
+    KEEPS[recipe.keep].check(recipe)
