@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
+from imet_ray.blending.blend_run import _remarks
 from imet_ray.data.views import apply_view
 from imet_ray.errors import SettingError
 from imet_ray.models.checkpoint import load_tagger
@@ -19,6 +21,8 @@ from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import Inference, predict_checkpoint, predict_rows, read_predictions
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.files import write_json
+from imet_ray.storage.results import Standing
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training import trainer
 from imet_ray.training.averages import renew_statistics
@@ -306,3 +310,22 @@ def test_every_other_combination_of_average_and_kept_weights_is_taken():
 def test_what_chose_among_epochs_by_held_out_pictures_says_so(setting, picks):
     recipe = Variant.model_validate({"name": "a", "architecture": "resnet18"} | setting)
     assert KEEPS[recipe.keep].picks(recipe) == picks
+
+
+@pytest.mark.parametrize(
+    ("setting", "remark"),
+    [
+        ({}, ["optimistic: keep: best picked epochs on the folds that are scored (keep: last does not)"]),
+        (
+            {"keep": "soup"},
+            ["optimistic: keep: soup picked epochs on the folds that are scored (keep: last does not)"],
+        ),
+        ({"keep": "cycles", "cycles": 2}, []),
+    ],
+)
+def test_a_blend_says_which_ways_flatter_its_members(make_spec, tmp_path, setting, remark):
+    trial = RunDirectory(tmp_path).trial("t")
+    write_json(trial.spec, make_spec(**setting).model_dump(mode="json"))
+    standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
+    run = SimpleNamespace(whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[])
+    assert _remarks(run) == remark
