@@ -14,8 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 BatchNorm = Literal["local", "sync"]
+SoupName = Literal["greedy", "uniform"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
+
+# what a checkpoint's model is and sees, whatever trained it
+PREDICTED_BY = ("name", "architecture", "image_size", "dropout", "batch_size", "precision", "views")
 
 Hparam = int | float | str | bool | None
 
@@ -65,7 +69,7 @@ class Variant(Frozen):
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
     keep: str = "best"  # which epochs' weights; best is picked on the held-out fold
-    soup: Literal["greedy", "uniform"] = "greedy"  # greedy is picked on the held-out fold
+    soup: SoupName = "greedy"  # greedy is picked on the held-out fold
     soup_epochs: Annotated[int, Field(ge=2, le=20)] = 5  # the last ones, that a soup is made of
     views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
@@ -85,6 +89,19 @@ class Variant(Frozen):
         """The same variant with some settings replaced, checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
 
+    def mixing(self, trials: int, how: SoupName) -> Self:
+        """A variant that trains nothing, and has of this one what prediction asks for."""
+        kept = {field: getattr(self, field) for field in PREDICTED_BY}
+        soup = {"keep": "soup", "soup": how, "soup_epochs": trials, "epochs": trials, "weights": "none"}
+        return type(self).model_validate(kept | soup)
+
+
+class Mixed(Frozen):
+    """Trials of a fold, of one variant, whose weights another one mixes."""
+
+    trials: Annotated[tuple[str, ...], Field(min_length=2, max_length=20, strict=False)]
+    how: SoupName = "greedy"
+
 
 class TrialSpec(Frozen):
     """One variant with one set of hparams on one fold of one dataset, trained once."""
@@ -100,6 +117,7 @@ class TrialSpec(Frozen):
     metric: str = "f2"  # that the trial is judged by
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
+    soup_of: Mixed | None = None  # it trains nothing, and is a soup of these
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -112,8 +130,9 @@ class TrialSpec(Frozen):
 
     @property
     def recipe(self) -> Variant:
-        """The variant as it is trained: with the hparams in place."""
-        return self.variant.with_hparams(self.hparams)
+        """The variant as it is trained: with the hparams in place. A soup's epochs are the trials that it mixes."""
+        recipe = self.variant.with_hparams(self.hparams)
+        return recipe if self.soup_of is None else recipe.mixing(len(self.soup_of.trials), self.soup_of.how)
 
     @property
     def title(self) -> str:

@@ -19,7 +19,7 @@ from imet_ray.models.checkpoint import load_tagger
 from imet_ray.models.snapshots import Snapshots, count_snapshots
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import Inference, predict_checkpoint, predict_rows, read_predictions
-from imet_ray.specs import Variant
+from imet_ray.specs import Mixed, Variant
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import Standing
@@ -257,6 +257,38 @@ def test_a_greedy_soup_takes_epochs_by_their_scores_as_long_as_the_mean_does_not
     assert row["score"] >= max(map(score, epochs))
 
 
+@pytest.mark.parametrize("how", ["greedy", "uniform"])
+def test_a_soup_of_trials_is_one_model_of_their_weights_and_goes_on_where_it_was_killed(
+    tiny_data, tmp_path, make_spec, monkeypatch, how
+):
+    specs = [make_spec(lr=lr, head_only_epochs=1, ema_decay=0.9) for lr in (0.003, 0.002, 0.001)]
+    store = RunDirectory(tmp_path)
+    results = [train_trial(one, tiny_data, store.trial(one.trial_id), device=CPU) for one in specs]
+    ids = tuple(one.trial_id for one in specs)
+    soup = specs[0].model_copy(update={"soup_of": Mixed(trials=ids, how=how)})
+    trial = store.trial(soup.trial_id)
+
+    def stop(*_):
+        raise Interrupted
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train_trial(soup, tiny_data, trial, device=CPU, report=stop)
+    result = train_trial(soup, tiny_data, trial, device=CPU)
+    rows = read_json_lines(trial.metrics)
+    assert [row["score"] for row in rows[:2]] == [one.score for one in results[:2]]
+    kept = [load_file(store.trial(ids[i - 1]).best) for i in rows[-1]["kept_epochs"]]
+    for name, wanted in mean_of(kept).items():
+        torch.testing.assert_close(load_file(trial.best)[name], wanted)
+    if how == "uniform":
+        assert len(kept) == 3
+    else:
+        assert result.score >= max(one.score for one in results)
+    _, info = load_tagger(trial.best, CPU)
+    assert info.spec == soup
+    assert info.spec.recipe.views == specs[0].recipe.views
+
+
 @pytest.mark.parametrize(
     ("setting", "field", "expected"),
     [
@@ -329,3 +361,15 @@ def test_a_blend_says_which_ways_flatter_its_members(make_spec, tmp_path, settin
     standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
     run = SimpleNamespace(whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[])
     assert _remarks(run) == remark
+
+
+@pytest.mark.parametrize(
+    ("how", "remarks"), [("greedy", ["optimistic: soup_of picked what it mixed"]), ("uniform", [])]
+)
+def test_a_blend_says_that_a_greedy_soup_of_sets_flatters(make_spec, tmp_path, how, remarks):
+    trial = RunDirectory(tmp_path).trial("t")
+    spec = make_spec(keep="last").model_copy(update={"soup_of": Mixed(trials=("a", "b"), how=how)})
+    write_json(trial.spec, spec.model_dump(mode="json"))
+    standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
+    run = SimpleNamespace(whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[])
+    assert [remark.partition(" on ")[0] for remark in _remarks(run)] == remarks

@@ -24,7 +24,7 @@ from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights,
 from imet_ray.models.models import build_model, check_model, train_mode
 from imet_ray.prediction.metrics import log_loss, metric_named
 from imet_ray.prediction.predict import Inference, predict_rows
-from imet_ray.specs import TrialSpec
+from imet_ray.specs import Mixed, TrialSpec
 from imet_ray.storage.checked_read import file_digest, read_json
 from imet_ray.storage.files import write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
@@ -114,7 +114,9 @@ class Trainer:
             TrialError: if the loss or a prediction becomes NaN.
         """
         while True:
-            metrics = self._train_epoch()
+            metrics = (
+                self._train_epoch() if self.spec.soup_of is None else self._take_weights(self.spec.soup_of)
+            )
             kept, scores = self._evaluate()
             metrics |= scores
             metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for the status
@@ -178,6 +180,15 @@ class Trainer:
             **({"workers": self.team.size} if self.spec.workers > 1 else {}),
             **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
+
+    def _take_weights(self, mixed: Mixed) -> EpochMetrics:
+        """In place of an epoch: the weights of a trial that was trained."""
+        started = time.monotonic()
+        other = self.trial.run.trial(mixed.trials[self.epoch])
+        other.fetch(other.best)
+        load_weights(other.best, self.model)
+        seconds = time.monotonic() - started
+        return {"epoch": self.epoch + 1, "images_per_s": 0.0, "wait_s": 0.0, "seconds": seconds}
 
     def _batches(self, loaders: int) -> DataLoader[Batch]:
         return train_batches(
