@@ -135,6 +135,11 @@ class TrialSpec(Frozen):
         return recipe if self.soup_of is None else recipe.mixing(len(self.soup_of.trials), self.soup_of.how)
 
     @property
+    def told_hparams(self) -> dict[str, Hparam]:
+        """What people are shown: of a soup the best set's, and how many are mixed."""
+        return self.hparams if self.soup_of is None else self.hparams | {"soup_of": len(self.soup_of.trials)}
+
+    @property
     def title(self) -> str:
         """What people are shown: variant, fold and id."""
         return f"{self.variant.name}-fold{self.fold}-{self.trial_id}"

@@ -224,6 +224,31 @@ def test_a_uniform_soup_is_the_mean_of_the_last_epochs_weights(run, make_spec):
     assert (result.score, result.epoch) == (last["score"], 3)
 
 
+@pytest.mark.parametrize("server", ["s3"], indirect=True)  # all stores: test_bucket_mirror.py
+def test_over_a_bucket_cycles_and_soups_go_on_wherever_they_are_started_next(
+    on_node, run, make_spec, tiny_data
+):
+    def stop(*_):
+        raise Interrupted
+
+    def train(spec, node, **how):
+        trial = on_node(node).trial(spec.trial_id)
+        train_trial(spec, tiny_data, trial, device=CPU, **how)
+        return trial
+
+    spec = make_spec(keep="cycles", cycles=3)
+    for node in "ab":
+        with pytest.raises(Interrupted):
+            train(spec, node, report=stop)
+    assert equal(load_file(train(spec, "c").best), load_file(run(spec)[1].best))
+    specs = [make_spec(lr=lr, epochs=1) for lr in (0.003, 0.002)]
+    mixed = [train(one, node) for one, node in zip(specs, "ab", strict=True)]
+    of = Mixed(trials=tuple(one.trial_id for one in specs), how="uniform")
+    kept = load_file(train(specs[0].model_copy(update={"soup_of": of}), "c").best)
+    for name, wanted in mean_of([load_file(trial.best) for trial in mixed]).items():
+        torch.testing.assert_close(kept[name], wanted)
+
+
 def cooked(scores, epochs, soup="greedy"):
     """The epochs whose weights a soup has: epoch n weighs n, and the score of a mean weight is looked up."""
     keep = Soup(Variant(name="a", architecture="x", keep="soup", soup=soup, epochs=len(epochs)))

@@ -262,6 +262,17 @@ def test_two_equal_sets_of_hparams_are_trained_once(store, tmp_path):
     assert len({a.spec.trial_id for a in done}) == len(done) <= 3
 
 
+def test_a_set_whose_settings_do_not_go_together_fails_and_the_search_goes_on(store, tmp_path):
+    path = tmp_path / "space.yml"
+    path.write_text(
+        "n_folds: 2\ntrials_per_variant: 6\nvariants: [{name: a, architecture: resnet18}]\n"
+        "search: {keep: [best, soup], schedule: [cosine, plateau]}"
+    )
+    done = run_out(policy_of(read_space(path, check=check_recipe), store), slots=1)
+    kept = {(a.spec.recipe.keep, a.spec.recipe.schedule) for a in done}
+    assert kept == {("best", "cosine"), ("best", "plateau"), ("soup", "cosine")}
+
+
 @pytest.fixture
 def mixing(space) -> SearchSpace:
     """The best two sets of three are mixed."""
@@ -299,6 +310,7 @@ def test_a_soup_that_is_better_than_its_best_set_stands_for_the_variant(mixing, 
     found = standings(store, [name])[0]
     assert found.whole
     assert found.mean == pytest.approx(0.9)
+    assert found.hparams["soup_of"] == 2
     assert policy.studies[name].complete == 3
     assert policy.studies[name].left == 0
 

@@ -18,10 +18,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from imet_ray.errors import StoreError
+from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Mixed, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.results import TrialResult
+from imet_ray.training.recipe import check_recipe
 
 Phase = Literal["search", "promote"]
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
@@ -163,7 +164,7 @@ class VariantStudy:
         """Tell Optuna the score of a set; or return its trials that have no result yet."""
         try:
             specs = [self._spec(frozen, fold) for fold in self.space.search_folds]
-        except ValidationError:  # each hparam is possible, and the combination is not
+        except (ValidationError, SettingError):  # each hparam is possible, and the combination is not
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
         found = {trial_id: result(trial_id) for trial_id, _ in specs}
@@ -231,6 +232,7 @@ class VariantStudy:
                 metric=self.space.metric,
                 batch_norm=self.space.resources.batch_norm,
             )
+            check_recipe(spec.recipe)
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]
 

@@ -127,7 +127,7 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     for (variant, _), members in sorted(groups.items()):
         standing = Standing(
             variant=variant,
-            hparams=members[0][1].hparams,
+            hparams=members[0][1].told_hparams,
             trials={spec.fold: trial for trial, spec, _ in members},
             score={spec.fold: result.score or 0.0 for _, spec, result in members},
             expected_score={spec.fold: result.expected_score for _, spec, result in members},
