@@ -8,7 +8,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -264,7 +264,8 @@ class _Reader:
                 raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
             wanted = self.validate(Range, given, where)
             low, high = wanted.low, wanted.high
-            if Variant.model_fields[key].annotation is int and low is not None and high is not None:
+            whole = is_whole(Variant.model_fields[key].annotation)
+            if whole and low is not None and high is not None:
                 if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
                 wanted = wanted.model_copy(update={"low": int(low), "high": int(high)})
@@ -320,6 +321,12 @@ class _Reader:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.refuse_repeated_keys(item)
+
+
+def is_whole(annotation: Any) -> bool:
+    """True for a field that takes whole numbers, and no others; perhaps None, or words."""
+    inside = get_args(annotation)
+    return annotation is int or (bool(inside) and float not in inside and any(map(is_whole, inside)))
 
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:

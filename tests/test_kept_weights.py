@@ -188,6 +188,16 @@ def test_swas_own_rate_is_reached_after_an_epoch_and_stays(run, make_spec, sched
     assert rates[2:] == [pytest.approx(0.0123)] * 2
 
 
+def test_swas_own_rate_decays_by_layer_as_the_schedules_does(tiny_data, tmp_path, make_spec):
+    spec = make_spec(epochs=2, swa_start=0.5, swa_lr=0.01, layer_decay=0.7)
+    trial = RunDirectory(tmp_path).trial(spec.trial_id)
+    training = trainer.Trainer(spec, tiny_data, trial, trial.acquire(), Hardware(CPU))
+    training.run(lambda metrics: None)
+    groups = training.optimizer.param_groups
+    assert len({group["lr_scale"] for group in groups}) > 2
+    assert all(group["lr"] == pytest.approx(0.01 * group["lr_scale"]) for group in groups)
+
+
 def test_batch_norm_statistics_of_an_average_are_those_of_training_pictures(run, make_spec, tiny_data):
     _, trial, _ = run(make_spec(epochs=2, swa_start=0.0, keep="last"))
     model, _ = load_tagger(trial.best, CPU)
@@ -199,6 +209,13 @@ def test_batch_norm_statistics_of_an_average_are_those_of_training_pictures(run,
     model(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     torch.testing.assert_close(norm.running_mean, inputs[0].mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(norm.running_var, inputs[0].var((0, 2, 3)), rtol=0.02, atol=1e-3)
+
+
+def test_frozen_layers_keep_their_batch_norm_statistics(run, make_spec):
+    _, trial, seen = run(make_spec(epochs=2, swa_start=0.0, keep="last", freeze=1))
+    kept = load_file(trial.best)
+    assert torch.equal(kept["body.bn1.running_mean"], torch.zeros(len(kept["body.bn1.running_mean"])))
+    assert not torch.equal(kept["body.layer4.0.bn1.running_mean"], seen[-1]["body.layer4.0.bn1.running_mean"])
 
 
 def test_batch_norm_statistics_are_of_a_bounded_number_of_pictures(run, make_spec, tiny_data, monkeypatch):

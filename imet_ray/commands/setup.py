@@ -154,10 +154,10 @@ def _check_models(space: SearchSpace) -> None:
         ranges = space.ranges[variant.name]
         wanted = [
             ranges[key].corners() if key in ranges else (getattr(variant, key),)
-            for key in ("architecture", "image_size", "dropout")
+            for key in ("architecture", "image_size", "dropout", "drop_path", "freeze")
         ]
-        for architecture, image_size, dropout in itertools.product(*wanted):
-            check_model(architecture, int(image_size), float(dropout))
+        for architecture, image_size, dropout, drop_path, freeze in itertools.product(*wanted):
+            check_model(architecture, int(image_size), float(dropout), float(drop_path), freeze)
 
 
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:

@@ -5,12 +5,14 @@ Which epoch's weights are kept is `imet_ray.training.kept_weights`.
 """
 
 import copy
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from imet_ray.data.loader import Pictures, view_batches
 from imet_ray.errors import SettingError
@@ -173,17 +175,32 @@ def mean_weights(model: torch.nn.Module, weights: list[dict[str, torch.Tensor]])
     return average.module
 
 
+@torch.no_grad()
 def renew_statistics(
-    model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference, *, seed: int
+    model: torch.nn.Module,
+    pictures: Pictures,
+    rows: np.ndarray,
+    how: Inference,
+    *,
+    seed: int,
+    frozen: Container[str] = (),
 ) -> None:
-    """Compute a model's batch-norm statistics anew, by torch's `update_bn`; without batch norm nothing is done.
+    """Compute a model's batch-norm statistics anew; without batch norm nothing is done.
 
-    The pictures are as evaluation sees them, in the first view: nothing about them is random, so an interrupted trial
-    sees the same again.
+    The pictures are as evaluation sees them, in the first view, and dropout rests, which it would not in torch's
+    `update_bn`: nothing is random, so an interrupted trial sees the same again.
 
     Args:
         rows: (n,) of the training pictures; the seed decides which of them.
+        frozen: names of norms that keep their statistics.
     """
+    norms = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and name not in frozen
+    ]
+    if not norms:
+        return
     chosen = np.sort(np.random.default_rng((seed, 2)).permutation(rows)[:STATISTICS_PICTURES])
     size = min(how.batch_size, len(chosen))
     batches = view_batches(
@@ -195,5 +212,23 @@ def renew_statistics(
         workers=how.workers,
         pin_memory=how.device.type == "cuda",
     )
-    torch.manual_seed(seed)  # in training mode, which this takes, dropout draws
-    update_bn((images.flatten(0, 1).to(how.device, non_blocking=True) for images in batches), model)
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # all batches count the same
+        norm.train()
+    for images in batches:
+        model(images.flatten(0, 1).to(how.device, non_blocking=True))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def frozen_norms(model: torch.nn.Module) -> set[str]:
+    """The names of the batch norms that are not trained."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad
+    }
