@@ -16,6 +16,7 @@ from imet_ray.blending.blend_run import _remarks
 from imet_ray.data.views import apply_view
 from imet_ray.errors import SettingError
 from imet_ray.models.checkpoint import load_tagger
+from imet_ray.models.models import build_model
 from imet_ray.models.snapshots import Snapshots, count_snapshots
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import Inference, predict_checkpoint, predict_rows, read_predictions
@@ -160,6 +161,13 @@ def test_the_weights_at_the_end_of_each_cycle_predict_together_as_one_checkpoint
         [1, 3],
         [1, 3, 4],
     ]
+
+
+def test_another_trial_begins_from_the_last_of_the_cycles(run, make_spec):
+    _, trial, seen = run(make_spec(keep="cycles", cycles=2, epochs=2))
+    settings = {"n_labels": len(seen[-1]["body.fc.bias"]), "image_size": 32, "dropout": 0.0}
+    model = build_model("test_resnet", weights=str(trial.best), **settings)
+    assert equal(model.state_dict(), seen[-1])
 
 
 def test_a_kernel_predicts_snapshots_from_float16_weights(run, make_spec):

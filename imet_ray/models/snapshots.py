@@ -4,7 +4,7 @@ To all that predicts it is a model as any other: pictures in, logits out, one fi
 become snapshots is `imet_ray.training.kept_weights`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -28,3 +28,10 @@ class Snapshots(torch.nn.Module):
 def count_snapshots(names: Iterable[str]) -> int:
     """How many snapshots the tensors of these names are of; 0 if they are one model's."""
     return len({name.split(".")[1] for name in names if name.startswith(PREFIX)})
+
+
+def last_snapshot(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the last snapshot under the names that they have in its model; one model's as they are."""
+    n = count_snapshots(tensors)
+    own = f"{PREFIX}{n - 1}." if n else ""
+    return {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
