@@ -7,16 +7,19 @@ from imet_ray.errors import SettingError
 from imet_ray.models.models import Tagger
 from imet_ray.specs import Variant
 
-# timm's, but for those of other packages for CUDA alone, and those that need a second gradient
+# timm's, but for those of other packages for CUDA alone, those that need a second gradient, and kron, which draws
+# numbers that no state holds
 OPTIMIZERS = tuple(
     name
     for name in list_optimizers()
-    if not name.startswith(("bnb", "fused")) and not get_optimizer_info(name).second_order
+    if not name.startswith(("bnb", "fused", "kron")) and not get_optimizer_info(name).second_order
 )
 # On a CPU core a fused update of 4 M parameters takes 5 ms instead of 22. torch 2.13: fused SGD cannot begin a
 # parameter later than others.
 FUSED = {"adam": True, "adamw": True, "sgd": False}
 GROUPS = {"beta1": "betas", "beta2": "betas", "eps": "eps", "amsgrad": "amsgrad", "momentum": "momentum"}
+
+RECTIFIED = "radabelief", "amsgrad"  # has it in its groups, and does not read it
 
 
 def build_optimizer(model: torch.nn.Module, recipe: Variant) -> torch.optim.Optimizer:
@@ -57,7 +60,7 @@ def check_optimizer(recipe: Variant) -> None:
     """
     given = [key for key in GROUPS if getattr(recipe, key) != Variant.model_fields[key].default]
     for key in given:
-        if GROUPS[key] not in _group(recipe.optimizer):
+        if GROUPS[key] not in _group(recipe.optimizer) or (recipe.optimizer, key) == RECTIFIED:
             readers = [
                 name for name in ("adam", "adamw", "nadam", "lion", "sgd") if GROUPS[key] in _group(name)
             ]

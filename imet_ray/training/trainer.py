@@ -127,7 +127,7 @@ class Trainer:
             del kept  # it may be several models
             if self._ended:
                 result = self._finish()
-                report(metrics)
+                report(metrics | {"ended": True})  # for who waits for as many epochs as the recipe has
                 return result
             report(metrics)
 
