@@ -6,9 +6,9 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,6 +20,8 @@ from imet_ray.units import user_path
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
+
+AUTO = "auto"  # the value of lr: the learning-rate finder's
 
 
 class Range(Frozen):
@@ -113,6 +115,14 @@ class SearchSpace(_Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+    auto_lr: Annotated[tuple[str, ...], Field(strict=False)] = ()  # variants whose rate the finder gives
+
+    def with_rates(self, rates: Mapping[str, float]) -> Self:
+        """The space with these variants' learning rates in place."""
+        variants = [
+            one.with_hparams({"lr": rates[one.name]}) if one.name in rates else one for one in self.variants
+        ]
+        return self.model_copy(update={"variants": tuple(variants)})
 
 
 class _File(_Settings):
@@ -170,7 +180,7 @@ class _Reader:
         of_variants = {k: v for k, v in overrides.items() if k in Variant.model_fields}
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
-        variants, ranges = [], {}
+        variants, ranges, auto = [], {}, []
         for settings, origin in self.settings(file):
             search = self.ranges(file.search | settings.pop("search", {}))
             settings.update(of_variants)
@@ -178,7 +188,14 @@ class _Reader:
                 search.pop(key, None)
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
                 settings["weights"] = str(user_path(weights).resolve())  # workers run elsewhere
+            finds = settings.get("lr") == AUTO
+            if finds:
+                del settings["lr"]  # found before the first trial
+                if "lr" in search:
+                    raise self.error(("search", "lr"), "lr is auto, and searched: choose one of them")
             variant = self.variant(settings, origin)
+            if finds:
+                auto.append(variant.name)
             if variant.name in ranges:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
             for key, wanted in search.items():
@@ -190,7 +207,8 @@ class _Reader:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
-        return self.validate(SearchSpace, whole | {"name": name, "variants": variants, "ranges": ranges}, ())
+        whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto}
+        return self.validate(SearchSpace, whole, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
         variant = self.validate(Variant, settings, (), origin)
@@ -227,7 +245,8 @@ class _Reader:
                 raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
             wanted = self.validate(Range, given, where)
             low, high = wanted.low, wanted.high
-            if Variant.model_fields[key].annotation is int and low is not None and high is not None:
+            whole = is_whole(Variant.model_fields[key].annotation)
+            if whole and low is not None and high is not None:
                 if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
                 wanted = wanted.model_copy(update={"low": int(low), "high": int(high)})
@@ -283,6 +302,12 @@ class _Reader:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.refuse_repeated_keys(item)
+
+
+def is_whole(annotation: Any) -> bool:
+    """True for a field that takes whole numbers, and no others; perhaps None, or words."""
+    inside = get_args(annotation)
+    return annotation is int or (bool(inside) and float not in inside and any(map(is_whole, inside)))
 
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:

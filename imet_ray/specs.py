@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
 BatchNorm = Literal["local", "sync"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
@@ -34,6 +33,7 @@ class Variant(Frozen):
     weights: str = "hub"  # one of WEIGHTS, or the path of a local file
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the last block; stochastic depth
 
     augmentation: str = "medium"
     crop: str = "rectangular"
@@ -41,15 +41,36 @@ class Variant(Frozen):
 
     loss: str = "bce"
     loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # targets move so far towards 1/2
 
-    optimizer: OptimizerName = "adam"
+    optimizer: str = "adam"
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # None: the optimizer's own default
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    eps: Annotated[float, Field(gt=0.0)] | None = None
+    amsgrad: bool = False
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = (
+        None  # of the rate, from layer to layer down
+    )
+    freeze: Annotated[int, Field(ge=0)] | str | None = None  # so many groups of layers, or up to this one
     schedule: str = "cosine"
-    cycles: Annotated[int, Field(ge=1)] = 1  # cosine: how many, i.e. restarts + 1
+    cycles: Annotated[int, Field(ge=1)] = 1  # how many, i.e. restarts + 1
+    cycle_epochs: Annotated[int, Field(ge=1)] | None = None  # or this long, as many as fit; the last is cut
+    cycle_plus: Annotated[int, Field(ge=0)] = 0  # epochs that each cycle is longer than the one before
+    cycle_times: Annotated[int, Field(ge=1)] = 1  # or so many times as long
+    cycle_longest: Annotated[int, Field(ge=1)] | None = None  # epochs
+    min_lr: Annotated[float, Field(gt=0.0)] | None = None  # the least rate; plateau: training ends below it
+    drop_every: Annotated[int, Field(ge=1)] | None = None  # step: epochs
+    drop_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()  # multistep: epochs
+    drop_factor: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # None: the schedule's own default
+    power: Annotated[float, Field(gt=0.0)] = 1.0  # polynomial; 1 is a straight line
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better score
+    plateau_improvement: Annotated[float, Field(ge=0.0)] = 1e-4  # a better score is better by more than this
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # or so many updates
     head_only_epochs: Annotated[int, Field(ge=0)] = 0
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 16
@@ -69,6 +90,8 @@ class Variant(Frozen):
             raise ValueError(
                 f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
             )
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("warmup_epochs and warmup_steps say the same: give one of them")
         if self.cycles > self.epochs:
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self

@@ -75,7 +75,7 @@ def sweep(
             pack(run)  # while Ray's workers start
             stack.enter_context(exported(run.store))
             summary = run_sweep(
-                plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
+                run.experiment.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
             if summary.trials:
                 print(_describe_summary(summary))

@@ -72,7 +72,7 @@ class Trainer:
             spec.seed,
         )
         state = load_state(trial.last)
-        check_model(recipe.architecture, recipe.image_size, recipe.dropout)
+        check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
         torch.manual_seed(spec.seed)
         self.model = build_model(
             recipe.architecture,
@@ -81,14 +81,17 @@ class Trainer:
             dropout=recipe.dropout,
             weights=recipe.weights if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
+            drop_path=recipe.drop_path,
         )
+        if recipe.freeze:
+            train_mode(self.model, head_only=False, freeze=recipe.freeze)  # the optimizer has the others only
         if spec.batch_norm == "sync" and team.size > 1:
             self.model = convert_sync_batchnorm(self.model)
         # on a CPU core 1.5 to 1.7 x, too
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shared: torch.nn.Module = self.model  # what runs forward while training
         torch.backends.cudnn.benchmark = recipe.epochs * len(self.dataset) >= LONG_TRIAL
-        self.loss = build_loss(recipe.loss, recipe.loss_weight)
+        self.loss = build_loss(recipe.loss, recipe.loss_weight, smoothing=recipe.label_smoothing)
         self.optimizer = build_optimizer(self.model, recipe)
         self.updates_per_epoch = -(-len(self._batches(0)) // recipe.accumulate)
         self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
@@ -115,9 +118,9 @@ class Trainer:
             metrics = self._train_epoch() | self._evaluate()
             metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for the status
             self._save(metrics)
-            if self.epoch == self.recipe.epochs:
+            if self._ended:
                 result = self._finish()
-                report(metrics)
+                report(metrics | {"ended": True})  # for who waits for as many epochs as the recipe has
                 return result
             report(metrics)
 
@@ -125,7 +128,7 @@ class Trainer:
         recipe, epoch, device = self.recipe, self.epoch, self.device
         torch.manual_seed(_epoch_seed(self.spec.seed, epoch) + self.team.rank)
         mixing = np.random.default_rng((self.spec.seed, epoch, 1, self.team.rank))
-        train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
+        train_mode(self.model, head_only=epoch < recipe.head_only_epochs, freeze=recipe.freeze)
         self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
         batches = Timed(self._batches(self.hardware.loader_workers))
@@ -239,7 +242,9 @@ class Trainer:
             self.trial.check(self.token)
         self.epoch += 1
         self.history.append(metrics)
-        last, score = self.epoch == self.recipe.epochs, metrics["score"]
+        score = metrics["score"]
+        drops = self.schedule.after_epoch(score)
+        last = self._ended
         if self._kept_epoch() is metrics and (last or self.recipe.keep == "best"):
             info = CheckpointInfo(
                 spec=self.spec,
@@ -253,7 +258,7 @@ class Trainer:
             self.team.barrier()  # the others may read it now
             if not self.team.leads:
                 self.trial.fetch(self.trial.best)
-        if self.schedule.after_epoch(score):
+        if drops:
             load_weights(self.trial.best, self.model)
             if self.ema is not None:
                 self.ema.set(self.model)
@@ -301,6 +306,11 @@ class Trainer:
             write_result(self.trial, result)
             self.trial.files.remove(self.trial.last)  # a finished trial never goes on
         return result
+
+    @property
+    def _ended(self) -> bool:
+        """True after the last epoch, or when the schedule's rate is spent."""
+        return self.epoch == self.recipe.epochs or self.schedule.spent
 
     def _kept_epoch(self) -> EpochMetrics:
         """The epoch whose weights are kept: the first with the best score, or the last one."""
