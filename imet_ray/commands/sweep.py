@@ -262,7 +262,7 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if found:
         console.print(terminal_table(columns, rows, width=console.width, texts=2, title="leaderboard"))
     for spec, reason in failures(run.store):
-        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
+        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.told_hparams}: {reason}"
         console.print(line, highlight=False)
     return found
 
