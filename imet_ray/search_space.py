@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError, SettingError, did_you_mean
-from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
+from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, SoupName, Variant
 from imet_ray.units import user_path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -62,6 +62,13 @@ class Asha(Frozen):
     factor: Annotated[int, Field(ge=2)] = 3
 
 
+class SoupOf(Frozen):
+    """The best sets of hparams are all trained on all folds, and on each fold their weights are mixed."""
+
+    sets: Annotated[int, Field(ge=2, le=20)] = 3
+    how: SoupName = "greedy"
+
+
 class Resources(Frozen):
     """What one trial holds while it runs; where several workers train it together, each of them."""
 
@@ -94,6 +101,7 @@ class _Settings(Frozen):
     pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size
     metric: str = "f2"  # that trials are judged by
     asha: Asha | None = None
+    soup_of: SoupOf | None = None
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -123,6 +131,35 @@ class SearchSpace(_Settings):
             one.with_hparams({"lr": rates[one.name]}) if one.name in rates else one for one in self.variants
         ]
         return self.model_copy(update={"variants": tuple(variants)})
+
+    @property
+    def after_search(self) -> int:
+        """Trials of a variant after its search, if none fails: of its best set, or of those to be mixed, and soups."""
+        other = self.n_folds - len(self.search_folds)
+        return other if self.soup_of is None else self.soup_of.sets * other + self.n_folds
+
+    @model_validator(mode="after")
+    def _sets_can_be_mixed(self) -> Self:
+        if self.soup_of is None:
+            return self
+        if self.soup_of.sets > self.trials_per_variant:
+            raise ValueError(
+                f"soup_of mixes {self.soup_of.sets} sets of hparams of a variant: raise "
+                f"trials_per_variant={self.trials_per_variant}, or leave soup_of out"
+            )
+        for variant in self.variants:
+            ranges = self.ranges.get(variant.name, {})
+            for field in sorted(ranges.keys() & {"architecture", "image_size", "weights"}):
+                raise ValueError(
+                    f"soup_of mixes weights of one architecture, size and start, and {variant.name!r} searches "
+                    f"its {field}"
+                )
+            keeps = ranges["keep"].corners() if "keep" in ranges else (variant.keep,)
+            if "cycles" in keeps:
+                raise ValueError(
+                    f"soup_of mixes single models, and {variant.name!r} keeps several: set another keep than 'cycles'"
+                )
+        return self
 
 
 class _File(_Settings):

@@ -2,8 +2,8 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops and views are those of
-their registries: `imet_ray.training.recipe` checks them.
+with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops, views and kept weights
+are those of their registries: `imet_ray.training.recipe` checks them.
 """
 
 import hashlib
@@ -13,8 +13,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BatchNorm = Literal["local", "sync"]
+SoupName = Literal["greedy", "uniform"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
+
+# what a checkpoint's model is and sees, whatever trained it
+PREDICTED_BY = (
+    "name",
+    "architecture",
+    "image_size",
+    "dropout",
+    "freeze",
+    "batch_size",
+    "precision",
+    "views",
+)
 
 Hparam = int | float | str | bool | None
 
@@ -76,10 +89,14 @@ class Variant(Frozen):
     batch_size: Annotated[int, Field(ge=2)] = 16
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches per update
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    swa_start: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # share of the epochs before it averages
+    swa_lr: Annotated[float, Field(gt=0.0)] | None = None  # None: the schedule goes on
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
-    keep: Literal["best", "last"] = "best"  # which epoch's weights; best is picked on the held-out fold
+    keep: str = "best"  # which epochs' weights; best is picked on the held-out fold
+    soup: SoupName = "greedy"  # greedy is picked on the held-out fold
+    soup_epochs: Annotated[int, Field(ge=2, le=20)] = 5  # the last ones, that a soup is made of
     views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
     @model_validator(mode="after")
@@ -100,6 +117,19 @@ class Variant(Frozen):
         """The same variant with some settings replaced, checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
 
+    def mixing(self, trials: int, how: SoupName) -> Self:
+        """A variant that trains nothing, and has of this one what prediction asks for."""
+        kept = {field: getattr(self, field) for field in PREDICTED_BY}
+        soup = {"keep": "soup", "soup": how, "soup_epochs": trials, "epochs": trials, "weights": "none"}
+        return type(self).model_validate(kept | soup)
+
+
+class Mixed(Frozen):
+    """Trials of a fold, of one variant, whose weights another one mixes."""
+
+    trials: Annotated[tuple[str, ...], Field(min_length=2, max_length=20, strict=False)]
+    how: SoupName = "greedy"
+
 
 class TrialSpec(Frozen):
     """One variant with one set of hparams on one fold of one dataset, trained once."""
@@ -115,6 +145,7 @@ class TrialSpec(Frozen):
     metric: str = "f2"  # that the trial is judged by
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
+    soup_of: Mixed | None = None  # it trains nothing, and is a soup of these
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -127,8 +158,14 @@ class TrialSpec(Frozen):
 
     @property
     def recipe(self) -> Variant:
-        """The variant as it is trained: with the hparams in place."""
-        return self.variant.with_hparams(self.hparams)
+        """The variant as it is trained: with the hparams in place. A soup's epochs are the trials that it mixes."""
+        recipe = self.variant.with_hparams(self.hparams)
+        return recipe if self.soup_of is None else recipe.mixing(len(self.soup_of.trials), self.soup_of.how)
+
+    @property
+    def told_hparams(self) -> dict[str, Hparam]:
+        """What people are shown: of a soup the best set's, and how many are mixed."""
+        return self.hparams if self.soup_of is None else self.hparams | {"soup_of": len(self.soup_of.trials)}
 
     @property
     def title(self) -> str:

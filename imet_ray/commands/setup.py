@@ -385,6 +385,5 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
 
 def _describe(space: SearchSpace) -> str:
     n, searching = len(space.variants), space.trials_per_variant * len(space.search_folds)
-    return (
-        f"{n} variants, {searching} searching trials each, the best trained on all of {space.n_folds} folds"
-    )
+    best = "the best" if space.soup_of is None else f"the best {space.soup_of.sets} mixed, and"
+    return f"{n} variants, {searching} searching trials each, {best} trained on all of {space.n_folds} folds"

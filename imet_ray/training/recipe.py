@@ -10,6 +10,8 @@ from imet_ray.data.crops import CROPS
 from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
+from imet_ray.training.averages import check_average
+from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
 from imet_ray.training.optimizers import OPTIMIZERS, check_optimizer
 from imet_ray.training.schedules import SCHEDULES, check_schedule
@@ -21,6 +23,7 @@ REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "views": VIEWS,
+    "keep": KEEPS,
 }
 
 
@@ -41,3 +44,5 @@ def check_recipe(recipe: Variant) -> None:
         raise SettingError("loss_weight", str(error)) from None
     check_optimizer(recipe)
     check_schedule(recipe)
+    check_average(recipe)
+    KEEPS[recipe.keep].check(recipe)
