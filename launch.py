@@ -153,7 +153,7 @@ def _add_options(parser: Parser) -> None:
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
-    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
+    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv or .npy")
     add("--epochs", metavar="N", type=positive, help="of every variant")
     add("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"

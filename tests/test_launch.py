@@ -59,7 +59,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
         (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
-        (["--sweep", "--folds", "five"], "--folds takes a number or a folds.csv"),
+        (["--sweep", "--folds", "five"], "--folds takes a number, a folds.csv or a folds.npy"),
         (["--sweep", "--from", "/tmp"], "--from is for --data openclipart"),
         (["--sweep", "--fresh", "--extend"], "--fresh makes new folds and --extend keeps the old ones"),
         (["--oof"], "no run in"),

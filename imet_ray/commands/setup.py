@@ -168,7 +168,7 @@ def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
         return None, {"n_folds": int(given)}
     path = user_path(given)
     if not path.is_file():
-        raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")
+        raise ConfigError(f"--folds takes a number, a folds.csv or a folds.npy, and {given} is neither")
     return path, {"n_folds": count_folds(path)}
 
 
