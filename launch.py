@@ -30,7 +30,7 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
-BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
@@ -78,6 +78,7 @@ def _run(args: argparse.Namespace) -> int:
             overrides={key: value for key, value in overrides.items() if value is not None},
             fresh=args.fresh is not None,
             extend=args.extend is not None,
+            limit=args.limit,
         )
         plan = setup.plan(request)
     if stage == "train":
@@ -154,6 +155,8 @@ def _add_options(parser: Parser) -> None:
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
     add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv or .npy")
+    first_look = "a first look: N training pictures, sampled by label, and N test pictures"
+    add("--limit", metavar="N", type=positive, help=first_look)
     add("--epochs", metavar="N", type=positive, help="of every variant")
     add("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"
