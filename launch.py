@@ -8,7 +8,7 @@ python launch.py --status                        how far the newest run is; --se
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
-python launch.py --check-data DIR                what is wrong with a data directory
+python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
 
 import argparse
@@ -38,7 +38,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
-    "check-data": {"negatives"},
+    "check-data": {"negatives", "report"},
 }
 
 
@@ -62,7 +62,8 @@ def _run(args: argparse.Namespace) -> int:
 
     cache = Cache.at(args.cache)
     if stage == "check-data":
-        return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
+        negatives = args.negatives is not None
+        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -171,6 +172,7 @@ def _add_options(parser: Parser) -> None:
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
+    add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     add("--out", metavar="FILE", type=user_path, help="where the submission goes as well")
 
 

@@ -137,7 +137,8 @@ def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "negatives", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
-        "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve", "replace", "limit", "report",
+        "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve", "replace",
+        "limit", "report",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 

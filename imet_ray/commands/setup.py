@@ -89,14 +89,23 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path, cache: Cache, *, negatives: bool) -> int:
+def check_data(root: Path, cache: Cache, *, negatives: bool, page: Path | None = None) -> int:
     """Print the report on a data directory; 1 if it must not be trained on.
 
     Args:
         negatives: pictures without labels have none of them; else they are a problem.
+        page: where the report with figures and pictures goes; None: nowhere.
     """
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):  # before all pictures are decoded
+        raise ConfigError(f"--report takes a file in a folder that is there, such as page.html, got {page}")
     report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
     print(report.text())
+    if page is not None:
+        # Here: matplotlib takes a second to import, and no other stage that begins here draws.
+        from imet_ray.reporting.data_page import write_data_page
+
+        write_data_page(page, report)
+        print(f"page          {near(page.resolve())}")
     return 1 if report.forbids else 0
 
 
