@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from imet_ray.data.check import DataReport
 from imet_ray.reporting.pages import COLOURS, INK, Section, Table, canvas, shorten
 
 MOST_ROWS = 2000  # of the table of labels: some 100 bytes each
 MOST_POINTS = 1000  # that are drawn as shapes; more are drawn as pixels, else a page takes megabytes
-TOGETHER = 15  # labels of the map of what comes together
+TOGETHER = 12  # labels of the map of what comes together: so many numbers stand side by side
+NAME = 22  # characters of a name beside the map
 PAIRS = 30  # of labels, in its table
 ONE_GROUP = [(None, COLOURS[0])]  # labels of no group, or of too many
 MOST_BARS = 30  # of labels per picture; what has more is counted in the last
@@ -90,7 +91,7 @@ def label_frequencies(data: DataOnPage) -> Section | None:
     axes.set_yscale("log")
     axes.set_xscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("rank of the label")
     axes.set_ylabel("training pictures")
     n = len(data.ids)
@@ -185,7 +186,7 @@ def together(data: DataOnPage) -> Section | None:
     has = data.labels[:, common].astype(np.float32)
     both = has.T @ has  # (k, k) pictures
     share = both / both.diagonal()[:, None]
-    names = [shorten(data.names[c]) for c in common]
+    names = [shorten(data.names[c], NAME) for c in common]
     figure, axes = canvas(1.8 + 0.27 * len(common))
     shown = share.copy()
     np.fill_diagonal(shown, np.nan)

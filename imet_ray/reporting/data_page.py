@@ -13,11 +13,13 @@ from imet_ray.data.csv_tables import listed
 from imet_ray.data.images import read_rgb, resize
 from imet_ray.errors import DataError
 from imet_ray.reporting.data_figures import FIGURES, DataOnPage
-from imet_ray.reporting.pages import draw_sections, jpeg, render
+from imet_ray.reporting.pages import draw_sections, jpeg, render, shorten
 from imet_ray.storage.files import write_text
 
 SHOWN_LABELS = 8  # of the commonest, and of the rarest
 SHOWN_PICTURES = 6  # of each of them
+OTHERS = 6  # labels that stand under a picture
+NAME = 40  # characters of a label's name there
 SHORT_SIDE = 150  # pixels
 LONGEST = 3  # times the short side: of a panorama the middle is shown
 NAMED = 40  # labels without a picture that are named
@@ -29,7 +31,7 @@ def write_data_page(path: Path, report: DataReport) -> None:
     page = render(
         "data.html.j2",
         title=f"{report.root.resolve().name}: the data",
-        verdict="must not be trained on" if report.forbids else "may be trained on",
+        forbids=report.forbids,
         data=data,
         problems=list(listed(report.problems)),
         unused=_unused(data),
@@ -41,7 +43,7 @@ def write_data_page(path: Path, report: DataReport) -> None:
 
 def _unused(data: DataOnPage) -> str:
     """The labels that no training picture has."""
-    names = [data.names[c] for c in np.flatnonzero(data.counts == 0)]
+    names = [shorten(data.names[c], NAME) for c in np.flatnonzero(data.counts == 0)]
     if not names:
         return ""
     more = f", and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
@@ -75,8 +77,8 @@ def _of_label(data: DataOnPage, label: int) -> dict[str, Any]:
 
 def _others(data: DataOnPage, row: int, label: int) -> str:
     """The picture's other labels."""
-    names = [data.names[c] for c in np.flatnonzero(data.labels[row]) if c != label]
-    return ", ".join(names[:SHOWN_LABELS]) + (", …" if len(names) > SHOWN_LABELS else "")
+    names = [shorten(data.names[c], NAME) for c in np.flatnonzero(data.labels[row]) if c != label]
+    return ", ".join(names[:OTHERS]) + (", …" if len(names) > OTHERS else "")
 
 
 def _small(file: Path) -> np.ndarray:
