@@ -194,7 +194,7 @@ def together(data: DataOnPage) -> Section | None:
     figure.colorbar(
         image, ax=axes, orientation="horizontal", shrink=0.6, format=lambda part, _: f"{part:.0%}"
     )
-    axes.set_yticks(range(len(names)), [f"{name}  {i + 1}" for i, name in enumerate(names)])
+    axes.set_yticks(range(len(names)), [f"{name} ({i + 1})" for i, name in enumerate(names)])
     axes.set_xticks(range(len(names)), [str(i + 1) for i in range(len(names))])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
