@@ -91,7 +91,7 @@ def sweep(
                     left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
                 ),
                 ENSEMBLE,
-                BlendOptions(methods=METHODS),
+                BlendOptions(methods=METHODS, level2=plan.space.level2),
                 runner=solve_here if address is None else solve_on_ray,
             )
             print(f"\n{report.text()}\n")
@@ -158,7 +158,7 @@ def _nothing_to_blend(out_of_time: bool) -> int:
 
 def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
-    needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
+    needed = {member.variant for member in ensemble.needed if not member.trials}
     files = dict(parse_member(text) for text in members)
     for name in files.keys() - needed:
         raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
@@ -197,8 +197,7 @@ def _predict_test(
         _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache, run.store.packs)
-    members = [member for member in ensemble.members if member.weight > 0]
-    trials = [run.store.trial(trial_id) for member in members for trial_id in member.trials]
+    trials = [run.store.trial(trial_id) for member in ensemble.needed for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.share(short_side, workers=usable_cores())
     began = time.monotonic()
