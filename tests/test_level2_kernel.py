@@ -26,9 +26,10 @@ def with_level2(manifest: Manifest, *, without_weight: str = "") -> Manifest:
     """The manifest with a level 2; some members have no weight, and no prefix has them."""
     weights = np.random.default_rng(0).normal(0.5, 0.5, (4, 3)).astype(np.float32)
     level2 = Level2(stacker="linear", members=["a", "b", "c"], model=PerLabel(weights=Packed.of(weights)))
+    given = [0.0 if member.name in without_weight else member.weight for member in manifest.members]
     members = [
-        member.model_copy(update={"weight": 0.0}) if member.name in without_weight else member
-        for member in manifest.members
+        member.model_copy(update={"weight": weight / sum(given)})
+        for member, weight in zip(manifest.members, given, strict=True)
     ]
     weighted = [member.name for member in members if member.weight > 0]
     changed = {"level2": level2, "decoder": DECODER, "members": members}

@@ -176,7 +176,7 @@ def test_a_linear_fit_finds_the_thresholds_that_labels_need():
     odds = np.where(truth, 1.0, -1.0) + rng.normal(0, 0.3, truth.shape)
     labels = np.hstack([truth, ~truth.any(axis=1)[:, None]]).astype(np.uint8)
     odds = np.hstack(
-        [odds + [1.5, -1.5], np.where(labels[:, 2:], 1.0, -1.0)]
+        [odds + np.array([1.5, -1.5]), np.where(labels[:, 2:], 1.0, -1.0)]
     )  # one is too sure, one not enough
     probs, folds = [expit(odds).astype(np.float16)] * 2, np.arange(3000) % 3
     f2 = METRICS["f2"]

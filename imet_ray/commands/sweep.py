@@ -33,6 +33,7 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
 from imet_ray.reporting.terminal_table import terminal_table
+from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
@@ -91,7 +92,7 @@ def sweep(
                     left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
                 ),
                 ENSEMBLE,
-                BlendOptions(methods=METHODS, level2=plan.space.level2),
+                blend_options(plan.space),
                 runner=solve_here if address is None else solve_on_ray,
             )
             print(f"\n{report.text()}\n")
@@ -100,6 +101,11 @@ def sweep(
     print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
     print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
+
+
+def blend_options(space: SearchSpace) -> BlendOptions:
+    """How a sweep blends."""
+    return BlendOptions(methods=METHODS, level2=space.level2)
 
 
 def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
