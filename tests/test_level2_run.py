@@ -23,6 +23,7 @@ from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import read_predictions
 from imet_ray.search_space import read_space
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 from kernel_builder import __main__ as kernel_builder
 from kernel_builder.float16_check import measure_loss
 
@@ -128,10 +129,10 @@ def test_a_stacker_that_is_asked_for_decodes_to_about_what_is_reported(asked, tr
 
 @pytest.mark.slow
 def test_all_stackers_are_judged_side_by_side_and_the_table_says_which_is_used(call_blend, trained, asked):
-    code, out, err = call_blend(*trained.where, "--level2", "all", "--out", "all", "--json")
+    code, out, err = call_blend(*trained.where, "--level2", "all", "--decoder", "threshold", "--out", "all", "--json")
     found = json.loads(out)
     assert code == 0, err
-    assert [row["kind"] for row in found["level2"]] == [name for name in STACKERS for _ in range(2)]
+    assert [row["kind"] for row in found["level2"]] == list(STACKERS)
     ensemble = read_ensemble(trained.run.store.ensemble("all"))
     used = [row["kind"] for row in found["level2"] if row["used"]]
     assert used == ([] if ensemble.level2 is None else [ensemble.level2.stacker])
@@ -161,7 +162,7 @@ def test_what_float16_loses_is_measured_through_level_2(asked, trained, monkeypa
 
 @pytest.mark.slow
 def test_a_kernel_of_level_2_over_another_tools_member_is_refused_by_name(
-    call_blend, trained, tmp_path, capfd
+    call_blend, trained, tmp_path, capsys
 ):
     ids, labels = trained.run.data.split.ids, trained.run.data.labels
     np.savez(tmp_path / "mine.npz", ids=np.array(ids), probs=(0.1 + 0.5 * labels).astype(np.float32))
@@ -171,15 +172,15 @@ def test_a_kernel_of_level_2_over_another_tools_member_is_refused_by_name(
         stages._external_predictions(trained.run, read_ensemble(trained.run.store.ensemble("mixed")), [])
     out = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where]
     assert kernel_builder.main(["mixed", *out]) == 1
-    assert "a kernel cannot predict mine, made by another tool" in capfd.readouterr().err
+    assert "a kernel cannot predict mine, made by another tool" in capsys.readouterr().err
 
 
 def test_a_space_names_the_stackers_that_the_sweeps_blend_judges(tmp_path: Path):
     space = tmp_path / "space.yml"
     space.write_text("level2: [linear, net]\nvariants: [{name: a, architecture: test_resnet}]\n")
-    assert stages.blend_options(read_space(space)).level2 == ("linear", "net")
+    assert stages.blend_options(read_space(space, check=check_recipe)).level2 == ("linear", "net")
     space.write_text("variants: [{name: a, architecture: test_resnet}]\n")
-    assert stages.blend_options(read_space(space)).level2 == ()
+    assert stages.blend_options(read_space(space, check=check_recipe)).level2 == ()
 
 
 def test_a_stacker_that_nobody_knows_is_refused_before_a_sweep_begins(tmp_path: Path, capsys):
