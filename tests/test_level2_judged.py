@@ -125,6 +125,7 @@ def test_level_2_that_wins_is_the_ensemble(shifted, kind):
     assert f"level 2, {kind} under {report.decoder}, is the ensemble: over the best uniform blend" in text
     assert text.splitlines()[-1] == f"its nested F2: {best.nested:.4f}"
     assert report.to_dict()["nested"] == best.nested
+    assert f"level 2 beats the best single variant by {best.over_single}" in text
 
 
 def test_the_frozen_ensemble_has_the_stacker_with_its_decoder_and_the_weights_with_theirs(shifted):

@@ -129,7 +129,9 @@ def test_a_stacker_that_is_asked_for_decodes_to_about_what_is_reported(asked, tr
 
 @pytest.mark.slow
 def test_all_stackers_are_judged_side_by_side_and_the_table_says_which_is_used(call_blend, trained, asked):
-    code, out, err = call_blend(*trained.where, "--level2", "all", "--decoder", "threshold", "--out", "all", "--json")
+    code, out, err = call_blend(
+        *trained.where, "--level2", "all", "--decoder", "threshold", "--out", "all", "--json"
+    )
     found = json.loads(out)
     assert code == 0, err
     assert [row["kind"] for row in found["level2"]] == list(STACKERS)

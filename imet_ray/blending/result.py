@@ -199,15 +199,16 @@ class BlendReport:
         ]
 
     def _beside_the_best_single(self) -> str:
-        if max(self.weights) == 1:
+        if self.taken is None and max(self.weights) == 1:
             return f"all the weight is on {self.names[self.weights.index(1)]}: there is nothing else in the blend"
-        gain = self.chosen.over_single
+        gain = (self.taken or self.chosen).over_single
         beats = "does NOT beat the best single variant:"
         if gain.low > 0:
             beats = "beats the best single variant by"
         elif gain.mean > 0:
             beats = "is above the best single variant, though not beyond noise:"
-        return f"the blend {beats} {gain} (nested, 95 % over pictures)"
+        what = "the blend" if self.taken is None else "level 2"
+        return f"{what} {beats} {gain} (nested, 95 % over pictures)"
 
 
 def _table(title: str, rows: Sequence[Row], decoders: Sequence[str]) -> list[str]:
