@@ -180,9 +180,12 @@ def test_a_kernel_of_level_2_over_another_tools_member_is_refused_by_name(
 def test_a_space_names_the_stackers_that_the_sweeps_blend_judges(tmp_path: Path):
     space = tmp_path / "space.yml"
     space.write_text("level2: [linear, net]\nvariants: [{name: a, architecture: test_resnet}]\n")
-    assert stages.blend_options(read_space(space, check=check_recipe)).level2 == ("linear", "net")
+    assert stages.blend_options(read_space(space, check=check_recipe), replace=False).level2 == (
+        "linear",
+        "net",
+    )
     space.write_text("variants: [{name: a, architecture: test_resnet}]\n")
-    assert stages.blend_options(read_space(space, check=check_recipe)).level2 == ()
+    assert stages.blend_options(read_space(space, check=check_recipe), replace=False).level2 == ()
 
 
 def test_a_stacker_that_nobody_knows_is_refused_before_a_sweep_begins(tmp_path: Path, capsys):
