@@ -154,7 +154,8 @@ def of_team(spec: TrialSpec, workers: int = 2) -> TrialSpec:
     "settings",
     [
         {},
-        {"batch_size": 7, "accumulate": 2, "clip_norm": 0.5, "ema_decay": 0.9, "head_only_epochs": 1},
+        {"batch_size": 7, "accumulate": 2, "clip_norm": 0.5, "ema_decay": 0.9, "head_only_epochs": 1}
+        | {"sampler": {"rare": 0.5}},
     ],
     ids=["plain", "accumulated"],
 )

@@ -1,6 +1,7 @@
 """Samplers: which pictures an epoch shows, how often, and that nothing else depends on it."""
 
 import doctest
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,9 +16,12 @@ from imet_ray.data import samplers
 from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.loader import TrainDataset, train_batches
 from imet_ray.data.samplers import epoch_order, rarity, repeats
+from imet_ray.errors import ConfigError
+from imet_ray.search_space import read_space
 from imet_ray.specs import Sampler, Variant
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 
 SAMPLERS = [None, Sampler(rare=0.5), Sampler(oversample=9)]
@@ -192,3 +196,25 @@ def test_a_sampler_is_part_of_a_trials_id_and_none_leaves_it_as_it_was(make_spec
 def test_a_sampler_that_cannot_be_meant_is_refused(sampler, expected):
     with pytest.raises(ValidationError, match=expected):
         Variant.model_validate({"name": "a", "architecture": "test_resnet", "sampler": sampler})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ("{rear: 0.5}", "line 1: unknown key 'rear': did you mean 'rare'?"),
+        ("{rare: -1}", "line 1: sampler.rare must be greater than or equal to 0, got -1"),
+        ("{rare: 0.5, oversample: 9}", "line 1: sampler: rare draws pictures and oversample repeats them"),
+    ],
+)
+def test_a_mistake_in_a_space_is_one_line_that_names_the_sampler(tmp_path, sampler, expected):
+    space = tmp_path / "space.yml"
+    space.write_text(f"variants: [{{name: a, architecture: test_resnet, sampler: {sampler}}}]\n")
+    with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
+        read_space(space, check=check_recipe)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sampler_of_a_space_arrives_in_its_variants(tmp_path):
+    space = tmp_path / "space.yml"
+    space.write_text("base: {architecture: test_resnet, sampler: {rare: 1}}\nvariants: [{name: a}]\n")
+    assert read_space(space, check=check_recipe).variants[0].sampler == Sampler(rare=1.0)
