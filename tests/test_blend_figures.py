@@ -146,7 +146,7 @@ def test_level_2_that_is_used_is_ringed_and_stands_for_the_blend(report):
         "+0.0300 [+0.0000, +0.0200]",
         "+0.0100 [+0.0000, +0.0200] (over the best blend)",
     )
-    assert 0.96 in [x for x, _ in dots(drawn("blend_and_members", changed).axes[0])]
+    assert 0.96 in [x for x, _ in dots(drawn("blend", changed).axes[0])]
     assert drawn("weights", changed).axes[1].lines[-1].get_xdata()[0] == report["chosen"]["nested"]
 
 

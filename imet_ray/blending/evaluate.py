@@ -179,10 +179,12 @@ def _choose(found: CrossFit, stacked: Sequence[Judged], options: BlendOptions) -
         np.stack([one.nested - uniform.nested for one in candidates]), found.problem.seed, together=True
     )
     over_uniform = {one.key: gain for one, gain in zip(candidates, gains, strict=True)}
-    sure = [one for one in candidates if one.method != UNIFORM and over_uniform[one.key].low > 0]
-    sure_weights = [one for one in sure if one in blends]
-    chosen = best_nested(sure_weights) if sure_weights else uniform
-    level2 = best_nested(sure) if sure and best_nested(sure) in stacked else None
+    sure = [one for one in blends if one.method != UNIFORM and over_uniform[one.key].low > 0]
+    sure_level2 = [one for one in stacked if over_uniform[one.key].low > 0]
+    chosen = best_nested(sure) if sure else uniform
+    level2 = best_nested(sure_level2) if sure_level2 else None
+    if level2 is not None and level2.worth <= chosen.worth:
+        level2 = None
     if options.use in STACKERS:
         level2 = best_nested([one for one in stacked if one.method == options.use])
     elif options.use is not None and len(found.problem.members) > 1:
