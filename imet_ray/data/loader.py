@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imet_ray.data.packed_images import Pack
 from imet_ray.data.views import apply_view
 
 if TYPE_CHECKING:  # prediction needs no albumentations
@@ -35,7 +34,7 @@ class TrainDataset(Dataset[Batch]):
     """Augmented pictures of some rows of a pack, with their labels. They differ in each epoch."""
 
     def __init__(
-        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, transform: "TrainTransform", seed: int
+        self, pack: Pictures, rows: np.ndarray, labels: np.ndarray, transform: "TrainTransform", seed: int
     ) -> None:
         """
         Args:
