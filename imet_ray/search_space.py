@@ -250,7 +250,7 @@ class _Reader:
         except ValidationError as error:
             lines = []
             for problem in error.errors():
-                loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
+                loc = _named(problem)
                 place = _place(loc, origin) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
             raise ConfigError("\n".join(dict.fromkeys(lines))) from None
@@ -311,6 +311,17 @@ def _place(loc: Place, origin: dict[str, Place]) -> Place:
         if inside := [one for one in origin if one.startswith(f"{name}.")]:
             return origin[inside[0]]
     return origin.get("", ())
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for what is wrong with settings that stand in no file."""
+    problem = error.errors()[0]
+    return _describe(problem, _named(problem), model)
+
+
+def _named(problem: Any) -> Place:
+    """Where one of pydantic's errors lies, by the names of settings."""
+    return tuple(part for part in problem["loc"] if not _is_type_name(part))
 
 
 def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:

@@ -5,13 +5,14 @@ import time
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
 from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.search_space import SearchSpace
+from imet_ray.search_space import SearchSpace, first_problem
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import only_driver
 from imet_ray.training.recipe import check_recipe
@@ -111,9 +112,8 @@ def with_settings(variant: Variant, settings: dict[str, Any]) -> Variant:
         return recipe
     except SettingError as error:
         raise ConfigError(f"--set: {error}") from None
-    except ValueError as error:  # pydantic's: one line of it is enough
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise ConfigError(f"--set: {' '.join(lines)}") from None
+    except ValidationError as error:
+        raise ConfigError(f"--set: {first_problem(error, Variant)}") from None
 
 
 def _device(gpus: float | Literal["auto"]) -> torch.device:

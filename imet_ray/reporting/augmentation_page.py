@@ -56,7 +56,7 @@ def _words(recipe: Variant, pack_short_side: int) -> list[str]:
     size = recipe.image_size
     words = [
         f"Crop {recipe.crop!r}: {size} x {size} pixels of pictures whose short side is {pack_short_side} or less. "
-        "Then the augmentation. Each draw is what the model sees in that epoch, pixel for pixel."
+        "Then the augmentation. Each draw is what the model sees in that epoch."
     ]
     mixing = [f"{name} ({getattr(recipe, name):g})" for name in ("mixup", "cutmix") if getattr(recipe, name)]
     if mixing:
@@ -72,7 +72,9 @@ def _steps(found: Transforms, of: str = "") -> list[tuple[str, str, str]]:
     for one in found:
         p = f"{one.p:g}{of}"
         if isinstance(one, A.OneOf):
-            rows.append((f"one of {len(one.transforms)}", p, "; ".join(map(_described, one.transforms))))
+            shares = zip(one.transforms, one.transforms_ps, strict=True)
+            how = "; ".join(f"{share:.0%} {_described(inner)}" for inner, share in shares)
+            rows.append(("one of", p, how))
         elif isinstance(one, A.BaseCompose):
             rows += _steps(one.transforms, of=f" of {p}" if one.p < 1 else of)
         else:
