@@ -266,17 +266,22 @@ def test_set_takes_dotted_names_and_refuses_what_is_none(tmp_path, tiny_root, ca
     assert expected in capsys.readouterr().err
 
 
-def test_an_entry_and_a_name_of_the_same_pixels_have_ids_of_their_own_and_older_ids_stay():
-    plain, own = spec_of(variant_of()), spec_of(variant_of(augmentation={"blur": 0.2}))
-    assert plain.trial_id != own.trial_id
-    assert own.trial_id == spec_of(variant_of(augmentation={}), **{"augmentation.blur": 0.2}).trial_id
+def test_settings_have_one_id_however_they_were_asked_for():
+    own = spec_of(variant_of(augmentation={"blur": 0.2, "affine": "soft"}))
+    picked = spec_of(variant_of(augmentation={"affine": "soft"}), **{"augmentation.blur": 0.2})
+    written = spec_of(
+        variant_of(augmentation={"blur": 0.2, "noise": 0, "affine": AFFINE["soft"].model_dump()})
+    )
+    assert own.trial_id == picked.trial_id == written.trial_id
+    assert own.same_trial(picked)
+    assert own.trial_id != spec_of(variant_of()).trial_id
 
-    class Wider(Augmentation):
-        invented: float = 0.0
 
-    wider = own.variant.model_copy(update={"augmentation": Wider(blur=0.2)})
-    with pytest.warns(UserWarning, match="serializer"):  # another class than the field's
-        assert own.model_copy(update={"variant": wider}).trial_id == own.trial_id
+def test_ids_of_settings_do_not_change_from_version_to_version():
+    own = spec_of(
+        variant_of(augmentation={"blur": 0.2, "affine": "soft", "erase": 0.5}, crop="native", cutmix=1.0)
+    )
+    assert own.trial_id == "92dbe9757b4677d6"
 
 
 def test_a_picked_number_stands_in_texts_and_exports_under_its_dotted_name():
