@@ -4,7 +4,6 @@ A dotted name is one number of a setting that is a mapping or a list. What the s
 """
 
 from collections.abc import Mapping
-from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -74,11 +73,6 @@ def type_at(model: type[BaseModel], name: str) -> Any:
             known = list(inner.model_fields) if inner is not None else [str(i) for i in range(len(items))]
             raise SettingError(name, unknown_key(part if known else name, known or model.model_fields))
     return here
-
-
-def is_whole_number(annotation: Any) -> bool:
-    """True if a setting of this annotation can be nothing but a whole number, or None."""
-    return {one for one in _members(annotation) if one is not NoneType} == {int}
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -341,3 +342,11 @@ def test_merged_settings_have_all_of_the_second_and_no_part_of_what_it_replaced(
 def test_each_number_has_its_range(bad):
     with pytest.raises(ValidationError):
         Augmentation.model_validate({"policy": "randaugment"} | bad)
+
+
+def test_the_example_of_the_docs_is_a_space(read):
+    text = Path("docs/search-spaces.md").read_text().partition("## Augmentation, crops and views")[2]
+    space = read(text.split("```")[1].removeprefix("yaml"))
+    blurs = {variant.name: variant.augmentation.blur for variant in space.variants}
+    assert blurs == {"a": 0.17, "b": 0.3, "c": 0.0}
+    assert "augmentation.erase.area.1" in space.ranges["c"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from imet_ray.blending.blend_run import RunToBlend, blend_run
+from imet_ray.blending.blend_run import RunToBlend, blend_run, refuse_smaller
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
@@ -51,18 +51,23 @@ def sweep(
     address: str | None,
     concurrency: int | None,
     studies: str | None = None,
+    replace: bool = False,
 ) -> int:
     """Everything from search to submission; 1 if no ensemble came out of it.
 
     Args:
         studies: URL of an Optuna storage; None: the run's own journal.
+        replace: the run's ensemble, also where it has members that the new one lacks.
     """
+    options = BlendOptions(methods=METHODS, replace=replace)
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
     if studies is not None:
         open_storage(studies).engine.dispose()
     with only_driver(plan.store):
+        names = [variant.name for variant in plan.space.variants]
+        refuse_smaller(plan.store.ensemble(ENSEMBLE), names, options)  # not after a night
         run = start(plan)  # what is wrong with it is refused before Ray starts
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(_on_ray(run, address, concurrency))
@@ -70,7 +75,7 @@ def sweep(
             pack(run)  # while Ray's workers start
             stack.enter_context(exported(run.store))
             summary = run_sweep(
-                plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
+                run.experiment.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
             if summary.trials:
                 print(_describe_summary(summary))
@@ -91,7 +96,7 @@ def sweep(
                     left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
                 ),
                 ENSEMBLE,
-                BlendOptions(methods=METHODS),
+                options,
                 runner=solve_here if address is None else solve_on_ray,
             )
             print(f"\n{report.text()}\n")
@@ -257,7 +262,7 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if found:
         console.print(terminal_table(columns, rows, width=console.width, texts=2, title="leaderboard"))
     for spec, reason in failures(run.store):
-        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
+        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.told_hparams}: {reason}"
         console.print(line, highlight=False)
     return found
 
