@@ -10,7 +10,7 @@ python launch.py --tensorboard                   the newest run's trials for Ten
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
 python launch.py --show-augmentations VARIANT    a page: what training makes of ten pictures
-python launch.py --check-data DIR                what is wrong with a data directory
+python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
 
 import argparse
@@ -32,17 +32,17 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
-BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
-    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "variant", "fold", "out"},
+    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY},
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
-    "check-data": {"negatives"},
+    "check-data": {"negatives", "report"},
 }
 
 
@@ -69,7 +69,8 @@ def _run(args: argparse.Namespace) -> int:
 
     cache = Cache.at(args.cache)
     if stage == "check-data":
-        return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
+        negatives = args.negatives is not None
+        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -85,12 +86,13 @@ def _run(args: argparse.Namespace) -> int:
             overrides={key: value for key, value in overrides.items() if value is not None},
             fresh=args.fresh is not None,
             extend=args.extend is not None,
+            limit=args.limit,
         )
     if stage == "show-augmentations":
         from imet_ray.commands.augmentations import show_augmentations
 
         return show_augmentations(request, args.show_augmentations, settings, args.out)
-    if stage in ("sweep", "train"):
+    if stage in ("sweep", "train", "find-lr"):
         plan = setup.plan(request)
     if stage == "train":
         from imet_ray.commands.train import train
@@ -174,7 +176,9 @@ def _add_options(parser: Parser) -> None:
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
-    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
+    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv or .npy")
+    first_look = "a first look: N training pictures, sampled by label, and N test pictures"
+    add("--limit", metavar="N", type=positive, help=first_look)
     add("--epochs", metavar="N", type=positive, help="of every variant")
     add("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"
@@ -189,6 +193,7 @@ def _add_options(parser: Parser) -> None:
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
+    add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
 

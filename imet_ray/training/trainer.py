@@ -72,6 +72,7 @@ class Trainer:
             data.labels,
             TrainTransform.of(recipe),
             spec.seed,
+            sampler=recipe.sampler,
         )
         state = load_state(trial.last)
         check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
