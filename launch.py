@@ -9,6 +9,7 @@ python launch.py --status                        how far the newest run is; --se
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
+python launch.py --show-augmentations VARIANT    a page: what training makes of ten pictures
 python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
 
@@ -40,6 +41,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
+    "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
     "check-data": {"negatives", "report"},
 }
 
@@ -51,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    stage = args.stage or ("predict" if args.predict is not None else "check-data")
+    named = (
+        stage for stage in ("predict", "show_augmentations", "check_data") if getattr(args, stage) is not None
+    )
+    stage = args.stage or next(named).replace("_", "-")
     _refuse_strangers(args, stage)
     settings = _settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
@@ -67,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         negatives = args.negatives is not None
         return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
-    if stage in ("sweep", "train", "find-lr"):
+    if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
         request = setup.Request(
             space=args.space,
@@ -83,6 +88,11 @@ def _run(args: argparse.Namespace) -> int:
             extend=args.extend is not None,
             limit=args.limit,
         )
+    if stage == "show-augmentations":
+        from imet_ray.commands.augmentations import show_augmentations
+
+        return show_augmentations(request, args.show_augmentations, settings, args.out)
+    if stage in ("sweep", "train", "find-lr"):
         plan = setup.plan(request)
     if stage == "train":
         from imet_ray.commands.train import train
@@ -142,6 +152,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for stage, text in flags.items():
         stages.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage, help=text)
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    shown = "a page: what training makes of ten pictures"
+    stages.add_argument("--show-augmentations", metavar="VARIANT", help=shown)
     stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
     _add_options(parser)
     args = parser.parse_args(argv)
@@ -191,7 +203,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
         tool: {"name", "serve"} if exporter.serve else {"name"} for tool, exporter in EXPORTERS.items()
     }
     options = OPTIONS | exporters
-    allowed = options[stage] | ALWAYS | {"stage", "predict", "check_data"}
+    allowed = options[stage] | ALWAYS | {"stage", "predict", "show_augmentations", "check_data"}
     given = {key for key, value in vars(args).items() if value is not None}
     for option in sorted({"from" if key == "source" else key for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])

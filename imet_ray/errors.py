@@ -52,6 +52,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_as: str =
     return ConfigError(f"unknown {kind} {name!r}: {hint + ' ' if hint else ''}{listed_as}: {listed}")
 
 
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """`unknown key 'x': did you mean 'y'?`"""
+    hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The question for the nearest known name; empty if none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -6,14 +6,15 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from imet_ray.errors import ConfigError, SettingError, did_you_mean
+from imet_ray.dotted_names import merged, model_in, type_at
+from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, SoupName, Variant
 from imet_ray.units import user_path
 
@@ -217,15 +218,14 @@ class _Reader:
         self.path, self.tree, self.check = path, tree, check
 
     def space(self, content: dict[str, Any], overrides: dict[str, Any]) -> SearchSpace:
-        of_variants = {k: v for k, v in overrides.items() if k in Variant.model_fields}
+        of_variants = {k: v for k, v in overrides.items() if k.partition(".")[0] in Variant.model_fields}
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
         variants, ranges, auto = [], {}, []
         for settings, origin in self.settings(file):
             search = self.ranges(file.search | settings.pop("search", {}))
-            settings.update(of_variants)
-            for key in of_variants:  # what the command line fixes is not searched
-                search.pop(key, None)
+            settings = merged(settings, of_variants)
+            search = {key: wanted for key, wanted in search.items() if not _fixed(key, of_variants)}
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
                 settings["weights"] = str(user_path(weights).resolve())  # workers run elsewhere
             finds = settings.get("lr") == AUTO
@@ -240,7 +240,7 @@ class _Reader:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
             for key, wanted in search.items():
                 for value in wanted.corners():
-                    self.variant(settings | {key: value}, origin | {key: ("search", key)})
+                    self.variant(merged(settings, {key: value}), origin | {key: ("search", key)})
             variants.append(variant)
             ranges[variant.name] = search
         if not variants:
@@ -251,11 +251,11 @@ class _Reader:
         return self.validate(SearchSpace, whole, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
-        variant = self.validate(Variant, settings, (), origin)
         try:
+            variant = self.validate(Variant, settings, (), origin)
             self.check(variant)
         except SettingError as error:
-            raise self.error(origin.get(error.field, origin.get("", ())), str(error)) from None
+            raise self.error(_place(tuple(error.field.split(".")), origin), str(error)) from None
         return variant
 
     def settings(self, file: _File) -> list[tuple[dict[str, Any], dict[str, Place]]]:
@@ -265,27 +265,35 @@ class _Reader:
         if file.grid:
             axes = [[(key, i, v) for i, v in enumerate(vs)] for key, vs in file.grid.items()]
             for point in itertools.product(*axes):
-                name = "-".join(str(value) for _, _, value in point)
-                settings = {"name": name} | file.base | {key: value for key, _, value in point}
+                name = "-".join(_in_a_name(key, i, value) for key, i, value in point)
+                settings = {"name": name} | merged(file.base, {key: value for key, _, value in point})
                 places: dict[str, Place] = {key: ("grid", key, i) for key, i, _ in point}
                 found.append((settings, base_origin | places))
         for i, entry in enumerate(file.variants):
             places = {key: ("variants", i, key) for key in entry}
-            found.append((file.base | entry, base_origin | places | {"": ("variants", i)}))
+            found.append((merged(file.base, entry), base_origin | places | {"": ("variants", i)}))
         return found
 
     def ranges(self, search: dict[str, Any]) -> dict[str, Range]:
         ranges = {}
         for key, value in search.items():
             where = ("search", key)
-            if key not in Variant.model_fields or key == "name":
+            if key == "name":
                 raise self.error(where, unknown_key(key, Variant.model_fields))
+            try:
+                kind = type_at(Variant, key)
+            except SettingError as error:
+                raise self.error(where, str(error)) from None
+            if parts := [other for other in search if other.startswith(f"{key}.")]:
+                raise self.error(
+                    where, f"{key} is searched as a whole, and {parts[0]} is a part of it: search one of them"
+                )
             given = {"choices": value} if isinstance(value, list) else value
             if not isinstance(given, dict):
                 raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
             wanted = self.validate(Range, given, where)
             low, high = wanted.low, wanted.high
-            whole = is_whole(Variant.model_fields[key].annotation)
+            whole = is_whole(kind)
             if whole and low is not None and high is not None:
                 if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
@@ -301,9 +309,8 @@ class _Reader:
         except ValidationError as error:
             lines = []
             for problem in error.errors():
-                loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
-                key = str(loc[0]) if loc else ""
-                place = origin.get(key, origin.get("", ())) if origin is not None else where + loc
+                loc = _named(problem)
+                place = _place(loc, origin) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
             raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
@@ -322,7 +329,7 @@ class _Reader:
                         break
                 else:
                     break
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line = node.start_mark.line
             else:
@@ -344,16 +351,42 @@ class _Reader:
                 self.refuse_repeated_keys(item)
 
 
+def _fixed(name: str, given: dict[str, Any]) -> bool:
+    """True if the setting, what it is a part of, or a part of it is among those given."""
+    return any(f"{one}.".startswith(f"{name}.") or f"{name}.".startswith(f"{one}.") for one in given)
+
+
+def _in_a_name(key: str, i: int, value: Any) -> str:
+    """What a grid's value is called in the name of a variant: itself; of a mapping or a list the number."""
+    return f"{key}{i + 1}" if isinstance(value, dict | list) else str(value)
+
+
+def _place(loc: Place, origin: dict[str, Place]) -> Place:
+    """Where a setting stands: itself, else what it is a part of, else a part of it, else its variant."""
+    for n in range(len(loc), 0, -1):
+        name = ".".join(map(str, loc[:n]))
+        if name in origin:
+            return origin[name] + loc[n:]
+        if inside := [one for one in origin if one.startswith(f"{name}.")]:
+            return origin[inside[0]]
+    return origin.get("", ())
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for what is wrong with settings that stand in no file."""
+    problem = error.errors()[0]
+    return _describe(problem, _named(problem), model)
+
+
+def _named(problem: Any) -> Place:
+    """Where one of pydantic's errors lies, by the names of settings."""
+    return tuple(part for part in problem["loc"] if not _is_type_name(part))
+
+
 def is_whole(annotation: Any) -> bool:
     """True for a field that takes whole numbers, and no others; perhaps None, or words."""
     inside = get_args(annotation)
     return annotation is int or (bool(inside) and float not in inside and any(map(is_whole, inside)))
-
-
-def unknown_key(key: str, known: Sequence[str] | Any) -> str:
-    """`unknown key 'x': did you mean 'y'?`"""
-    hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
-    return f"unknown key {key!r}: {hint}"
 
 
 def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
@@ -362,10 +395,8 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         fields: Any = model.model_fields
         for part in loc[:-1]:  # an unknown key of a nested model: name that model's keys
-            inner = fields[part].annotation if part in fields else None
-            for candidate in (inner, *getattr(inner, "__args__", ())):
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    fields = candidate.model_fields
+            inner = model_in(fields[part].annotation) if part in fields else None
+            fields = inner.model_fields if inner is not None else fields
         return unknown_key(str(loc[-1]), list(fields))
     if problem["type"] == "missing":
         return f"{key} is missing"
@@ -393,5 +424,8 @@ def _as_number(got: object) -> str:
 def _is_type_name(part: str | int) -> bool:
     """Pydantic puts the names of a union's members into the path of an error."""
     return isinstance(part, str) and (
-        "[" in part or part.startswith("constrained-") or part in {"float", "int", "str", "bool", "none"}
+        part[:1].isupper()  # of a model
+        or "[" in part
+        or part.startswith("constrained-")
+        or part in {"float", "int", "str", "bool", "none"}
     )

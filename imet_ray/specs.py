@@ -10,7 +10,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
+
+from imet_ray.augmentation_settings import Areas, Augmentation, Ratios, refuse_reversed
+from imet_ray.dotted_names import dotted, with_parts
+from imet_ray.frozen import Frozen as Frozen
 
 BatchNorm = Literal["local", "sync"]
 SoupName = Literal["greedy", "uniform"]
@@ -30,12 +34,10 @@ PREDICTED_BY = (
 )
 
 Hparam = int | float | str | bool | None
-
-
-class Frozen(BaseModel):
-    """Base of all specs: immutable, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Augmenting = Annotated[  # a preset's name, or settings of one's own; never both in one error
+    Annotated[str, Tag("str")] | Annotated[Augmentation, Tag("Augmentation")],
+    Discriminator(lambda given: "str" if isinstance(given, str) else "Augmentation"),
+]
 
 
 class Sampler(Frozen):
@@ -64,9 +66,12 @@ class Variant(Frozen):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the last block; stochastic depth
 
-    augmentation: str = "medium"
+    augmentation: Augmenting = "medium"
     crop: str = "rectangular"
+    crop_area: Areas = (0.4, 1.0)  # crop 'rectangular': of the picture's area
+    crop_aspect: Ratios = (3 / 4, 4 / 3)  # crop 'rectangular': width over height
     mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+    cutmix: Annotated[float, Field(ge=0.0)] = 0.0  # the same; with both, each batch gets one of them
     sampler: Sampler | None = None  # None: an epoch shows each picture once
 
     loss: str = "bce"
@@ -116,8 +121,19 @@ class Variant(Frozen):
     soup_epochs: Annotated[int, Field(ge=2, le=20)] = 5  # the last ones, that a soup is made of
     views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _dotted_names(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """`{"augmentation": {"noise": 0.1}, "augmentation.blur": 0.2}`: a dotted name is one number of a setting."""
+        if not isinstance(given, dict) or not (parts := dotted(given)):
+            return handler(given)
+        whole = handler({name: value for name, value in given.items() if name not in parts})
+        return handler(with_parts(whole.model_dump(), parts))
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
+        refuse_reversed("crop_area", self.crop_area)
+        refuse_reversed("crop_aspect", self.crop_aspect)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be below epochs={self.epochs}, got {self.warmup_epochs}")
         if self.head_only_epochs >= self.epochs:
@@ -131,7 +147,7 @@ class Variant(Frozen):
         return self
 
     def with_hparams(self, hparams: dict[str, Hparam]) -> Self:
-        """The same variant with some settings replaced, checked again."""
+        """The same variant with some settings, by name or dotted name, replaced and checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
 
     def mixing(self, trials: int, how: SoupName) -> Self:

@@ -51,9 +51,9 @@ def grey(calls):
 
 
 def corner(calls):
-    def crop(height, width, numbers):
+    def crop(image, how, numbers):
         calls.append("corner")
-        return 0, 0, height // 2, width // 2
+        return np.ascontiguousarray(image[: how.size, : how.size])
 
     return crop
 

@@ -90,7 +90,17 @@ def test_impossible_settings_are_refused(settings):
         ({"loss": "bcee"}, "loss", "unknown loss 'bcee': did you mean 'bce'?"),
         ({"views": ["centre", "flop"]}, "views", "'flop': did you mean 'flip'?"),
         ({"augmentation": "harder"}, "augmentation", "did you mean 'hard'?"),
-        ({"crop": "x"}, "crop", "Known: random, rectangular"),
+        (
+            {"crop": "x"},
+            "crop",
+            "Known: if-needed, if-needed-2x, letterbox, native, random, rectangular, squash",
+        ),
+        (
+            {"crop": "native", "crop_area": (0.1, 0.2)},
+            "crop_area",
+            "is for crop 'rectangular', and crop is 'native'",
+        ),
+        ({"crop": "random", "crop_aspect": (1.0, 1.0)}, "crop_aspect", "is for crop 'rectangular'"),
         ({"schedule": "cosinus"}, "schedule", "did you mean 'cosine'?"),
         ({"cycles": 2, "schedule": "onecycle"}, "cycles", "is for schedule 'cosine'"),
         ({"schedule": "plateau", "keep": "last"}, "keep", "needs keep 'best'"),

@@ -96,7 +96,7 @@ def test_a_directory_of_another_trial_is_not_taken_for_it(run, make_spec, tmp_pa
     "settings",
     [
         {"schedule": "cosine", "cycles": 2, "warmup_epochs": 0.5, "dropout": 0.3, "head_only_epochs": 1},
-        {"schedule": "onecycle", "optimizer": "adamw", "keep": "last", "mixup": 0.3},
+        {"schedule": "onecycle", "optimizer": "adamw", "keep": "last", "mixup": 0.3, "cutmix": 0.5},
         {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.9, "warmup_epochs": 1.0},
         {"optimizer": "sgd", "accumulate": 2, "clip_norm": 1.0, "head_only_epochs": 1},
         {"schedule": "triangular2", "cycles": 3, "optimizer": "lion", "layer_decay": 0.7, "drop_path": 0.5},

@@ -171,6 +171,21 @@ def _limited(whole: Catalog, limit: int | None, n_folds: int) -> tuple[int | Non
     return limit, sample(whole, limit)
 
 
+def space_and_pictures(request: Request) -> tuple[SearchSpace, Catalog]:
+    """What a plan begins with, for stages that only look at it: neither models nor runs are asked.
+
+    Raises:
+        ImetError: one line for each of the user's mistakes.
+    """
+    path = request.space or near(_default_space(request.data))
+    space = read_space(path, request.overrides, check=check_recipe)
+    root = resolve_data(request.data or space.data, cache=request.cache.root, source=request.source)
+    catalog = accepted(root, read_directory(root, request.cache, negatives=request.negatives))
+    if path.resolve() == OWN:
+        space = read_space(path, fit_to_pictures(catalog) | request.overrides, check=check_recipe)
+    return space, catalog
+
+
 def _default_space(data: str | None) -> Path:
     """The space of a dataset's name, such as openclipart; for other pictures own.yml."""
     name = (data or "demo").partition(":")[0]

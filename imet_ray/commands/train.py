@@ -2,15 +2,17 @@
 
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
-from imet_ray.errors import ConfigError, SettingError, unknown_name
+from imet_ray.dotted_names import type_at
+from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.search_space import SearchSpace, unknown_key
+from imet_ray.search_space import SearchSpace, first_problem
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import only_driver
 from imet_ray.training.recipe import check_recipe
@@ -18,7 +20,7 @@ from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
 
-def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam]) -> int:
+def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) -> int:
     """Train one trial; 1 if it failed.
 
     Args:
@@ -27,15 +29,16 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     Raises:
         ImetError: one line for each of the user's mistakes.
     """
-    variant = _variant(plan.space, variant_name, fold)
-    recipe = _with_settings(variant, settings)
+    variant = variant_named(plan.space, variant_name)
+    _check_one_process(plan.space, fold)
+    recipe = with_settings(variant, settings)
     title = metric_named(plan.space.metric).title
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
         pack(run)
-        variant = _variant(run.experiment.space, variant_name, fold)  # with a rate that was found
-        recipe = _with_settings(variant, settings)
+        variant = variant_named(run.experiment.space, variant_name)  # with a rate that was found
+        recipe = with_settings(variant, settings)
         spec = TrialSpec(
             variant=variant,
             hparams=settings,
@@ -72,11 +75,16 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     return 0
 
 
-def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
-    """The space's variant of that name, if this process can train it on that fold."""
+def variant_named(space: SearchSpace, name: str) -> Variant:
+    """The space's variant of that name."""
     known = {variant.name: variant for variant in space.variants}
     if name not in known:
         raise unknown_name("variant", name, known)
+    return known[name]
+
+
+def _check_one_process(space: SearchSpace, fold: int) -> None:
+    """Refuse a fold that is none, and what one process cannot train."""
     if not 0 <= fold < space.n_folds:
         raise ConfigError(
             f"fold must be below n_folds={space.n_folds}, got {fold}: choose 0..{space.n_folds - 1}"
@@ -86,25 +94,30 @@ def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
             "--train trains in one process, and workers_per_trial is "
             f"{space.resources.workers_per_trial}: sweep, or leave it out of the space"
         )
-    return known[name]
 
 
-def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
+def with_settings(variant: Variant, settings: dict[str, Any]) -> Variant:
     """The variant with what `--set` says."""
-    for key in settings:
-        if key not in Variant.model_fields or key == "name":
+    for key, value in settings.items():
+        if key == "name":
             raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
-        if not isinstance(settings[key], Hparam):
+        if isinstance(value, dict):
+            part = f"{key}.{next(iter(value), '...')}"
+            raise ConfigError(
+                f"--set takes single values, and {key} is a mapping: set its parts, such as {part}"
+            )
+        if not isinstance(value, Hparam):
             raise ConfigError(f"--set takes single values, and {key} is a list: write it into a search space")
     try:
+        for key in settings:
+            type_at(Variant, key)
         recipe = variant.with_hparams(settings)
         check_recipe(recipe)
         return recipe
     except SettingError as error:
         raise ConfigError(f"--set: {error}") from None
-    except ValueError as error:  # pydantic's: one line of it is enough
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise ConfigError(f"--set: {' '.join(lines)}") from None
+    except ValidationError as error:
+        raise ConfigError(f"--set: {first_problem(error, Variant)}") from None
 
 
 def _device(gpus: float | Literal["auto"]) -> torch.device:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imet_ray.data.packed_images import Pack
 from imet_ray.data.samplers import epoch_order
 from imet_ray.data.views import apply_view
 from imet_ray.specs import Sampler
@@ -38,7 +37,7 @@ class TrainDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        pack: Pack,
+        pack: Pictures,
         rows: np.ndarray,
         labels: np.ndarray,
         transform: "TrainTransform",

@@ -1,12 +1,13 @@
 """Fixed views of a picture, for evaluation and prediction: uint8 in, uint8 out.
 
-A new view is a function and a line in `VIEWS`. Random crops for training are `imet_ray.data.crops`.
+A new view is a function and a line in `VIEWS`. Crops for training are `imet_ray.data.crops`.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from imet_ray.data import framing
 from imet_ray.data.images import resize
 from imet_ray.errors import unknown_name
 
@@ -44,9 +45,19 @@ def _end(image: np.ndarray, size: int) -> np.ndarray:
     return _short_side_crop(image, size, 1.0)
 
 
-def _squash(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole picture, its aspect given up."""
-    return resize(image, size, size)
+def _native(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre at the picture's own size."""
+    return framing.native(image, size, 0.5, 0.5)
+
+
+def _if_needed(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of what exceeds the size."""
+    return framing.if_needed(image, size, 0.5, 0.5)
+
+
+def _if_needed_2x(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of what exceeds twice the size."""
+    return framing.if_needed(image, size, 0.5, 0.5, times=2)
 
 
 VIEWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -54,8 +65,16 @@ VIEWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "flip": lambda image, size: _centre(image, size)[:, ::-1],
     "start": _start,
     "end": _end,
-    "squash": _squash,
+    "squash": framing.squash,
     "start-flip": lambda image, size: _start(image, size)[:, ::-1],
     "end-flip": lambda image, size: _end(image, size)[:, ::-1],
-    "squash-flip": lambda image, size: _squash(image, size)[:, ::-1],
+    "squash-flip": lambda image, size: framing.squash(image, size)[:, ::-1],
+    "native": _native,
+    "native-flip": lambda image, size: _native(image, size)[:, ::-1],
+    "letterbox": framing.letterbox,
+    "letterbox-flip": lambda image, size: framing.letterbox(image, size)[:, ::-1],
+    "if-needed": _if_needed,
+    "if-needed-flip": lambda image, size: _if_needed(image, size)[:, ::-1],
+    "if-needed-2x": _if_needed_2x,
+    "if-needed-2x-flip": lambda image, size: _if_needed_2x(image, size)[:, ::-1],
 }

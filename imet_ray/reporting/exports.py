@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from imet_ray.command_line import pasted
+from imet_ray.dotted_names import flat
 from imet_ray.errors import ConfigError, telling_line
 
 if TYPE_CHECKING:  # the command line reads the flags in EXPORTERS: a wrong one needs no numpy and no pydantic
@@ -60,7 +61,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 def settings(spec: "TrialSpec") -> dict[str, str | int | float | bool]:
     """All that decides a trial, by name. What is not set is left out; a list becomes one text."""
     found: dict[str, str | int | float | bool] = {"variant": spec.variant.name, "fold": spec.fold}
-    for key, value in (spec.recipe.model_dump(mode="json", exclude={"name"}) | {"seed": spec.seed}).items():
+    recipe = flat(spec.recipe.model_dump(mode="json", exclude={"name"}))
+    for key, value in (recipe | {"seed": spec.seed}).items():
         if value is not None:
             found[key] = value if isinstance(value, str | int | float | bool) else " ".join(map(str, value))
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 import imet_ray
+from imet_ray.dotted_names import flat
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import Range, SearchSpace
 from imet_ray.specs import Frozen
@@ -141,8 +142,9 @@ def _difference(store: RunDirectory, experiment: Experiment) -> str | None:
     searched = _searched(store)
     for variant in space.variants:
         old = known.get(variant.name, variant)
-        for field in type(variant).model_fields:
-            was, now = getattr(old, field), getattr(variant, field)
+        before_flat, now_flat = flat(old.model_dump()), flat(variant.model_dump())
+        for field in before_flat | now_flat:
+            was, now = before_flat.get(field), now_flat.get(field)
             if was != now:
                 return f"knows variant {variant.name!r} with {field}={was!r}, now it is {now!r}"
         now_searched = space.ranges[variant.name]

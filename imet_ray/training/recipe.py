@@ -6,7 +6,7 @@ Ranges of single numbers are checked where the fields stand, in `imet_ray.specs`
 from collections.abc import Iterable, Mapping
 
 from imet_ray.data.augmentation import PRESETS
-from imet_ray.data.crops import CROPS
+from imet_ray.data.crops import BOUNDED, CROPS
 from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
@@ -35,9 +35,14 @@ def check_recipe(recipe: Variant) -> None:
     """
     for field, registry in REGISTRIES.items():
         value = getattr(recipe, field)
-        for name in (value,) if isinstance(value, str) else value:
+        for name in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
             if name not in registry:
                 raise SettingError(field, str(unknown_name(field, name, registry)))
+    for field in ("crop_area", "crop_aspect"):
+        if getattr(recipe, field) != Variant.model_fields[field].default and recipe.crop not in BOUNDED:
+            raise SettingError(
+                field, f"{field} is for crop {' or '.join(map(repr, BOUNDED))}, and crop is {recipe.crop!r}"
+            )
     try:
         build_loss(recipe.loss, recipe.loss_weight)
     except ConfigError as error:

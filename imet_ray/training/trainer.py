@@ -16,8 +16,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
 
-from imet_ray.data.augmentation import TrainTransform, mixup
+from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.loader import Batch, Timed, TrainDataset, train_batches
+from imet_ray.data.mixing import mixed
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
@@ -69,7 +70,7 @@ class Trainer:
             self.pack,
             data.rows(spec.fold, held_out=False),
             data.labels,
-            TrainTransform(recipe.augmentation, recipe.crop, recipe.image_size),
+            TrainTransform.of(recipe),
             spec.seed,
             sampler=recipe.sampler,
         )
@@ -155,8 +156,9 @@ class Trainer:
                 share = min(recipe.accumulate, total - i)  # batches in this update
             images = images.to(device, non_blocking=True)
             targets = targets.to(device, non_blocking=True)
-            if recipe.mixup:
-                images, targets = mixup(images, targets, alpha=recipe.mixup, generator=mixing)
+            if recipe.mixup or recipe.cutmix:
+                alphas = {"mixup_alpha": recipe.mixup, "cutmix_alpha": recipe.cutmix}
+                images, targets = mixed(images, targets, **alphas, generator=mixing)
             # pictures of the batch, of all the team
             whole = min(self.batch_size, len(self.dataset) - i * self.batch_size)
             part = len(images) * self.team.size / whole  # the team averages, whatever each one's part
