@@ -20,6 +20,9 @@ from imet_ray.units import user_path
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
+First = Literal["own", "drawn"]
+
+FIRST = "first"  # beside the hparams in `search:`
 
 
 class Range(Frozen):
@@ -51,6 +54,17 @@ class Range(Frozen):
     def corners(self) -> tuple[Hparam, ...]:
         """The values that must be valid for all of the range to be."""
         return self.choices if self.choices is not None else (self.low, self.high)
+
+    def holds(self, value: object) -> bool:
+        """True if this value may be picked."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return self.low <= value <= self.high and abs(steps - round(steps)) < 1e-8
 
 
 class Asha(Frozen):
@@ -113,6 +127,15 @@ class SearchSpace(_Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+    first: dict[
+        str, First
+    ] = {}  # variant name -> what its first set is, where the file says so; else its own values
+
+
+class _Search(Frozen):
+    """What `search:` says beside the hparams."""
+
+    first: First
 
 
 class _File(_Settings):
@@ -171,8 +194,11 @@ class _Reader:
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
         variants, ranges = [], {}
+        first: dict[str, First] = {}
         for settings, origin in self.settings(file):
-            search = self.ranges(file.search | settings.pop("search", {}))
+            wished = file.search | settings.pop("search", {})
+            said = self.first(wished)
+            search = self.ranges(wished)
             settings.update(of_variants)
             for key in of_variants:  # what the command line fixes is not searched
                 search.pop(key, None)
@@ -184,13 +210,18 @@ class _Reader:
             for key, wanted in search.items():
                 for value in wanted.corners():
                     self.variant(settings | {key: value}, origin | {key: ("search", key)})
+            if said is not None:
+                first[variant.name] = said
+            if said == "own":
+                self.refuse_own_outside(variant, search, origin)
             variants.append(variant)
             ranges[variant.name] = search
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
-        return self.validate(SearchSpace, whole | {"name": name, "variants": variants, "ranges": ranges}, ())
+        found = {"name": name, "variants": variants, "ranges": ranges, "first": first}
+        return self.validate(SearchSpace, whole | found, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
         variant = self.validate(Variant, settings, (), origin)
@@ -215,6 +246,25 @@ class _Reader:
             places = {key: ("variants", i, key) for key in entry}
             found.append((file.base | entry, base_origin | places | {"": ("variants", i)}))
         return found
+
+    def first(self, search: dict[str, Any]) -> First | None:
+        """Take out what `search:` says of the first set; None: nothing."""
+        if FIRST not in search:
+            return None
+        return self.validate(_Search, {FIRST: search.pop(FIRST)}, ("search",)).first
+
+    def refuse_own_outside(
+        self, variant: Variant, search: dict[str, Range], origin: dict[str, Place]
+    ) -> None:
+        """Where a file says `first: own`, the own values must be among those that are searched."""
+        for key, wanted in search.items():
+            value = getattr(variant, key)
+            if value is not None and not wanted.holds(value):
+                raise self.error(
+                    origin.get(key, ("search", key)),
+                    f"first: own, and {variant.name}'s own {key}={value} is not in {wanted}: widen the range, or leave "
+                    "`first: own` out",
+                )
 
     def ranges(self, search: dict[str, Any]) -> dict[str, Range]:
         ranges = {}

@@ -9,7 +9,7 @@ from imet_ray.data.augmentation import PRESETS
 from imet_ray.data.crops import CROPS
 from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
-from imet_ray.specs import Variant
+from imet_ray.specs import Hparam, Variant
 from imet_ray.training.losses import LOSSES, build_loss
 from imet_ray.training.schedules import SCHEDULES
 
@@ -38,3 +38,9 @@ def check_recipe(recipe: Variant) -> None:
     except ConfigError as error:
         raise SettingError("loss_weight", str(error)) from None
     SCHEDULES[recipe.schedule].check(recipe)
+
+
+def own_value(recipe: Variant, field: str) -> Hparam:
+    """A recipe's own value of a setting; the number that its loss takes by default, where it says none."""
+    value: Hparam = getattr(recipe, field)
+    return LOSSES[recipe.loss][1] if field == "loss_weight" and value is None else value
