@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, Run, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.prediction.metrics import metric_named
@@ -27,24 +27,14 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     Raises:
         ImetError: one line for each of the user's mistakes.
     """
-    variant = _variant(plan.space, variant_name, fold)
-    recipe = _with_settings(variant, settings)
+    variant = variant_named(plan.space, variant_name, fold)
+    recipe = with_settings(variant, settings)
     title = metric_named(plan.space.metric).title
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
         pack(run)
-        spec = TrialSpec(
-            variant=variant,
-            hparams=settings,
-            fold=fold,
-            n_folds=plan.space.n_folds,
-            seed=plan.space.seed,
-            data_digest=run.data.split.digest,
-            folds_digest=run.data.folds_digest,
-            pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
-            metric=plan.space.metric,
-        )
+        spec = trial_spec(run, variant, fold, settings)
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
@@ -68,7 +58,24 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     return 0
 
 
-def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
+def trial_spec(run: Run, variant: Variant, fold: int, settings: dict[str, Hparam]) -> TrialSpec:
+    """The trial of a variant with these hparams on a fold, as a sweep of that run would train it."""
+    space = run.experiment.space
+    image_size = variant.with_hparams(settings).image_size
+    return TrialSpec(
+        variant=variant,
+        hparams=settings,
+        fold=fold,
+        n_folds=space.n_folds,
+        seed=space.seed,
+        data_digest=run.data.split.digest,
+        folds_digest=run.data.folds_digest,
+        pack_short_side=space.pack_short_side or default_pack_short_side(image_size),
+        metric=space.metric,
+    )
+
+
+def variant_named(space: SearchSpace, name: str, fold: int) -> Variant:
     """The space's variant of that name, if this process can train it on that fold."""
     known = {variant.name: variant for variant in space.variants}
     if name not in known:
@@ -85,7 +92,7 @@ def _variant(space: SearchSpace, name: str, fold: int) -> Variant:
     return known[name]
 
 
-def _with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
+def with_settings(variant: Variant, settings: dict[str, Hparam]) -> Variant:
     """The variant with what `--set` says."""
     for key in settings:
         if key not in Variant.model_fields or key == "name":

@@ -72,6 +72,7 @@ class Trainer:
             spec.seed,
         )
         state = load_state(trial.last)
+        weights = str(trial.start) if trial.start.exists() else recipe.weights
         check_model(recipe.architecture, recipe.image_size, recipe.dropout)
         torch.manual_seed(spec.seed)
         self.model = build_model(
@@ -79,7 +80,7 @@ class Trainer:
             n_labels=len(data.label_ids),
             image_size=recipe.image_size,
             dropout=recipe.dropout,
-            weights=recipe.weights if state is None else "none",
+            weights=weights if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
         )
         if spec.batch_norm == "sync" and team.size > 1:
