@@ -114,7 +114,7 @@ def build_training(run: Run, spec: TrialSpec, out: Path, options: BuildOptions) 
 def _stage_start(run: Run, spec: TrialSpec, secret: Secret | None, staging: Path) -> Weights:
     """Write the weights that the trial begins with, as the trainer would make them."""
     recipe, data = spec.recipe, run.data
-    check_model(recipe.architecture, recipe.image_size, recipe.dropout)
+    check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
     torch.manual_seed(spec.seed)
     model = build_model(
         recipe.architecture,
@@ -123,6 +123,7 @@ def _stage_start(run: Run, spec: TrialSpec, secret: Secret | None, staging: Path
         dropout=recipe.dropout,
         weights=recipe.weights,
         prior=data.labels[data.rows(spec.fold, held_out=False)].mean(0),
+        drop_path=recipe.drop_path,
     )
     content = safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()})
     name = f"{spec.variant.name}-f{spec.fold}-start.safetensors"

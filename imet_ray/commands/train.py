@@ -34,6 +34,8 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
         pack(run)
+        variant = variant_named(run.experiment.space, variant_name, fold)  # with a rate that was found
+        recipe = with_settings(variant, settings)
         spec = trial_spec(run, variant, fold, settings)
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
@@ -54,7 +56,9 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     if result.status == "failed":
         print(f"failed: {result.reason}", file=sys.stderr)
         return 1
-    print(f"done: {title} {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
+    early = f", after {result.epochs} epochs, for its rate is spent" if result.epochs < recipe.epochs else ""
+    seconds = time.monotonic() - began
+    print(f"done{early}: {title} {result.score:.4f} after {seconds:.0f} s; weights in {trial.best}")
     return 0
 
 
