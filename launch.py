@@ -14,14 +14,12 @@ python launch.py --check-data DIR                what is wrong with a data direc
 """
 
 import argparse
-import contextlib
 import io
 import logging
 import os
 import sys
-from typing import Any
 
-from imet_ray.command_line import Parser, exit_code, positive
+from imet_ray.command_line import Parser, exit_code, given_settings, positive
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports, keep_docstrings
@@ -58,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     stage = args.stage or next(named).replace("_", "-")
     _refuse_strangers(args, stage)
-    settings = _settings(args.set or [])
+    settings = given_settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
     if stage in PORTS or stage in EXPORTERS:
         return _look(stage, args)
@@ -208,25 +206,6 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     for option in sorted({"from" if key == "source" else key for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])
         raise ConfigError(f"--{option.replace('_', '-')} has no meaning for --{stage}: it is for {readers}")
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """`dropout=0.3` as YAML would read the value."""
-    import yaml
-
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}") from None
-        with contextlib.suppress(TypeError, ValueError):
-            if isinstance(settings[key], str):
-                settings[key] = float(settings[key])  # 1e-4: YAML 1.1 takes it for a word
-    return settings
 
 
 if __name__ == "__main__":

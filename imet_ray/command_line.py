@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-from imet_ray.errors import ImetError
+from imet_ray.errors import ConfigError, ImetError
 from imet_ray.units import user_path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -69,6 +69,25 @@ def zero_or_more(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
     return number
+
+
+def given_settings(pairs: list[str]) -> dict[str, Any]:
+    """What `--set` says: `dropout=0.3` as YAML would read the value."""
+    import yaml
+
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set takes KEY=VALUE such as dropout=0.3, got {pair!r}") from None
+        with contextlib.suppress(TypeError, ValueError):
+            if isinstance(settings[key], str):
+                settings[key] = float(settings[key])  # 1e-4: YAML 1.1 takes it for a word
+    return settings
 
 
 @contextlib.contextmanager

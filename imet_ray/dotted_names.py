@@ -55,6 +55,14 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def value_at(settings: BaseModel, name: str) -> Any:
+    """The value of a setting that may be inside others; None where what it is a part of is off, or has no parts."""
+    here: Any = settings
+    for part in name.split("."):
+        here = here[int(part)] if isinstance(here, tuple) else getattr(here, part, None)
+    return here
+
+
 def type_at(model: type[BaseModel], name: str) -> Any:
     """The annotation of a setting that may be inside others.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from imet_ray.dotted_names import merged, model_in, type_at
+from imet_ray.dotted_names import merged, model_in, type_at, value_at
 from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, SoupName, Variant
 from imet_ray.units import user_path
@@ -21,6 +21,9 @@ from imet_ray.units import user_path
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
+First = Literal["own", "drawn"]
+
+FIRST = "first"  # beside the hparams in `search:`
 
 AUTO = "auto"  # the value of lr: the learning-rate finder's
 
@@ -54,6 +57,17 @@ class Range(Frozen):
     def corners(self) -> tuple[Hparam, ...]:
         """The values that must be valid for all of the range to be."""
         return self.choices if self.choices is not None else (self.low, self.high)
+
+    def holds(self, value: object) -> bool:
+        """True if this value may be picked."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return self.low <= value <= self.high and abs(steps - round(steps)) < 1e-8
 
 
 class Asha(Frozen):
@@ -127,6 +141,8 @@ class SearchSpace(_Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+    # variant name -> what its first set is, where the file says so; else its own values
+    first: dict[str, First] = {}
     auto_lr: Annotated[tuple[str, ...], Field(strict=False)] = ()  # variants whose rate the finder gives
 
     def with_rates(self, rates: Mapping[str, float]) -> Self:
@@ -164,6 +180,12 @@ class SearchSpace(_Settings):
                     f"soup_of mixes single models, and {variant.name!r} keeps several: set another keep than 'cycles'"
                 )
         return self
+
+
+class _Search(Frozen):
+    """What `search:` says beside the hparams."""
+
+    first: First
 
 
 class _File(_Settings):
@@ -222,8 +244,11 @@ class _Reader:
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
         variants, ranges, auto = [], {}, []
+        first: dict[str, First] = {}
         for settings, origin in self.settings(file):
-            search = self.ranges(file.search | settings.pop("search", {}))
+            wished = file.search | settings.pop("search", {})
+            said = self.first(wished)
+            search = self.ranges(wished)
             settings = merged(settings, of_variants)
             search = {key: wanted for key, wanted in search.items() if not _fixed(key, of_variants)}
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
@@ -241,13 +266,17 @@ class _Reader:
             for key, wanted in search.items():
                 for value in wanted.corners():
                     self.variant(merged(settings, {key: value}), origin | {key: ("search", key)})
+            if said is not None:
+                first[variant.name] = said
+            if said == "own":
+                self.refuse_own_outside(variant, search, origin)
             variants.append(variant)
             ranges[variant.name] = search
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
-        whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto}
+        whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto, "first": first}
         return self.validate(SearchSpace, whole, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
@@ -273,6 +302,25 @@ class _Reader:
             places = {key: ("variants", i, key) for key in entry}
             found.append((merged(file.base, entry), base_origin | places | {"": ("variants", i)}))
         return found
+
+    def first(self, search: dict[str, Any]) -> First | None:
+        """Take out what `search:` says of the first set; None: nothing."""
+        if FIRST not in search:
+            return None
+        return self.validate(_Search, {FIRST: search.pop(FIRST)}, ("search",)).first
+
+    def refuse_own_outside(
+        self, variant: Variant, search: dict[str, Range], origin: dict[str, Place]
+    ) -> None:
+        """Where a file says `first: own`, the own values must be among those that are searched."""
+        for key, wanted in search.items():
+            value = value_at(variant, key)
+            if value is not None and not wanted.holds(value):
+                raise self.error(
+                    origin.get(key, ("search", key)),
+                    f"first: own, and {variant.name}'s own {key}={value} is not in {wanted}: widen the range, or leave "
+                    "`first: own` out",
+                )
 
     def ranges(self, search: dict[str, Any]) -> dict[str, Range]:
         ranges = {}

@@ -3,6 +3,8 @@
 python -m kernel_builder ENSEMBLE --out DIR --user NAME      the kernel and its datasets, for the kaggle client
 python -m kernel_builder ENSEMBLE --out DIR --encrypt --key file
 python -m kernel_builder ENSEMBLE --out DIR --dry-run DATA --images 38801     run it here; would stage 2 fit?
+python -m kernel_builder --train VARIANT --fold K --out DIR  a kernel that trains one trial of a run
+python -m kernel_builder --take DIR                          what it trained, into the run
 python -m kernel_builder keygen                              a random key, on standard output
 python -m kernel_builder encrypt FILE                        FILE.encrypted, with the key in $IMET_RAY_KEY
 python -m kernel_builder decrypt FILE.encrypted              FILE
@@ -13,12 +15,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from imet_ray.command_line import Parser, exit_code, pasted, positive
+from imet_ray.command_line import Parser, exit_code, given_settings, pasted, positive
 from imet_ray.errors import ConfigError
 from imet_ray.units import byte_size, duration, user_path
 
 if TYPE_CHECKING:  # it needs packages, and who lacks them is told so
     from imet_ray.storage.encryption import Secret
+    from kernel_builder.build import BuildOptions, Built
 
 ENDING = ".encrypted"
 
@@ -38,6 +41,11 @@ def _run(args: list[str]) -> int:
         return 0
     if args[:1] in (["encrypt"], ["decrypt"]):
         return _crypt(args[0], args[1:])
+    options = {arg.partition("=")[0] for arg in args}
+    if "--take" in options:
+        return _take(args)
+    if "--train" in options:
+        return _build_training(_parse_training(args))
     return _build(_parse(args))
 
 
@@ -81,9 +89,8 @@ def _build(args: argparse.Namespace) -> int:
     from imet_ray.prediction.ensemble import read_ensemble
     from imet_ray.storage.run_directory import Cache
     from imet_ray.storage.runs import runs_at
-    from kernel_builder.build import BuildOptions, build
+    from kernel_builder.build import build
     from kernel_builder.dry_run import dry_run, refuse_data
-    from kernel_builder.kaggle import user_of
 
     secret = _secret(args)
     if args.dry_run is not None:
@@ -91,10 +98,25 @@ def _build(args: argparse.Namespace) -> int:
     cache = Cache.at(args.cache)
     run = reopen(runs_at(args.runs, cache), args.name, cache, at=args.data, source=args.source)
     ensemble = read_ensemble(run.store.ensemble(args.ensemble))
-    options = BuildOptions(
+    title = f"imet-ray {run.store.root.name} {ensemble.name}"
+    built = build(run, ensemble, args.out, _options(args, title, args.dtype, secret))
+    if built.loss is not None:
+        print(f"weights as {built.dtype}: {built.loss}")
+    _print_files(built)
+    if args.dry_run is not None:
+        return dry_run(built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
+    _print_next(built, args.competition)
+    return 0
+
+
+def _options(args: argparse.Namespace, title: str, dtype: str, secret: "Secret | None") -> "BuildOptions":
+    from kernel_builder.build import BuildOptions
+    from kernel_builder.kaggle import user_of
+
+    return BuildOptions(
         user=user_of(args.user),
-        title=args.title or f"imet-ray {run.store.root.name} {ensemble.name}",
-        dtype=args.dtype,
+        title=args.title or title,
+        dtype=dtype,
         secret=secret,
         key=args.key or "embed",
         max_dataset_bytes=byte_size(args.max_dataset_bytes, "--max-dataset-bytes"),
@@ -103,22 +125,64 @@ def _build(args: argparse.Namespace) -> int:
         competition=args.competition,
         accelerator=args.accelerator,
     )
-    built = build(run, ensemble, args.out, options)
-    if built.loss is not None:
-        print(f"weights as {built.dtype}: {built.loss}")
+
+
+def _print_files(built: "Built") -> None:
     print(f"{built.kernel}  {built.kernel.stat().st_size / 1000:,.0f} kB")
     for folder in built.folders:
         print(f"{folder}  {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:,.1f} MB", flush=True)
-    if args.dry_run is not None:
-        return dry_run(built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
+
+
+def _print_next(built: "Built", competition: str | None) -> None:
     uploads = " && ".join(pasted("kaggle", "datasets", "create", "-p", folder) for folder in built.folders)
     push = pasted("kaggle", "kernels", "push", "-p", built.kernel.parent)
-    print(f"next     {uploads}")
-    print(f"         when `kaggle datasets status` says ready: {push}")
-    if args.competition is None:
+    if uploads:
+        print(f"next     {uploads}")
+        print(f"         when `kaggle datasets status` says ready: {push}")
+    else:
+        print(f"next     {push}")
+    if competition is None:
         print(
             "         without --competition SLUG the kernel has no pictures on Kaggle: attach their dataset there"
         )
+
+
+def _build_training(args: argparse.Namespace) -> int:
+    from imet_ray.commands.setup import reopen
+    from imet_ray.storage.run_directory import Cache
+    from imet_ray.storage.runs import runs_at
+    from kernel_builder.build_training import build_training, chosen_trial
+
+    settings = given_settings(args.set or [])
+    secret = _secret(args)
+    cache = Cache.at(args.cache)
+    run = reopen(runs_at(args.runs, cache), args.name, cache, at=args.data, source=args.source)
+    spec, source = chosen_trial(run, args.train, args.fold, settings)
+    print(f"trial    {spec.title}, hparams: {source}")
+    title = f"imet-ray {run.store.root.name} {spec.variant.name} f{spec.fold}"
+    built = build_training(run, spec, args.out, _options(args, title, "float32", secret))
+    _print_files(built)
+    _print_next(built, args.competition)
+    fetch = pasted("kaggle", "kernels", "output", "USER/KERNEL", "-p", "DIR")
+    taken = pasted("python", "-m", "kernel_builder", "--take", "DIR", *run.store.options)
+    print(f"then     {fetch} && {taken}")
+    return 0
+
+
+def _take(argv: Sequence[str]) -> int:
+    from imet_ray.commands.setup import reopen
+    from imet_ray.storage.run_directory import Cache
+    from imet_ray.storage.runs import runs_at
+    from kernel_builder.take import take
+
+    parser = Parser(prog="python -m kernel_builder --take", allow_abbrev=False)
+    parser.add_run()
+    parser.add_argument("--take", metavar="DIR", type=user_path, required=True, help="a kernel's output")
+    args = parser.parse_args(argv)
+    cache = Cache.at(args.cache)
+    run = reopen(runs_at(args.runs, cache), args.name, cache, at=args.data, source=args.source)
+    for line in take(run, args.take):
+        print(line)
     return 0
 
 
@@ -135,8 +199,6 @@ def _secret(args: argparse.Namespace) -> "Secret | None":
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE
-
     parser = Parser(
         prog="python -m kernel_builder",
         description="Build the kernel of an ensemble.",
@@ -146,15 +208,52 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_run()
     add = parser.add_argument
     add("ensemble", metavar="ENSEMBLE")
+    _add_kernel(parser)
+    dtypes = (
+        "of the stored weights; auto: float16 if the measured score out of fold moves by less than 0.0005"
+    )
+    add("--dtype", choices=("auto", "float32", "float16"), default="auto", help=dtypes)
+    add("--dry-run", metavar="DATA", type=user_path, help="run it at once on a data directory")
+    images = "predict the time of a run with so many pictures, such as stage 2"
+    add("--images", metavar="N", type=positive, help=images)
+    args = parser.parse_args(argv)
+    if args.images is not None and args.dry_run is None:
+        raise ConfigError("--images predicts a run's time from a dry run: give --dry-run DATA, too")
+    _refuse_key(args)
+    return args
+
+
+def _parse_training(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m kernel_builder --train", description="Build a kernel that trains.", allow_abbrev=False
+    )
+    parser.add_run()
+    add = parser.add_argument
+    add("--train", metavar="VARIANT", required=True, help="one of the run's variants")
+    add("--fold", metavar="K", type=int, required=True)
+    one = "one hparam, in place of the variant's own; default: the best set that the run has trained, else its own"
+    add("--set", metavar="KEY=VALUE", action="append", help=one)
+    _add_kernel(parser)
+    args = parser.parse_args(argv)
+    _refuse_key(args)
+    return args
+
+
+def _refuse_key(args: argparse.Namespace) -> None:
+    if args.key is not None and not args.encrypt:
+        raise ConfigError("--key says how the key reaches the kernel: give --encrypt, too")
+
+
+def _add_kernel(parser: Parser) -> None:
+    """Options of every kernel."""
+    from imet_ray.storage.encryption import KEY_VARIABLE, PASSPHRASE_VARIABLE
+
+    add = parser.add_argument
     add("--out", metavar="DIR", type=user_path, required=True, help="an empty folder, or a new one")
     add("--user", help="on Kaggle; default: the one in its client's settings")
     add("--title", help="of the kernel and its datasets")
     add("--competition", metavar="SLUG", help="whose data the kernel reads")
     add("--accelerator", metavar="NAME", default="NvidiaTeslaT4", help="one of Kaggle's GPUs")
-    dtypes = (
-        "of the stored weights; auto: float16 if the measured score out of fold moves by less than 0.0005"
-    )
-    add("--dtype", choices=("auto", "float32", "float16"), default="auto", help=dtypes)
     add("--encrypt", action="store_true", help="encrypt the weights")
     keys = (
         f"embed, the default: in the kernel; file: in a dataset of its own; env: in ${KEY_VARIABLE} or "
@@ -162,17 +261,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--key", choices=("embed", "env", "file"), help=keys)
     add("--max-dataset-bytes", metavar="20GB", default="20GB")
-    add("--limit", metavar="9h", default="9h")
+    add("--limit", "--time-limit", dest="limit", metavar="9h", default="9h")
     add("--reserve", metavar="10m", default="10m", help="of the limit, kept back")
-    add("--dry-run", metavar="DATA", type=user_path, help="run it at once on a data directory")
-    images = "predict the time of a run with so many pictures, such as stage 2"
-    add("--images", metavar="N", type=positive, help=images)
-    args = parser.parse_args(argv)
-    if args.images is not None and args.dry_run is None:
-        raise ConfigError("--images predicts a run's time from a dry run: give --dry-run DATA, too")
-    if args.key is not None and not args.encrypt:
-        raise ConfigError("--key says how the key reaches the kernel: give --encrypt, too")
-    return args
 
 
 if __name__ == "__main__":

@@ -91,10 +91,10 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
             entry=ENTRY,
             header=_header(run, manifest, dtype, loss),
         )
-        (write_text if manifest.key is None else _write_private)(kernel, text)
+        (write_text if manifest.key is None else write_private)(kernel, text)
         if options.secret is not None and options.key == "file":
             folders.append(out / "datasets" / "key")
-            _write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
+            write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
     except OSError as error:
         raise disk_error(Path(error.filename or out), error) from error
     described = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
@@ -107,6 +107,14 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
 
 def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: BuildOptions) -> None:
     """Report mistakes before an hour of measuring and writing."""
+    refuse_place(out, options)
+    longest = "key" if options.key == "file" else "99"
+    dataset_metadata(options.user, f"{options.title} {longest}")
+    refuse_large(run, members, options.dtype, options.max_dataset_bytes)
+
+
+def refuse_place(out: Path, options: BuildOptions) -> None:
+    """Refuse a folder that is not empty, and a time without use."""
     try:
         occupied = out.exists() and any(out.iterdir())
     except OSError as error:
@@ -115,9 +123,6 @@ def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: Bui
         raise ConfigError(f"--out {out} is not empty: name another folder, or empty it")
     if options.limit <= options.reserve:
         raise ConfigError("--limit must be longer than --reserve: give more time, or keep less of it back")
-    longest = "key" if options.key == "file" else "99"
-    dataset_metadata(options.user, f"{options.title} {longest}")
-    refuse_large(run, members, options.dtype, options.max_dataset_bytes)
 
 
 def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
@@ -169,7 +174,7 @@ def _kernel_member(run: Run, member: EnsembleMember, weights: Mapping[str, Weigh
     )
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file in a folder of its own; nobody but the owner can read it at any time."""
     path.parent.mkdir(mode=0o700)
     write_text(path, text)

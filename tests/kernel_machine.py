@@ -50,7 +50,7 @@ class Machine:
         given.mkdir(exist_ok=True)
         work.mkdir(exist_ok=True)
         for name, target in (("weights", place / "datasets"), ("data", data)):
-            if not (given / name).exists():
+            if not (given / name).is_symlink():
                 (given / name).symlink_to(target)
         job = {
             "kernel": str(place / "kernel" / "kernel.py"),

@@ -5,6 +5,7 @@
 
 import hashlib
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -14,15 +15,17 @@ from typing import Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
-from imet_ray.specs import Mixed, TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Hparam, Mixed, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.results import TrialResult
-from imet_ray.training.recipe import check_recipe
+from imet_ray.training.recipe import check_recipe, own_value
+
+logger = logging.getLogger(__name__)
 
 Phase = Literal["search", "promote"]
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
@@ -86,10 +89,15 @@ class VariantStudy:
     def ask(self) -> None:
         """Ask Optuna for one more set of hparams; `refresh` then knows its trials.
 
+        The first set has the variant's own values. They are the sampler's, not enqueued: a kill between the queue and
+        the set could leave them there twice.
+
         Raises:
             StoreError: if the study was begun with other ranges.
         """
-        self.study.sampler = tpe(stable_seed(self.space.seed, self.variant.name, self.asked))
+        sampler = tpe(stable_seed(self.space.seed, self.variant.name, self.asked))
+        own = self.own_values() if self.asked == 0 else {}
+        self.study.sampler = fixed(own, sampler) if own else sampler
         try:
             self.study.ask(self.distributions)
         except ValueError as error:  # Optuna's, if the variant was left out of the space for a while
@@ -98,6 +106,22 @@ class VariantStudy:
                 "--fresh to set the old run aside"
             ) from None
         self._fail_half_drawn()  # a database that was cut off may have begun a set without saying so
+
+    def own_values(self) -> dict[str, Hparam]:
+        """The variant's own values of what is searched, where they lie in the ranges; none if all are to be drawn."""
+        if self.space.first.get(self.variant.name) == "drawn":
+            return {}
+        found = {}
+        for key, wanted in self.space.ranges[self.variant.name].items():
+            value = own_value(self.variant, key)
+            if wanted.holds(value):
+                found[key] = value
+            else:
+                logger.warning(
+                    "%s: its own %s=%s is not in %s: the first set draws one",
+                    *(self.variant.name, key, value, wanted),
+                )
+        return found
 
     def refresh(self, result: Result, in_flight: dict[str, Assignment]) -> None:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
@@ -240,6 +264,13 @@ class VariantStudy:
 def tpe(seed: int) -> TPESampler:
     """Tree-structured Parzen estimator (Bergstra et al. 2011); sets that still run count as bad ones."""
     return TPESampler(seed=seed, constant_liar=True, n_startup_trials=4)
+
+
+def fixed(own: dict[str, Hparam], sampler: BaseSampler) -> BaseSampler:
+    """A sampler that takes these values, and draws the others."""
+    with warnings.catch_warnings():  # experimental since 2021
+        warnings.simplefilter("ignore")
+        return PartialFixedSampler(own, sampler)
 
 
 def distributions(variant: Variant, ranges: dict[str, Range]) -> dict[str, BaseDistribution]:

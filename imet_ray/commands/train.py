@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, Run, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
 from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
@@ -30,7 +30,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
         ImetError: one line for each of the user's mistakes.
     """
     variant = variant_named(plan.space, variant_name)
-    _check_one_process(plan.space, fold)
+    check_one_process(plan.space, fold)
     recipe = with_settings(variant, settings)
     title = metric_named(plan.space.metric).title
     set_old_run_aside(plan)
@@ -39,17 +39,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
         pack(run)
         variant = variant_named(run.experiment.space, variant_name)  # with a rate that was found
         recipe = with_settings(variant, settings)
-        spec = TrialSpec(
-            variant=variant,
-            hparams=settings,
-            fold=fold,
-            n_folds=plan.space.n_folds,
-            seed=plan.space.seed,
-            data_digest=run.data.split.digest,
-            folds_digest=run.data.folds_digest,
-            pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
-            metric=plan.space.metric,
-        )
+        spec = trial_spec(run, variant, fold, settings)
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
@@ -75,6 +65,23 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
     return 0
 
 
+def trial_spec(run: Run, variant: Variant, fold: int, settings: dict[str, Hparam]) -> TrialSpec:
+    """The trial of a variant with these hparams on a fold, as a sweep of that run would train it."""
+    space = run.experiment.space
+    image_size = with_settings(variant, settings).image_size
+    return TrialSpec(
+        variant=variant,
+        hparams=settings,
+        fold=fold,
+        n_folds=space.n_folds,
+        seed=space.seed,
+        data_digest=run.data.split.digest,
+        folds_digest=run.data.folds_digest,
+        pack_short_side=space.pack_short_side or default_pack_short_side(image_size),
+        metric=space.metric,
+    )
+
+
 def variant_named(space: SearchSpace, name: str) -> Variant:
     """The space's variant of that name."""
     known = {variant.name: variant for variant in space.variants}
@@ -83,7 +90,7 @@ def variant_named(space: SearchSpace, name: str) -> Variant:
     return known[name]
 
 
-def _check_one_process(space: SearchSpace, fold: int) -> None:
+def check_one_process(space: SearchSpace, fold: int) -> None:
     """Refuse a fold that is none, and what one process cannot train."""
     if not 0 <= fold < space.n_folds:
         raise ConfigError(

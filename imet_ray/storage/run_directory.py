@@ -146,6 +146,7 @@ class TrialDirectory:
     spec = Place("spec.json")
     metrics = Place("metrics.jsonl")
     last = Place("last.pt")
+    start = Place("start.safetensors")  # untrained weights from another machine; else the recipe's are taken
     best = Place("best.safetensors")
     oof = Place("oof.npz")
     test = Place("test.npz")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from imet_ray.data.augmentation import PRESETS
 from imet_ray.data.crops import BOUNDED, CROPS
 from imet_ray.data.views import VIEWS
+from imet_ray.dotted_names import value_at
 from imet_ray.errors import ConfigError, SettingError, unknown_name
-from imet_ray.specs import Variant
+from imet_ray.specs import Hparam, Variant
 from imet_ray.training.averages import check_average
 from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
@@ -51,3 +52,9 @@ def check_recipe(recipe: Variant) -> None:
     check_schedule(recipe)
     check_average(recipe)
     KEEPS[recipe.keep].check(recipe)
+
+
+def own_value(recipe: Variant, field: str) -> Hparam:
+    """A recipe's own value of a setting; the number that its loss takes by default, where it says none."""
+    value: Hparam = value_at(recipe, field)
+    return LOSSES[recipe.loss][1] if field == "loss_weight" and value is None else value

@@ -75,6 +75,7 @@ class Trainer:
             sampler=recipe.sampler,
         )
         state = load_state(trial.last)
+        weights = str(trial.start) if trial.start.exists() else recipe.weights
         check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
         torch.manual_seed(spec.seed)
         self.model = build_model(
@@ -82,7 +83,7 @@ class Trainer:
             n_labels=len(data.label_ids),
             image_size=recipe.image_size,
             dropout=recipe.dropout,
-            weights=recipe.weights if state is None else "none",
+            weights=weights if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
             drop_path=recipe.drop_path,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imet_ray.errors import ConfigError, ImetError, StoreError
 from imet_ray.storage.checked_read import file_digest
-from kernel_builder.runtime.manifest import Manifest, Weights
+from kernel_builder.runtime.manifest import Weights
 
 if TYPE_CHECKING:  # it needs `cryptography`, which a kernel with plain weights does without
     from imet_ray.storage.encryption import Secret
@@ -19,13 +19,17 @@ if TYPE_CHECKING:  # it needs `cryptography`, which a kernel with plain weights 
 KEY_FILE = "imet_ray.key"
 
 
-def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
+def find_weights(wanted: Sequence[Weights], files: Sequence[Path]) -> dict[str, Path]:
     """The file of each trial's weights.
+
+    Args:
+        wanted: all that the kernel needs.
+        files: all that lie under the input folder.
 
     Raises:
         StoreError: naming every file that is missing, cut off or altered.
     """
-    sizes = {weights.size for weights in manifest.weights}
+    sizes = {weights.size for weights in wanted}
     by_digest: dict[str, Path] = {}
     by_name: dict[str, Path] = {}
     for path in files:
@@ -36,7 +40,7 @@ def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
                 by_digest.setdefault(file_digest(path), path)
         except OSError:
             continue  # it counts as missing
-    missing = [weights for weights in manifest.weights if weights.sha256 not in by_digest]
+    missing = [weights for weights in wanted if weights.sha256 not in by_digest]
     if missing:
         problems = [_problem(weights, by_name.get(weights.name)) for weights in missing]
         raise StoreError(
@@ -44,7 +48,7 @@ def find_weights(manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
             + "\n  ".join(problems)
             + "\nattach the datasets that were built with this kernel"
         )
-    return {weights.trial: by_digest[weights.sha256] for weights in manifest.weights}
+    return {weights.trial: by_digest[weights.sha256] for weights in wanted}
 
 
 def _problem(wanted: Weights, path: Path | None) -> str:

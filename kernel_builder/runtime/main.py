@@ -10,8 +10,6 @@ rest.
 
 import argparse
 import contextlib
-import logging
-import os
 import sys
 import tempfile
 import time
@@ -35,13 +33,12 @@ from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import all_files, find_test
 from kernel_builder.runtime.locate_weights import WeightsReader, find_secret, find_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
+from kernel_builder.runtime.process import INPUTS, Warnings, input_folder, log, process_seconds
 from kernel_builder.runtime.running_blend import RunningBlend
 from kernel_builder.runtime.schedule import Deadline, Schedule
 from kernel_builder.runtime.watchdog import Watchdog
 
-INPUTS = ("/kaggle/input", "../input")
 CHECKING = "checking the weights"
-LONGEST_START = 3600.0  # seconds: more means that the process began by another clock
 
 
 def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
@@ -66,11 +63,11 @@ class _Kernel:
         self.options, self.manifest = options, manifest
         limit = duration(options.limit, "--limit") if options.limit else manifest.limit
         reserve = duration(options.reserve, "--reserve") if options.reserve else manifest.reserve
-        self.deadline = Deadline(limit, reserve, time.monotonic, spent=_process_seconds())
+        self.deadline = Deadline(limit, reserve, time.monotonic, spent=process_seconds())
         if self.deadline.left() <= 0:
             raise ConfigError("--limit must be longer than --reserve and the start: give more time")
-        self.warnings = _Warnings()
-        self.watchdog = Watchdog(self.deadline, reserve / 2, self._end_hung_run, _log)
+        self.warnings = Warnings()
+        self.watchdog = Watchdog(self.deadline, reserve / 2, self._end_hung_run, log)
         self.target = options.output / "submission.csv"
         self.schedule: Schedule | None = None
         # set while the kernel starts
@@ -87,18 +84,18 @@ class _Kernel:
 
     def _predict(self) -> int:
         self.watchdog.note("looking for pictures")
-        files = all_files(_input(self.options.input))
+        files = all_files(input_folder(self.options.input))
         test = find_test(files)
         cores = usable_cores()
         self.images = ImageCache(test, self.options.scratch or Path(tempfile.gettempdir()), cores)
         self.schedule = Schedule(
-            self.manifest, len(test.ids), self.deadline, self._publish, _log, self.watchdog.note
+            self.manifest, len(test.ids), self.deadline, self._publish, log, self.watchdog.note
         )
         self._find_weights(files)
         self.watchdog.note("writing the first submission")
         self.schedule.begin()
         device = self._choose_inference(cores)
-        _log(
+        log(
             f"{self.manifest.ensemble}: {len(self.manifest.weights)} checkpoints of {len(self.manifest.members)} "
             f"members, {len(test.ids):,} pictures of {test.files[0].parent}, on {device}; "
             f"started in {self.deadline.elapsed():.1f} s, {self.deadline.left():,.0f} s left"
@@ -114,7 +111,7 @@ class _Kernel:
     def _find_weights(self, files: Sequence[Path]) -> None:
         """All of them, and their key tried."""
         self.watchdog.note(CHECKING)
-        found = find_weights(self.manifest, files)
+        found = find_weights(self.manifest.weights, files)
         secret = None
         if self.manifest.encrypted:
             secret = find_secret(list(found.values()), self.manifest.key, files)
@@ -178,7 +175,7 @@ class _Kernel:
             seconds=self.deadline.elapsed(),
         )
         for line in lines:
-            _log(line)
+            log(line)
         return code
 
     def _end_hung_run(self, activity: str) -> int:
@@ -194,50 +191,6 @@ class _Kernel:
         with contextlib.suppress(Exception):  # of any kind: the submission is there
             code = self._finish(self.schedule)
         return code
-
-
-class _Warnings(logging.Handler):
-    """Keeps and prints the warnings of the prediction."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-        for name in ("imet_ray", "kernel_builder"):
-            logging.getLogger(name).handlers = [self]  # replaces that of an earlier kernel in the notebook
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.add(record.getMessage())
-
-    def add(self, text: str) -> None:
-        if text not in self.lines:
-            self.lines.append(text)
-            _log(text)
-
-
-def _log(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
-        print(text, flush=True)
-
-
-def _input(given: Path | None) -> Path:
-    if given is not None:
-        if not given.is_dir():
-            raise ConfigError(f"--input must be a folder, got {given}: name the one with the datasets in it")
-        return given
-    for place in map(Path, INPUTS):
-        if place.is_dir():
-            return place
-    raise ConfigError(f"no input folder at {' or '.join(INPUTS)}: give --input DIR")
-
-
-def _process_seconds() -> float:
-    """Seconds since this process began: importing torch counts, a notebook's earlier cells, too. 0 if not known."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (AttributeError, OSError, ValueError, IndexError):  # not Linux
-        return 0.0
-    return seconds if 0 <= seconds <= LONGEST_START else 0.0
 
 
 def _parse(argv: Sequence[str] | None, manifest: Manifest) -> argparse.Namespace:

@@ -1,0 +1,154 @@
+"""A trial as a kernel that trains it: one Python file, and a dataset with the weights that it begins from.
+
+The weights are made here, so that the kernel needs neither timm's hub nor a package: the same network, with the same
+new classifier, as the trial would begin with here.
+"""
+
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from imet_ray.command_line import pasted
+from imet_ray.commands.setup import Run
+from imet_ray.commands.train import check_one_process, trial_spec, variant_named, with_settings
+from imet_ray.errors import ConfigError
+from imet_ray.models.models import build_model, check_model
+from imet_ray.specs import Hparam, TrialSpec, hparams_text
+from imet_ray.storage.encryption import Secret, encrypt
+from imet_ray.storage.files import disk_error, write_json, write_text
+from imet_ray.storage.results import read_result, standings
+from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, refuse_place, write_private
+from kernel_builder.datasets import write_datasets
+from kernel_builder.import_closure import import_closure
+from kernel_builder.kaggle import DATASET_METADATA, KERNEL_METADATA, dataset_metadata, kernel_metadata
+from kernel_builder.runtime.locate_weights import KEY_FILE
+from kernel_builder.runtime.manifest import Weights
+from kernel_builder.runtime.training_manifest import TrainingManifest
+from kernel_builder.single_file import kernel_text
+
+ENTRY = "kernel_builder.runtime.train"
+
+
+def chosen_trial(
+    run: Run, variant: str, fold: int, settings: dict[str, Hparam] | None
+) -> tuple[TrialSpec, str]:
+    """The trial to train, and where its hparams are from.
+
+    Args:
+        settings: in place of the variant's own; None: the best set of the run's search, if it has one.
+
+    Raises:
+        ConfigError: if it is trained already, or there is no such variant, fold or setting.
+    """
+    check_one_process(run.experiment.space, fold)
+    wanted = variant_named(run.experiment.space, variant)
+    source = "the variant's own values"
+    if settings:
+        source = f"{source}, with {hparams_text(settings)}"
+    elif found := standings(run.store, [variant]):
+        settings = found[0].hparams
+        source = f"the best set that is trained so far: {hparams_text(settings) or 'its own values'}"
+    with_settings(wanted, settings or {})
+    spec = trial_spec(run, wanted, fold, settings or {})
+    result = read_result(run.store.trial(spec.trial_id))
+    if result is not None and result.status == "complete":
+        raise ConfigError(
+            f"{spec.title} is trained already: choose another --fold, or other hparams with --set"
+        )
+    return spec, source
+
+
+def build_training(run: Run, spec: TrialSpec, out: Path, options: BuildOptions) -> Built:
+    """Write `out/kernel`, and `out/datasets/0` where the recipe begins from weights.
+
+    Raises:
+        ImetError: one line, for weights that are not there or a place that cannot be written.
+    """
+    refuse_place(out, options)
+    described = kernel_metadata(
+        options.user,
+        options.title,
+        code_file=KERNEL,
+        competition=options.competition,
+        accelerator=options.accelerator,
+    )
+    folders: list[Path] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        start = None
+        if spec.recipe.weights != "none":
+            with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
+                start = _stage_start(run, spec, options.secret, Path(staging))
+                folders = write_datasets(out / "datasets", Path(staging), [start], options.max_dataset_bytes)
+        secret = options.secret if start is not None else None
+        manifest = TrainingManifest(
+            run=run.store.root.name,
+            spec=spec,
+            folds=run.data.folds.tolist(),
+            start=start,
+            encrypted=secret is not None,
+            key=secret.text if secret is not None and options.key == "embed" else None,
+            limit=options.limit,
+            reserve=options.reserve,
+        )
+        kernel = out / "kernel" / KERNEL
+        closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
+        text = kernel_text(closure, manifest.model_dump(mode="json"), entry=ENTRY, header=_header(manifest))
+        (write_text if manifest.key is None else write_private)(kernel, text)
+        if secret is not None and options.key == "file":
+            folders.append(out / "datasets" / "key")
+            write_private(folders[-1] / KEY_FILE, secret.text + "\n")
+    except OSError as error:
+        raise disk_error(Path(error.filename or out), error) from error
+    datasets = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
+    for folder, description in zip(folders, datasets, strict=True):
+        write_json(folder / DATASET_METADATA, description)
+    ids = [description["id"] for description in datasets]
+    write_json(kernel.with_name(KERNEL_METADATA), described | {"dataset_sources": ids})
+    return Built(kernel, folders, "float32", None)
+
+
+def _stage_start(run: Run, spec: TrialSpec, secret: Secret | None, staging: Path) -> Weights:
+    """Write the weights that the trial begins with, as the trainer would make them."""
+    recipe, data = spec.recipe, run.data
+    check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
+    torch.manual_seed(spec.seed)
+    model = build_model(
+        recipe.architecture,
+        n_labels=len(data.label_ids),
+        image_size=recipe.image_size,
+        dropout=recipe.dropout,
+        weights=recipe.weights,
+        prior=data.labels[data.rows(spec.fold, held_out=False)].mean(0),
+        drop_path=recipe.drop_path,
+    )
+    content = safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()})
+    name = f"{spec.variant.name}-f{spec.fold}-start.safetensors"
+    if secret is not None:
+        name += ".encrypted"
+        sealed = io.BytesIO()
+        encrypt(io.BytesIO(content), sealed, secret)
+        content = sealed.getvalue()
+    (staging / name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return Weights(trial=spec.trial_id, name=name, sha256=digest, size=len(content))
+
+
+def _header(manifest: TrainingManifest) -> str:
+    """What a person reads at the top of the file."""
+    spec = manifest.spec
+    take = pasted("python", "-m", "kernel_builder", "--take", "DIR", "--name", manifest.run)
+    lines = [
+        f"imet_ray: trains {spec.title} of the run {manifest.run}.",
+        "",
+        f"Hparams: {hparams_text(spec.hparams) or 'as the variant says'}; {spec.recipe.epochs} epochs.",
+        f"Its output, fetched to DIR, is taken into the run by: {take}",
+    ]
+    if manifest.start is not None:
+        lines += ["", "Begins from, found under the input folder by its sha256:"]
+        lines.append(f"  {manifest.start.sha256}  {manifest.start.name}")
+    return "\n".join(lines) + "\n"
