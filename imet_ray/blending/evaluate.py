@@ -24,6 +24,7 @@ from imet_ray.blending.cross_fit import (
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.fit_jobs import SINGLE, THRESHOLD, Runner
+from imet_ray.blending.label_limits import with_limits
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
@@ -58,6 +59,7 @@ def evaluate(
     """
     problem.check()
     options.check()
+    options.weights_of(problem.names)
     found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, options)
     stacked: list[Judged] = []
@@ -65,7 +67,11 @@ def evaluate(
         progress(f"level 2: {options.level2}")
         stacked = score_level2(options.level2, problem, runner, progress)
     rows, level2 = _rows(found, choice, stacked, options)
-    fits, chosen = found.fits, choice.chosen
+    fits, chosen, row, limits = found.fits, choice.chosen, rows[choice.chosen.key], None
+    if options.limits is not None:
+        progress("limits on the number of labels")
+        chosen, limits = with_limits(chosen, found, options)
+        row = _row_of(chosen, found, choice) if limits.used else row
     progress("ordering the members for a deadline")
     steps = prefixes(chosen, found)
     progress("weighing each member")
@@ -77,10 +83,10 @@ def evaluate(
         scale=fits.scale,
         uniform_by_scale=by_scale,
         rows=tuple(rows.values()),
-        chosen=rows[chosen.key],
+        chosen=row,
         best=rows[choice.best.key],
         best_over_uniform=choice.over_uniform[choice.best.key],
-        chosen_over_uniform=choice.over_uniform[chosen.key],
+        chosen_over_uniform=choice.over_uniform[choice.chosen.key],
         single=rows[choice.single.key],
         thresholds=tuple(as_probability(fits.cells.thresholds, fits.scale).tolist()),
         decoder=chosen.whole.decoder,
@@ -92,9 +98,10 @@ def evaluate(
         seconds=tuple(member.seconds for member in problem.members),
         prefixes=steps,
         sizes=tuple(member.size for member in problem.members),
-        remarks=tuple(problem.remarks),
+        remarks=(*problem.remarks, *options.remarks),
         level2=level2,
-        forced=options.use is not None and len(problem.members) > 1,
+        forced=options.taken is not None and len(problem.members) > 1,
+        limits=limits,
     )
 
 
@@ -150,16 +157,19 @@ def score_level2(kind: str, problem: BlendProblem, runner: Runner, progress: Pro
 def _choose(found: CrossFit, options: BlendOptions) -> Choice:
     """The method that was asked for; else the best one that beats uniform weights beyond noise; else these."""
     blends = found.blends
+    fitted = [
+        one for one in blends if one.method not in found.fits.given
+    ]  # the nested scores of others flatter
     uniform = best_nested([one for one in blends if one.method == UNIFORM])
     gains = bootstrap(
         np.stack([one.nested - uniform.nested for one in blends]), found.problem.seed, together=True
     )
     over_uniform = {one.key: gain for one, gain in zip(blends, gains, strict=True)}
-    sure = [one for one in blends if one.method != UNIFORM and over_uniform[one.key].low > 0]
+    sure = [one for one in fitted if one.method != UNIFORM and over_uniform[one.key].low > 0]
     chosen = best_nested(sure) if sure else uniform
-    if options.use is not None and len(found.problem.members) > 1:
-        chosen = best_nested([one for one in blends if one.method == options.use])
-    return Choice(chosen, best_nested(blends), best_nested(found.singles), over_uniform)
+    if options.taken is not None and len(found.problem.members) > 1:
+        chosen = best_nested([one for one in blends if one.method == options.taken])
+    return Choice(chosen, best_nested(fitted), best_nested(found.singles), over_uniform)
 
 
 def _rows(
@@ -187,10 +197,18 @@ def _rows(
     return rows, level2
 
 
+def _row_of(one: Judged, found: CrossFit, choice: Choice) -> Row:
+    """What the report says of a blend that was changed after all were judged."""
+    others = found.judged[UNIFORM, one.decoder], choice.single
+    gains = bootstrap(np.stack([one.nested - other.nested for other in others]), found.problem.seed)
+    return _row(one, found.problem, *gains)
+
+
 def _row(one: Judged, problem: BlendProblem, over_uniform: Gain, over_single: Gain) -> Row:
     whole = one.whole
     on_sample = issubclass(DECODERS[one.decoder], SampleDecoder)
-    own_weights = one.member is not None or one.method == UNIFORM or METHODS[one.method].under_decoder
+    method = METHODS.get(one.method)  # none of a single member, or of weights that are given
+    own_weights = method is None or one.method == UNIFORM or method.under_decoder
     thresholds: list[float] = []
     if isinstance(whole.decoder, ThresholdDecoder):
         thresholds = whole.decoder.thresholds(problem.groups).tolist()

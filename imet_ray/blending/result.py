@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imet_ray.blending.cross_fit import Gain
+from imet_ray.blending.label_limits import LimitsFound
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.metrics import metric_named
@@ -79,6 +80,7 @@ class BlendReport:
     remarks: tuple[str, ...]  # what still flatters the nested score
     level2: tuple[Level2, ...]
     forced: bool  # the method was asked for, not chosen
+    limits: LimitsFound | None = None  # on the number of labels, where they were asked for
 
     @property
     def nested(self) -> float:
@@ -92,6 +94,8 @@ class BlendReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
         plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
+        if self.limits is not None:
+            plain["limits"] |= {"text": str(self.limits)}
         plain["prefixes"] = [
             {"members": prefix.members, "decoder": prefix.decoder.name, "own": prefix.score}
             for prefix in self.prefixes
@@ -123,6 +127,8 @@ class BlendReport:
             for found in self.level2
         ]
         lines += [""] * bool(self.level2)
+        if self.limits is not None:
+            lines += [str(self.limits), ""]
         return "\n".join([*lines, *self._weights(), self.verdict(), *self.remarks])
 
     def _weights(self) -> list[str]:
