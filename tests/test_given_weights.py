@@ -1,4 +1,4 @@
-"""Weights and a threshold by hand, and those of earlier blends: scored as fitted ones are, taken only where asked for."""
+"""Weights and a threshold by hand, and earlier blends: scored as fitted ones are, taken only where asked for."""
 
 import numpy as np
 import pytest

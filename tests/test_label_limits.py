@@ -1,4 +1,4 @@
-"""Limits in the blend: fitted as well as trying all, blind to the fold that is scored, used beyond noise, given ones always."""
+"""Limits in the blend: fitted as well as trying all, blind to the fold that is scored, used beyond noise."""
 
 import itertools
 from dataclasses import replace

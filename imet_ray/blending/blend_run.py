@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from imet_ray.blending.budget import Chosen, choose
 from imet_ray.blending.cross_fit import Progress, silent
 from imet_ray.blending.evaluate import evaluate
@@ -23,7 +25,9 @@ from imet_ray.prediction.ensemble import (
     read_ensemble,
     write_ensemble,
 )
+from imet_ray.prediction.pooling import averaged
 from imet_ray.search_space import SearchSpace
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
 
@@ -51,6 +55,8 @@ def blend_run(
 ) -> BlendReport:
     """Fit the weights of variants that are trained on all folds, and freeze the ensemble.
 
+    Its own out-of-fold predictions are written beside it, as another blend's `--member` reads them.
+
     Args:
         name: of the ensemble.
 
@@ -60,6 +66,7 @@ def blend_run(
     """
     data, members, place = run.data, [], run.store.ensemble(name)
     names = [*(standing.variant for standing in run.whole), *(member.name for member in run.external)]
+    options.weights_of(names)
     refuse_smaller(place, names, options, left_out=run.left_out)
     for standing in run.whole:
         progress(f"reading {standing.variant}")
@@ -81,6 +88,10 @@ def blend_run(
     ensemble = frozen(name, problem.members, report, data.label_ids, bought)
     of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest}
     write_ensemble(place, ensemble.model_copy(update=of_data))
+    progress("writing its out-of-fold predictions")
+    blended = averaged(problem.values, np.array(report.weights), report.scale).astype(np.float16)
+    ids, folds = np.array(data.split.ids), np.array(data.folds_digest)
+    write_arrays(place.oof, place.files, ids=ids, probs=blended, folds_digest=folds)
     return report
 
 

@@ -24,7 +24,7 @@ from imet_ray.blending.cross_fit import (
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.fit_jobs import SINGLE, THRESHOLD, Runner
-from imet_ray.blending.label_limits import with_limits
+from imet_ray.blending.label_limits import given_limits, with_limits
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
@@ -60,6 +60,7 @@ def evaluate(
     problem.check()
     options.check()
     options.weights_of(problem.names)
+    given_limits(options, problem)
     found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, options)
     stacked: list[Judged] = []

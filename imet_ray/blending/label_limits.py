@@ -11,6 +11,7 @@ import numpy as np
 from imet_ray.blending.cross_fit import CrossFit, Gain, Judged, best_nested, bootstrap, score_pictures
 from imet_ray.blending.fit_jobs import Solution
 from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.problem import BlendProblem
 from imet_ray.prediction.limits import PICTURE, Limits, Range
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import averaged
@@ -42,15 +43,8 @@ class LimitsFound:
 
 
 def with_limits(chosen: Judged, found: CrossFit, options: BlendOptions) -> tuple[Judged, LimitsFound]:
-    """The chosen method under its best decoder with limits, and what they gain; as it is where they are not used.
-
-    Raises:
-        ConfigError: for limits that the labels cannot have.
-    """
-    problem = found.problem
-    given = None
-    if options.limits is not None and options.limits != "fit":
-        given = Limits.of(options.limits, problem.label_groups)
+    """The chosen method under its best decoder with limits, and what they gain; as it is where they are not used."""
+    problem, given = found.problem, given_limits(options, found.problem)
     best = best_nested([_limited(one, found, given) for one in found.blends if one.method == chosen.method])
     [gain] = bootstrap((best.nested - chosen.nested)[None], problem.seed)
     used = given is not None or gain.low > 0
@@ -65,6 +59,17 @@ def with_limits(chosen: Judged, found: CrossFit, options: BlendOptions) -> tuple
         used=used,
     )
     return best if used else chosen, said
+
+
+def given_limits(options: BlendOptions, problem: BlendProblem) -> Limits | None:
+    """The limits that a person gave; None where they are fitted, or there are none.
+
+    Raises:
+        ConfigError: for limits that the labels cannot have.
+    """
+    if options.limits is None or options.limits == "fit":
+        return None
+    return Limits.of(options.limits, problem.label_groups)
 
 
 def _limited(one: Judged, found: CrossFit, given: Limits | None) -> Judged:
@@ -120,7 +125,8 @@ def fit_ranges(
     for group in np.unique(groups).tolist():
         columns = groups == group
         parts[group] = _Counts(probs[:, columns], decoded[:, columns], labels[:, columns])
-    hits, chosen = (sum(counts) for counts in zip(*(p.within(Range()) for p in parts.values()), strict=True))
+    free = [part.within(Range()) for part in parts.values()]
+    hits, chosen = (np.sum(counts, axis=0) for counts in zip(*free, strict=True))
     of = metric_named(metric).of_counts
     best = float(of(hits, true, chosen).mean())
     tried = [Range(least=a, most=b) for a in range(LEAST + 1) for b in (None, *range(max(a, 1), MOST + 1))]

@@ -161,7 +161,7 @@ class FitProblem:
         return self.cells.metric
 
     def decided(self, decoder: Decoder) -> Decoder:
-        """The decoder that was fitted, its threshold the one that is given. It gives empty sets where pictures have none.
+        """The decoder that was fitted, or the threshold that is given. It gives empty sets where pictures have none.
 
         So it does of margins: by the 2019 solution's rule a picture without any above 0 has no label.
         """

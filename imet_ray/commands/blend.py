@@ -13,7 +13,13 @@ from imet_ray.blending.blend_run import RunToBlend, blend_run, frozen, refuse_sm
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
-from imet_ray.blending.imet2019_files import METRIC, read_2019, score_with_a_label_each, write_2019
+from imet_ray.blending.imet2019_files import (
+    METRIC,
+    read_2019,
+    read_weights_2019,
+    score_with_a_label_each,
+    write_2019,
+)
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
@@ -25,8 +31,9 @@ from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import Standing, left_out, standings
-from imet_ray.storage.run_directory import Cache
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs
+from imet_ray.units import user_path
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -44,6 +51,7 @@ class BlendRequest:
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
     in_full: bool  # with what else the page tells of labels and pictures
+    starts: Sequence[str] = ()  # earlier ensembles, or files of the 2019 solution's: their weights
 
 
 def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> dict[str, Any]:
@@ -66,6 +74,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     out, place = request.out, run.store.ensemble(request.out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
+        options = with_starts(options, request.starts, run.store)
         to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given, lacking)
         blend_run(to_blend, out, options, runner=runner, progress=show)
         show("drawing the report")
@@ -115,6 +124,7 @@ def blend_2019(
     runs: Runs,
     options: BlendOptions,
     runner: Runner,
+    starts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Blend the 2019 solution's level-1 files; its own description of the ensemble is written beside ours.
 
@@ -133,6 +143,7 @@ def blend_2019(
     )
     with only_driver(store):
         refuse_smaller(place, problem.names, options)
+        options = with_starts(options, starts, store)
         report = evaluate(problem, options, runner=runner, progress=show)
         ours = score_with_a_label_each(found, report.weights)
         beside = (
@@ -148,6 +159,27 @@ def blend_2019(
     _say_replaced(name, replaced)
     print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
     return report.to_dict()
+
+
+def with_starts(options: BlendOptions, names: Sequence[str], store: RunDirectory) -> BlendOptions:
+    """The options with the weights of earlier blends.
+
+    Args:
+        names: of ensembles of the run, or files NAME_val_0.6397.yml of the 2019 solution.
+
+    Raises:
+        ImetError: for one that is missing or damaged.
+    """
+    if not names:
+        return options
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        if name.endswith((".yml", ".yaml")):
+            found[Path(name).name] = read_weights_2019(user_path(name))
+        else:
+            members = read_ensemble(store.ensemble(name)).members
+            found[name] = {member.variant: member.weight for member in members}
+    return replace(options, starts=found)
 
 
 def _say_replaced(name: str, replaced: bool) -> None:

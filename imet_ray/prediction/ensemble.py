@@ -68,7 +68,7 @@ def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
     with store.files.writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        for path in (store.test, store.submission, store.report, store.half):
+        for path in (store.oof, store.test, store.submission, store.report, store.half):
             store.files.remove(path)
 
 

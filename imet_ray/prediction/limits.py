@@ -1,8 +1,8 @@
-"""Limits on the number of labels: of a picture, and of each of its label groups, such as 0 to 3 cultures and 1 to 8 tags.
+"""Limits on the number of labels of a picture, and of its label groups, such as 0 to 3 cultures and 1 to 8 tags.
 
-Any decoder's label sets keep to them in the order of probability: what is too many loses its least probable labels, what
-is too few gets the most probable of those that it lacks. Groups come first. The picture's own limit then takes nothing
-that a group needs, and gives nothing that a group forbids.
+Any decoder's label sets keep to them in the order of probability: what is too many loses its least probable labels,
+what is too few gets the most probable of those that it lacks. Groups come first. The picture's own limit then takes
+nothing that a group needs, and gives nothing that a group forbids.
 """
 
 import re
@@ -163,7 +163,7 @@ def within(probs: np.ndarray, decoded: np.ndarray, limit: Range) -> np.ndarray:
 
 
 def most_probable(probs: np.ndarray, among: np.ndarray, k: np.ndarray | int) -> np.ndarray:
-    """For each picture the k most probable of some labels, the first of equals: (N, C) bool; fewer where there are fewer.
+    """For each picture the k most probable of some labels, or all of them; the first of equals: (N, C) bool.
 
     Args:
         among: (N, C) bool.

@@ -181,6 +181,7 @@ class EnsembleDirectory:
         return RunDirectory(self.root.parents[1], self.files)
 
     ensemble = Place("ensemble.json")
+    oof = Place("oof.npz")
     test = Place("test.npz")
     submission = Place("submission.csv")
     report = Place("report.html")
