@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from imet_ray.command_line import Parser, exit_code
+from imet_ray.command_line import Parser, exit_code, refuse_pooling_alone
 from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import byte_size, duration, user_path
@@ -38,6 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.blending.options import BlendOptions
         from imet_ray.commands import blend as stages
         from imet_ray.prediction.limits import parse_limits
+        from imet_ray.prediction.view_sets import ViewSet
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
     options = BlendOptions(
@@ -87,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
                 out=args.out or "blend",
                 in_full=args.json,
                 starts=args.start or (),
+                views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
             )
             found = stages.blend(request, options, runner=runner)
     print(json.dumps(found) if args.json else found["text"])
@@ -110,6 +112,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seconds", metavar="8h40m", help="that prediction may take")
     add("--images", metavar="N", type=int, help="test pictures; default: those of the data")
     add("--bytes", metavar="20GB", help="that checkpoints may take")
+    parser.add_views("predicted by launch.py --oof --views; default: each recipe's own")
     add("--weights", metavar="A=0.3,B=0.7", help="by hand, of all members; scored as fitted ones are")
     starts = "an ensemble, or a .yml of the 2019 solution: compared, and where searches start, too"
     add("--start", metavar="NAME", action="append", help=starts)
@@ -134,7 +137,7 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        of_runs = "name data source members member seconds images bytes out cache"
+        of_runs = "name data source members member seconds images bytes out cache views"
         for option in of_runs.split():
             if getattr(args, option) is not None:
                 option = option.replace("source", "from")
@@ -146,6 +149,7 @@ def _check(args: argparse.Namespace) -> None:
                 )
     elif args.folds is not None or args.labels is not None:
         raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
+    refuse_pooling_alone(args.views, args.pool_views)
     if args.files and args.threshold is not None:
         raise ConfigError(
             "--threshold needs probabilities; of the 2019 solution's files thresholds are subtracted"

@@ -27,6 +27,7 @@ from imet_ray.commands.setup import Run, data_option, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
@@ -51,6 +52,7 @@ class BlendRequest:
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
     in_full: bool  # with what else the page tells of labels and pictures
+    views: ViewSet | None = None  # that variants are predicted in; None: each recipe's own
     starts: Sequence[str] = ()  # earlier ensembles, or files of the 2019 solution's: their weights
 
 
@@ -75,7 +77,10 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     with only_driver(run.store):
         replaced = place.ensemble.exists()
         options = with_starts(options, request.starts, run.store)
-        to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given, lacking)
+        space = run.experiment.space
+        to_blend = RunToBlend(
+            run.store, run.data, run.catalog, space, whole, given, lacking, views=request.views
+        )
         blend_run(to_blend, out, options, runner=runner, progress=show)
         show("drawing the report")
         found = standings(run.store, variants)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from imet_ray.data.augmentation import PRESETS
 from imet_ray.data.crops import CROPS
-from imet_ray.data.views import VIEWS
+from imet_ray.data.views import check_view
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
 from imet_ray.training.losses import LOSSES, build_loss
@@ -18,7 +18,6 @@ REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "augmentation": PRESETS,
     "crop": CROPS,
     "schedule": SCHEDULES,
-    "views": VIEWS,
 }
 
 
@@ -33,6 +32,11 @@ def check_recipe(recipe: Variant) -> None:
         for name in (value,) if isinstance(value, str) else value:
             if name not in registry:
                 raise SettingError(field, str(unknown_name(field, name, registry)))
+    for view in recipe.views:
+        try:
+            check_view(view)
+        except ConfigError as error:
+            raise SettingError("views", str(error)) from None
     try:
         build_loss(recipe.loss, recipe.loss_weight)
     except ConfigError as error:

@@ -215,7 +215,7 @@ class Trainer:
         started = time.monotonic()
         model = self._kept_model()
         self.team.broadcast_buffers(*dict.fromkeys((self.model, model)))  # in one order everywhere
-        how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
+        how = Inference.quick(self.recipe, self.device, workers=self.hardware.loader_workers)
         part = predict_rows(model, self.pack, self.team.shard(self.held_out), how)
         probs = self.team.gather(part, len(self.held_out))
         if not np.isfinite(probs).all():

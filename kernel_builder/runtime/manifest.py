@@ -2,6 +2,7 @@
 
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.pooling import Scale
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.specs import Frozen, Variant
 
 
@@ -30,6 +31,7 @@ class Manifest(Frozen):
     ensemble: str
     label_ids: list[str]
     prior: list[float]  # (C,): the share of the training pictures that has each label
+    views: ViewSet | None = None  # None: each recipe's own
     scale: Scale
     members: list[KernelMember]  # in the order of prediction
     prefixes: list[Prefix]  # the k-th: how to decode when only the first k members are there
