@@ -88,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
                 out=args.out or "blend",
                 in_full=args.json,
                 starts=args.start or (),
+                write_2019=args.write_2019,
                 views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
             )
             found = stages.blend(request, options, runner=runner)
@@ -101,7 +102,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files")
     add("--members", metavar="A,B", help="variants to blend; default: all")
-    add("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
+    add(
+        "--member",
+        metavar="NAME=FILE",
+        action="append",
+        help="an .npz with ids and probs, or a 2019 level1_train_*.npy",
+    )
     add("--out", metavar="NAME", help="the ensemble's name; default: blend")
     replaces = "an ensemble of that name, also where it has members that the new one lacks"
     add("--replace", action="store_true", help=replaces)
@@ -124,6 +130,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--level2", help="judge stacking beside the blend: logistic, lightgbm")
     add("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
     add("--json", action="store_true", help="everything as JSON instead of the table")
+    written = "write the members as the 2019 solution's files, too"
+    add("--write-2019", metavar="DIR", type=user_path, help=written)
     add("--folds", metavar="FOLDS.npy", type=user_path, help="with the 2019 solution's files")
     add("--labels", metavar="TRAIN.csv", type=user_path, help="with the 2019 solution's files")
     return parser.parse_args(argv)
@@ -137,10 +145,10 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        of_runs = "name data source members member seconds images bytes out cache views"
+        of_runs = "name data source members member seconds images bytes out cache views write_2019"
         for option in of_runs.split():
             if getattr(args, option) is not None:
-                option = option.replace("source", "from")
+                option = option.replace("source", "from").replace("_", "-")
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
         for option, value in (("level2", args.level2), ("average", args.average), ("decoder", args.decoder)):
             if value not in (None, "probability", "threshold"):

@@ -1,4 +1,4 @@
-"""Views chosen at prediction: random ones, how they are pooled, their own files, an ensemble that says which it used."""
+"""Views chosen at prediction: random ones, how they are pooled, their own files, an ensemble that names its views."""
 
 import random
 from dataclasses import replace

@@ -20,6 +20,8 @@ from imet_ray.blending.imet2019_files import (
     score_with_a_label_each,
     write_2019,
 )
+from imet_ray.blending.level1_2019 import is_level1, read_train_member, write_level1
+from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
@@ -52,6 +54,7 @@ class BlendRequest:
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
     in_full: bool  # with what else the page tells of labels and pictures
+    write_2019: Path | None = None  # a folder for the members as the 2019 solution's files
     views: ViewSet | None = None  # that variants are predicted in; None: each recipe's own
     starts: Sequence[str] = ()  # earlier ensembles, or files of the 2019 solution's: their weights
 
@@ -69,10 +72,9 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
         raise ConfigError(
             f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
         )
-    given = [
-        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids))
-        for text in request.external
-    ]
+    if request.write_2019 is not None and request.external:
+        raise ConfigError("--write-2019 writes a run's own variants: leave --member out")
+    given = [_external(run, *parse_member(text)) for text in request.external]
     out, place = request.out, run.store.ensemble(request.out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
@@ -87,6 +89,10 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
+        if request.write_2019 is not None:
+            show("writing level-1 files")
+            labels, folds = run.data.labels, run.data.folds
+            write_level1(request.write_2019, ensemble, run.store, labels, folds, space.metric)
         metric = metric_named(run.experiment.space.metric)
         findings = {}
         if request.in_full:
@@ -99,6 +105,14 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     command = pasted("python", "launch.py", "--predict", out, *where, *tests)
     print(f"next     {command}", file=sys.stderr)
     return ensemble.report | findings
+
+
+def _external(run: Run, name: str, path: Path) -> Member:
+    """Another tool's member, or a model of the 2019 solution."""
+    ids, n_labels = run.data.split.ids, len(run.data.label_ids)
+    if is_level1(path):
+        return read_train_member(name, path, ids, n_labels, run.data.folds)
+    return read_member(name, path, ids, n_labels)
 
 
 def _whole(

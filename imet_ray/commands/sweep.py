@@ -15,6 +15,7 @@ from rich.console import Console
 from imet_ray.blending.blend_run import RunToBlend, blend_run
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
+from imet_ray.blending.level1_2019 import is_level1, read_test_member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
 from imet_ray.cluster.prometheus import exported
@@ -177,7 +178,12 @@ def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) 
             f"member {name} comes from another tool: give its test predictions with --member {name}=test.npz"
         )
     ids, n_labels = run.catalog.test.ids, len(run.data.label_ids)
-    return {name: read_member(name, path, ids, n_labels).probs for name, path in files.items()}
+    return {
+        name: read_test_member(name, path, len(ids), n_labels)
+        if is_level1(path)
+        else read_member(name, path, ids, n_labels).probs
+        for name, path in files.items()
+    }
 
 
 def _predict_held_out(
