@@ -32,7 +32,7 @@ ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
 OPTIONS = {  # which options each stage reads; any other is refused
-    "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies"},
+    "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
@@ -92,7 +92,8 @@ def _run(args: argparse.Namespace) -> int:
     from imet_ray.commands import sweep as cluster_stages
 
     if stage == "sweep":
-        return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
+        replace = args.replace is not None
+        return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, replace=replace, **ray)
     run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
     from imet_ray.prediction.view_sets import ViewSet
 
@@ -166,6 +167,8 @@ def _add_options(parser: Parser) -> None:
     add("--fresh", action="store_true", default=None, help="set an older run of that name aside")
     extend = "begin the run anew with more data: new pictures get folds, old ones keep theirs"
     add("--extend", action="store_true", default=None, help=extend)
+    replaces = "the run's ensemble, also where it has members that the new one lacks"
+    add("--replace", action="store_true", default=None, help=replaces)
     add("--variant", metavar="NAME")
     add("--fold", metavar="K", type=int)
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")

@@ -117,8 +117,8 @@ def refuse_smaller(
         if lost:
             why = f"; left out: {', '.join(left_out)}" if left_out else ""
             raise ConfigError(
-                f"the ensemble {place.root.name} has {', '.join(lost)}, which the new one would lack{why}: give "
-                "blend.py another name for it, or --replace"
+                f"the ensemble {place.root.name} has {', '.join(lost)}, which the new one would lack{why}: say "
+                "--replace, or keep it by another name for the new one (blend.py --out NAME)"
             )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from imet_ray.blending.blend_run import RunToBlend, blend_run
+from imet_ray.blending.blend_run import RunToBlend, blend_run, refuse_smaller
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.level1_2019 import is_level1, read_test_member
@@ -54,18 +54,23 @@ def sweep(
     address: str | None,
     concurrency: int | None,
     studies: str | None = None,
+    replace: bool = False,
 ) -> int:
     """Everything from search to submission; 1 if no ensemble came out of it.
 
     Args:
         studies: URL of an Optuna storage; None: the run's own journal.
+        replace: the run's ensemble, also where it has members that the new one lacks.
     """
+    options = BlendOptions(methods=METHODS, replace=replace)
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
     if studies is not None:
         open_storage(studies).engine.dispose()
     with only_driver(plan.store):
+        names = [variant.name for variant in plan.space.variants]
+        refuse_smaller(plan.store.ensemble(ENSEMBLE), names, options)  # not after a night
         run = start(plan)  # what is wrong with it is refused before Ray starts
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(_on_ray(run, address, concurrency))
@@ -94,7 +99,7 @@ def sweep(
                     left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
                 ),
                 ENSEMBLE,
-                BlendOptions(methods=METHODS),
+                options,
                 runner=solve_here if address is None else solve_on_ray,
             )
             print(f"\n{report.text()}\n")
