@@ -73,8 +73,8 @@ def test_the_limits_of_a_fold_are_blind_to_its_labels(one_culture, monkeypatch):
     fitted = {}
     original = label_limits._fitted
 
-    def spy(solution, found, without):
-        fitted[without] = original(solution, found, without)
+    def spy(solution, found, problem, without):
+        fitted[without] = original(solution, found, problem, without)
         return fitted[without]
 
     monkeypatch.setattr(label_limits, "_fitted", spy)

@@ -71,7 +71,7 @@ def evaluate(
     fits, chosen, row, limits = found.fits, choice.chosen, rows[choice.chosen.key], None
     if options.limits is not None:
         progress("limits on the number of labels")
-        chosen, limits = with_limits(chosen, found, options)
+        chosen, limits = with_limits(chosen, found, problem, options)
         row = _row_of(chosen, found, choice) if limits.used else row
     progress("ordering the members for a deadline")
     steps = prefixes(chosen, found)

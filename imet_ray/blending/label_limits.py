@@ -42,10 +42,18 @@ class LimitsFound:
         )
 
 
-def with_limits(chosen: Judged, found: CrossFit, options: BlendOptions) -> tuple[Judged, LimitsFound]:
-    """The chosen method under its best decoder with limits, and what they gain; as it is where they are not used."""
-    problem, given = found.problem, given_limits(options, found.problem)
-    best = best_nested([_limited(one, found, given) for one in found.blends if one.method == chosen.method])
+def with_limits(
+    chosen: Judged, found: CrossFit, problem: BlendProblem, options: BlendOptions
+) -> tuple[Judged, LimitsFound]:
+    """The chosen method under its best decoder with limits, and what they gain; as it is where they are not used.
+
+    Args:
+        found: what the method was fitted and judged in.
+        problem: the blend's, which has the label groups.
+    """
+    given = given_limits(options, problem)
+    alike = [one for one in found.judged.values() if one.method == chosen.method]
+    best = best_nested([_limited(one, found, problem, given) for one in alike])
     [gain] = bootstrap((best.nested - chosen.nested)[None], problem.seed)
     used = given is not None or gain.low > 0
     limits = best.whole.decoder.limits
@@ -72,12 +80,12 @@ def given_limits(options: BlendOptions, problem: BlendProblem) -> Limits | None:
     return Limits.of(options.limits, problem.label_groups)
 
 
-def _limited(one: Judged, found: CrossFit, given: Limits | None) -> Judged:
+def _limited(one: Judged, found: CrossFit, problem: BlendProblem, given: Limits | None) -> Judged:
     """The same fits with limits, scored anew."""
-    problem, fits = found.problem, found.fits
+    judged, fits = found.problem, found.fits
 
     def limited(solution: Solution, without: int | None) -> Solution:
-        limits = given if given is not None else _fitted(solution, found, without)
+        limits = given if given is not None else _fitted(solution, found, problem, without)
         return replace(solution, decoder=solution.decoder.limited(limits))
 
     whole = limited(one.whole, None)
@@ -85,14 +93,14 @@ def _limited(one: Judged, found: CrossFit, given: Limits | None) -> Judged:
     nested = np.empty(len(problem.labels))
     for fold, solution in by_fold.items():
         rows = np.flatnonzero(problem.folds == fold)
-        nested[rows] = score_pictures(solution, rows, problem, fits)
-    own = score_pictures(whole, np.arange(len(problem.labels)), problem, fits)
+        nested[rows] = score_pictures(solution, rows, judged, fits)
+    own = score_pictures(whole, np.arange(len(problem.labels)), judged, fits)
     return replace(one, whole=whole, by_fold=by_fold, own=own, nested=nested)
 
 
-def _fitted(solution: Solution, found: CrossFit, without: int | None) -> Limits | None:
+def _fitted(solution: Solution, found: CrossFit, problem: BlendProblem, without: int | None) -> Limits | None:
     """The best limits on the sample, less one fold; None where none gains."""
-    problem, sample = found.problem, found.problem.sample
+    sample = found.problem.sample
     kept = np.flatnonzero(sample.folds != without)
     used = np.flatnonzero(solution.weights).tolist()
     probs = averaged(
