@@ -90,14 +90,13 @@ def _run(args: argparse.Namespace) -> int:
 
     prepare_environment()
     from imet_ray.commands import sweep as cluster_stages
+    from imet_ray.prediction.view_sets import ViewSet
 
     if stage == "sweep":
         replace = args.replace is not None
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, replace=replace, **ray)
-    run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
-    from imet_ray.prediction.view_sets import ViewSet
-
     views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
+    run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
     if stage == "oof":
         return cluster_stages.oof(run, views=views, **ray)
     return cluster_stages.predict(

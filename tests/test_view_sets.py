@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+import blend
+import launch
 from imet_ray.commands import sweep as stages
 from imet_ray.data.crops import CROPS
 from imet_ray.data.images import resize
@@ -64,6 +66,21 @@ def test_views_that_cannot_be_are_one_line(names, pooling, expected):
     with pytest.raises(ConfigError) as error:
         ViewSet.of(names, pooling)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("main", [launch.main, blend.main])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--pool-views", "max"], "--pool-views max says how --views are pooled: give these, too"),
+        (["--views", "centr", "--runs", "/nowhere"], "unknown view 'centr': did you mean 'centre'?"),
+    ],
+)
+def test_a_wrong_view_is_one_line_before_a_run_is_opened(main, argv, expected, capsys):
+    assert main([*(["--oof"] if main is launch.main else []), *argv]) == 1
+    err = capsys.readouterr().err
+    assert expected in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_recipe_may_have_random_views_and_validates_with_one_picture_of_them():
