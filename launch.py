@@ -2,6 +2,7 @@
 
 python launch.py --sweep                         search, train, predict, blend, submit; again: continue
 python launch.py --train --variant V --fold K    one trial, without a sweep
+python launch.py --find-lr --variant V           its learning rate: a ramp, a curve, a suggestion
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
 python launch.py --status                        how far the newest run is; --serve: as a page
@@ -34,6 +35,7 @@ BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fres
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
+    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "variant", "fold", "out"},
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "status": {"name", "serve"},
@@ -65,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     if stage == "check-data":
         return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
     runs = runs_at(args.runs, cache)
-    if stage in ("sweep", "train"):
+    if stage in ("sweep", "train", "find-lr"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
         request = setup.Request(
             space=args.space,
@@ -85,6 +87,10 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.commands.train import train
 
         return train(plan, args.variant, args.fold, settings)
+    if stage == "find-lr":
+        from imet_ray.commands.find_lr import find_lr
+
+        return find_lr(plan, args.variant, args.fold, args.out)
     ray = {"address": args.address, "concurrency": args.concurrency}
     from imet_ray.cluster.session import prepare_environment
 
@@ -130,6 +136,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     flags = {
         "sweep": "the main job, from search to submission",
         "train": "train one --variant on one --fold",
+        "find-lr": "find the learning rate of one --variant",
         "oof": "out-of-fold predictions of a run",
         "status": "how far a run is, from its directory alone",
         **{tool: exporter.help for tool, exporter in EXPORTERS.items()},
@@ -143,6 +150,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage == "train" and (args.variant is None or args.fold is None):
         parser.error("--train needs --variant NAME and --fold K")
+    if args.stage == "find-lr" and args.variant is None:
+        parser.error("--find-lr needs --variant NAME")
     return args
 
 
@@ -174,7 +183,7 @@ def _add_options(parser: Parser) -> None:
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
-    add("--out", metavar="FILE", type=user_path, help="where the submission goes as well")
+    add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
 
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:

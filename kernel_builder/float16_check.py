@@ -22,7 +22,6 @@ from imet_ray.cores import usable_cores
 from imet_ray.data.loader import Pictures
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
-from imet_ray.models.models import Tagger
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import add_share, as_probability
@@ -216,7 +215,7 @@ def _predicted(
 
 
 def _predict(
-    model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference, bar: "tqdm[Any]"
+    model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference, bar: "tqdm[Any]"
 ) -> np.ndarray:
     """As `predict_rows`, with its progress: (n, C) float16."""
     found = []

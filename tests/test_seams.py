@@ -22,7 +22,7 @@ from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_json, write_text
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
-from imet_ray.training import losses, schedules
+from imet_ray.training import kept_weights, losses, schedules
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 
@@ -66,10 +66,22 @@ def upside_down(calls):
     return view
 
 
+def first_epoch(calls):
+    class First(kept_weights.Keep):
+        at_once = True
+
+        def kept(self, history):
+            calls.append("first")
+            return history[0]
+
+    return First
+
+
 KINDS = {  # what is added: its registry, and the setting that names it
     "loss": (losses.LOSSES, lambda calls: (squared_error, 2.0), {"loss": "mine"}),
     "schedule": (schedules.SCHEDULES, lambda calls: Halved, {"schedule": "mine"}),
     "augmentation": (augmentation.PRESETS, grey, {"augmentation": "mine"}),
+    "keep": (kept_weights.KEEPS, first_epoch, {"keep": "mine"}),
     "crop": (crops.CROPS, corner, {"crop": "mine"}),
     "view": (views.VIEWS, upside_down, {"views": ["mine", "centre"]}),
 }

@@ -31,6 +31,7 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
+from imet_ray.training.kept_weights import KEEPS
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,14 @@ def _remarks(run: RunToBlend) -> list[str]:
         found.append(f"variants are predicted with the views {run.views}")
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
-    recipes = [read_spec(trial).recipe for standing in whole for trial in standing.trials.values()]
-    if any(recipe.keep == "best" and recipe.epochs > 1 for recipe in recipes):
+    specs = [read_spec(trial) for standing in whole for trial in standing.trials.values()]
+    if any(spec.soup_of is not None and spec.soup_of.how == "greedy" for spec in specs):
         found.append(
-            "optimistic: keep: best picked epochs on the folds that are scored (keep: last does not)"
+            "optimistic: soup_of picked what it mixed on the folds that are scored (how: uniform does not)"
+        )
+    recipes = [spec.recipe for spec in specs if spec.soup_of is None]
+    for keep in sorted({recipe.keep for recipe in recipes if KEEPS[recipe.keep].picks(recipe)}):
+        found.append(
+            f"optimistic: keep: {keep} picked epochs on the folds that are scored (keep: last does not)"
         )
     return found

@@ -18,10 +18,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from imet_ray.errors import StoreError
+from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
-from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Mixed, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.results import TrialResult
+from imet_ray.training.recipe import check_recipe
 
 Phase = Literal["search", "promote"]
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
@@ -48,7 +49,8 @@ class VariantStudy:
         self.variant, self.space, self.digests, self.study = variant, space, digests, study
         self.distributions = distributions(variant, space.ranges[variant.name])
         self.asked = self.ended = 0  # sets of hparams
-        self.complete = 0  # folds on which the best set is trained
+        self.complete = 0  # folds on which the best set is trained, and mixed with others if it is to be
+        self.blocked = 0  # soups whose trials are not all complete
         self.best: FrozenTrial | None = None  # the set to promote, once the search is over
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and is not in flight
         self._seconds: dict[str, float] = {}  # of the complete trials, by trial_id
@@ -59,9 +61,8 @@ class VariantStudy:
     def left(self) -> int:
         """Trials that have not begun, as far as can be foretold."""
         sets = max(0, self.space.trials_per_variant - self.asked)
-        folds = len(self.space.search_folds)
-        promotions = 0 if self.best or self.failed else self.space.n_folds - folds
-        return len(self.waiting) + sets * folds + promotions
+        promotions = 0 if self.best or self.failed else self.space.after_search
+        return len(self.waiting) + self.blocked + sets * len(self.space.search_folds) + promotions
 
     @property
     def seconds(self) -> float | None:
@@ -107,17 +108,29 @@ class VariantStudy:
         if len(untrained) < len(running):  # Optuna was told of some
             sets = self._sets()
         self.asked, self.ended = len(sets), len(sets) - len(untrained)
-        self.best = best = self._best(sets, result) if self._searched else None
-        self.complete = 0
-        promoted = [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else []
-        for trial_id, spec in promoted:
-            found = result(trial_id)
-            if found is not None and found.status == "complete":
-                self.complete += 1
-                self._seconds[trial_id] = found.seconds
-            else:  # it has not begun, or was stopped
-                waiting[trial_id] = Assignment("promote", spec)
+        promoted = self._best(sets, result) if self._searched else []
+        self.best = promoted[0] if promoted else None
+        self.complete = self.blocked = 0
+        for fold in range(self.space.n_folds) if promoted else ():
+            sets_of_fold = dict(self._spec(one, fold) for one in promoted)
+            untold = {one: spec for one, spec in sets_of_fold.items() if not self._trained(one, result)}
+            if len(sets_of_fold) > 1 and untold:
+                self.blocked += 1
+            elif len(sets_of_fold) > 1:
+                trial_id, soup = self._soup(list(sets_of_fold.values()))
+                if result(trial_id) is None:
+                    untold[trial_id] = soup
+            self.complete += not untold
+            waiting |= {trial_id: Assignment("promote", spec) for trial_id, spec in untold.items()}
         self.waiting = {trial_id: one for trial_id, one in waiting.items() if trial_id not in in_flight}
+
+    def _trained(self, trial_id: str, result: Result) -> bool:
+        """True if a trial is complete; else it has not begun, or was stopped."""
+        found = result(trial_id)
+        if found is None or found.status != "complete":
+            return False
+        self._seconds[trial_id] = found.seconds
+        return True
 
     def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
@@ -151,7 +164,7 @@ class VariantStudy:
         """Tell Optuna the score of a set; or return its trials that have no result yet."""
         try:
             specs = [self._spec(frozen, fold) for fold in self.space.search_folds]
-        except ValidationError:  # each hparam is possible, and the combination is not
+        except (ValidationError, SettingError):  # each hparam is possible, and the combination is not
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
         found = {trial_id: result(trial_id) for trial_id, _ in specs}
@@ -173,8 +186,8 @@ class VariantStudy:
             self.study.tell(frozen.number, value)
         return None
 
-    def _best(self, sets: list[FrozenTrial], result: Result) -> FrozenTrial | None:
-        """The best set: finished ones before stopped ones; a set that failed on some fold is passed over."""
+    def _best(self, sets: list[FrozenTrial], result: Result) -> list[FrozenTrial]:
+        """The best set, or those to be mixed: finished ones before stopped ones; one that failed on some fold never."""
 
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
             if trial.state == TrialState.COMPLETE:
@@ -182,12 +195,24 @@ class VariantStudy:
             score = trial.user_attrs.get("score", trial.user_attrs.get("f2"))  # f2: of an earlier version
             return False, -math.inf if score is None else score
 
+        best: dict[str, FrozenTrial] = {}  # by the trial on the first fold: sets may be equal
+        wanted = 1 if self.space.soup_of is None else self.space.soup_of.sets
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
-            found = [result(self._spec(trial, fold)[0]) for fold in range(self.space.n_folds)]
+            ids = [self._spec(trial, fold)[0] for fold in range(self.space.n_folds)]
+            found = [result(trial_id) for trial_id in ids]
             if not any(one is not None and one.status == "failed" for one in found):
-                return trial
-        return None
+                best.setdefault(ids[0], trial)
+            if len(best) == wanted:
+                break
+        return list(best.values())
+
+    def _soup(self, specs: list[TrialSpec]) -> tuple[str, TrialSpec]:
+        """The trial of a fold that mixes the weights of others, the best set first, with its id."""
+        assert self.space.soup_of is not None
+        ids = tuple(spec.trial_id for spec in specs)
+        soup = specs[0].model_copy(update={"soup_of": Mixed(trials=ids, how=self.space.soup_of.how)})
+        return soup.trial_id, soup
 
     def _spec(self, frozen: FrozenTrial, fold: int) -> tuple[str, TrialSpec]:
         """A set on a fold, with its id; kept, because both take a while to make."""
@@ -207,6 +232,7 @@ class VariantStudy:
                 metric=self.space.metric,
                 batch_norm=self.space.resources.batch_norm,
             )
+            check_recipe(spec.recipe)
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
@@ -154,10 +155,10 @@ def _check_models(space: SearchSpace) -> None:
         ranges = space.ranges[variant.name]
         wanted = [
             ranges[key].corners() if key in ranges else (getattr(variant, key),)
-            for key in ("architecture", "image_size", "dropout")
+            for key in ("architecture", "image_size", "dropout", "drop_path", "freeze")
         ]
-        for architecture, image_size, dropout in itertools.product(*wanted):
-            check_model(architecture, int(image_size), float(dropout))
+        for architecture, image_size, dropout, drop_path, freeze in itertools.product(*wanted):
+            check_model(architecture, int(image_size), float(dropout), float(drop_path), freeze)
 
 
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
@@ -185,11 +186,28 @@ def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
 def start(plan: Plan, *weights: str) -> Run:
     """The run with its folds, if it goes on as it was begun. The caller holds the driver's lock, and calls `pack`.
 
-    New folds need the packed pictures, for copies share a fold.
+    New folds need the packed pictures, for copies share a fold. Learning rates that the space leaves open are found.
 
     Args:
         weights: that trials begin from, beside those of the space.
     """
+    data = prepared(plan)
+    space = with_found_rates(plan.space, data, plan.store)
+    experiment = Experiment(
+        space=space,
+        data=plan.data,
+        data_root=str(plan.root),
+        data_digest=data.split.digest,
+        folds_digest=data.folds_digest,
+        label_ids=list(data.label_ids),
+        weights=_files_of_weights({*weights, *_weights(plan.space)}),
+    )
+    refuse_changed(plan.store, experiment)
+    return Run(experiment, plan.store, plan.cache, plan.catalog, data)
+
+
+def prepared(plan: Plan) -> TrainingData:
+    """The run's data with its folds, which are made if there are none. The caller holds the driver's lock."""
     data = prepare(
         plan.catalog,
         plan.store,
@@ -201,17 +219,7 @@ def start(plan: Plan, *weights: str) -> Run:
     )
     _refuse_other_number(plan, data.n_folds)
     _refuse_too_few(data, 2 * plan.space.resources.workers_per_trial)
-    experiment = Experiment(
-        space=plan.space,
-        data=plan.data,
-        data_root=str(plan.root),
-        data_digest=data.split.digest,
-        folds_digest=data.folds_digest,
-        label_ids=list(data.label_ids),
-        weights=_files_of_weights({*weights, *_weights(plan.space)}),
-    )
-    refuse_changed(plan.store, experiment)
-    return Run(experiment, plan.store, plan.cache, plan.catalog, data)
+    return data
 
 
 def pack(run: Run) -> None:
@@ -377,6 +385,5 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
 
 def _describe(space: SearchSpace) -> str:
     n, searching = len(space.variants), space.trials_per_variant * len(space.search_folds)
-    return (
-        f"{n} variants, {searching} searching trials each, the best trained on all of {space.n_folds} folds"
-    )
+    best = "the best" if space.soup_of is None else f"the best {space.soup_of.sets} mixed, and"
+    return f"{n} variants, {searching} searching trials each, {best} trained on all of {space.n_folds} folds"

@@ -78,7 +78,7 @@ def sweep(
             pack(run)  # while Ray's workers start
             stack.enter_context(exported(run.store))
             summary = run_sweep(
-                plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
+                run.experiment.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
             if summary.trials:
                 print(_describe_summary(summary))
@@ -307,7 +307,7 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if found:
         console.print(terminal_table(columns, rows, width=console.width, texts=2, title="leaderboard"))
     for spec, reason in failures(run.store):
-        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
+        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.told_hparams}: {reason}"
         console.print(line, highlight=False)
     return found
 

@@ -108,21 +108,26 @@ class Standing:
 def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     """The best set of hparams of each variant, best variant first: whole ones before those with folds missing.
 
+    A soup of several sets is one of its own, under the best one's hparams.
+
     A variant without a complete trial is left out.
 
     Raises:
         StoreError: if a trial is damaged or altered.
     """
     groups: dict[tuple[str, str], list[tuple[TrialDirectory, TrialSpec, TrialResult]]] = {}
-    for trial, spec, result in _ended(store):
+    ended = _ended(store)
+    recipes = {spec.trial_id: spec.recipe.model_dump_json() for _, spec, _ in ended}
+    for trial, spec, result in ended:
         if result.status == "complete":
-            key = spec.variant.name, spec.recipe.model_dump_json()
+            mixed = spec.soup_of.trials if spec.soup_of is not None else ()
+            key = spec.variant.name, "\n".join(recipes.get(one, one) for one in (spec.trial_id, *mixed))
             groups.setdefault(key, []).append((trial, spec, result))
     best: dict[str, Standing] = {}
     for (variant, _), members in sorted(groups.items()):
         standing = Standing(
             variant=variant,
-            hparams=members[0][1].hparams,
+            hparams=members[0][1].told_hparams,
             trials={spec.fold: trial for trial, spec, _ in members},
             score={spec.fold: result.score or 0.0 for _, spec, result in members},
             expected_score={spec.fold: result.expected_score for _, spec, result in members},
