@@ -100,6 +100,9 @@ class _Settings(Frozen):
     search_folds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size
     metric: str = "f2"  # that trials are judged by
+    level2: Annotated[
+        tuple[str, ...], Field(strict=False)
+    ] = ()  # stackers that the sweep's blend judges, or "all"
     asha: Asha | None = None
     soup_of: SoupOf | None = None
     resources: Resources = Resources()

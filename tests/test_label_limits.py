@@ -137,3 +137,15 @@ def test_limits_of_a_group_that_the_labels_lack_are_refused(three):
     members, labels, folds = three
     with pytest.raises(ConfigError, match="unknown label group 'c'"):
         evaluate(members, labels, folds, groups=("a", "b") * 3, methods=[], limits=parse_limits("c=..1"))
+
+
+def test_limits_hold_for_level_2_too(three):
+    members, labels, folds = three
+    how = {"groups": ("a", "b") * 3, "methods": [], "decoders": ["threshold"]}
+    report = evaluate(members, labels, folds, **how, use="logistic", limits=parse_limits("..2,a=..1"))
+    free = evaluate(members, labels, folds, **how, use="logistic")
+    assert str(report.decoder.limits) == "0..2,a=0..1"
+    assert report.taken.kind == "logistic"
+    assert report.nested == report.limits.nested
+    assert report.nested == pytest.approx(free.nested + report.limits.gain.mean)
+    assert all(prefix.decoder.limits == report.decoder.limits for prefix in report.prefixes)

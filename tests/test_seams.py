@@ -348,3 +348,24 @@ def test_a_blend_method_is_one_function_and_one_line(monkeypatch, few_cells):
     assert report.chosen.method == "first"
     assert report.weights == (1.0, 0.0)
     assert report.chosen.own == pytest.approx(report.single.own, abs=0.05)
+
+
+def test_a_stacker_is_one_function_and_one_line(monkeypatch, few_cells):
+    from blends import evaluate
+
+    from imet_ray.blending.stacking import STACKERS
+    from imet_ray.prediction.level2 import Packed, PerLabel
+
+    def last(data):
+        weights = np.zeros((len(data.probs) + 1, data.labels.shape[1]), np.float32)
+        weights[-1] = 1
+        return [PerLabel(weights=Packed.of(weights))] * (data.n_folds + 1)
+
+    members, labels, folds = few_cells
+    with pytest.raises(ConfigError, match="unknown level 2 'last'"):
+        evaluate(members, labels, folds, level2=["last"])
+    monkeypatch.setitem(STACKERS, "last", last)
+    report = evaluate(members, labels, folds, methods=[], use="last")
+    assert report.model.stacker == "last"
+    found = report.model.predict({member.name: member.probs for member in members})
+    assert found == pytest.approx(members[-1].probs, abs=1e-3)

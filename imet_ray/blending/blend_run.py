@@ -113,8 +113,8 @@ def refuse_smaller(
     if options.replace or not place.ensemble.exists():
         return
     with contextlib.suppress(StoreError):  # a damaged one predicts nothing
-        earlier = read_ensemble(place).members
-        lost = [member.variant for member in earlier if member.weight > 0 and member.variant not in names]
+        earlier = read_ensemble(place).needed
+        lost = [member.variant for member in earlier if member.variant not in names]
         if lost:
             why = f"; left out: {', '.join(left_out)}" if left_out else ""
             raise ConfigError(
@@ -150,7 +150,7 @@ def frozen(
 ) -> Ensemble:
     """What `ensemble.json` holds of a blend."""
     singles = [row for row in report.rows if row.is_single]
-    scores = {row.method: row.nested for row in singles if row.decoder == report.decoder.name}
+    scores = {row.method: row.nested for row in singles if row.decoder == report.chosen.decoder}
     own = {row.method: row.thresholds[0] for row in singles if row.decoder == THRESHOLD}
     return Ensemble(
         name=name,
@@ -171,6 +171,7 @@ def frozen(
         scale=report.scale,
         decoder=report.decoder,
         prefixes=list(report.prefixes),
+        level2=report.model,
         report=report.to_dict() | ({"budget": asdict(bought)} if bought else {}),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imet_ray.blending.options import BlendOptions
 from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.cores import usable_cores
@@ -110,6 +111,7 @@ def plan(request: Request) -> Plan:
     overrides = request.overrides | n_folds
     space = read_space(path, overrides, check=check_recipe)
     metric_named(space.metric)
+    BlendOptions(level2=space.level2).check()
     data = request.data or space.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     reading = read_directory(root, request.cache, negatives=request.negatives)

@@ -35,6 +35,7 @@ from imet_ray.prediction.submission import write_submission
 from imet_ray.prediction.view_sets import ViewSet, other_views
 from imet_ray.reporting.report_page import write_report
 from imet_ray.reporting.terminal_table import terminal_table
+from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
@@ -62,7 +63,7 @@ def sweep(
         studies: URL of an Optuna storage; None: the run's own journal.
         replace: the run's ensemble, also where it has members that the new one lacks.
     """
-    options = BlendOptions(methods=METHODS, replace=replace)
+    options = blend_options(plan.space, replace=replace)
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
@@ -108,6 +109,11 @@ def sweep(
     print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
     print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
+
+
+def blend_options(space: SearchSpace, *, replace: bool) -> BlendOptions:
+    """How a sweep blends; arguments as of `sweep`."""
+    return BlendOptions(methods=METHODS, level2=space.level2, replace=replace)
 
 
 def oof(run: Run, *, address: str | None, concurrency: int | None, views: ViewSet | None = None) -> int:
@@ -174,7 +180,7 @@ def _nothing_to_blend(out_of_time: bool) -> int:
 
 def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
-    needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
+    needed = {member.variant for member in ensemble.needed if not member.trials}
     files = dict(parse_member(text) for text in members)
     for name in files.keys() - needed:
         raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
@@ -225,8 +231,7 @@ def _predict_test(
         _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache, run.store.packs)
-    members = [member for member in ensemble.members if member.weight > 0]
-    trials = [run.store.trial(trial_id) for member in members for trial_id in member.trials]
+    trials = [run.store.trial(trial_id) for member in ensemble.needed for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.share(short_side, workers=usable_cores())
     other = other_than_fitted(ensemble, trials, views)
