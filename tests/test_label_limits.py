@@ -104,6 +104,8 @@ def test_given_limits_are_used_whatever_they_are_worth_and_scored_alike(three, d
     report = evaluate(members, labels, folds, **how, limits=parse_limits("..2,a=0..1"))
     assert report.limits.used
     assert not report.limits.fitted
+    free = evaluate(members, labels, folds, **how)
+    assert report.chosen.over_uniform == free.chosen.over_uniform
     mean = averaged([m.probs for m in members], np.array(report.weights), report.scale)
     decoded = report.decoder.decode(mean)
     assert decoded.sum(1).max() <= 2

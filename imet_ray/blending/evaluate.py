@@ -10,7 +10,7 @@ Level 2 stands by the same rule: its nested scores are candidates among the othe
 beyond noise becomes the ensemble. Weights are chosen all the same, for whoever has no time for all members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from imet_ray.blending.cross_fit import (
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.fit_jobs import SINGLE, Runner
-from imet_ray.blending.label_limits import given_limits, with_limits
+from imet_ray.blending.label_limits import LimitsFound, given_limits, with_limits
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
@@ -78,15 +78,9 @@ def evaluate(
     found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, stacked, options)
     rows, level2 = _rows(found, choice, stacked)
-    fits, chosen, used = found.fits, choice.chosen, choice.level2
-    row, limits = rows[chosen.key], None
-    if options.limits is not None:
-        progress("limits on the number of labels")
-        chosen, limits = with_limits(chosen, found, problem, options)
-        row = _row_of(chosen, found, choice) if limits.used else row
-        if used is not None:
-            used, limits = with_limits(used, stacks[used.method], problem, options)
-            level2 = _with_used(level2, used)
+    taken, limits = _within_limits(choice, found, stacks, options, progress)
+    fits, chosen, used = found.fits, taken.chosen, taken.level2
+    row, level2 = _limited_rows(rows[chosen.key], level2, choice, taken, problem.seed)
     progress("ordering the members for a deadline")
     steps = prefixes(chosen, found)
     progress("weighing each member")
@@ -249,19 +243,48 @@ def _rows(
     return rows, level2
 
 
-def _with_used(rows: Sequence[Level2Row], used: Judged) -> tuple[Level2Row, ...]:
-    """The rows of level 2, the used one's scores those of what is taken."""
-    own, worth = float(used.own.mean()), used.worth
-    return tuple(
-        replace(row, decoder=used.decoder, own=own, nested=worth) if row.used else row for row in rows
-    )
+def _within_limits(
+    choice: Choice,
+    found: CrossFit,
+    stacks: Mapping[str, CrossFit],
+    options: BlendOptions,
+    progress: Progress,
+) -> tuple[Choice, LimitsFound | None]:
+    """What is chosen, within the limits that were asked for; and what these are worth.
+
+    Args:
+        stacks: what each stacker was judged in.
+    """
+    if options.limits is None:
+        return choice, None
+    progress("limits on the number of labels")
+    chosen, limits = with_limits(choice.chosen, found, found.problem, options)
+    used = choice.level2
+    if used is not None:
+        used, limits = with_limits(used, stacks[used.method], found.problem, options)
+    return replace(choice, chosen=chosen, level2=used), limits
 
 
-def _row_of(one: Judged, found: CrossFit, choice: Choice) -> Row:
-    """What the report says of a blend that was changed after all were judged."""
-    others = found.judged[UNIFORM, one.decoder], choice.single
-    gains = bootstrap(np.stack([one.nested - other.nested for other in others]), found.problem.seed)
-    return _row(one, found.problem, *gains)
+def _limited_rows(
+    row: Row, level2: tuple[Level2Row, ...], before: Choice, taken: Choice, seed: int
+) -> tuple[Row, tuple[Level2Row, ...]]:
+    """The rows of what is taken, with the scores that limits give.
+
+    Over uniform weights they are what they were, without limits on either.
+
+    Args:
+        row: of the weights that are taken.
+        before: without limits.
+    """
+    if taken.chosen is not before.chosen:
+        [gain] = bootstrap((taken.chosen.nested - before.single.nested)[None], seed)
+        own = float(taken.chosen.own.mean())
+        row = replace(row, own=own, nested=taken.chosen.worth, over_single=gain)
+    used = taken.level2
+    if used is not None and used is not before.level2:
+        scores = {"own": float(used.own.mean()), "nested": used.worth}
+        level2 = tuple(replace(one, decoder=used.decoder, **scores) if one.used else one for one in level2)
+    return row, level2
 
 
 def _row(one: Judged, problem: BlendProblem, over_uniform: Gain, over_single: Gain) -> Row:
