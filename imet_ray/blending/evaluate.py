@@ -67,7 +67,6 @@ def evaluate(
     """
     problem.check()
     options.check()
-    options.weights_of(problem.names)
     given_limits(options, problem)
     stacks: dict[str, CrossFit] = {}
     models: dict[str, Level2Model] = {}
@@ -81,9 +80,7 @@ def evaluate(
     taken, limits = _within_limits(choice, found, stacks, options, progress)
     fits, chosen, used = found.fits, taken.chosen, taken.level2
     row, level2 = _limited_rows(rows[chosen.key], level2, choice, taken, problem.seed)
-    progress("ordering the members for a deadline")
-    steps = prefixes(chosen, found)
-    progress("weighing each member")
+    progress("ordering the members for a deadline, and weighing each")
     return BlendReport(
         metric=problem.metric,
         names=problem.names,
@@ -105,7 +102,7 @@ def evaluate(
         groups=problem.group_names,
         disputed=len(fits.cells.image) / problem.labels.size,
         seconds=tuple(member.seconds for member in problem.members),
-        prefixes=steps,
+        prefixes=prefixes(chosen, found),
         sizes=tuple(member.size for member in problem.members),
         remarks=(*problem.remarks, *options.remarks),
         level2=level2,
@@ -282,8 +279,9 @@ def _limited_rows(
         row = replace(row, own=own, nested=taken.chosen.worth, over_single=gain)
     used = taken.level2
     if used is not None and used is not before.level2:
-        scores = {"own": float(used.own.mean()), "nested": used.worth}
-        level2 = tuple(replace(one, decoder=used.decoder, **scores) if one.used else one for one in level2)
+        own, worth = float(used.own.mean()), used.worth
+        limited = [replace(one, decoder=used.decoder, own=own, nested=worth) for one in level2]
+        level2 = tuple(new if one.used else one for one, new in zip(level2, limited, strict=True))
     return row, level2
 
 
