@@ -3,6 +3,7 @@
 python blend.py                                   the newest run, all variants that are trained on all folds
 python blend.py --name RUN --members a,b --out NAME
 python blend.py --member mine=oof.npz             with another tool's predictions
+python blend.py --weights a=0.3,b=0.7 --limits culture=0..3,tag=1..8        by hand
 python blend.py --seconds 8h40m --images 38801 --bytes 20GB    the best ensemble that fits
 python blend.py NAME level1_train_MODEL_f0_e14_0.5975.npy ... --folds folds.npy --labels train.csv
 """
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from imet_ray.command_line import Parser, exit_code
+from imet_ray.command_line import Parser, exit_code, refuse_pooling_alone
 from imet_ray.errors import ConfigError
 from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import byte_size, duration, user_path
@@ -36,12 +37,18 @@ def _run(args: argparse.Namespace) -> int:
     with heavy_imports():
         from imet_ray.blending.options import BlendOptions
         from imet_ray.commands import blend as stages
+        from imet_ray.prediction.limits import parse_limits
+        from imet_ray.prediction.view_sets import ViewSet
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
     options = BlendOptions(
         methods=() if args.method is not None else None,
         use=args.method,
-        decoders=(args.decoder,) if args.decoder is not None else None,
+        decoders=("threshold",)
+        if args.threshold is not None
+        else (args.decoder,)
+        if args.decoder is not None
+        else None,
         min_weight=args.min_weight,
         max_members=args.max_members,
         seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
@@ -50,6 +57,9 @@ def _run(args: argparse.Namespace) -> int:
         scale=args.average,
         level2=tuple(_names(args.level2, "level2")) if args.level2 is not None else (),
         replace=args.replace,
+        weights=_weights(args.weights) if args.weights is not None else None,
+        threshold=args.threshold,
+        limits="fit" if args.limits == "fit" else None if args.limits is None else parse_limits(args.limits),
     )
     options.check()
     cache = Cache.at(args.cache)
@@ -64,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
                 runs=runs,
                 options=options,
                 runner=runner,
+                starts=args.start or (),
             )
         else:
             request = stages.BlendRequest(
@@ -76,6 +87,9 @@ def _run(args: argparse.Namespace) -> int:
                 external=args.member or (),
                 out=args.out or "blend",
                 in_full=args.json,
+                starts=args.start or (),
+                write_2019=args.write_2019,
+                views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
             )
             found = stages.blend(request, options, runner=runner)
     print(json.dumps(found) if args.json else found["text"])
@@ -88,7 +102,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("files", nargs="*", metavar="NAME FILE", help="a name and the 2019 solution's level-1 files")
     add("--members", metavar="A,B", help="variants to blend; default: all")
-    add("--member", metavar="NAME=FILE", action="append", help="an .npz with ids and probs")
+    add(
+        "--member",
+        metavar="NAME=FILE",
+        action="append",
+        help="an .npz with ids and probs, or a 2019 level1_train_*.npy",
+    )
     add("--out", metavar="NAME", help="the ensemble's name; default: blend")
     replaces = "an ensemble of that name, also where it has members that the new one lacks"
     add("--replace", action="store_true", help=replaces)
@@ -99,6 +118,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seconds", metavar="8h40m", help="that prediction may take")
     add("--images", metavar="N", type=int, help="test pictures; default: those of the data")
     add("--bytes", metavar="20GB", help="that checkpoints may take")
+    parser.add_views("predicted by launch.py --oof --views; default: each recipe's own")
+    add("--weights", metavar="A=0.3,B=0.7", help="by hand, of all members; scored as fitted ones are")
+    starts = "an ensemble, or a .yml of the 2019 solution: compared, and where searches start, too"
+    add("--start", metavar="NAME", action="append", help=starts)
+    add("--threshold", metavar="T", type=float, help="by hand, of the blended probability")
+    limits = "labels of a picture (1..10) and of label groups (culture=0..3,tag=1..8), or: fit"
+    add("--limits", metavar="RANGES", help=limits)
     scales = ("probability", "log-odds")
     add("--average", choices=scales, help="what is averaged; default: the better one")
     level2 = (
@@ -107,6 +133,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--level2", metavar="A,B", help=level2)
     add("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
     add("--json", action="store_true", help="everything as JSON instead of the table")
+    written = "write the members as the 2019 solution's files, too"
+    add("--write-2019", metavar="DIR", type=user_path, help=written)
     add("--folds", metavar="FOLDS.npy", type=user_path, help="with the 2019 solution's files")
     add("--labels", metavar="TRAIN.csv", type=user_path, help="with the 2019 solution's files")
     return parser.parse_args(argv)
@@ -120,10 +148,10 @@ def _check(args: argparse.Namespace) -> None:
                 "the 2019 solution's files need a name first, and their folds and labels: "
                 "blend.py NAME level1_train_*_f0_*.npy --folds folds.npy --labels train.csv"
             )
-        of_runs = "name data source members member seconds images bytes out cache"
+        of_runs = "name data source members member seconds images bytes out cache views write_2019"
         for option in of_runs.split():
             if getattr(args, option) is not None:
-                option = option.replace("source", "from")
+                option = option.replace("source", "from").replace("_", "-")
                 raise ConfigError(f"--{option} goes with a run, not with the 2019 solution's files")
         for option, value in (("level2", args.level2), ("average", args.average), ("decoder", args.decoder)):
             if value not in (None, "probability", "threshold"):
@@ -132,6 +160,21 @@ def _check(args: argparse.Namespace) -> None:
                 )
     elif args.folds is not None or args.labels is not None:
         raise ConfigError("--folds and --labels go with the 2019 solution's files: name these, too")
+    refuse_pooling_alone(args.views, args.pool_views)
+    if args.files and args.threshold is not None:
+        raise ConfigError(
+            "--threshold needs probabilities; of the 2019 solution's files thresholds are subtracted"
+        )
+    if args.threshold is not None and args.decoder not in (None, "threshold"):
+        raise ConfigError(
+            f"--threshold is of the decoder threshold, not of {args.decoder}: give one of the two"
+        )
+    if args.weights is not None:
+        of_search = {"method": args.method, "seconds": args.seconds, "bytes": args.bytes}
+        of_search |= {"max-members": args.max_members, "min-weight": args.min_weight or None}
+        for option, value in of_search.items():
+            if value is not None:
+                raise ConfigError(f"--{option} is for weights that are fitted: --weights gives them by hand")
     if args.images is not None and args.seconds is None:
         raise ConfigError("--images counts the pictures that --seconds is for: give both")
     if args.images is not None and not 1 <= args.images <= MOST_IMAGES:
@@ -141,6 +184,21 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"an ensemble's name takes letters, digits, '.', '_', '+' and '-', got {name!r}"
             )
+
+
+def _weights(text: str) -> dict[str, float]:
+    """a=0.3,b=0.7 as weights by name."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name or name in found:
+            raise ConfigError(f"--weights takes each member once with its weight, a=0.3,b=0.7, got {part!r}")
+        found[name] = weight
+    return found
 
 
 def _names(text: str, option: str) -> list[str]:

@@ -19,7 +19,7 @@ import logging
 import os
 import sys
 
-from imet_ray.command_line import Parser, exit_code, given_settings, positive
+from imet_ray.command_line import Parser, exit_code, given_settings, positive, refuse_pooling_alone
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports, keep_docstrings
@@ -35,8 +35,8 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
     "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
-    "oof": {*ON_RAY},
-    "predict": {*ON_RAY, "out", "member"},
+    "oof": {*ON_RAY, "views", "pool_views"},
+    "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
@@ -56,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     stage = args.stage or next(named).replace("_", "-")
     _refuse_strangers(args, stage)
+    refuse_pooling_alone(args.views, args.pool_views)
     settings = given_settings(args.set or [])
     budget = duration(args.time_budget, "--time-budget") if args.time_budget is not None else None
     if stage in PORTS or stage in EXPORTERS:
@@ -105,14 +106,18 @@ def _run(args: argparse.Namespace) -> int:
 
     prepare_environment()
     from imet_ray.commands import sweep as cluster_stages
+    from imet_ray.prediction.view_sets import ViewSet
 
     if stage == "sweep":
         replace = args.replace is not None
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, replace=replace, **ray)
+    views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
     run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
     if stage == "oof":
-        return cluster_stages.oof(run, **ray)
-    return cluster_stages.predict(run, args.predict, members=args.member or (), out=args.out, **ray)
+        return cluster_stages.oof(run, views=views, **ray)
+    return cluster_stages.predict(
+        run, args.predict, members=args.member or (), out=args.out, views=views, **ray
+    )
 
 
 def _look(stage: str, args: argparse.Namespace) -> int:
@@ -190,6 +195,7 @@ def _add_options(parser: Parser) -> None:
     add("--fold", metavar="K", type=int)
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
+    parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
     add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")

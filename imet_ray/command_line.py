@@ -41,6 +41,17 @@ class Parser(argparse.ArgumentParser):
         packages = "openclipart's unpacked packages"
         self.add_argument("--from", dest="source", metavar="DIR", type=user_path, help=packages)
 
+    def add_views(self, text: str) -> None:
+        """Add the options that choose test-time views.
+
+        Args:
+            text: what `--views` means here.
+        """
+        self.add_argument("--views", metavar="centre,flip", help=text)
+        self.add_argument(
+            "--pool-views", metavar="HOW", help="of --views: mean (the default), max or geometric"
+        )
+
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}: see --help", file=sys.stderr)
         raise SystemExit(2)
@@ -53,6 +64,16 @@ class Parser(argparse.ArgumentParser):
 def pasted(*words: object) -> str:
     """A command line that a shell reads as these words."""
     return shlex.join(map(str, words))
+
+
+def refuse_pooling_alone(views: str | None, pooling: str | None) -> None:
+    """Refuse `--pool-views` where no views are named.
+
+    Raises:
+        ConfigError: saying what to add.
+    """
+    if pooling is not None and views is None:
+        raise ConfigError(f"--pool-views {pooling} says how --views are pooled: give these, too")
 
 
 def positive(text: str) -> int:

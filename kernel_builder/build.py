@@ -150,6 +150,7 @@ def _manifest(
         ensemble=ensemble.name,
         label_ids=ensemble.label_ids,
         prior=run.data.labels.mean(axis=0).tolist(),
+        views=ensemble.views,
         scale=ensemble.scale,
         members=[_kernel_member(run, member, weights) for member in members],
         prefixes=ensemble.prefixes,

@@ -25,6 +25,7 @@ from imet_ray.models.checkpoint import load_tagger
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, combined
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import Inference, predict_batches
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
 from imet_ray.storage.files import write_json
@@ -149,7 +150,7 @@ def _scores(
     with tqdm(total=passes, desc="float16, out of fold", unit="picture", disable=None, leave=False) as bar:
         for member in members:
             trials = [run.store.trial(trial) for trial in member.trials]
-            predicted, took = _predicted(trials, run, rows, device, bar)
+            predicted, took = _predicted(trials, run, rows, device, bar, ensemble.views)
             loading += took
             for pairs, probs in zip(found, predicted, strict=True):
                 pairs.append((member, probs))
@@ -177,7 +178,12 @@ def _device() -> torch.device:
 
 
 def _predicted(
-    trials: Sequence[TrialDirectory], run: Run, rows: np.ndarray, device: torch.device, bar: "tqdm[Any]"
+    trials: Sequence[TrialDirectory],
+    run: Run,
+    rows: np.ndarray,
+    device: torch.device,
+    bar: "tqdm[Any]",
+    views: ViewSet | None,
 ) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """Each picture of `rows` by the checkpoint that never saw it, with float32 and with float16 weights.
 
@@ -196,11 +202,11 @@ def _predicted(
         model, _ = load_tagger(trial.best, device)
         pack = data.split.pack(spec.pack_short_side)
         loading += time.monotonic() - began
-        exact[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device), bar)
+        exact[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device, views=views), bar)
         weights = [tensor for tensor in model.state_dict().values() if tensor.dtype == torch.float32]
         for tensor in weights:
             tensor.copy_(tensor.half())
-        rounded[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device), bar)
+        rounded[own] = _predict(model, pack, rows[own], Inference.of(spec.recipe, device, views=views), bar)
         if not all(tensor.isfinite().all() for tensor in weights):
             rounded[own] = np.nan  # what such a variance predicts is finite, and wrong
     return (exact, rounded), loading

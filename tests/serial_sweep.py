@@ -20,6 +20,7 @@ from imet_ray.cluster.tune_searcher import StopOnFault, SweepSearcher
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.commands import sweep as stage
 from imet_ray.data.training_data import SplitData, TrainingData
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.search_space import SearchSpace
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
@@ -67,9 +68,13 @@ def _assigned(searcher: SweepSearcher) -> Iterator[TrialSpec]:
 
 
 def _predict_held_out(
-    trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
+    data: TrainingData,
+    session: Session,
+    views: ViewSet | None = None,
 ) -> int:
-    return _predict(trials, (data.split, data.label_ids, data), store, session)
+    return _predict(trials, (data.split, data.label_ids, data, views), store, session)
 
 
 def _predict_test(
@@ -78,8 +83,9 @@ def _predict_test(
     split: SplitData,
     label_ids: tuple[str, ...],
     session: Session,
+    views: ViewSet | None = None,
 ) -> int:
-    return _predict(trials, (split, label_ids, None), store, session)
+    return _predict(trials, (split, label_ids, None, views), store, session)
 
 
 def _predict(trials: Sequence[TrialDirectory], shared: Any, store: RunDirectory, session: Session) -> int:

@@ -74,7 +74,7 @@ def predict(trial_id: str, shared: tuple[Any, tuple[str, ...], Any], slot: Any) 
     from imet_ray.storage.files import write_arrays
     from imet_ray.storage.results import read_spec
 
-    split, label_ids, data = shared
+    split, label_ids, data, _ = shared
     trial = slot.run.trial(trial_id)
     path, spec = trial.test if data is None else trial.oof, read_spec(trial)
     if path.exists():

@@ -341,3 +341,80 @@ def test_the_budget_leaves_out_what_does_not_fit_and_stands_in_the_report(call_b
     assert found["budget"]["names"] == found["names"]
     assert found["budget"]["size"] <= 3.5 * max(sizes)
     assert any("members chosen for the budget" in remark for remark in found["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--weights", "a"], "--weights takes each member once with its weight, a=0.3,b=0.7, got 'a'"),
+        (["--weights", "a=1,a=2"], "got 'a=2'"),
+        (["--weights", "a=much"], "got 'a=much'"),
+        (["--weights", "a=1", "--method", "line"], "--method is for weights that are fitted"),
+        (["--weights", "a=1", "--min-weight", "0.1"], "--min-weight is for weights that are fitted"),
+        (["--runs", "/nowhere", "--weights", "a=-1"], "--weights takes numbers of at least 0"),
+        (["--threshold", "0.2", "--decoder", "expected-f2"], "--threshold is of the decoder threshold"),
+        (["--runs", "/nowhere", "--threshold", "1"], "--threshold must be above 0 and below 1, got 1.0"),
+        (["x", "a.npy", "--folds", "f", "--labels", "l", "--threshold", "0.2"], "--threshold needs prob"),
+        (["--limits", "many"], "--limits takes ranges such as 1..10"),
+    ],
+)
+def test_what_cannot_be_given_by_hand_is_one_line(call_blend, argv, expected):
+    code, out, err = call_blend(*argv)
+    assert (code, out) == (1, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--weights", "a=1"], "--weights must name every member, and lacks b"),
+        (["--weights", "a=1,b=1,c=1"], "unknown member 'c'"),
+        (["--start", "nobody"], "no ensemble 'nobody'"),
+        (["--start", "/nowhere.yml"], "/nowhere.yml cannot be read"),
+        (["--limits", "culure=..3"], "unknown label group 'culure': did you mean 'culture'?"),
+    ],
+)
+def test_what_the_members_or_labels_lack_is_one_line_and_writes_nothing(call_blend, trained, argv, expected):
+    code, out, err = call_blend(*trained.where, "--out", "none", *argv)
+    assert (code, out) == (1, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert not trained.run.store.ensemble("none").ensemble.exists()
+
+
+def test_weights_threshold_and_limits_by_hand_become_the_ensemble(call_blend, trained):
+    by_hand = ["--weights", "a=3,b=1", "--threshold", "0.2", "--limits", "1..2"]
+    code, out, err = call_blend(*trained.where, "--out", "by-hand", *by_hand)
+    assert code == 0, err
+    assert "by-hand was asked for" in out
+    assert "limits on labels, given: 1..2, under threshold" in out
+    run = trained.run
+    ensemble = read_ensemble(run.store.ensemble("by-hand"))
+    assert [member.weight for member in ensemble.members] == [0.75, 0.25]
+    assert str(ensemble.decoder) == "threshold 0.2000, limits 1..2"
+    probs = blend_oof(ensemble, run.store, run.data.split.ids)
+    assert set(ensemble.decoder.decode(probs).sum(1)) <= {1, 2}
+    score = F2.score(ensemble.decoder.decode(probs), run.data.labels)
+    assert score == pytest.approx(ensemble.report["chosen"]["own"], abs=1e-6)
+    page = run.store.ensemble("by-hand").report.read_text()
+    assert "limits on labels, given: 1..2" in page
+
+
+def test_an_earlier_ensemble_is_compared_and_its_own_oof_is_a_member(call_blend, trained):
+    assert call_blend(*trained.where, "--out", "first", "--weights", "a=3,b=1")[0] == 0
+    run = trained.run
+    oof = run.store.ensemble("first").oof
+    with np.load(oof) as file:
+        assert file["ids"].tolist() == list(run.data.split.ids)
+        expected = blend_oof(read_ensemble(run.store.ensemble("first")), run.store, run.data.split.ids)
+        assert np.abs(file["probs"] - expected).max() < 1e-3
+        assert file["probs"].dtype == np.float16
+    code, out, err = call_blend(
+        *trained.where, "--out", "second", "--start", "first", "--method", "greedy", "--member", f"old={oof}"
+    )
+    assert code == 0, err
+    assert "as first" in out
+    assert "the weights of first may have been fitted on the pictures that are scored" in out
+    members = read_ensemble(run.store.ensemble("second")).members
+    assert [member.variant for member in members] == ["a", "b", "old"]

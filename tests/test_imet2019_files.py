@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from folder2019 import FOLDS, LABELS, MODEL, Folder, N, margins
 
+from imet_ray.blending.imet2019_files import read_weights_2019, write_2019
 from imet_ray.blending.members import check_members
 from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.storage.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -230,3 +232,32 @@ def test_a_pickled_file_is_refused_and_never_run(folder, bare):
 def test_folds_that_are_none_of_these_pictures_are_refused(folder, folds, problem):
     np.save(folder.folds, folds)
     assert f"folds.npy {problem}" in folder.refusal(DataError, folder.add())
+
+
+def test_a_written_ensemble_is_read_back(folder, tmp_path):
+    found = folder.read(folder.add(), folder.add("4f", margins(1)))
+    place = RunDirectory(tmp_path / "runs" / "2019").ensemble("E")
+    path = write_2019(place, 0.5, found, (0.25, 0.75))
+    assert read_weights_2019(path) == {MODEL: 0.25, "4f": 0.75}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a: 1",
+        "- 3",
+        "- {predicts: [level1_train_a_f0_e1_0.5.npy], weight: much}",
+        "- {predicts: [level1_train_a_f0_e1_0.5.npy], weight: -1}",
+        "- {predicts: [level1_train_a_f0_e1_0.5.npy, level1_train_b_f1_e1_0.5.npy], weight: 1}",
+        "- {predicts: [], weight: 1}",
+        "- {weight: 1}",
+        "- &a {predicts: [level1_train_a_f0_e1_0.5.npy], weight: 1}\n- *a",
+        "[",
+        "\x00",
+    ],
+)
+def test_what_is_no_ensemble_of_2019_is_one_line(tmp_path, text):
+    (tmp_path / "e.yml").write_text(text)
+    with pytest.raises(DataError, match="e.yml is no ensemble of the 2019 solution"):
+        read_weights_2019(tmp_path / "e.yml")

@@ -232,7 +232,7 @@ def test_batch_norm_statistics_are_of_a_bounded_number_of_pictures(run, make_spe
     monkeypatch.setattr("imet_ray.training.averages.STATISTICS_PICTURES", 20)
     seen = []
     model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    how = Inference.of(info.spec.recipe, CPU, n_views=1)
+    how = Inference.quick(info.spec.recipe, CPU)
     how.batch_size = 8
     renew_statistics(model, tiny_data.split.pack(64), tiny_data.rows(0, held_out=False), how, seed=0)
     assert seen == [8, 8]
@@ -409,7 +409,9 @@ def test_a_blend_says_which_ways_flatter_its_members(make_spec, tmp_path, settin
     trial = RunDirectory(tmp_path).trial("t")
     write_json(trial.spec, make_spec(**setting).model_dump(mode="json"))
     standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
-    run = SimpleNamespace(whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[])
+    run = SimpleNamespace(
+        whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[], views=None
+    )
     assert _remarks(run) == remark
 
 
@@ -421,5 +423,7 @@ def test_a_blend_says_that_a_greedy_soup_of_sets_flatters(make_spec, tmp_path, h
     spec = make_spec(keep="last").model_copy(update={"soup_of": Mixed(trials=("a", "b"), how=how)})
     write_json(trial.spec, spec.model_dump(mode="json"))
     standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
-    run = SimpleNamespace(whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[])
+    run = SimpleNamespace(
+        whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[], views=None
+    )
     assert [remark.partition(" on ")[0] for remark in _remarks(run)] == remarks

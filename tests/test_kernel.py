@@ -7,12 +7,19 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from kernel_machine import submission
 from packed import manifest_of
 
 from imet_ray.commands import sweep as stages
+from imet_ray.data.training_data import test_split as pictures_of_test
+from imet_ray.prediction.predict import predict_checkpoint
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.encryption import Secret
+from imet_ray.storage.results import read_spec
+from kernel_builder import __main__ as kernel_builder
 from kernel_builder.runtime import process
 
 pytestmark = pytest.mark.slow
@@ -216,3 +223,27 @@ os._exit = tell
     done = machine(built(tmp_path / "k"), tiny_root, patch=places)
     assert done.code == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "True [] []"
+
+
+def test_a_kernel_sees_the_ensembles_views_and_keeps_to_its_limits(
+    tmp_path, trained, tiny_root, tiny_cache, call_blend, machine, monkeypatch
+):
+    run, views = trained.run, ViewSet.of(["random:2", "squash"], "geometric")
+    cpu, label_ids, test = torch.device("cpu"), run.data.label_ids, pictures_of_test(run.catalog, tiny_cache)
+    for trial in run.store.trials():
+        rows = run.data.rows(read_spec(trial).fold, held_out=True)
+        how = {"label_ids": label_ids, "device": cpu, "views": views}
+        predict_checkpoint(trial, run.data.split, rows, path=trial.oof_of(views.tag), **how)
+        predict_checkpoint(trial, test, np.arange(20), path=trial.test_of(views.tag), **how)
+    asked = [*views.options, "--weights", "a=3,b=1", "--limits", "1..2", "--out", "seen"]
+    assert call_blend(*trained.where, *asked)[0] == 0
+    monkeypatch.setattr(stages, "predict_test", lambda *args: 0)
+    stages._predict_test(run, "seen", None)
+    expected = run.store.ensemble("seen").submission.read_text()
+    assert {len(row.split(",")[1].split()) for row in expected.splitlines()[1:]} <= {1, 2}
+    out = tmp_path / "k"
+    options = ["--user", "me", "--dtype", "float32", *trained.where]
+    assert kernel_builder.main(["seen", "--out", str(out), *options]) == 0
+    done = machine(out, tiny_root)
+    assert done.code == 0, done.stdout + done.stderr
+    assert submission(out) == expected

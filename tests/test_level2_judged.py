@@ -27,7 +27,8 @@ F2 = METRICS["f2"]
 def score(kind, members, labels, folds):
     """The scores of each picture, own and nested, by decoder."""
     problem = BlendProblem(members, labels, folds, "f2")
-    found, _ = score_level2(kind, problem, BlendOptions(), solve_here, silent)
+    stack, _ = score_level2(kind, problem, BlendOptions(), solve_here, silent)
+    found = list(stack.judged.values())
     return {one.decoder: (one.own, one.nested) for one in found}
 
 

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from imet_ray.blending.budget import Chosen, choose
 from imet_ray.blending.cross_fit import Progress, silent
 from imet_ray.blending.evaluate import evaluate
@@ -23,7 +25,10 @@ from imet_ray.prediction.ensemble import (
     read_ensemble,
     write_ensemble,
 )
+from imet_ray.prediction.pooling import averaged
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.search_space import SearchSpace
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
 from imet_ray.training.kept_weights import KEEPS
@@ -40,6 +45,7 @@ class RunToBlend:
     whole: Sequence[Standing]  # the variants, each with one trial per fold
     external: Sequence[Member] = ()  # members that another tool predicted
     left_out: Sequence[str] = ()  # variants that lack folds, as `storage.results.left_out` says it
+    views: ViewSet | None = None  # that variants are predicted in; None: each recipe's own
 
 
 def blend_run(
@@ -52,6 +58,8 @@ def blend_run(
 ) -> BlendReport:
     """Fit the weights of variants that are trained on all folds, and freeze the ensemble.
 
+    Its own out-of-fold predictions are written beside it, as another blend's `--member` reads them.
+
     Args:
         name: of the ensemble.
 
@@ -61,6 +69,7 @@ def blend_run(
     """
     data, members, place = run.data, [], run.store.ensemble(name)
     names = [*(standing.variant for standing in run.whole), *(member.name for member in run.external)]
+    options.weights_of(names)
     refuse_smaller(place, names, options, left_out=run.left_out)
     for standing in run.whole:
         progress(f"reading {standing.variant}")
@@ -80,8 +89,12 @@ def blend_run(
     refuse_smaller(place, problem.names, options)
     report = evaluate(problem, options, runner=runner, progress=progress)
     ensemble = frozen(name, problem.members, report, data.label_ids, bought)
-    of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest}
+    of_data = {"data_digest": data.split.digest, "folds_digest": data.folds_digest, "views": run.views}
     write_ensemble(place, ensemble.model_copy(update=of_data))
+    progress("writing its out-of-fold predictions")
+    blended = averaged(problem.values, np.array(report.weights), report.scale).astype(np.float16)
+    ids, folds = np.array(data.split.ids), np.array(data.folds_digest)
+    write_arrays(place.oof, place.files, ids=ids, probs=blended, folds_digest=folds)
     return report
 
 
@@ -114,8 +127,8 @@ def _member(run: RunToBlend, standing: Standing) -> Member:
     """A variant with its out-of-fold predictions."""
     trials = [standing.trials[fold] for fold in sorted(standing.trials)]
     ids = run.data.split.ids
-    probs, digests = gather_oof(trials, ids, standing.variant)
-    seconds, size = cost_of(trials)
+    probs, digests = gather_oof(trials, ids, standing.variant, run.views)
+    seconds, size = cost_of(trials, run.views)
     return Member(
         standing.variant,
         probs,
@@ -179,6 +192,8 @@ def _remarks(run: RunToBlend) -> list[str]:
     """Which variants are not in it, and what the nested estimate cannot see, for it was decided while training."""
     whole, space = run.whole, run.space
     found = [f"left out: {', '.join(run.left_out)}"] if run.left_out else []
+    if run.views is not None:
+        found.append(f"variants are predicted with the views {run.views}")
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
     specs = [read_spec(trial) for standing in whole for trial in standing.trials.values()]

@@ -139,7 +139,7 @@ def score_pictures(
         rows: (n,) rising indices of pictures.
     """
     metric, decoder = metric_named(problem.metric), solution.decoder
-    if not isinstance(decoder, ThresholdDecoder):
+    if not isinstance(decoder, ThresholdDecoder) or decoder.limits is not None or fits.threshold is not None:
 
         def score(start: int) -> np.ndarray:
             part = rows[start : start + ROWS]

@@ -7,6 +7,7 @@ decoder is fitted anew for each prefix, on what the blend was fitted on.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def prefixes(chosen: Judged, found: CrossFit) -> tuple[Prefix, ...]:
         if k < len(order):
             weights = weights_of(order[:k], used.weights)
             fitted = refitted(weights, chosen.decoder, found.fits, every=every)
+            fitted = replace(fitted, decoder=fitted.decoder.limited(used.decoder.limits))
         names = [problem.names[i] for i in order[:k]]
         return Prefix(members=names, decoder=fitted.decoder, score=_score(fitted, found))
 

@@ -1,6 +1,7 @@
 """What else the report says of a blend: each member's worth, how alike their errors are, the threshold curve."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
                 continue  # as it was fitted
             rows = np.flatnonzero(problem.folds == fold)
             again = refitted(weights, chosen.decoder, fits, without=fold, every=every)
+            again = replace(again, decoder=again.decoder.limited(fitted.decoder.limits))
             scores[rows] = score_pictures(again, rows, problem, fits)
         return scores
 

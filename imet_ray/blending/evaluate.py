@@ -10,7 +10,7 @@ Level 2 stands by the same rule: its nested scores are candidates among the othe
 beyond noise becomes the ensemble. Weights are chosen all the same, for whoever has no time for all members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from imet_ray.blending.cross_fit import (
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.fit_jobs import SINGLE, Runner
+from imet_ray.blending.label_limits import LimitsFound, given_limits, with_limits
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
@@ -66,19 +67,20 @@ def evaluate(
     """
     problem.check()
     options.check()
-    stacked: list[Judged] = []
+    given_limits(options, problem)
+    stacks: dict[str, CrossFit] = {}
     models: dict[str, Level2Model] = {}
     for name in options.stackers(len(problem.members)):
         progress(f"level 2: {name}")
-        judged, models[name] = score_level2(name, problem, options, runner, progress)
-        stacked += judged
+        stacks[name], models[name] = score_level2(name, problem, options, runner, progress)
+    stacked = [one for stack in stacks.values() for one in stack.judged.values()]
     found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, stacked, options)
     rows, level2 = _rows(found, choice, stacked)
-    fits, chosen, used = found.fits, choice.chosen, choice.level2
-    progress("ordering the members for a deadline")
-    steps = prefixes(chosen, found)
-    progress("weighing each member")
+    taken, limits = _within_limits(choice, found, stacks, options, progress)
+    fits, chosen, used = found.fits, taken.chosen, taken.level2
+    row, level2 = _limited_rows(rows[chosen.key], level2, choice, taken, problem.seed)
+    progress("ordering the members for a deadline, and weighing each")
     return BlendReport(
         metric=problem.metric,
         names=problem.names,
@@ -87,10 +89,10 @@ def evaluate(
         scale=fits.scale,
         uniform_by_scale=by_scale,
         rows=tuple(rows.values()),
-        chosen=rows[chosen.key],
+        chosen=row,
         best=rows[choice.best.key],
         best_over_uniform=choice.over_uniform[choice.best.key],
-        chosen_over_uniform=choice.over_uniform[chosen.key],
+        chosen_over_uniform=choice.over_uniform[choice.chosen.key],
         single=rows[choice.single.key],
         thresholds=tuple(as_probability(fits.cells.thresholds, fits.scale).tolist()),
         decoder=(used or chosen).whole.decoder,
@@ -100,14 +102,15 @@ def evaluate(
         groups=problem.group_names,
         disputed=len(fits.cells.image) / problem.labels.size,
         seconds=tuple(member.seconds for member in problem.members),
-        prefixes=steps,
+        prefixes=prefixes(chosen, found),
         sizes=tuple(member.size for member in problem.members),
-        remarks=tuple(problem.remarks),
+        remarks=(*problem.remarks, *options.remarks),
         level2=level2,
         model=None
         if used is None
         else Level2(stacker=used.method, members=list(problem.names), model=models[used.method]),
-        forced=options.use is not None and (len(problem.members) > 1 or options.use in STACKERS),
+        forced=options.taken is not None and (len(problem.members) > 1 or options.use in STACKERS),
+        limits=limits,
     )
 
 
@@ -137,7 +140,7 @@ def _fit_all(
 
 def score_level2(
     stacker: str, problem: BlendProblem, options: BlendOptions, runner: Runner, progress: Progress
-) -> tuple[list[Judged], Level2Model]:
+) -> tuple[CrossFit, Level2Model]:
     """What a stacker is worth under the threshold and each sample decoder, and its model of all pictures.
 
     Its probabilities are nested: a fold's come from a model that saw the other folds only. They are judged as those of
@@ -161,10 +164,17 @@ def score_level2(
     models = STACKERS[stacker](data)
     stack = replace(problem, members=(Member(stacker, data.nested(models)),), label_groups=())
     fits = FitProblem(
-        stack.singles[0], stack.folds, stack.groups, stack.sample, stack.seed, singles=stack.singles
+        stack.singles[0],
+        stack.folds,
+        stack.groups,
+        stack.sample,
+        stack.seed,
+        singles=stack.singles,
+        threshold=options.threshold,
     )
     found = cross_fit(stack, fits, [f"{SINGLE}0"], decoders, runner, progress)
-    return [replace(one, method=stacker) for one in found.judged.values()], models[-1]
+    judged = [replace(one, method=stacker) for one in found.judged.values()]
+    return replace(found, judged={one.key: one for one in judged}), models[-1]
 
 
 def _choose(found: CrossFit, stacked: Sequence[Judged], options: BlendOptions) -> Choice:
@@ -173,23 +183,26 @@ def _choose(found: CrossFit, stacked: Sequence[Judged], options: BlendOptions) -
     Weights are chosen among weights, and level 2 is taken if it is the best of all.
     """
     blends = found.blends
+    fitted = [
+        one for one in blends if one.method not in found.fits.given
+    ]  # the nested scores of others flatter
     uniform = best_nested([one for one in blends if one.method == UNIFORM])
     candidates = [*blends, *stacked]
     gains = bootstrap(
         np.stack([one.nested - uniform.nested for one in candidates]), found.problem.seed, together=True
     )
     over_uniform = {one.key: gain for one, gain in zip(candidates, gains, strict=True)}
-    sure = [one for one in blends if one.method != UNIFORM and over_uniform[one.key].low > 0]
+    sure = [one for one in fitted if one.method != UNIFORM and over_uniform[one.key].low > 0]
     sure_level2 = [one for one in stacked if over_uniform[one.key].low > 0]
     chosen = best_nested(sure) if sure else uniform
     level2 = best_nested(sure_level2) if sure_level2 else None
     if level2 is not None and level2.worth <= chosen.worth:
         level2 = None
-    if options.use in STACKERS:
-        level2 = best_nested([one for one in stacked if one.method == options.use])
-    elif options.use is not None and len(found.problem.members) > 1:
-        level2, chosen = None, best_nested([one for one in blends if one.method == options.use])
-    return Choice(chosen, level2, best_nested(blends), best_nested(found.singles), over_uniform)
+    if options.taken in STACKERS:
+        level2 = best_nested([one for one in stacked if one.method == options.taken])
+    elif options.taken is not None and len(found.problem.members) > 1:
+        level2, chosen = None, best_nested([one for one in blends if one.method == options.taken])
+    return Choice(chosen, level2, best_nested(fitted), best_nested(found.singles), over_uniform)
 
 
 def _rows(
@@ -229,10 +242,56 @@ def _rows(
     return rows, level2
 
 
+def _within_limits(
+    choice: Choice,
+    found: CrossFit,
+    stacks: Mapping[str, CrossFit],
+    options: BlendOptions,
+    progress: Progress,
+) -> tuple[Choice, LimitsFound | None]:
+    """What is chosen, within the limits that were asked for; and what these are worth.
+
+    Args:
+        stacks: what each stacker was judged in.
+    """
+    if options.limits is None:
+        return choice, None
+    progress("limits on the number of labels")
+    chosen, limits = with_limits(choice.chosen, found, found.problem, options)
+    used = choice.level2
+    if used is not None:
+        used, limits = with_limits(used, stacks[used.method], found.problem, options)
+    return replace(choice, chosen=chosen, level2=used), limits
+
+
+def _limited_rows(
+    row: Row, level2: tuple[Level2Row, ...], before: Choice, taken: Choice, seed: int
+) -> tuple[Row, tuple[Level2Row, ...]]:
+    """The rows of what is taken, with the scores that limits give.
+
+    Over uniform weights they are what they were, without limits on either.
+
+    Args:
+        row: of the weights that are taken.
+        before: without limits.
+    """
+    if taken.chosen is not before.chosen:
+        [gain] = bootstrap((taken.chosen.nested - before.single.nested)[None], seed)
+        own = float(taken.chosen.own.mean())
+        row = replace(row, own=own, nested=taken.chosen.worth, over_single=gain)
+    used = taken.level2
+    if used is not None and used is not before.level2:
+        own, worth = float(used.own.mean()), used.worth
+        limited = [replace(one, decoder=used.decoder, own=own, nested=worth) for one in level2]
+        level2 = tuple(new if one.used else one for one, new in zip(level2, limited, strict=True))
+    return row, level2
+
+
 def _row(one: Judged, problem: BlendProblem, over_uniform: Gain, over_single: Gain) -> Row:
     whole = one.whole
     on_sample = issubclass(DECODERS[one.decoder], SampleDecoder)
-    own_weights = one.member is not None or one.method == UNIFORM or METHODS[one.method].under_decoder
+    method = METHODS.get(one.method)  # none of a single member, or of weights that are given
+    own_weights = method is None or one.method == UNIFORM or method.under_decoder
     thresholds: list[float] = []
     if isinstance(whole.decoder, ThresholdDecoder):
         thresholds = whole.decoder.thresholds(problem.groups).tolist()

@@ -87,7 +87,8 @@ def solve_all(
         shifts = np.concatenate([[0.0], *(_shifts(found, problem) for found in solutions)])
         end = NEAR_END * problem.cells.reach
         down, up = bool(shifts.min() < -end), bool(shifts.max() > end)
-        wider = widen(problem, down, up) if end and (down or up) else None
+        may_widen = end and problem.threshold is None and (down or up)
+        wider = widen(problem, down, up) if may_widen else None
         if wider is None:
             break
         problem = wider
@@ -107,6 +108,8 @@ def _shifts(found: Solution, problem: FitProblem) -> np.ndarray:
 def solve(problem: FitProblem, task: Task) -> Solution:
     """Do one task."""
     job, kind = task.job, DECODERS[task.job.decoder]
+    if job.method in problem.given:
+        return refitted(problem.given[job.method], job.decoder, problem, without=job.without)
     if issubclass(kind, SampleDecoder):
         assert task.start is not None
         return _on_sample(job, kind, task.start, problem)
@@ -122,6 +125,7 @@ def solve(problem: FitProblem, task: Task) -> Solution:
         by_group=kind.how_many(2) > 1,
         min_weight=problem.min_weight,
         max_members=problem.max_members,
+        begin=problem.begin,
     )
     if problem.singles and found.weights.max() == 1:  # fitted, scored and decoded as that single member
         best = refitted(found.weights, job.decoder, problem, without=job.without)

@@ -127,6 +127,38 @@ def write_2019(
     return path
 
 
+def read_weights_2019(path: Path) -> dict[str, float]:
+    """The weights of a file that `write_2019` or that solution wrote, by model.
+
+    Raises:
+        StoreError: if it cannot be read.
+        DataError: if it is no such list.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror or error}): check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        entries = None
+    found: dict[str, float] = {}
+    for entry in entries if isinstance(entries, list) and entries else [None]:
+        known = entry if isinstance(entry, dict) else {}
+        files, weight = known.get("predicts"), known.get("weight")
+        value = float(weight) if isinstance(weight, int | float) and not isinstance(weight, bool) else -1.0
+        names = [Path(str(file)).name.replace("level1_test_", "level1_train_") for file in files or ()]
+        models = {fits["model"] if (fits := NAME.fullmatch(name)) else "" for name in names}
+        model = models.pop() if len(models) == 1 else ""
+        if not model or not 0 <= value < math.inf or model in found:
+            raise DataError(
+                f"{path} is no ensemble of the 2019 solution: a list of `predicts` (a model's level1_train_ files) and "
+                "`weight`, each model once"
+            )
+        found[model] = value
+    if not any(found.values()):
+        raise DataError(f"{path} gives no model a weight above 0")
+    return found
+
+
 def _named(files: Sequence[Path]) -> dict[str, Path]:
     """The named file of each model."""
     named: dict[str, Path] = {}

@@ -86,6 +86,7 @@ def fit(
     by_group: bool = False,
     min_weight: float = 0.0,
     max_members: int | None = None,
+    begin: Sequence[np.ndarray] = (),
 ) -> Fitted:
     """Search the simplex with one method. The same cells and seed give the same result.
 
@@ -94,6 +95,7 @@ def fit(
         by_group: one shift per label group instead of one for all labels.
         min_weight: a member that would get less is left out.
         max_members: of weight above 0.
+        begin: weights (M,) where the search starts once more.
     """
     known = METHODS[method]
     starts = known.starts_on_few if len(cells.image) < FEW_CELLS else known.starts
@@ -101,6 +103,11 @@ def fit(
         _fit_within(cells, method, (seed, start), by_group, min_weight, max_members)
         for start in range(starts)
     ]
+    if method != UNIFORM:
+        each += [
+            _fit_within(cells, method, (seed, 0), by_group, min_weight, max_members, weights)
+            for weights in begin
+        ]
     best = max(each, key=lambda one: one.score)  # the first of equals
     return replace(best, evaluations=sum(one.evaluations for one in each))
 
@@ -131,12 +138,14 @@ def _fit_within(
     by_group: bool,
     min_weight: float,
     max_members: int | None,
+    begin: np.ndarray | None = None,
 ) -> Fitted:
     """Fit, and again without the member of least weight, until the limits hold."""
     kept = list(range(cells.n_members))
     while True:
         part = cells.members(kept)
-        found = _fit(part, method, seed, by_group)
+        start = None if begin is None else weights_of(kept, begin)[kept]
+        found = _fit(part, method, seed, by_group, start)
         used = np.flatnonzero(found.weights > 0).tolist()
         lowest = found.weights[used].min()
         if len(used) == 1 or (lowest >= min_weight and len(used) <= (max_members or len(used))):
@@ -149,15 +158,17 @@ def _fit_within(
         kept = [kept[i] for i in used if i != gone]
 
 
-def _fit(cells: DisputedCells, method: str, seed: tuple[int, int], by_group: bool) -> Fitted:
-    """From uniform weights; a later start from drawn ones."""
+def _fit(
+    cells: DisputedCells, method: str, seed: tuple[int, int], by_group: bool, begin: np.ndarray | None
+) -> Fitted:
+    """From given or uniform weights; a later start from drawn ones."""
     m = cells.n_members
     objective = Objective(cells, cells.n_groups if by_group else 1)
     search = METHODS[method if m > 1 else UNIFORM].search
     rng = np.random.default_rng(seed)
-    start = rng.dirichlet(np.full(m, 2.0)) if seed[1] else uniform(m)
-    begin = settled_shifts(cells, start, np.zeros(objective.n_shifts))
-    x, curve = search(objective, np.concatenate([start, begin]), rng)
+    start = rng.dirichlet(np.full(m, 2.0)) if seed[1] else uniform(m) if begin is None else begin
+    shifts = settled_shifts(cells, start, np.zeros(objective.n_shifts))
+    x, curve = search(objective, np.concatenate([start, shifts]), rng)
     weights, shifts = objective.point(x)
     weights = np.where(weights < ZERO, 0.0, weights)
     weights /= weights.sum()

@@ -1,14 +1,14 @@
 """What a blend is asked: its members and the truth about them, and what of it a fit needs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from imet_ray.blending.disputed_cells import DisputedCells
 from imet_ray.blending.members import Member, check_members
-from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.options import BY_HAND, BlendOptions
 from imet_ray.blending.threshold_range import Sample, ThresholdRange, single_cells
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.pooling import Scale
@@ -118,11 +118,16 @@ class FitProblem:
     singles: tuple[DisputedCells, ...] = ()  # `BlendProblem.singles`
     range: ThresholdRange | None = None  # of thresholds; None where they are subtracted already
     margins: bool = False  # `BlendProblem.margins`
+    given: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # weights (M,) that are not fitted, by method
+    begin: tuple[np.ndarray, ...] = ()  # weights (M,) where searches start, beside their own starts
+    threshold: float | None = None  # that the blended probability has, if it is not fitted
 
     @classmethod
     def on(cls, scale: Scale, problem: BlendProblem, options: BlendOptions) -> "FitProblem":
         """With members averaged on a scale."""
-        within = None
+        within, given = None, options.weights_of(problem.names)
         if not problem.margins:
             within = ThresholdRange.around(
                 problem.sample,
@@ -142,6 +147,9 @@ class FitProblem:
             singles=problem.singles,
             range=within,
             margins=problem.margins,
+            given=given,
+            begin=tuple(weights for method, weights in given.items() if method != BY_HAND),
+            threshold=options.threshold,
         )
 
     @property
@@ -153,12 +161,13 @@ class FitProblem:
         return self.cells.metric
 
     def decided(self, decoder: Decoder) -> Decoder:
-        """The decoder that was fitted. It gives empty sets where pictures of the data have no label.
+        """The decoder that was fitted, or the threshold that is given. It gives empty sets where pictures have none.
 
         So it does of margins: by the 2019 solution's rule a picture without any above 0 has no label.
         """
         negatives = self.margins or bool((self.cells.true == 0).any())
-        return decoder.model_copy(update={"negatives": negatives})
+        by_hand = {} if self.threshold is None else {"threshold": self.threshold}
+        return decoder.model_copy(update={"negatives": negatives} | by_hand)
 
     def widened(self, problem: BlendProblem, down: bool, up: bool) -> "FitProblem | None":
         """With a wider range of thresholds; None where it cannot be wider."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from imet_ray.blending.cross_fit import Gain
+from imet_ray.blending.label_limits import LimitsFound
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.level2 import Level2
@@ -84,6 +85,7 @@ class BlendReport:
     level2: tuple[Level2Row, ...]
     model: Level2 | None  # the stacker that is the ensemble; None: the weights are
     forced: bool  # the method was asked for, not chosen
+    limits: LimitsFound | None = None  # on the number of labels, where they were asked for
 
     @property
     def nested(self) -> float:
@@ -103,6 +105,8 @@ class BlendReport:
         """JSON's form, with the text beside it."""
         plain = asdict(replace(self, model=None)) | {"decoder": self.decoder.model_dump(mode="json")}
         del plain["model"]  # it stands beside the report
+        if self.limits is not None:
+            plain["limits"] |= {"text": str(self.limits)}
         plain["prefixes"] = [
             {"members": prefix.members, "decoder": prefix.decoder.name, "own": prefix.score}
             for prefix in self.prefixes
@@ -134,6 +138,8 @@ class BlendReport:
             for found in self.level2
         ]
         lines += [""] * bool(self.level2)
+        if self.limits is not None:
+            lines += [str(self.limits), ""]
         return "\n".join([*lines, *self._weights(), self.verdict(), *self.remarks])
 
     def _weights(self) -> list[str]:

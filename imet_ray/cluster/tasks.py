@@ -14,6 +14,7 @@ from imet_ray.cluster.worker import predict_in_worker
 from imet_ray.cluster.worker_failures import cause_of
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.errors import StoreError
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 
@@ -21,10 +22,18 @@ RETRIES = 3  # of a task whose worker or node was lost
 
 
 def predict_held_out(
-    trials: Sequence[TrialDirectory], store: RunDirectory, data: TrainingData, session: Session
+    trials: Sequence[TrialDirectory],
+    store: RunDirectory,
+    data: TrainingData,
+    session: Session,
+    views: ViewSet | None = None,
 ) -> int:
-    """Predict the held-out fold of each checkpoint; how many were not there yet."""
-    return _predict(trials, store, session, (data.split, data.label_ids, data))
+    """Predict the held-out fold of each checkpoint; how many were not there yet.
+
+    Args:
+        views: None: each recipe's own.
+    """
+    return _predict(trials, store, session, (data.split, data.label_ids, data, views))
 
 
 def predict_test(
@@ -33,16 +42,17 @@ def predict_test(
     split: SplitData,
     label_ids: tuple[str, ...],
     session: Session,
+    views: ViewSet | None = None,
 ) -> int:
     """Predict the test split with each checkpoint; how many were not there yet."""
-    return _predict(trials, store, session, (split, label_ids, None))
+    return _predict(trials, store, session, (split, label_ids, None, views))
 
 
 def _predict(
     trials: Sequence[TrialDirectory],
     store: RunDirectory,
     session: Session,
-    pictures: tuple[SplitData, tuple[str, ...], TrainingData | None],
+    pictures: tuple[SplitData, tuple[str, ...], TrainingData | None, ViewSet | None],
 ) -> int:
     slot = session.slot(store)
     # GPUs not by .options(): Ray would not end a worker that held a GPU

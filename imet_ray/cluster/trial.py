@@ -19,6 +19,7 @@ from imet_ray.data.loader import loader_died
 from imet_ray.data.training_data import SplitData, TrainingData
 from imet_ray.errors import ConfigError, ImetError, telling_line
 from imet_ray.prediction.predict import predict_checkpoint
+from imet_ray.prediction.view_sets import ViewSet, other_views
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import SupersededError, write_text
 from imet_ray.storage.results import TrialResult, read_spec, write_result
@@ -59,18 +60,22 @@ def run_trial(config: dict[str, Any], data: TrainingData, slot: Slot) -> None:
 
 
 def predict_one(
-    trial_id: str, shared: tuple[SplitData, tuple[str, ...], TrainingData | None], slot: Slot
+    trial_id: str,
+    shared: tuple[SplitData, tuple[str, ...], TrainingData | None, ViewSet | None],
+    slot: Slot,
 ) -> bool | str:
     """Predict with one checkpoint; False if the predictions were there, or the text of an error for the user.
 
     Args:
-        shared: the split, its labels, and the training data if the held-out fold is predicted.
+        shared: the split, its labels, the training data if the held-out fold is predicted, and the views.
     """
-    split, label_ids, data = shared
+    split, label_ids, data, views = shared
     trial = slot.run.trial(trial_id)
-    path = trial.test if data is None else trial.oof
     try:
-        trial.fetch(trial.spec, trial.best, path)
+        trial.fetch(trial.spec)
+        other = other_views(trial, views)
+        path = trial.test_of(other) if data is None else trial.oof_of(other)
+        trial.fetch(trial.best, path)
         rows = data.rows(read_spec(trial).fold, held_out=True) if data else np.arange(len(split.ids))
         return predict_checkpoint(
             trial,
@@ -80,6 +85,7 @@ def predict_one(
             label_ids=label_ids,
             device=prepare_device(slot),
             workers=slot.loader_workers,
+            views=views,
         )
     except ImetError as error:
         return slot.describe(error)

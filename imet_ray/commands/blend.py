@@ -13,7 +13,15 @@ from imet_ray.blending.blend_run import RunToBlend, blend_run, frozen, refuse_sm
 from imet_ray.blending.evaluate import evaluate
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import Runner
-from imet_ray.blending.imet2019_files import METRIC, read_2019, score_with_a_label_each, write_2019
+from imet_ray.blending.imet2019_files import (
+    METRIC,
+    read_2019,
+    read_weights_2019,
+    score_with_a_label_each,
+    write_2019,
+)
+from imet_ray.blending.level1_2019 import is_level1, read_train_member, write_level1
+from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
@@ -21,12 +29,14 @@ from imet_ray.commands.setup import Run, data_option, near, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.reporting.error_analysis import label_findings
 from imet_ray.reporting.report_page import SHOWN_MISTAKES, write_findings, write_report
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import Standing, left_out, standings
-from imet_ray.storage.run_directory import Cache
+from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs
+from imet_ray.units import user_path
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -44,6 +54,9 @@ class BlendRequest:
     external: Sequence[str]  # `NAME=FILE` of other tools' predictions
     out: str  # the ensemble's name
     in_full: bool  # with what else the page tells of labels and pictures
+    write_2019: Path | None = None  # a folder for the members as the 2019 solution's files
+    views: ViewSet | None = None  # that variants are predicted in; None: each recipe's own
+    starts: Sequence[str] = ()  # earlier ensembles, or files of the 2019 solution's: their weights
 
 
 def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> dict[str, Any]:
@@ -59,20 +72,27 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
         raise ConfigError(
             f"no variant in {run.store.root} is trained on all folds: sweep first, or give --member NAME=FILE"
         )
-    given = [
-        read_member(*parse_member(text), run.data.split.ids, len(run.data.label_ids))
-        for text in request.external
-    ]
+    if request.write_2019 is not None and request.external:
+        raise ConfigError("--write-2019 writes a run's own variants: leave --member out")
+    given = [_external(run, *parse_member(text)) for text in request.external]
     out, place = request.out, run.store.ensemble(request.out)
     with only_driver(run.store):
         replaced = place.ensemble.exists()
-        to_blend = RunToBlend(run.store, run.data, run.catalog, run.experiment.space, whole, given, lacking)
+        options = with_starts(options, request.starts, run.store)
+        space = run.experiment.space
+        to_blend = RunToBlend(
+            run.store, run.data, run.catalog, space, whole, given, lacking, views=request.views
+        )
         blend_run(to_blend, out, options, runner=runner, progress=show)
         show("drawing the report")
         found = standings(run.store, variants)
         ensemble = read_ensemble(place)
         oof = blend_oof(ensemble, run.store, run.data.split.ids, {m.name: m.probs for m in given})
         write_report(place, ensemble, run.store, run.catalog, found, None, oof=oof)
+        if request.write_2019 is not None:
+            show("writing level-1 files")
+            labels, folds = run.data.labels, run.data.folds
+            write_level1(request.write_2019, ensemble, run.store, labels, folds, space.metric)
         metric = metric_named(run.experiment.space.metric)
         findings = {}
         if request.in_full:
@@ -85,6 +105,14 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
     command = pasted("python", "launch.py", "--predict", out, *where, *tests)
     print(f"next     {command}", file=sys.stderr)
     return ensemble.report | findings
+
+
+def _external(run: Run, name: str, path: Path) -> Member:
+    """Another tool's member, or a model of the 2019 solution."""
+    ids, n_labels = run.data.split.ids, len(run.data.label_ids)
+    if is_level1(path):
+        return read_train_member(name, path, ids, n_labels, run.data.folds)
+    return read_member(name, path, ids, n_labels)
 
 
 def _whole(
@@ -115,6 +143,7 @@ def blend_2019(
     runs: Runs,
     options: BlendOptions,
     runner: Runner,
+    starts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Blend the 2019 solution's level-1 files; its own description of the ensemble is written beside ours.
 
@@ -133,6 +162,7 @@ def blend_2019(
     )
     with only_driver(store):
         refuse_smaller(place, problem.names, options)
+        options = with_starts(options, starts, store)
         report = evaluate(problem, options, runner=runner, progress=show)
         ours = score_with_a_label_each(found, report.weights)
         beside = (
@@ -148,6 +178,27 @@ def blend_2019(
     _say_replaced(name, replaced)
     print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
     return report.to_dict()
+
+
+def with_starts(options: BlendOptions, names: Sequence[str], store: RunDirectory) -> BlendOptions:
+    """The options with the weights of earlier blends.
+
+    Args:
+        names: of ensembles of the run, or files NAME_val_0.6397.yml of the 2019 solution.
+
+    Raises:
+        ImetError: for one that is missing or damaged.
+    """
+    if not names:
+        return options
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        if name.endswith((".yml", ".yaml")):
+            found[Path(name).name] = read_weights_2019(user_path(name))
+        else:
+            members = read_ensemble(store.ensemble(name)).members
+            found[name] = {member.variant: member.weight for member in members}
+    return replace(options, starts=found)
 
 
 def _say_replaced(name: str, replaced: bool) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from imet_ray.blending.blend_run import RunToBlend, blend_run, refuse_smaller
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
+from imet_ray.blending.level1_2019 import is_level1, read_test_member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.cluster.node_environment import code_bytes
 from imet_ray.cluster.prometheus import exported
@@ -31,6 +32,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, blend_test, read_ensemble
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
+from imet_ray.prediction.view_sets import ViewSet, other_views
 from imet_ray.reporting.report_page import write_report
 from imet_ray.reporting.terminal_table import terminal_table
 from imet_ray.search_space import SearchSpace
@@ -38,6 +40,7 @@ from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, failures, left_out, read_spec, standings
+from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.units import clock
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
@@ -113,13 +116,19 @@ def blend_options(space: SearchSpace, *, replace: bool) -> BlendOptions:
     return BlendOptions(methods=METHODS, level2=space.level2, replace=replace)
 
 
-def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
-    """Out-of-fold predictions of all variants that are trained on all folds."""
+def oof(run: Run, *, address: str | None, concurrency: int | None, views: ViewSet | None = None) -> int:
+    """Out-of-fold predictions of all variants that are trained on all folds.
+
+    Args:
+        views: None: each recipe's own.
+    """
     whole = [standing for standing in print_leaderboard(run) if standing.whole]
     if not whole:
         raise StoreError(f"no variant in {run.store.root} is trained on all folds: sweep first")
     with _driven(run, address, concurrency) as session:
-        _predict_held_out(run, whole, session)
+        _predict_held_out(run, whole, session, views)
+    if views is not None:
+        print(f"next: {pasted('python', 'blend.py', *run.store.options, *views.options)}")
     return 0
 
 
@@ -131,17 +140,19 @@ def predict(
     out: Path | None,
     address: str | None,
     concurrency: int | None,
+    views: ViewSet | None = None,
 ) -> int:
     """Test predictions of an ensemble and its submission file.
 
     Args:
         members: `NAME=FILE` of the test predictions of members that another tool predicts.
+        views: None: those that the ensemble was fitted on.
     """
     if not run.catalog.test.ids:
         raise ConfigError(f"{run.catalog.root} has no test split: nothing to predict")
     given = _external_predictions(run, read_ensemble(run.store.ensemble(name)), members)
     with _driven(run, address, concurrency) as session:
-        _predict_test(run, name, session, out=out, external=given)
+        _predict_test(run, name, session, out=out, external=given, views=views)
     return 0
 
 
@@ -178,13 +189,20 @@ def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) 
             f"member {name} comes from another tool: give its test predictions with --member {name}=test.npz"
         )
     ids, n_labels = run.catalog.test.ids, len(run.data.label_ids)
-    return {name: read_member(name, path, ids, n_labels).probs for name, path in files.items()}
+    return {
+        name: read_test_member(name, path, len(ids), n_labels)
+        if is_level1(path)
+        else read_member(name, path, ids, n_labels).probs
+        for name, path in files.items()
+    }
 
 
-def _predict_held_out(run: Run, whole: Sequence[Standing], session: Session) -> None:
+def _predict_held_out(
+    run: Run, whole: Sequence[Standing], session: Session, views: ViewSet | None = None
+) -> None:
     trials = [standing.trials[fold] for standing in whole for fold in sorted(standing.trials)]
     began = time.monotonic()
-    done = predict_held_out(trials, run.store, run.data, session)
+    done = predict_held_out(trials, run.store, run.data, session, views)
     print(
         f"out-of-fold: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; each of {len(run.data.split.ids):,} pictures once per variant"
@@ -198,8 +216,13 @@ def _predict_test(
     *,
     out: Path | None = None,
     external: Mapping[str, np.ndarray] | None = None,
+    views: ViewSet | None = None,
 ) -> None:
-    """Predict the test split, and write the ensemble's submission and report."""
+    """Predict the test split, and write the ensemble's submission and report.
+
+    Args:
+        views: where they are not the ensemble's, the submission has a name of its own, and the report stays.
+    """
     place = run.store.ensemble(name)
     ensemble = read_ensemble(place)
     catalog = run.catalog
@@ -211,18 +234,28 @@ def _predict_test(
     trials = [run.store.trial(trial_id) for member in ensemble.needed for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.share(short_side, workers=usable_cores())
+    other = other_than_fitted(ensemble, trials, views)
+    views = other or ensemble.views
+    test, submission = place.test, place.submission
+    if other is not None:
+        test, submission = place.test_of(other.tag), place.submission_of(other.tag)
+        fitted = ensemble.views or "each recipe's own"
+        print(
+            f"views {other}: weights and decoder of {name} were fitted on other views, {fitted}; its score is not that "
+            f"of this submission: blend.py {pasted(*other.options)} fits them anew"
+        )
     began = time.monotonic()
-    done = predict_test(trials, run.store, split, run.data.label_ids, session)
-    probs = blend_test(ensemble, run.store, split.ids, external)
-    write_arrays(place.test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
+    done = predict_test(trials, run.store, split, run.data.label_ids, session, views)
+    probs = blend_test(ensemble, run.store, split.ids, external, views)
+    write_arrays(test, place.files, ids=np.array(split.ids), probs=probs.astype(np.float16))
     decoded = ensemble.decoder.decode(probs)
     header = sample_header(sample_in(catalog.root))
-    write_submission(place.submission, split.ids, run.data.label_ids, decoded, place.files, header=header)
+    write_submission(submission, split.ids, run.data.label_ids, decoded, place.files, header=header)
     if out:
         write_submission(out, split.ids, run.data.label_ids, decoded, header=header)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
-        f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
+        f"{len(trials) - done} were there; submission in {near(out or submission)}"
     )
     if run.experiment.limit is not None:
         print(
@@ -236,7 +269,19 @@ def _predict_test(
             "this dataset has test labels" if labelled == n else f"{labelled:,} of {n:,} pictures have labels"
         )
         print(f"test {metric.title} {score:.4f} ({of})")
-    _report(run, ensemble, probs)
+    if other is None:
+        _report(run, ensemble, probs)
+
+
+def other_than_fitted(
+    ensemble: Ensemble, trials: Sequence[TrialDirectory], views: ViewSet | None
+) -> ViewSet | None:
+    """The views that are asked for, if they are not those that the ensemble was fitted on; else None."""
+    if views is None or views == ensemble.views:
+        return None
+    if ensemble.views is None and all(other_views(trial, views) is None for trial in trials):
+        return None
+    return views
 
 
 def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None:

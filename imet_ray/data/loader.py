@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imet_ray.data.samplers import epoch_order
-from imet_ray.data.views import apply_view
+from imet_ray.data.views import apply_views, count_views
 from imet_ray.specs import Sampler
 
 if TYPE_CHECKING:  # prediction needs no albumentations
@@ -98,7 +98,7 @@ class ViewDataset(Dataset[torch.Tensor]):
         """
         Args:
             rows: (n,) int64, indices into the pack.
-            views: V names of `imet_ray.data.views.VIEWS`.
+            views: names as `apply_views` takes them, V pictures.
             image_size: S, pixels.
         """
         self.pack, self.rows = pack, rows
@@ -111,12 +111,12 @@ class ViewDataset(Dataset[torch.Tensor]):
         """A batch in one piece: (B, V, 3, S, S) uint8."""
         rows = self.rows[np.asarray(indices, np.int64)]
         seen = [
-            apply_view(image, view, self.image_size)
-            for image in map(self.pack.__getitem__, rows.tolist())
-            for view in self.views
+            view
+            for row in rows.tolist()
+            for view in apply_views(self.pack[row], self.views, self.image_size, row=row)
         ]
         planes = _planes(seen)
-        return planes.view(len(rows), len(self.views), *planes.shape[1:])
+        return planes.view(len(rows), count_views(self.views), *planes.shape[1:])
 
 
 def train_batches(

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, PlainSerializer, PlainValidator
 
 from imet_ray.errors import ConfigError
+from imet_ray.prediction.limits import Limits
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.specs import Frozen
 
@@ -24,6 +25,7 @@ class Decoder(Frozen, ABC):
 
     name: str  # its key in `DECODERS`
     negatives: bool = False  # a picture may have no label: some of those that it was fitted on have none
+    limits: Limits | None = None  # on the number of labels
 
     @classmethod
     def refusal(cls, *, grouped: bool, margins: bool, metric: str) -> str | None:
@@ -38,19 +40,28 @@ class Decoder(Frozen, ABC):
 
     @abstractmethod
     def decode(self, probs: np.ndarray) -> np.ndarray:
-        """Label sets, none of them empty without `negatives`: (N, C) float in [0, 1] to (N, C) bool.
+        """Label sets within the limits, none of them empty without `negatives`: (N, C) float in [0, 1] to (N, C) bool.
 
         Raises:
             ConfigError: if its parameters do not fit the labels.
         """
 
     def filled(self, probs: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-        """The same sets; where none may be empty, an empty one becomes the most probable label."""
+        """The same sets within the limits; where none may be empty, an empty one becomes the most probable label."""
+        if self.limits is not None:
+            decoded = self.limits.applied(probs, decoded, negatives=self.negatives)
         return decoded if self.negatives else at_least_one(probs, decoded)
 
-    def __str__(self) -> str:
+    def limited(self, limits: Limits | None) -> Self:
+        """The same decoder with limits on the number of labels; None: without."""
+        return self.model_copy(update={"limits": limits})
+
+    def described(self) -> str:
         """The name with the parameters that a person wants to know."""
         return self.name
+
+    def __str__(self) -> str:
+        return self.described() + (f", limits {self.limits}" if self.limits is not None else "")
 
 
 class ThresholdDecoder(Decoder):
@@ -111,7 +122,7 @@ class Threshold(ThresholdDecoder):
     def decode(self, probs: np.ndarray) -> np.ndarray:
         return self.filled(probs, decode_threshold(probs, self.threshold))
 
-    def __str__(self) -> str:
+    def described(self) -> str:
         return f"{self.name} {self.threshold:.4f}"
 
 
@@ -186,7 +197,7 @@ class ExpectedScore(SampleDecoder):
         sets = metric_named(self.metric).decode_expected(warmed, negatives=self.negatives)
         return self.filled(probs, sets)
 
-    def __str__(self) -> str:
+    def described(self) -> str:
         return f"expected-{self.metric}, temperature {self.temperature:.2f}"
 
 

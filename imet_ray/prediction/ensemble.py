@@ -20,6 +20,7 @@ from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.pooling import Scale, add_share, as_probability
 from imet_ray.prediction.predict import Predictions, read_predictions
+from imet_ray.prediction.view_sets import ViewSet, other_views
 from imet_ray.specs import Frozen
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.files import disk_error
@@ -58,6 +59,7 @@ class Ensemble(Frozen):
     folds_digest: str = ""
     label_ids: list[str]
     members: list[EnsembleMember]
+    views: ViewSet | None = None  # that members are predicted in; None: each recipe's own
     scale: Scale = "probability"  # on which members are averaged
     decoder: AnyDecoder
     # the k-th has the first k members; the last one is the whole ensemble, by its weights
@@ -82,11 +84,20 @@ class Ensemble(Frozen):
 
 def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
-    absent = {"level2"} if ensemble.level2 is None else set()  # so that earlier versions can read it
+    absent = {
+        name for name in ("level2", "views") if getattr(ensemble, name) is None
+    }  # earlier versions know neither
     text = json.dumps(ensemble.model_dump(mode="json", exclude=absent), indent=2, allow_nan=False) + "\n"
     with store.files.writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        for path in (store.test, store.submission, store.report, store.half):
+        for path in (
+            store.oof,
+            store.test,
+            store.submission,
+            store.report,
+            store.half,
+            *store.of_other_views,
+        ):
             store.files.remove(path)
 
 
@@ -107,7 +118,7 @@ def read_ensemble(store: EnsembleDirectory) -> Ensemble:
 
 
 def gather_oof(
-    trials: Sequence[TrialDirectory], ids: Sequence[str], variant: str
+    trials: Sequence[TrialDirectory], ids: Sequence[str], variant: str, views: ViewSet | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """A variant's out-of-fold probabilities in the order of train.csv.
 
@@ -115,6 +126,7 @@ def gather_oof(
         trials: one per fold.
         ids: (N,) training ids, in order.
         variant: its name, for the errors.
+        views: None: each recipe's own.
 
     Returns:
         probs: (N, C) float16, each row predicted by the one checkpoint that never saw it, mapped from a nameless file
@@ -129,7 +141,7 @@ def gather_oof(
     probs: np.ndarray | None = None
     digests = []
     for trial in trials:
-        found = _read_oof(trial)
+        found = _read_oof(trial, views)
         try:
             rows = np.array([position[str(picture)] for picture in found.ids], dtype=np.int64)
         except KeyError as error:
@@ -139,7 +151,7 @@ def gather_oof(
         if found.probs.shape[1] != probs.shape[1]:
             raise StoreError(
                 f"the predictions of variant {variant} are of {probs.shape[1]} labels, but {trial.oof} is of "
-                f"{found.probs.shape[1]}: run `{_oof_command(trial)}`, which predicts again what does not fit"
+                f"{found.probs.shape[1]}: run `{_oof_command(views, trial)}`, which predicts again what does not fit"
             )
         probs[rows] = found.probs
         np.add.at(seen, rows, 1)
@@ -148,24 +160,25 @@ def gather_oof(
         wrong = int(np.flatnonzero(seen != 1)[0])
         raise DataError(
             f"variant {variant}: picture {ids[wrong]!r} is predicted {seen[wrong]} times out of fold, "
-            f"must be once: run `{_oof_command(*trials[:1])}`"
+            f"must be once: run `{_oof_command(views, *trials[:1])}`"
         )
     return probs, digests
 
 
-def _read_oof(trial: TrialDirectory) -> Predictions:
-    trial.fetch(trial.oof)
+def _read_oof(trial: TrialDirectory, views: ViewSet | None) -> Predictions:
+    path = trial.oof_of(other_views(trial, views))
+    trial.fetch(path)
     try:
-        return read_predictions(trial.oof)
+        return read_predictions(path)
     except StoreError as error:
-        state = "damaged" if trial.oof.exists() else "missing"
-        raise StoreError(
-            f"{trial.oof} is {state}: run `{_oof_command(trial)}`, which predicts it again"
-        ) from error
+        state = "damaged" if path.exists() else "missing"
+        again = "which predicts it again" if path == trial.oof else "which predicts it with these views"
+        raise StoreError(f"{path} is {state}: run `{_oof_command(views, trial)}`, {again}") from error
 
 
-def _oof_command(*trials: TrialDirectory) -> str:
-    return pasted("python", "launch.py", "--oof", *(word for trial in trials for word in trial.run.options))
+def _oof_command(views: ViewSet | None, *trials: TrialDirectory) -> str:
+    options = [word for trial in trials for word in trial.run.options]
+    return pasted("python", "launch.py", "--oof", *options, *(views.options if views is not None else ()))
 
 
 def _mapped(shape: tuple[int, int], folder: Path) -> np.ndarray:
@@ -179,9 +192,9 @@ def _mapped(shape: tuple[int, int], folder: Path) -> np.ndarray:
         raise disk_error(folder, error) from error
 
 
-def cost_of(trials: Sequence[TrialDirectory]) -> tuple[float, int]:
+def cost_of(trials: Sequence[TrialDirectory], views: ViewSet | None = None) -> tuple[float, int]:
     """Seconds per test picture through all of a member's checkpoints, and their bytes, as the OOF pass measured."""
-    found = [_read_oof(trial) for trial in trials]
+    found = [_read_oof(trial, views) for trial in trials]
     seconds = sum(predictions.seconds / max(1, len(predictions.ids)) for predictions in found)
     total = 0
     for trial in trials:
@@ -209,7 +222,7 @@ def blend_oof(
 
     def read(member: EnsembleMember) -> np.ndarray:
         trials = [store.trial(trial_id) for trial_id in member.trials]
-        probs, digests = gather_oof(trials, ids, member.variant)
+        probs, digests = gather_oof(trials, ids, member.variant, ensemble.views)
         if digests != member.checkpoints:
             raise StoreError(
                 f"variant {member.variant} was predicted by other weights than {ensemble.name} was "
@@ -225,10 +238,12 @@ def blend_test(
     store: RunDirectory,
     ids: Sequence[str],
     external: Mapping[str, np.ndarray] | None = None,
+    views: ViewSet | None = None,
 ) -> np.ndarray:
     """What the ensemble makes of the members' test probabilities.
 
-    A member's folds are averaged as probabilities, members on the ensemble's scale or by level 2.
+    A member's folds are averaged as probabilities, members on the ensemble's scale or by level 2. The views are the
+    ensemble's, or those that are given.
 
     Args:
         external: (n, C) test probabilities of members that another tool predicts, by name.
@@ -245,15 +260,16 @@ def blend_test(
         probs: np.ndarray | None = None
         for trial_id, checkpoint in zip(member.trials, member.checkpoints, strict=True):
             trial = store.trial(trial_id)
-            trial.fetch(trial.test)
-            found = read_predictions(trial.test)
+            path = trial.test_of(other_views(trial, views or ensemble.views))
+            trial.fetch(path)
+            found = read_predictions(path)
             if found.checkpoint != checkpoint:
                 raise StoreError(
-                    f"{trial.test} comes from other weights than the ensemble was fitted with: blend again"
+                    f"{path} comes from other weights than the ensemble was fitted with: blend again"
                 )
             if not np.array_equal(found.ids, wanted):
                 raise StoreError(
-                    f"{trial.test} holds other pictures than the test split: delete it and predict again"
+                    f"{path} holds other pictures than the test split: delete it and predict again"
                 )
             probs = add_share(probs, 1 / len(member.trials), found.probs, "probability")
         assert probs is not None

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from imet_ray.data.loader import Pictures, loader_died, view_batches
+from imet_ray.data.views import count_views, first_view
 from imet_ray.errors import StoreError, telling_line
 from imet_ray.models.checkpoint import load_tagger, read_info
 from imet_ray.prediction.metrics import FLOAT16_ONE
+from imet_ray.prediction.view_sets import MEAN, POOLS, ViewSet, for_recipe
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import damaged, file_digest, read_arrays
 from imet_ray.storage.files import LOCAL, Files, write_arrays
@@ -41,6 +43,7 @@ class Predictions:
     views: tuple[str, ...]
     pictures: str  # digest of the split they are of
     seconds: float  # that the pass took
+    pooling: str = MEAN  # of the views
 
 
 @dataclass
@@ -53,15 +56,22 @@ class Inference:
     batch_size: int  # pictures; each has all its views in the batch
     workers: int = 0  # loader processes; 0: this one
     autocast: torch.dtype | None = None  # None: float32
+    pooling: str = MEAN  # of the views
 
     @classmethod
     def of(
-        cls, recipe: Variant, device: torch.device, *, workers: int = 0, n_views: int | None = None
+        cls, recipe: Variant, device: torch.device, *, workers: int = 0, views: ViewSet | None = None
     ) -> "Inference":
-        """As a recipe says, with all its views or the first ones."""
-        views = recipe.views[:n_views]
+        """As a recipe says, with its own views or others."""
+        names, pooling = for_recipe(recipe, views)
         autocast = half_of(device) if device.type == "cuda" and recipe.precision == "bf16" else None
-        return cls(device, views, recipe.image_size, max(1, EVAL_BATCH // len(views)), workers, autocast)
+        batch_size = max(1, EVAL_BATCH // count_views(names))
+        return cls(device, names, recipe.image_size, batch_size, workers, autocast, pooling)
+
+    @classmethod
+    def quick(cls, recipe: Variant, device: torch.device, *, workers: int = 0) -> "Inference":
+        """As a recipe says, with the first of its views."""
+        return cls.of(recipe, device, workers=workers, views=ViewSet(names=(first_view(recipe.views[0]),)))
 
 
 def half_of(device: torch.device) -> torch.dtype:
@@ -71,7 +81,7 @@ def half_of(device: torch.device) -> torch.dtype:
 
 
 def predict_rows(model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference) -> np.ndarray:
-    """Mean probability over the views: (n, C) float16, in the order of `rows`. NaN is for the caller to judge.
+    """Probability pooled over the views: (n, C) float16, in the order of `rows`. NaN is for the caller to judge.
 
     Args:
         model: on the device.
@@ -136,12 +146,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 @torch.inference_mode()
 def _predict_batch(model: torch.nn.Module, images: torch.Tensor, how: Inference) -> np.ndarray:
-    """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
+    """(b, V, 3, S, S) uint8 to the views' pooled probability, (b, C) float16."""
     n, n_views = images.shape[:2]
     flat = images.flatten(0, 1).to(how.device, non_blocking=True)
     with torch.autocast(how.device.type, dtype=how.autocast, enabled=how.autocast is not None):
         logits = model(flat)
-    probs: torch.Tensor = logits.float().sigmoid().view(n, n_views, -1).mean(1)
+    probs: torch.Tensor = POOLS[how.pooling](logits.float().view(n, n_views, -1))
     return np.asarray(probs.half().cpu().numpy())
 
 
@@ -165,6 +175,7 @@ def read_predictions(path: Path) -> Predictions:
             views=tuple(str(view) for view in arrays["views"]),
             pictures=str(arrays["pictures"]),
             seconds=float(arrays["seconds"]),
+            pooling=str(arrays.get("pooling", MEAN)),
         )
     except KeyError as error:
         raise StoreError(f"{path} has no array {error}: it is no prediction of imet_ray") from None
@@ -177,7 +188,13 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def fits(
-    path: Path, checkpoint: str, views: Sequence[str], pictures: str, ids: np.ndarray, n_labels: int
+    path: Path,
+    checkpoint: str,
+    views: Sequence[str],
+    pictures: str,
+    ids: np.ndarray,
+    n_labels: int,
+    pooling: str = MEAN,
 ) -> bool:
     """True if `path` holds predictions of exactly this checkpoint, with these views, of these pictures.
 
@@ -190,8 +207,8 @@ def fits(
     except StoreError as error:
         logger.warning("predicting again what cannot be used: %s", error)
         return False
-    made_from = (have.checkpoint, have.views, have.pictures)
-    asked = (checkpoint, tuple(views), pictures)
+    made_from = (have.checkpoint, have.views, have.pooling, have.pictures)
+    asked = (checkpoint, tuple(views), pooling, pictures)
     return made_from == asked and np.array_equal(have.ids, ids) and have.probs.shape[1] == n_labels
 
 
@@ -204,6 +221,7 @@ def predict_checkpoint(
     label_ids: Sequence[str],
     device: torch.device,
     workers: int = 0,
+    views: ViewSet | None = None,
 ) -> bool:
     """Write the probabilities of one checkpoint for some pictures; False if they were there already.
 
@@ -211,6 +229,7 @@ def predict_checkpoint(
         rows: (n,) which pictures of the split, in the order wanted.
         path: where to write; one of `trial`'s own paths.
         label_ids: of the dataset; the checkpoint must have been trained on the same.
+        views: None: the recipe's own.
 
     Raises:
         StoreError: if the checkpoint is missing, damaged, or of other labels.
@@ -225,13 +244,15 @@ def predict_checkpoint(
     recipe = info.spec.recipe
     digest = file_digest(trial.best)
     ids = np.array(split.ids)[rows]
-    if fits(path, digest, recipe.views, split.digest, ids, len(label_ids)):
+    how = Inference.of(recipe, device, workers=workers, views=views)
+    if fits(path, digest, how.views, split.digest, ids, len(label_ids), how.pooling):
         return False
     model, _ = load_tagger(trial.best, device)
     pack = split.pack(info.spec.pack_short_side)
-    probs = predict_rows(model, pack, rows, Inference.of(recipe, device, workers=workers))
+    probs = predict_rows(model, pack, rows, how)
     if not np.isfinite(probs).all():
         raise StoreError(f"{trial.best} predicts NaN: delete {trial.root} and train it again")
     seconds = time.monotonic() - started
-    write_predictions(path, Predictions(ids, probs, digest, recipe.views, split.digest, seconds), trial.files)
+    found = Predictions(ids, probs, digest, how.views, split.digest, seconds, how.pooling)
+    write_predictions(path, found, trial.files)
     return True

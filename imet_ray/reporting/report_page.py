@@ -106,6 +106,8 @@ def _page(
     judged: bool = False,
 ) -> str:
     blend = data.blend
+    limits = blend.get("limits")  # on the number of labels
+    notes = [*([limits["text"]] if limits else []), *notes]
     return render(
         "report.html.j2",
         title=title,

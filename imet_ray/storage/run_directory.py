@@ -154,6 +154,14 @@ class TrialDirectory:
     splits = Place("splits.json")
     token = Place(TOKEN)
 
+    def oof_of(self, views: str | None) -> Path:
+        """Out-of-fold predictions of other views than the recipe's own; None: `oof`."""
+        return self.oof if views is None else self.root / f"oof-{views}.npz"
+
+    def test_of(self, views: str | None) -> Path:
+        """Likewise of the test split."""
+        return self.test if views is None else self.root / f"test-{views}.npz"
+
     def fetch(self, *paths: Path) -> None:
         """Bring these of the trial's files to this machine."""
         self.files.fetch(self.root, [path.name for path in paths])
@@ -198,10 +206,24 @@ class EnsembleDirectory:
         return RunDirectory(self.root.parents[1], self.files)
 
     ensemble = Place("ensemble.json")
+    oof = Place("oof.npz")
     test = Place("test.npz")
     submission = Place("submission.csv")
     report = Place("report.html")
     half = Place("half.json")
+
+    def test_of(self, views: str) -> Path:
+        """Predictions of the test split with other views than the ensemble's."""
+        return self.root / f"test-{views}.npz"
+
+    def submission_of(self, views: str) -> Path:
+        """The submission that is made of them."""
+        return self.root / f"submission-{views}.csv"
+
+    @property
+    def of_other_views(self) -> list[Path]:
+        """All of these files that there are."""
+        return sorted([*self.root.glob("test-*.npz"), *self.root.glob("submission-*.csv")])
 
 
 @dataclass(frozen=True)

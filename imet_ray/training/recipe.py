@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from imet_ray.data.augmentation import PRESETS
 from imet_ray.data.crops import BOUNDED, CROPS
-from imet_ray.data.views import VIEWS
+from imet_ray.data.views import check_view
 from imet_ray.dotted_names import value_at
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Hparam, Variant
@@ -23,7 +23,6 @@ REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "crop": CROPS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
-    "views": VIEWS,
     "keep": KEEPS,
 }
 
@@ -44,6 +43,11 @@ def check_recipe(recipe: Variant) -> None:
             raise SettingError(
                 field, f"{field} is for crop {' or '.join(map(repr, BOUNDED))}, and crop is {recipe.crop!r}"
             )
+    for view in recipe.views:
+        try:
+            check_view(view)
+        except ConfigError as error:
+            raise SettingError("views", str(error)) from None
     try:
         build_loss(recipe.loss, recipe.loss_weight)
     except ConfigError as error:

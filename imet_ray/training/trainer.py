@@ -246,7 +246,7 @@ class Trainer:
         Each of the team predicts a part, and has all scores. `expected_score` is None where the metric cannot maximise
         its expectation.
         """
-        how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
+        how = Inference.quick(self.recipe, self.device, workers=self.hardware.loader_workers)
         part = predict_rows(model, self.pack, self.team.shard(self.held_out), how)
         probs = self.team.gather(part, len(self.held_out))
         if not np.isfinite(probs).all():
@@ -265,7 +265,7 @@ class Trainer:
 
     def _settle(self, model: torch.nn.Module) -> None:
         """Give a model batch-norm statistics of training pictures, of the same ones in all of the team."""
-        how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
+        how = Inference.quick(self.recipe, self.device, workers=self.hardware.loader_workers)
         how.batch_size = max(2, how.batch_size // self.splits)
         rows = self.data.rows(self.spec.fold, held_out=False)
         frozen = frozen_norms(self.model)

@@ -126,7 +126,7 @@ class _Kernel:
         if workers is None:
             workers = cores - 1 if device.type == "cuda" else 0
         self.inference = {
-            member.name: Inference.of(member.recipe, device, workers=workers)
+            member.name: Inference.of(member.recipe, device, workers=workers, views=self.manifest.views)
             for member in self.manifest.members
         }
         for how in self.inference.values():

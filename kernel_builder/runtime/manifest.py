@@ -4,6 +4,7 @@ from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.ensemble import Prefix
 from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.pooling import Scale
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.specs import Frozen, Variant
 
 
@@ -32,6 +33,7 @@ class Manifest(Frozen):
     ensemble: str
     label_ids: list[str]
     prior: list[float]  # (C,): the share of the training pictures that has each label
+    views: ViewSet | None = None  # None: each recipe's own
     scale: Scale
     members: list[KernelMember]  # in the order of prediction
     # the k-th: how to decode when only the first k members of weight above 0 are there
