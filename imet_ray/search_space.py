@@ -6,15 +6,15 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from imet_ray.errors import ConfigError, SettingError, did_you_mean
-from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Variant
+from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_name
+from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Parent, Variant
 from imet_ray.units import user_path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -171,6 +171,7 @@ class _Reader:
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
         variants, ranges = [], {}
+        places: dict[str, Place] = {}  # of what each variant says of its weights
         for settings, origin in self.settings(file):
             search = self.ranges(file.search | settings.pop("search", {}))
             settings.update(of_variants)
@@ -186,8 +187,12 @@ class _Reader:
                     self.variant(settings | {key: value}, origin | {key: ("search", key)})
             variants.append(variant)
             ranges[variant.name] = search
+            places[variant.name] = origin.get("weights", origin.get("", ()))
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
+        for variant in variants:
+            if problem := problem_with_parents(variant, variants, ranges):
+                raise self.error(places[variant.name], problem)
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
         return self.validate(SearchSpace, whole | {"name": name, "variants": variants, "ranges": ranges}, ())
@@ -240,8 +245,11 @@ class _Reader:
         try:
             return model.model_validate(given)
         except ValidationError as error:
+            problems = error.errors()
+            # where a name or settings may stand, what is wrong with the settings is enough
+            told = [p for p in problems if not (p["type"] == "string_type" and isinstance(p["input"], dict))]
             lines = []
-            for problem in error.errors():
+            for problem in told or problems:
                 loc = tuple(part for part in problem["loc"] if not _is_type_name(part))
                 key = str(loc[0]) if loc else ""
                 place = origin.get(key, origin.get("", ())) if origin is not None else where + loc
@@ -283,6 +291,57 @@ class _Reader:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.refuse_repeated_keys(item)
+
+
+def problem_with_parents(
+    variant: Variant, variants: Sequence[Variant], ranges: Mapping[str, Mapping[str, Range]]
+) -> str:
+    """Why a variant cannot wait for those that it names; empty if it can, or names none."""
+    known = {one.name: one for one in variants}
+    for name in variant.after:
+        if name not in known:
+            return str(unknown_name("variant", name, known))
+    if cycle := _cycle(variant.name, known):
+        return f"variant {variant.name!r} would wait for itself: {' after '.join(cycle)}"
+    if variant.parent is None:
+        return ""
+    parent = known[variant.parent]
+    for one in (variant, parent):
+        for field in ("weights", "architecture") if one is variant else ("architecture",):
+            if field in ranges[one.name]:
+                return f"variant {one.name!r} searches its {field}, and {variant.name!r} begins from {parent.name!r}"
+    if variant.architecture != parent.architecture:
+        return (
+            f"variant {variant.name!r} begins from {parent.name!r}, which is {parent.architecture}, not "
+            f"{variant.architecture}: give both the same architecture"
+        )
+    return ""
+
+
+def _cycle(name: str, known: Mapping[str, Variant]) -> list[str]:
+    """The way from a variant over those that it waits for back to itself; empty if there is none."""
+    ways, seen = [[name]], {name}
+    while ways:
+        way = ways.pop()
+        for following in known[way[-1]].after if way[-1] in known else ():
+            if following == name:
+                return [*way, name]
+            if following not in seen:
+                seen.add(following)
+                ways.append([*way, following])
+    return []
+
+
+def in_order(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, each behind all those that it waits for."""
+    found: dict[str, Variant] = {}
+    while len(found) < len(variants):
+        ready = {
+            one.name: one for one in variants if one.name not in found and set(one.after) <= found.keys()
+        }
+        assert ready, "a space has no cycle"
+        found |= ready
+    return list(found.values())
 
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:
@@ -328,5 +387,7 @@ def _as_number(got: object) -> str:
 def _is_type_name(part: str | int) -> bool:
     """Pydantic puts the names of a union's members into the path of an error."""
     return isinstance(part, str) and (
-        "[" in part or part.startswith("constrained-") or part in {"float", "int", "str", "bool", "none"}
+        "[" in part
+        or part.startswith("constrained-")
+        or part in {"float", "int", "str", "bool", "none", Parent.__name__}
     )

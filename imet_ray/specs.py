@@ -16,6 +16,7 @@ OptimizerName = Literal["adam", "adamw", "sgd"]
 BatchNorm = Literal["local", "sync"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
+FOLD = "{fold}"  # in such a path: a file for each fold
 
 Hparam = int | float | str | bool | None
 
@@ -26,12 +27,19 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Parent(Frozen):
+    """Another variant of the space: its checkpoint of the same fold."""
+
+    variant: str
+
+
 class Variant(Frozen):
     """A recipe that the blend weighs: architecture x augmentation x size x loss, and how it is trained."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     architecture: str
-    weights: str = "hub"  # one of WEIGHTS, or the path of a local file
+    # one of WEIGHTS, or the path of a local file; `{fold}` in it is the fold's number
+    weights: str | Parent = "hub"
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
@@ -73,6 +81,16 @@ class Variant(Frozen):
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self
 
+    @property
+    def parent(self) -> str | None:
+        """The variant of whose checkpoint of the same fold it begins."""
+        return self.weights.variant if isinstance(self.weights, Parent) else None
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The variants whose trials of a fold must be complete before its own of that fold begins."""
+        return () if self.parent is None else (self.parent,)
+
     def with_hparams(self, hparams: dict[str, Hparam]) -> Self:
         """The same variant with some settings replaced, checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
@@ -92,6 +110,7 @@ class TrialSpec(Frozen):
     metric: str = "f2"  # that the trial is judged by
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
+    after: dict[str, str] = {}  # by variant: the trial of the same fold that it begins from, or learns from
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -133,6 +152,11 @@ class TrialSpec(Frozen):
                 mode="json", exclude={"variant", "hparams"} | alone, exclude_defaults=exclude_defaults
             ),
         }
+
+
+def of_fold(weights: str, fold: int) -> str:
+    """The file of weights for a fold, where the path says `{fold}`."""
+    return weights.replace(FOLD, str(fold))
 
 
 def hparams_text(hparams: dict[str, Hparam]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,20 +39,29 @@ class VariantStudy:
     """The search of one variant."""
 
     def __init__(
-        self, variant: Variant, space: SearchSpace, digests: tuple[str, str], study: optuna.Study
+        self,
+        variant: Variant,
+        space: SearchSpace,
+        digests: tuple[str, str],
+        study: optuna.Study,
+        after: "Sequence[VariantStudy]" = (),
     ) -> None:
         """
         Args:
             digests: of the data and of the folds.
+            after: of the variants that it waits for, fold by fold.
         """
         self.variant, self.space, self.digests, self.study = variant, space, digests, study
+        self.after = tuple(after)
         self.distributions = distributions(variant, space.ranges[variant.name])
         self.asked = self.ended = 0  # sets of hparams
-        self.complete = 0  # folds on which the best set is trained
+        self.trained: dict[int, str] = {}  # by fold: the best set's trial, once it is complete
+        self.blocked = 0  # trials that wait for those of other variants
         self.best: FrozenTrial | None = None  # the set to promote, once the search is over
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and is not in flight
         self._seconds: dict[str, float] = {}  # of the complete trials, by trial_id
-        self._specs: dict[tuple[int, int], tuple[str, TrialSpec]] = {}  # by the set's number and the fold
+        # by the set's number, the fold, and the trials that it waits for
+        self._specs: dict[tuple[int, int, tuple[str, ...]], tuple[str, TrialSpec]] = {}
         self._fail_half_drawn()  # of a driver that was killed
 
     @property
@@ -61,7 +70,12 @@ class VariantStudy:
         sets = max(0, self.space.trials_per_variant - self.asked)
         folds = len(self.space.search_folds)
         promotions = 0 if self.best or self.failed else self.space.n_folds - folds
-        return len(self.waiting) + sets * folds + promotions
+        return 0 if self.failed else len(self.waiting) + self.blocked + sets * folds + promotions
+
+    @property
+    def complete(self) -> int:
+        """Folds on which the best set is trained."""
+        return len(self.trained)
 
     @property
     def seconds(self) -> float | None:
@@ -70,13 +84,20 @@ class VariantStudy:
 
     @property
     def can_ask(self) -> bool:
-        """True while more sets of hparams are to be searched."""
-        return self.asked < self.space.trials_per_variant
+        """True while more sets of hparams are to be searched, and one of them could be trained on some fold."""
+        return self.asked < self.space.trials_per_variant and any(
+            self._after(fold) is not None for fold in self.space.search_folds
+        )
 
     @property
     def failed(self) -> bool:
-        """True if every set of hparams failed on some fold."""
-        return self._searched and self.best is None
+        """True if every set of hparams failed on some fold, or if it waits in vain."""
+        return self.waits_in_vain_for is not None or (self._searched and self.best is None)
+
+    @property
+    def waits_in_vain_for(self) -> str | None:
+        """The variant that has failed, and on which it depends."""
+        return next((study.variant.name for study in self.after if study.failed), None)
 
     @property
     def _searched(self) -> bool:
@@ -102,19 +123,24 @@ class VariantStudy:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
         sets = self._sets()
         running = [trial for trial in sets if trial.state == TrialState.RUNNING]
+        self.blocked = 0
         untrained = [specs for trial in running if (specs := self._settle(trial, result)) is not None]
         waiting = {trial_id: Assignment("search", spec) for trial_id, spec in itertools.chain(*untrained)}
         if len(untrained) < len(running):  # Optuna was told of some
             sets = self._sets()
         self.asked, self.ended = len(sets), len(sets) - len(untrained)
         self.best = best = self._best(sets, result) if self._searched else None
-        self.complete = 0
-        promoted = [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else []
-        for trial_id, spec in promoted:
-            found = result(trial_id)
-            if found is not None and found.status == "complete":
-                self.complete += 1
-                self._seconds[trial_id] = found.seconds
+        self.trained = {}
+        promotions = [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else []
+        for fold, promoted in enumerate(promotions):
+            if promoted is None:
+                self.blocked += 1
+                continue
+            trial_id, spec = promoted
+            ended = result(trial_id)
+            if ended is not None and ended.status == "complete":
+                self.trained[fold] = trial_id
+                self._seconds[trial_id] = ended.seconds
             else:  # it has not begun, or was stopped
                 waiting[trial_id] = Assignment("promote", spec)
         self.waiting = {trial_id: one for trial_id, one in waiting.items() if trial_id not in in_flight}
@@ -122,7 +148,8 @@ class VariantStudy:
     def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
         for frozen in self._running() if len(self.space.search_folds) == 1 else ():
-            if self._spec(frozen, self.space.search_folds[0])[0] == trial_id:
+            spec = self._spec(frozen, self.space.search_folds[0])
+            if spec is not None and spec[0] == trial_id:
                 with warnings.catch_warnings():  # of an epoch that was reported before a restart
                     warnings.simplefilter("ignore")
                     optuna.trial.Trial(self.study, frozen._trial_id).report(score, step=epoch)
@@ -148,9 +175,10 @@ class VariantStudy:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _settle(self, frozen: FrozenTrial, result: Result) -> list[tuple[str, TrialSpec]] | None:
-        """Tell Optuna the score of a set; or return its trials that have no result yet."""
+        """Tell Optuna the score of a set; or return its trials that could be trained and have no result yet."""
+        folds = self.space.search_folds
         try:
-            specs = [self._spec(frozen, fold) for fold in self.space.search_folds]
+            specs = [had for fold in folds if (had := self._spec(frozen, fold)) is not None]
         except ValidationError:  # each hparam is possible, and the combination is not
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
@@ -162,7 +190,8 @@ class VariantStudy:
         if any(one.status == "failed" for one in known):
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
-        if len(known) < len(specs):
+        if len(known) < len(folds):
+            self.blocked += len(folds) - len(specs)
             return [(trial_id, spec) for trial_id, spec in specs if found[trial_id] is None]
         value = float(np.mean([one.score or 0.0 for one in known]))
         if any(one.status == "stopped" for one in known):
@@ -184,14 +213,23 @@ class VariantStudy:
 
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
-            found = [result(self._spec(trial, fold)[0]) for fold in range(self.space.n_folds)]
+            specs = [self._spec(trial, fold) for fold in range(self.space.n_folds)]
+            found = [result(one[0]) for one in specs if one is not None]
             if not any(one is not None and one.status == "failed" for one in found):
                 return trial
         return None
 
-    def _spec(self, frozen: FrozenTrial, fold: int) -> tuple[str, TrialSpec]:
-        """A set on a fold, with its id; kept, because both take a while to make."""
-        key = frozen.number, fold
+    def _after(self, fold: int) -> dict[str, str] | None:
+        """By variant: the trials of a fold that its own of that fold needs; None while one of them is not complete."""
+        found = {study.variant.name: study.trained.get(fold) for study in self.after}
+        there = {name: trial_id for name, trial_id in found.items() if trial_id is not None}
+        return there if len(there) == len(found) else None
+
+    def _spec(self, frozen: FrozenTrial, fold: int) -> tuple[str, TrialSpec] | None:
+        """A set on a fold, with its id; kept, because both take a while to make. None while it has to wait."""
+        if (after := self._after(fold)) is None:
+            return None
+        key = frozen.number, fold, tuple(after.values())
         if key not in self._specs:
             image_size = self.variant.with_hparams(frozen.params).image_size
             spec = TrialSpec(
@@ -206,6 +244,7 @@ class VariantStudy:
                 workers=self.space.resources.workers_per_trial,
                 metric=self.space.metric,
                 batch_norm=self.space.resources.batch_norm,
+                after=after,
             )
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]

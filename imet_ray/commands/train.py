@@ -13,6 +13,7 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, unknown_key
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import only_driver
+from imet_ray.training.parents import trained_before
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -33,6 +34,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
+        after = trained_before(plan.store, recipe, fold)
         pack(run)
         spec = TrialSpec(
             variant=variant,
@@ -44,6 +46,7 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
             folds_digest=run.data.folds_digest,
             pack_short_side=plan.space.pack_short_side or default_pack_short_side(recipe.image_size),
             metric=plan.space.metric,
+            after=after,
         )
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)

@@ -61,7 +61,9 @@ def settings(spec: "TrialSpec") -> dict[str, str | int | float | bool]:
     """All that decides a trial, by name. What is not set is left out; a list becomes one text."""
     found: dict[str, str | int | float | bool] = {"variant": spec.variant.name, "fold": spec.fold}
     for key, value in (spec.recipe.model_dump(mode="json", exclude={"name"}) | {"seed": spec.seed}).items():
-        if value is not None:
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": text for inner, text in value.items() if text is not None}
+        elif value is not None:
             found[key] = value if isinstance(value, str | int | float | bool) else " ".join(map(str, value))
     return found
 

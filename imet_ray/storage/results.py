@@ -3,7 +3,7 @@
 Reads and writes `result.json`; does not train.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -114,9 +114,11 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
         StoreError: if a trial is damaged or altered.
     """
     groups: dict[tuple[str, str], list[tuple[TrialDirectory, TrialSpec, TrialResult]]] = {}
-    for trial, spec, result in _ended(store):
+    ended = _ended(store)
+    specs = {spec.trial_id: spec for _, spec, _ in ended}
+    for trial, spec, result in ended:
         if result.status == "complete":
-            key = spec.variant.name, spec.recipe.model_dump_json()
+            key = spec.variant.name, _recipes(spec, specs)
             groups.setdefault(key, []).append((trial, spec, result))
     best: dict[str, Standing] = {}
     for (variant, _), members in sorted(groups.items()):
@@ -133,6 +135,13 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
             best[variant] = standing
     wanted = [best[name] for name in variants if name in best]
     return sorted(wanted, key=lambda s: (s.whole, s.mean), reverse=True)
+
+
+def _recipes(spec: TrialSpec, specs: Mapping[str, TrialSpec]) -> str:
+    """The recipe of a trial, and those of the trials that it came after: all folds of one set have the same."""
+    after = {name: specs.get(trial_id) for name, trial_id in sorted(spec.after.items())}
+    before = [name if one is None else _recipes(one, specs) for name, one in after.items()]
+    return "\n".join((spec.recipe.model_dump_json(), *before))
 
 
 def left_out(found: Iterable[Standing], variants: Iterable[str]) -> list[str]:

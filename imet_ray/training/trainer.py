@@ -33,6 +33,7 @@ from imet_ray.storage.run_directory import TrialDirectory
 from imet_ray.training.distributed import Hardware, SplitError
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optimizers import build_optimizer
+from imet_ray.training.parents import beginning
 from imet_ray.training.schedules import build_schedule
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
@@ -79,7 +80,7 @@ class Trainer:
             n_labels=len(data.label_ids),
             image_size=recipe.image_size,
             dropout=recipe.dropout,
-            weights=recipe.weights if state is None else "none",
+            weights=beginning(spec, trial) if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
         )
         if spec.batch_norm == "sync" and team.size > 1:
