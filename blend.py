@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
         images=args.images,
         size=byte_size(args.bytes, "--bytes") if args.bytes is not None else None,
         scale=args.average,
-        level2=args.level2,
+        level2=tuple(_names(args.level2, "level2")) if args.level2 is not None else (),
         replace=args.replace,
     )
     options.check()
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
                 cache=cache,
                 data=args.data,
                 source=args.source,
-                members=_names(args.members) if args.members is not None else None,
+                members=_names(args.members, "members") if args.members is not None else None,
                 external=args.member or (),
                 out=args.out or "blend",
                 in_full=args.json,
@@ -101,7 +101,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--bytes", metavar="20GB", help="that checkpoints may take")
     scales = ("probability", "log-odds")
     add("--average", choices=scales, help="what is averaged; default: the better one")
-    add("--level2", help="judge stacking beside the blend: logistic, lightgbm")
+    level2 = (
+        "models over the members' predictions, the best is taken if it wins: logistic, linear, ... or all"
+    )
+    add("--level2", metavar="A,B", help=level2)
     add("--address", help="fit on the Ray there: auto, HOST:PORT, or local to start one")
     add("--json", action="store_true", help="everything as JSON instead of the table")
     add("--folds", metavar="FOLDS.npy", type=user_path, help="with the 2019 solution's files")
@@ -140,11 +143,11 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str, option: str) -> list[str]:
     """a,b as names, each once."""
     names = [name.strip() for name in text.split(",")]
     if "" in names or len(set(names)) < len(names):
-        raise ConfigError(f"--members takes names separated by commas, each once, got {text!r}")
+        raise ConfigError(f"--{option} takes names separated by commas, each once, got {text!r}")
     return names
 
 

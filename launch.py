@@ -2,13 +2,14 @@
 
 python launch.py --sweep                         search, train, predict, blend, submit; again: continue
 python launch.py --train --variant V --fold K    one trial, without a sweep
+python launch.py --find-lr --variant V           its learning rate: a ramp, a curve, a suggestion
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
-python launch.py --check-data DIR                what is wrong with a data directory
+python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
 
 import argparse
@@ -30,15 +31,16 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
-BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
-    "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies"},
+    "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
+    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY},
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
-    "check-data": {"negatives"},
+    "check-data": {"negatives", "report"},
 }
 
 
@@ -62,9 +64,10 @@ def _run(args: argparse.Namespace) -> int:
 
     cache = Cache.at(args.cache)
     if stage == "check-data":
-        return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
+        negatives = args.negatives is not None
+        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
-    if stage in ("sweep", "train"):
+    if stage in ("sweep", "train", "find-lr"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
         request = setup.Request(
             space=args.space,
@@ -78,12 +81,17 @@ def _run(args: argparse.Namespace) -> int:
             overrides={key: value for key, value in overrides.items() if value is not None},
             fresh=args.fresh is not None,
             extend=args.extend is not None,
+            limit=args.limit,
         )
         plan = setup.plan(request)
     if stage == "train":
         from imet_ray.commands.train import train
 
         return train(plan, args.variant, args.fold, settings)
+    if stage == "find-lr":
+        from imet_ray.commands.find_lr import find_lr
+
+        return find_lr(plan, args.variant, args.fold, args.out)
     ray = {"address": args.address, "concurrency": args.concurrency}
     from imet_ray.cluster.session import prepare_environment
 
@@ -91,7 +99,8 @@ def _run(args: argparse.Namespace) -> int:
     from imet_ray.commands import sweep as cluster_stages
 
     if stage == "sweep":
-        return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, **ray)
+        replace = args.replace is not None
+        return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, replace=replace, **ray)
     run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
     if stage == "oof":
         return cluster_stages.oof(run, **ray)
@@ -124,6 +133,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     flags = {
         "sweep": "the main job, from search to submission",
         "train": "train one --variant on one --fold",
+        "find-lr": "find the learning rate of one --variant",
         "oof": "out-of-fold predictions of a run",
         "status": "how far a run is, from its directory alone",
         **{tool: exporter.help for tool, exporter in EXPORTERS.items()},
@@ -137,6 +147,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage == "train" and (args.variant is None or args.fold is None):
         parser.error("--train needs --variant NAME and --fold K")
+    if args.stage == "find-lr" and args.variant is None:
+        parser.error("--find-lr needs --variant NAME")
     return args
 
 
@@ -152,7 +164,9 @@ def _add_options(parser: Parser) -> None:
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
-    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
+    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv or .npy")
+    first_look = "a first look: N training pictures, sampled by label, and N test pictures"
+    add("--limit", metavar="N", type=positive, help=first_look)
     add("--epochs", metavar="N", type=positive, help="of every variant")
     add("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"
@@ -160,12 +174,15 @@ def _add_options(parser: Parser) -> None:
     add("--fresh", action="store_true", default=None, help="set an older run of that name aside")
     extend = "begin the run anew with more data: new pictures get folds, old ones keep theirs"
     add("--extend", action="store_true", default=None, help=extend)
+    replaces = "the run's ensemble, also where it has members that the new one lacks"
+    add("--replace", action="store_true", default=None, help=replaces)
     add("--variant", metavar="NAME")
     add("--fold", metavar="K", type=int)
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
-    add("--out", metavar="FILE", type=user_path, help="where the submission goes as well")
+    add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
+    add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
 
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:

@@ -8,18 +8,20 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_name
-from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Parent, Variant
+from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, Parent, SoupName, Variant
 from imet_ray.units import user_path
 
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
+
+AUTO = "auto"  # the value of lr: the learning-rate finder's
 
 
 class Range(Frozen):
@@ -60,6 +62,13 @@ class Asha(Frozen):
     factor: Annotated[int, Field(ge=2)] = 3
 
 
+class SoupOf(Frozen):
+    """The best sets of hparams are all trained on all folds, and on each fold their weights are mixed."""
+
+    sets: Annotated[int, Field(ge=2, le=20)] = 3
+    how: SoupName = "greedy"
+
+
 class Resources(Frozen):
     """What one trial holds while it runs; where several workers train it together, each of them."""
 
@@ -91,7 +100,11 @@ class _Settings(Frozen):
     search_folds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size
     metric: str = "f2"  # that trials are judged by
+    level2: Annotated[
+        tuple[str, ...], Field(strict=False)
+    ] = ()  # stackers that the sweep's blend judges, or "all"
     asha: Asha | None = None
+    soup_of: SoupOf | None = None
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -113,6 +126,43 @@ class SearchSpace(_Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     ranges: dict[str, dict[str, Range]]  # variant name -> hparam -> range
+    auto_lr: Annotated[tuple[str, ...], Field(strict=False)] = ()  # variants whose rate the finder gives
+
+    def with_rates(self, rates: Mapping[str, float]) -> Self:
+        """The space with these variants' learning rates in place."""
+        variants = [
+            one.with_hparams({"lr": rates[one.name]}) if one.name in rates else one for one in self.variants
+        ]
+        return self.model_copy(update={"variants": tuple(variants)})
+
+    @property
+    def after_search(self) -> int:
+        """Trials of a variant after its search, if none fails: of its best set, or of those to be mixed, and soups."""
+        other = self.n_folds - len(self.search_folds)
+        return other if self.soup_of is None else self.soup_of.sets * other + self.n_folds
+
+    @model_validator(mode="after")
+    def _sets_can_be_mixed(self) -> Self:
+        if self.soup_of is None:
+            return self
+        if self.soup_of.sets > self.trials_per_variant:
+            raise ValueError(
+                f"soup_of mixes {self.soup_of.sets} sets of hparams of a variant: raise "
+                f"trials_per_variant={self.trials_per_variant}, or leave soup_of out"
+            )
+        for variant in self.variants:
+            ranges = self.ranges.get(variant.name, {})
+            for field in sorted(ranges.keys() & {"architecture", "image_size", "weights"}):
+                raise ValueError(
+                    f"soup_of mixes weights of one architecture, size and start, and {variant.name!r} searches "
+                    f"its {field}"
+                )
+            keeps = ranges["keep"].corners() if "keep" in ranges else (variant.keep,)
+            if "cycles" in keeps:
+                raise ValueError(
+                    f"soup_of mixes single models, and {variant.name!r} keeps several: set another keep than 'cycles'"
+                )
+        return self
 
 
 class _File(_Settings):
@@ -170,7 +220,7 @@ class _Reader:
         of_variants = {k: v for k, v in overrides.items() if k in Variant.model_fields}
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
         file = self.validate(_File, content | of_file, ())
-        variants, ranges = [], {}
+        variants, ranges, auto = [], {}, []
         places: dict[str, Place] = {}  # of what each variant says of its weights
         for settings, origin in self.settings(file):
             search = self.ranges(file.search | settings.pop("search", {}))
@@ -179,7 +229,14 @@ class _Reader:
                 search.pop(key, None)
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
                 settings["weights"] = str(user_path(weights).resolve())  # workers run elsewhere
+            finds = settings.get("lr") == AUTO
+            if finds:
+                del settings["lr"]  # found before the first trial
+                if "lr" in search:
+                    raise self.error(("search", "lr"), "lr is auto, and searched: choose one of them")
             variant = self.variant(settings, origin)
+            if finds:
+                auto.append(variant.name)
             if variant.name in ranges:
                 raise self.error(("variants",), f"two variants are named {variant.name!r}")
             for key, wanted in search.items():
@@ -195,7 +252,8 @@ class _Reader:
                 raise self.error(places[variant.name], problem)
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
-        return self.validate(SearchSpace, whole | {"name": name, "variants": variants, "ranges": ranges}, ())
+        whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto}
+        return self.validate(SearchSpace, whole, ())
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
         variant = self.validate(Variant, settings, (), origin)
@@ -232,7 +290,8 @@ class _Reader:
                 raise self.error(where, f"{key} must be a list or {{low: , high: }}, got {value!r}")
             wanted = self.validate(Range, given, where)
             low, high = wanted.low, wanted.high
-            if Variant.model_fields[key].annotation is int and low is not None and high is not None:
+            whole = is_whole(Variant.model_fields[key].annotation)
+            if whole and low is not None and high is not None:
                 if any(number != int(number) for number in (low, high, wanted.step or 1)):
                     raise self.error(where, f"{key} is a whole number, got {value!r}")
                 wanted = wanted.model_copy(update={"low": int(low), "high": int(high)})
@@ -342,6 +401,12 @@ def in_order(variants: Sequence[Variant]) -> list[Variant]:
         assert ready, "a space has no cycle"
         found |= ready
     return list(found.values())
+
+
+def is_whole(annotation: Any) -> bool:
+    """True for a field that takes whole numbers, and no others; perhaps None, or words."""
+    inside = get_args(annotation)
+    return annotation is int or (bool(inside) and float not in inside and any(map(is_whole, inside)))
 
 
 def unknown_key(key: str, known: Sequence[str] | Any) -> str:

@@ -2,8 +2,8 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops and views are those of
-their registries: `imet_ray.training.recipe` checks them.
+with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops, views and kept weights
+are those of their registries: `imet_ray.training.recipe` checks them.
 """
 
 import hashlib
@@ -12,11 +12,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
 BatchNorm = Literal["local", "sync"]
+SoupName = Literal["greedy", "uniform"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
 FOLD = "{fold}"  # in such a path: a file for each fold
+
+# what a checkpoint's model is and sees, whatever trained it
+PREDICTED_BY = (
+    "name",
+    "architecture",
+    "image_size",
+    "dropout",
+    "freeze",
+    "batch_size",
+    "precision",
+    "views",
+)
 
 Hparam = int | float | str | bool | None
 
@@ -33,6 +45,22 @@ class Parent(Frozen):
     variant: str
 
 
+class Sampler(Frozen):
+    """Which training pictures an epoch shows, and how often (`imet_ray.data.samplers`); at 0 a setting is off."""
+
+    rare: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0  # power of a picture's rarity by which it is drawn
+    oversample: Annotated[int, Field(ge=0, le=10_000)] = 0  # pictures of each label in an epoch, at least
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.rare and self.oversample:
+            raise ValueError(
+                f"sampler: rare draws pictures and oversample repeats them: choose one, got rare={self.rare:g} and "
+                f"oversample={self.oversample}"
+            )
+        return self
+
+
 class Variant(Frozen):
     """A recipe that the blend weighs: architecture x augmentation x size x loss, and how it is trained."""
 
@@ -42,31 +70,58 @@ class Variant(Frozen):
     weights: str | Parent = "hub"
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the last block; stochastic depth
 
     augmentation: str = "medium"
     crop: str = "rectangular"
     mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+    sampler: Sampler | None = None  # None: an epoch shows each picture once
 
     loss: str = "bce"
     loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # targets move so far towards 1/2
 
-    optimizer: OptimizerName = "adam"
+    optimizer: str = "adam"
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # None: the optimizer's own default
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    eps: Annotated[float, Field(gt=0.0)] | None = None
+    amsgrad: bool = False
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = (
+        None  # of the rate, from layer to layer down
+    )
+    freeze: Annotated[int, Field(ge=0)] | str | None = None  # so many groups of layers, or up to this one
     schedule: str = "cosine"
-    cycles: Annotated[int, Field(ge=1)] = 1  # cosine: how many, i.e. restarts + 1
+    cycles: Annotated[int, Field(ge=1)] = 1  # how many, i.e. restarts + 1
+    cycle_epochs: Annotated[int, Field(ge=1)] | None = None  # or this long, as many as fit; the last is cut
+    cycle_plus: Annotated[int, Field(ge=0)] = 0  # epochs that each cycle is longer than the one before
+    cycle_times: Annotated[int, Field(ge=1)] = 1  # or so many times as long
+    cycle_longest: Annotated[int, Field(ge=1)] | None = None  # epochs
+    min_lr: Annotated[float, Field(gt=0.0)] | None = None  # the least rate; plateau: training ends below it
+    drop_every: Annotated[int, Field(ge=1)] | None = None  # step: epochs
+    drop_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()  # multistep: epochs
+    drop_factor: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # None: the schedule's own default
+    power: Annotated[float, Field(gt=0.0)] = 1.0  # polynomial; 1 is a straight line
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better score
+    plateau_improvement: Annotated[float, Field(ge=0.0)] = 1e-4  # a better score is better by more than this
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # or so many updates
     head_only_epochs: Annotated[int, Field(ge=0)] = 0
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 16
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches per update
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    swa_start: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # share of the epochs before it averages
+    swa_lr: Annotated[float, Field(gt=0.0)] | None = None  # None: the schedule goes on
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"  # on a GPU; a CPU always computes in fp32
 
-    keep: Literal["best", "last"] = "best"  # which epoch's weights; best is picked on the held-out fold
+    keep: str = "best"  # which epochs' weights; best is picked on the held-out fold
+    soup: SoupName = "greedy"  # greedy is picked on the held-out fold
+    soup_epochs: Annotated[int, Field(ge=2, le=20)] = 5  # the last ones, that a soup is made of
     views: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("centre", "flip")
 
     @model_validator(mode="after")
@@ -77,6 +132,8 @@ class Variant(Frozen):
             raise ValueError(
                 f"head_only_epochs must be below epochs={self.epochs}, got {self.head_only_epochs}"
             )
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("warmup_epochs and warmup_steps say the same: give one of them")
         if self.cycles > self.epochs:
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self
@@ -95,6 +152,19 @@ class Variant(Frozen):
         """The same variant with some settings replaced, checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
 
+    def mixing(self, trials: int, how: SoupName) -> Self:
+        """A variant that trains nothing, and has of this one what prediction asks for."""
+        kept = {field: getattr(self, field) for field in PREDICTED_BY}
+        soup = {"keep": "soup", "soup": how, "soup_epochs": trials, "epochs": trials, "weights": "none"}
+        return type(self).model_validate(kept | soup)
+
+
+class Mixed(Frozen):
+    """Trials of a fold, of one variant, whose weights another one mixes."""
+
+    trials: Annotated[tuple[str, ...], Field(min_length=2, max_length=20, strict=False)]
+    how: SoupName = "greedy"
+
 
 class TrialSpec(Frozen):
     """One variant with one set of hparams on one fold of one dataset, trained once."""
@@ -110,6 +180,7 @@ class TrialSpec(Frozen):
     metric: str = "f2"  # that the trial is judged by
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
+    soup_of: Mixed | None = None  # it trains nothing, and is a soup of these
     after: dict[str, str] = {}  # by variant: the trial of the same fold that it begins from, or learns from
 
     @model_validator(mode="after")
@@ -123,8 +194,14 @@ class TrialSpec(Frozen):
 
     @property
     def recipe(self) -> Variant:
-        """The variant as it is trained: with the hparams in place."""
-        return self.variant.with_hparams(self.hparams)
+        """The variant as it is trained: with the hparams in place. A soup's epochs are the trials that it mixes."""
+        recipe = self.variant.with_hparams(self.hparams)
+        return recipe if self.soup_of is None else recipe.mixing(len(self.soup_of.trials), self.soup_of.how)
+
+    @property
+    def told_hparams(self) -> dict[str, Hparam]:
+        """What people are shown: of a soup the best set's, and how many are mixed."""
+        return self.hparams if self.soup_of is None else self.hparams | {"soup_of": len(self.soup_of.trials)}
 
     @property
     def title(self) -> str:

@@ -121,8 +121,8 @@ def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: Bui
 
 
 def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
-    """The members with a weight above 0, in the order of prediction."""
-    by_name = {member.variant: member for member in ensemble.members if member.weight > 0}
+    """The members that are needed, in the order of prediction; those that level 2 alone needs come last."""
+    by_name = {member.variant: member for member in ensemble.needed}
     external = [name for name, member in by_name.items() if not member.trials]
     if external:
         raise ConfigError(
@@ -130,7 +130,7 @@ def _in_order(ensemble: Ensemble) -> list[EnsembleMember]:
         )
     if not ensemble.prefixes:
         raise StoreError(f"the ensemble {ensemble.name} is of an older version: blend again")
-    return [by_name[name] for name in ensemble.prefixes[-1].members]
+    return [by_name[name] for name in dict.fromkeys([*ensemble.prefixes[-1].members, *by_name])]
 
 
 def _manifest(
@@ -148,6 +148,8 @@ def _manifest(
         scale=ensemble.scale,
         members=[_kernel_member(run, member, weights) for member in members],
         prefixes=ensemble.prefixes,
+        level2=ensemble.level2,
+        decoder=ensemble.decoder if ensemble.level2 is not None else None,
         encrypted=options.secret is not None,
         key=options.secret.text if options.secret is not None and embedded else None,
         limit=options.limit,
@@ -186,6 +188,7 @@ def _header(run: Run, manifest: Manifest, dtype: str, loss: Float16Loss | None) 
         "",
         f"{len(manifest.members)} members, {len(manifest.weights)} checkpoints, {len(manifest.label_ids):,} labels; "
         f"weights as {dtype}, not in this file.",
+        *([f"Level 2: {manifest.level2.stacker}, in this file."] if manifest.level2 is not None else []),
         *([f"Measured: {loss}."] if loss is not None else []),
         f"Built with python {platform.python_version()}, {', '.join(versions)}.",
         f"Rebuild: {pasted('python', '-m', 'kernel_builder', manifest.ensemble, '--name', name, '--out', 'DIR')}",

@@ -22,10 +22,8 @@ from imet_ray.cores import usable_cores
 from imet_ray.data.loader import Pictures
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_tagger
-from imet_ray.models.models import Tagger
-from imet_ray.prediction.ensemble import Ensemble, EnsembleMember
+from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, combined
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.prediction.pooling import add_share, as_probability
 from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.reporting.report_page import write_report
 from imet_ray.storage.checked_read import read_arrays, read_json, read_json_lines
@@ -145,7 +143,7 @@ def _scores(
     run: Run, ensemble: Ensemble, members: Sequence[EnsembleMember], rows: np.ndarray, device: torch.device
 ) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """The scores of some pictures with float32 and with float16, (n,) float64; and the seconds of loading models."""
-    totals: list[np.ndarray | None] = [None, None]
+    found: list[list[tuple[EnsembleMember, np.ndarray]]] = [[], []]
     loading = 0.0
     passes = 2 * len(rows) * len(members)
     with tqdm(total=passes, desc="float16, out of fold", unit="picture", disable=None, leave=False) as bar:
@@ -153,18 +151,17 @@ def _scores(
             trials = [run.store.trial(trial) for trial in member.trials]
             predicted, took = _predicted(trials, run, rows, device, bar)
             loading += took
-            totals = [
-                add_share(total, member.weight, probs, ensemble.scale)
-                for total, probs in zip(totals, predicted, strict=True)
-            ]
+            for pairs, probs in zip(found, predicted, strict=True):
+                pairs.append((member, probs))
     metric, labels = metric_named(run.experiment.space.metric), run.data.labels[rows]
     scores = []
     # NaN of float16 shows, whatever float32 gives
-    for total, of_lost in zip(totals, (0.0, -1.0), strict=True):
-        assert total is not None
-        lost = ~np.isfinite(total).all(axis=1)
-        probs = as_probability(np.where(lost[:, None], np.float32(0), total), ensemble.scale)
-        scores.append(np.where(lost, of_lost, metric.per_picture(ensemble.decoder.decode(probs), labels)))
+    for pairs, of_lost in zip(found, (0.0, -1.0), strict=True):
+        lost = np.logical_or.reduce([~np.isfinite(probs).all(axis=1) for _, probs in pairs])
+        for _, probs in pairs:
+            probs[lost] = 0.5
+        decoded = ensemble.decoder.decode(combined(ensemble, pairs))
+        scores.append(np.where(lost, of_lost, metric.per_picture(decoded, labels)))
     return (scores[0], scores[1]), loading
 
 
@@ -210,7 +207,7 @@ def _predicted(
 
 
 def _predict(
-    model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference, bar: "tqdm[Any]"
+    model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference, bar: "tqdm[Any]"
 ) -> np.ndarray:
     """As `predict_rows`, with its progress: (n, C) float16."""
     found = []

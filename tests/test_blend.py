@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import launch
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.storage.results import read_spec
@@ -260,6 +261,23 @@ def test_an_ensemble_is_replaced_by_one_that_lacks_a_member_only_if_told_to(call
     assert [member.variant for member in read_ensemble(place).members] == ["a"]
     assert "the earlier ensemble kept was replaced" in err
     assert call_blend(*how)[0] == 0  # with b again: nothing is lost
+
+
+def test_a_sweep_that_could_not_replace_its_ensemble_says_so_before_it_trains(
+    call_blend, trained, tmp_path, tiny_root, capsys, monkeypatch
+):
+    assert call_blend(*trained.where, "--out", "blend", "--method", "uniform")[0] == 0
+    (tmp_path / "less.yml").write_text(
+        "n_folds: 3\n"
+        "base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1, lr: 0.003, keep: last}\n"
+        "variants: [{name: b, augmentation: none}]\n"
+    )
+    monkeypatch.setattr("imet_ray.commands.sweep.start", lambda plan: pytest.fail("it begins"))
+    argv = ["--sweep", "--space", str(tmp_path / "less.yml"), "--data", str(tiny_root), "--name", "r"]
+    assert launch.main([*argv, *trained.where]) == 1
+    assert "the ensemble blend has a, which the new one would lack: say --replace" in capsys.readouterr().err
+    with pytest.raises(pytest.fail.Exception, match="it begins"):
+        launch.main([*argv, *trained.where, "--replace"])
 
 
 @pytest.mark.parametrize("fewer", [["--members", "a"], ["--bytes", "{}"], []])

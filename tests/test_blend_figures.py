@@ -133,6 +133,23 @@ def test_level_2_stands_beside_the_methods(report):
     assert 0.5 in [x for x, _ in dots(axes)]
 
 
+def test_level_2_that_is_used_is_ringed_and_stands_for_the_blend(report):
+    gain = {"mean": 0.01, "low": 0.0, "high": 0.02}
+    level2 = {"kind": "net", "decoder": "threshold", "own": 0.97, "nested": 0.96, "used": True}
+    level2 |= {"over_best": gain, "over_uniform": gain | {"mean": 0.03}, "over_single": gain}
+    changed = report | {"level2": [level2 | {"used": False, "nested": 0.5}, level2], "nested": 0.96}
+    found = section("methods", changed)
+    ringed = [line for line in found.figure.axes[0].lines if line.get_markersize() == 12]
+    assert [line.get_xdata()[0] for line in ringed] == [0.96]
+    assert [row[0] for row in found.table.rows[-2:]] == ["level 2: net", "level 2: net (used)"]
+    assert found.table.rows[-1][4:] == (
+        "+0.0300 [+0.0000, +0.0200]",
+        "+0.0100 [+0.0000, +0.0200] (over the best blend)",
+    )
+    assert 0.96 in [x for x, _ in dots(drawn("blend_and_members", changed).axes[0])]
+    assert drawn("weights", changed).axes[1].lines[-1].get_xdata()[0] == report["chosen"]["nested"]
+
+
 def test_weights_have_a_bar_per_member_and_dots_per_fold_and_the_score_without_each(report):
     left, right = drawn("weights", report).axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx(report["chosen"]["weights"])

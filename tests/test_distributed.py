@@ -173,8 +173,14 @@ def test_two_workers_train_as_one_with_the_doubled_batch(together, tiny_data, ma
         torch.testing.assert_close(value, load_file(one.best)[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec):
-    spec = of_team(make_spec(mixup=0.3, dropout=0.2))  # randomness of each worker's own, and batch norm
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"swa_start": 0.0, "swa_lr": 0.001}, {"keep": "cycles", "cycles": 3}, {"keep": "soup"}],
+    ids=["best", "swa", "cycles", "soup"],
+)
+def test_a_team_that_was_killed_goes_on_from_its_last_epoch(together, make_spec, settings):
+    # randomness of each worker's own, and batch norm
+    spec = of_team(make_spec(**{"mixup": 0.3, "dropout": 0.2} | settings))
     whole = together(spec)
     assert not together(spec, "killed", stop=2).result.exists()
     resumed = together(spec, "killed")

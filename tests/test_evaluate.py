@@ -296,7 +296,7 @@ def test_a_fold_that_no_picture_of_the_sample_is_outside_of_has_temperature_1(
         ),
         (GOOD, {"decoders": ["group-thresholds"], "groups": ["a", "a"]}, "cannot be used: labels.csv needs"),
         (MARGINS, {"decoders": ["expected-f2"]}, "expected-f2' cannot be used: the members' thresholds"),
-        (GOOD, {"level2": "logistics"}, "unknown level 2 'logistics': did you mean 'logistic'"),
+        (GOOD, {"level2": ["logistics"]}, "unknown level 2 'logistics': did you mean 'logistic'"),
         (GOOD, {"min_weight": 1.5}, r"--min-weight must be in 0\.\.1, got 1\.5"),
         (GOOD, {"min_weight": float("nan")}, "--min-weight must be in"),
         (GOOD, {"max_members": 0}, "--max-members must be at least 1, got 0"),

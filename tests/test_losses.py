@@ -170,3 +170,13 @@ def test_asymmetric_is_the_mean_of_timms_entries():
 def test_a_gamma_without_a_gradient_is_refused():
     with pytest.raises(ConfigError, match=r"0 or at least 1, got 0\.5"):
         build_loss("asymmetric", 0.5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_smoothing_moves_targets_towards_a_half(name):
+    logits, targets = entries(3)
+    smoothed = build_loss(name, None, smoothing=0.2)(logits, targets)
+    assert torch.equal(smoothed, build_loss(name, None)(logits, targets * 0.8 + 0.1))
+    assert torch.equal(
+        build_loss(name, None, smoothing=0.0)(logits, targets), build_loss(name, None)(logits, targets)
+    )

@@ -7,9 +7,10 @@ import pytest
 from benchmarks.simulation import simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.tune_searcher import stopped_result
+from imet_ray.errors import ConfigError
 from imet_ray.search_space import SearchSpace, read_space
 from imet_ray.storage.files import write_json
-from imet_ray.storage.results import TrialResult, failures, standings, write_result
+from imet_ray.storage.results import TrialResult, failures, read_spec, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 
@@ -259,6 +260,104 @@ def test_two_equal_sets_of_hparams_are_trained_once(store, tmp_path):
     )
     done = run_out(policy_of(read_space(path, check=check_recipe), store), slots=2)
     assert len({a.spec.trial_id for a in done}) == len(done) <= 3
+
+
+def test_a_set_whose_settings_do_not_go_together_fails_and_the_search_goes_on(store, tmp_path):
+    path = tmp_path / "space.yml"
+    path.write_text(
+        "n_folds: 2\ntrials_per_variant: 6\nvariants: [{name: a, architecture: resnet18}]\n"
+        "search: {keep: [best, soup], schedule: [cosine, plateau]}"
+    )
+    policy = policy_of(read_space(path, check=check_recipe), store)
+    done = run_out(policy, slots=1)
+    drawn = [trial.params for trial in policy.studies["a"].study.get_trials()]
+    wrong = {"keep": "soup", "schedule": "plateau"}
+    assert len(drawn) == 6
+    assert wrong in drawn
+    assert done
+    assert wrong not in [a.spec.hparams for a in done]
+
+
+@pytest.fixture
+def mixing(space) -> SearchSpace:
+    """The best two sets of three are mixed."""
+    return SearchSpace.model_validate(space.model_dump() | {"soup_of": {"sets": 2}})
+
+
+def test_the_best_sets_are_trained_on_all_folds_and_mixed_fold_by_fold(mixing, store):
+    done = [a for a in run_out(policy_of(mixing, store)) if a.spec.variant == mixing.variants[0]]
+    assert len(done) == 3 + mixing.after_search == 3 + 2 * 2 + 3
+    sets = sorted((a for a in done if a.phase == "search"), key=lambda a: -a.spec.recipe.dropout)[:2]
+    for fold in range(3):
+        of_fold = {a.spec.trial_id: a.spec for a in done if a.spec.fold == fold}
+        (soup,) = (spec for spec in of_fold.values() if spec.soup_of is not None)
+        mixed = [of_fold[trial_id].hparams for trial_id in soup.soup_of.trials]
+        assert mixed == [a.spec.hparams for a in sets]
+        assert list(of_fold)[-1] == soup.trial_id  # when they are there
+
+
+def test_a_driver_that_is_killed_again_and_again_mixes_the_same_sets_once(mixing, store, tmp_path):
+    whole = {a.spec.trial_id for a in run_out(policy_of(mixing, RunDirectory(tmp_path / "whole")))}
+    done = []
+    while (assignment := policy_of(mixing, store).next()) != "finished":
+        finish(policy_of(mixing, store), assignment)
+        done.append(assignment.spec.trial_id)
+    assert sorted(done) == sorted(whole)
+
+
+def test_a_soup_that_is_better_than_its_best_set_stands_for_the_variant(mixing, store):
+    name = mixing.variants[0].name
+    policy, done = policy_of(mixing, store), 0
+    while (assignment := policy.next()) != "finished":
+        finish(policy, assignment, score=0.9 if assignment.spec.soup_of else None)
+        done += assignment.spec.variant.name == name
+        assert done + policy.studies[name].left == 3 + mixing.after_search
+    found = standings(store, [name])[0]
+    assert found.whole
+    assert found.mean == pytest.approx(0.9)
+    assert found.hparams["soup_of"] == 2
+    assert policy.studies[name].complete == 3
+    assert policy.studies[name].left == 0
+
+
+def test_a_soup_that_fails_leaves_the_best_set(mixing, store):
+    policy = policy_of(mixing, store)
+    while (assignment := policy.next()) != "finished":
+        finish(policy, assignment, status="failed" if assignment.spec.soup_of else "complete")
+    found = standings(store, [mixing.variants[0].name])[0]
+    assert found.whole
+    assert all(read_spec(trial).soup_of is None for trial in found.trials.values())
+
+
+def test_equal_sets_are_not_mixed(store, tmp_path):
+    path = tmp_path / "space.yml"
+    path.write_text(
+        "n_folds: 2\ntrials_per_variant: 4\nvariants: [{name: a, architecture: resnet18}]\n"
+        "soup_of: {sets: 2}\nsearch: {batch_size: [16, 32]}"
+    )
+    done = run_out(policy_of(read_space(path, check=check_recipe), store), slots=2)
+    for soup in (a.spec.soup_of for a in done if a.spec.soup_of is not None):
+        assert len(set(soup.trials)) == 2
+    assert len({a.spec.trial_id for a in done}) == len(done)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trials_per_variant: 2\nsoup_of: {}", "soup_of mixes 3 sets of hparams of a variant: raise"),
+        ("trials_per_variant: 3\nsoup_of: {}\nsearch: {image_size: [64, 96]}", "searches its image_size"),
+        (
+            "trials_per_variant: 3\nsoup_of: {}\nbase: {keep: cycles, cycles: 2}",
+            "set another keep than 'cycles'",
+        ),
+        ("trials_per_variant: 3\nsoup_of: {sets: 1}", "greater than or equal to 2"),
+    ],
+)
+def test_sets_that_cannot_be_mixed_are_refused(tmp_path, text, expected):
+    path = tmp_path / "space.yml"
+    path.write_text(text + "\nvariants: [{name: a, architecture: resnet18}]\n")
+    with pytest.raises(ConfigError, match=expected):
+        read_space(path, check=check_recipe)
 
 
 def test_the_same_seed_asks_for_the_same_hparams(space, tmp_path):

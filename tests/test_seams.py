@@ -22,7 +22,7 @@ from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_json, write_text
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
-from imet_ray.training import losses, schedules
+from imet_ray.training import kept_weights, losses, schedules
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 
@@ -66,10 +66,22 @@ def upside_down(calls):
     return view
 
 
+def first_epoch(calls):
+    class First(kept_weights.Keep):
+        at_once = True
+
+        def kept(self, history):
+            calls.append("first")
+            return history[0]
+
+    return First
+
+
 KINDS = {  # what is added: its registry, and the setting that names it
     "loss": (losses.LOSSES, lambda calls: (squared_error, 2.0), {"loss": "mine"}),
     "schedule": (schedules.SCHEDULES, lambda calls: Halved, {"schedule": "mine"}),
     "augmentation": (augmentation.PRESETS, grey, {"augmentation": "mine"}),
+    "keep": (kept_weights.KEEPS, first_epoch, {"keep": "mine"}),
     "crop": (crops.CROPS, corner, {"crop": "mine"}),
     "view": (views.VIEWS, upside_down, {"views": ["mine", "centre"]}),
 }
@@ -336,3 +348,24 @@ def test_a_blend_method_is_one_function_and_one_line(monkeypatch, few_cells):
     assert report.chosen.method == "first"
     assert report.weights == (1.0, 0.0)
     assert report.chosen.own == pytest.approx(report.single.own, abs=0.05)
+
+
+def test_a_stacker_is_one_function_and_one_line(monkeypatch, few_cells):
+    from blends import evaluate
+
+    from imet_ray.blending.stacking import STACKERS
+    from imet_ray.prediction.level2 import Packed, PerLabel
+
+    def last(data):
+        weights = np.zeros((len(data.probs) + 1, data.labels.shape[1]), np.float32)
+        weights[-1] = 1
+        return [PerLabel(weights=Packed.of(weights))] * (data.n_folds + 1)
+
+    members, labels, folds = few_cells
+    with pytest.raises(ConfigError, match="unknown level 2 'last'"):
+        evaluate(members, labels, folds, level2=["last"])
+    monkeypatch.setitem(STACKERS, "last", last)
+    report = evaluate(members, labels, folds, methods=[], use="last")
+    assert report.model.stacker == "last"
+    found = report.model.predict({member.name: member.probs for member in members})
+    assert found == pytest.approx(members[-1].probs, abs=1e-3)

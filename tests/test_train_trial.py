@@ -13,6 +13,7 @@ from imet_ray.data.formats import read_catalog
 from imet_ray.data.training_data import test_split as pictures_of_test
 from imet_ray.errors import StoreError
 from imet_ray.models.checkpoint import load_state, load_tagger, read_info
+from imet_ray.models.models import build_model
 from imet_ray.prediction.metrics import METRICS, Metric
 from imet_ray.prediction.predict import predict_checkpoint, read_predictions, write_predictions
 from imet_ray.storage.checked_read import read_json_lines
@@ -98,8 +99,10 @@ def test_a_directory_of_another_trial_is_not_taken_for_it(run, make_spec, tmp_pa
         {"schedule": "onecycle", "optimizer": "adamw", "keep": "last", "mixup": 0.3},
         {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.9, "warmup_epochs": 1.0},
         {"optimizer": "sgd", "accumulate": 2, "clip_norm": 1.0, "head_only_epochs": 1},
+        {"schedule": "triangular2", "cycles": 3, "optimizer": "lion", "layer_decay": 0.7, "drop_path": 0.5},
+        {"schedule": "exponential", "freeze": 2, "amsgrad": True, "beta2": 0.99, "label_smoothing": 0.1},
     ],
-    ids=["cosine", "onecycle", "plateau", "sgd"],
+    ids=["cosine", "onecycle", "plateau", "sgd", "layered", "frozen"],
 )
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_an_interrupted_trial_ends_with_the_same_weights_bit_for_bit(run, make_spec, settings, stop_after):
@@ -113,6 +116,34 @@ def test_an_interrupted_trial_ends_with_the_same_weights_bit_for_bit(run, make_s
     timed = {"seconds", "images_per_s", "wait_s", "evaluate_s", "at"}
     for a, b in zip(read_json_lines(one.metrics), read_json_lines(two.metrics), strict=True):
         assert {k: a[k] for k in a.keys() - timed} == {k: b[k] for k in b.keys() - timed}
+
+
+@pytest.mark.parametrize("stop_after", [None, 1])
+def test_a_trial_whose_rate_is_spent_is_complete(run, make_spec, stop_after):
+    """Its score never improves by 1: the rate drops after the second epoch, to 0.0006."""
+    plateau = {"schedule": "plateau", "plateau_patience": 0, "plateau_improvement": 1.0, "min_lr": 0.001}
+    spec = make_spec(epochs=5, **plateau)
+    if stop_after:
+        with pytest.raises(Interrupted):
+            run(spec, stop_after=stop_after)
+    result, trial = run(spec)
+    rows = read_json_lines(trial.metrics)
+    assert (result.status, result.epochs, len(rows)) == ("complete", 2, 2)
+    assert result.score == max(row["score"] for row in rows)
+    assert not trial.last.exists()
+    assert run(spec, stop_after=1)[0] == result  # it is not trained further
+
+
+def test_frozen_layers_keep_their_weights_and_their_batch_norms(run, make_spec, tiny_data):
+    spec = make_spec(epochs=1, freeze="layer1", keep="last")
+    _, trial = run(spec)
+    torch.manual_seed(spec.seed)
+    n = len(tiny_data.label_ids)
+    start = build_model("test_resnet", n_labels=n, image_size=32, dropout=0.0, weights="none").state_dict()
+    changed = {
+        name.split(".")[1] for name, value in weights(trial).items() if not torch.equal(value, start[name])
+    }
+    assert changed == {"layer2", "layer3", "layer4", "fc"}
 
 
 def test_interrupted_between_the_last_epoch_and_the_result_it_loses_one_epoch(run, make_spec, monkeypatch):

@@ -26,6 +26,7 @@ from imet_ray.prediction.ensemble import (
 from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import Standing, read_spec
 from imet_ray.storage.run_directory import EnsembleDirectory, RunDirectory
+from imet_ray.training.kept_weights import KEEPS
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def refuse_smaller(
     if options.replace or not place.ensemble.exists():
         return
     with contextlib.suppress(StoreError):  # a damaged one predicts nothing
-        earlier = read_ensemble(place).members
-        lost = [member.variant for member in earlier if member.weight > 0 and member.variant not in names]
+        earlier = read_ensemble(place).needed
+        lost = [member.variant for member in earlier if member.variant not in names]
         if lost:
             why = f"; left out: {', '.join(left_out)}" if left_out else ""
             raise ConfigError(
-                f"the ensemble {place.root.name} has {', '.join(lost)}, which the new one would lack{why}: give "
-                "blend.py another name for it, or --replace"
+                f"the ensemble {place.root.name} has {', '.join(lost)}, which the new one would lack{why}: say "
+                "--replace, or keep it by another name for the new one (blend.py --out NAME)"
             )
 
 
@@ -136,7 +137,7 @@ def frozen(
 ) -> Ensemble:
     """What `ensemble.json` holds of a blend."""
     singles = [row for row in report.rows if row.is_single]
-    scores = {row.method: row.nested for row in singles if row.decoder == report.decoder.name}
+    scores = {row.method: row.nested for row in singles if row.decoder == report.chosen.decoder}
     own = {row.method: row.thresholds[0] for row in singles if row.decoder == THRESHOLD}
     return Ensemble(
         name=name,
@@ -157,6 +158,7 @@ def frozen(
         scale=report.scale,
         decoder=report.decoder,
         prefixes=list(report.prefixes),
+        level2=report.model,
         report=report.to_dict() | ({"budget": asdict(bought)} if bought else {}),
     )
 
@@ -179,9 +181,14 @@ def _remarks(run: RunToBlend) -> list[str]:
     found = [f"left out: {', '.join(run.left_out)}"] if run.left_out else []
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
-    recipes = [read_spec(trial).recipe for standing in whole for trial in standing.trials.values()]
-    if any(recipe.keep == "best" and recipe.epochs > 1 for recipe in recipes):
+    specs = [read_spec(trial) for standing in whole for trial in standing.trials.values()]
+    if any(spec.soup_of is not None and spec.soup_of.how == "greedy" for spec in specs):
         found.append(
-            "optimistic: keep: best picked epochs on the folds that are scored (keep: last does not)"
+            "optimistic: soup_of picked what it mixed on the folds that are scored (how: uniform does not)"
+        )
+    recipes = [spec.recipe for spec in specs if spec.soup_of is None]
+    for keep in sorted({recipe.keep for recipe in recipes if KEEPS[recipe.keep].picks(recipe)}):
+        found.append(
+            f"optimistic: keep: {keep} picked epochs on the folds that are scored (keep: last does not)"
         )
     return found

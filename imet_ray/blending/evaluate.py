@@ -5,6 +5,9 @@ weights and decoder, a single member's threshold, too. Three things see all fold
 averaging, how far thresholds may be searched, and the mean number of labels. As the best nested score of several
 flatters, only a gain beyond the noise of all candidates together displaces uniform weights. The caller remarks what
 else flatters (hparams and epochs that were picked on the pictures that are scored).
+
+Level 2 stands by the same rule: its nested scores are candidates among the others, and the best of those that are
+beyond noise becomes the ensemble. Weights are chosen all the same, for whoever has no time for all members.
 """
 
 from collections.abc import Sequence
@@ -23,14 +26,17 @@ from imet_ray.blending.cross_fit import (
 )
 from imet_ray.blending.deadline_order import prefixes
 from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
-from imet_ray.blending.fit_jobs import SINGLE, THRESHOLD, Runner
+from imet_ray.blending.fit_jobs import SINGLE, Runner
 from imet_ray.blending.members import Member
 from imet_ray.blending.methods import METHODS, UNIFORM
 from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.out_of_fold import OutOfFold
 from imet_ray.blending.problem import BlendProblem, FitProblem
-from imet_ray.blending.result import BlendReport, Level2, Row
-from imet_ray.blending.stacking import STACKS
+from imet_ray.blending.result import BlendReport, Level2Row, Row
+from imet_ray.blending.stacking import STACKERS
+from imet_ray.errors import ConfigError
 from imet_ray.prediction.decode import DECODERS, SampleDecoder, ThresholdDecoder, possible_decoders
+from imet_ray.prediction.level2 import Level2, Level2Model
 from imet_ray.prediction.pooling import SCALES, Scale, as_probability
 
 
@@ -38,10 +44,12 @@ from imet_ray.prediction.pooling import SCALES, Scale, as_probability
 class Choice:
     """The blend that is taken, and what it is compared with."""
 
-    chosen: Judged
+    chosen: Judged  # weights; what is predicted where `level2` is None
+    level2: Judged | None  # the stacker that is taken
     best: Judged  # the best nested one, chosen or not
     single: Judged  # the best single member, under its better decoder
-    over_uniform: dict[tuple[str, str], Gain]  # of each blend over the best uniform one; all hold together
+    # of each blend and stacker over the best uniform blend; all hold together
+    over_uniform: dict[tuple[str, str], Gain]
 
 
 def evaluate(
@@ -58,14 +66,16 @@ def evaluate(
     """
     problem.check()
     options.check()
-    found, by_scale = _fit_all(problem, options, runner, progress)
-    choice = _choose(found, options)
     stacked: list[Judged] = []
-    if options.level2 is not None:
-        progress(f"level 2: {options.level2}")
-        stacked = score_level2(options.level2, problem, runner, progress)
-    rows, level2 = _rows(found, choice, stacked, options)
-    fits, chosen = found.fits, choice.chosen
+    models: dict[str, Level2Model] = {}
+    for name in options.stackers(len(problem.members)):
+        progress(f"level 2: {name}")
+        judged, models[name] = score_level2(name, problem, options, runner, progress)
+        stacked += judged
+    found, by_scale = _fit_all(problem, options, runner, progress)
+    choice = _choose(found, stacked, options)
+    rows, level2 = _rows(found, choice, stacked)
+    fits, chosen, used = found.fits, choice.chosen, choice.level2
     progress("ordering the members for a deadline")
     steps = prefixes(chosen, found)
     progress("weighing each member")
@@ -83,7 +93,7 @@ def evaluate(
         chosen_over_uniform=choice.over_uniform[chosen.key],
         single=rows[choice.single.key],
         thresholds=tuple(as_probability(fits.cells.thresholds, fits.scale).tolist()),
-        decoder=chosen.whole.decoder,
+        decoder=(used or chosen).whole.decoder,
         worth=worth_of_members(chosen, found),
         correlation=error_correlation(problem),
         threshold_curve=threshold_curve(fits.cells, chosen.whole),
@@ -94,7 +104,10 @@ def evaluate(
         sizes=tuple(member.size for member in problem.members),
         remarks=tuple(problem.remarks),
         level2=level2,
-        forced=options.use is not None and len(problem.members) > 1,
+        model=None
+        if used is None
+        else Level2(stacker=used.method, members=list(problem.names), model=models[used.method]),
+        forced=options.use is not None and (len(problem.members) > 1 or options.use in STACKERS),
     )
 
 
@@ -122,49 +135,64 @@ def _fit_all(
     return found, by_scale
 
 
-def score_level2(kind: str, problem: BlendProblem, runner: Runner, progress: Progress) -> list[Judged]:
-    """What stacking is worth: its probabilities, as a single member, under the threshold and each sample decoder.
+def score_level2(
+    stacker: str, problem: BlendProblem, options: BlendOptions, runner: Runner, progress: Progress
+) -> tuple[list[Judged], Level2Model]:
+    """What a stacker is worth under the threshold and each sample decoder, and its model of all pictures.
 
-    They are nested already: a fold's come from models that saw the other folds only. A decoder is fitted without the
-    fold that is scored. What optimism is left, of second order: what it is fitted on came from models that saw the
-    fold that is scored.
+    Its probabilities are nested: a fold's come from a model that saw the other folds only. They are judged as those of
+    a single member: a decoder is fitted without the fold that is scored. What optimism is left, of second order: what
+    it is fitted on came from models that saw the fold that is scored.
 
     Args:
-        kind: a key of `STACKS`.
+        stacker: a key of `STACKERS`.
         runner: of the decoders' fits; the stacking itself runs here, on all cores.
 
     Raises:
-        ConfigError: for a library that is not installed.
+        ConfigError: for a library that is not installed, members that give no probabilities, or no decoder.
     """
-    stacked = STACKS[kind](problem.values, problem.labels, problem.folds, problem.seed)
-    stack = replace(problem, members=(Member(kind, stacked),), label_groups=())
+    if problem.margins:
+        raise ConfigError("level 2 needs probabilities: the members' thresholds are subtracted already")
+    possible = possible_decoders(None, grouped=False, margins=False, metric=problem.metric)
+    decoders = [name for name in possible if options.decoders is None or name in options.decoders]
+    if not decoders:
+        raise ConfigError(f"level 2 is decoded by {' or '.join(possible)}: choose --decoder among these")
+    data = OutOfFold(problem.values, problem.labels, problem.folds, problem.metric, problem.seed)
+    models = STACKERS[stacker](data)
+    stack = replace(problem, members=(Member(stacker, data.nested(models)),), label_groups=())
     fits = FitProblem(
         stack.singles[0], stack.folds, stack.groups, stack.sample, stack.seed, singles=stack.singles
     )
-    possible = possible_decoders(None, grouped=False, margins=False, metric=problem.metric)
-    on_sample = [name for name in possible if issubclass(DECODERS[name], SampleDecoder)]
-    found = cross_fit(stack, fits, [f"{SINGLE}0"], [THRESHOLD, *on_sample], runner, progress)
-    return list(found.judged.values())
+    found = cross_fit(stack, fits, [f"{SINGLE}0"], decoders, runner, progress)
+    return [replace(one, method=stacker) for one in found.judged.values()], models[-1]
 
 
-def _choose(found: CrossFit, options: BlendOptions) -> Choice:
-    """The method that was asked for; else the best one that beats uniform weights beyond noise; else these."""
+def _choose(found: CrossFit, stacked: Sequence[Judged], options: BlendOptions) -> Choice:
+    """What was asked for; else the best candidate that beats uniform weights beyond noise; else these.
+
+    Weights are chosen among weights, and level 2 is taken if it is the best of all.
+    """
     blends = found.blends
     uniform = best_nested([one for one in blends if one.method == UNIFORM])
+    candidates = [*blends, *stacked]
     gains = bootstrap(
-        np.stack([one.nested - uniform.nested for one in blends]), found.problem.seed, together=True
+        np.stack([one.nested - uniform.nested for one in candidates]), found.problem.seed, together=True
     )
-    over_uniform = {one.key: gain for one, gain in zip(blends, gains, strict=True)}
-    sure = [one for one in blends if one.method != UNIFORM and over_uniform[one.key].low > 0]
-    chosen = best_nested(sure) if sure else uniform
-    if options.use is not None and len(found.problem.members) > 1:
-        chosen = best_nested([one for one in blends if one.method == options.use])
-    return Choice(chosen, best_nested(blends), best_nested(found.singles), over_uniform)
+    over_uniform = {one.key: gain for one, gain in zip(candidates, gains, strict=True)}
+    sure = [one for one in candidates if one.method != UNIFORM and over_uniform[one.key].low > 0]
+    sure_weights = [one for one in sure if one in blends]
+    chosen = best_nested(sure_weights) if sure_weights else uniform
+    level2 = best_nested(sure) if sure and best_nested(sure) in stacked else None
+    if options.use in STACKERS:
+        level2 = best_nested([one for one in stacked if one.method == options.use])
+    elif options.use is not None and len(found.problem.members) > 1:
+        level2, chosen = None, best_nested([one for one in blends if one.method == options.use])
+    return Choice(chosen, level2, best_nested(blends), best_nested(found.singles), over_uniform)
 
 
 def _rows(
-    found: CrossFit, choice: Choice, stacked: Sequence[Judged], options: BlendOptions
-) -> tuple[dict[tuple[str, str], Row], tuple[Level2, ...]]:
+    found: CrossFit, choice: Choice, stacked: Sequence[Judged]
+) -> tuple[dict[tuple[str, str], Row], tuple[Level2Row, ...]]:
     """What the report says of each method, each single member, and of stacking."""
     judged = list(found.judged.values())
     gains = bootstrap(
@@ -172,17 +200,29 @@ def _rows(
             [one.nested - found.judged[UNIFORM, one.decoder].nested for one in judged]
             + [one.nested - choice.single.nested for one in judged]
             + [one.nested - choice.best.nested for one in stacked]
+            + [one.nested - choice.single.nested for one in stacked]
         ),
         found.problem.seed,
     )
-    n = len(judged)
+    n, s = len(judged), len(stacked)
     rows = {
         one.key: _row(one, found.problem, over_uniform, over_single)
         for one, over_uniform, over_single in zip(judged, gains[:n], gains[n : 2 * n], strict=True)
     }
     level2 = tuple(
-        Level2(str(options.level2), one.decoder, float(one.own.mean()), one.worth, gain)
-        for one, gain in zip(stacked, gains[2 * n :], strict=True)
+        Level2Row(
+            kind=one.method,
+            decoder=one.decoder,
+            own=float(one.own.mean()),
+            nested=one.worth,
+            over_best=over_best,
+            over_uniform=choice.over_uniform[one.key],
+            over_single=over_single,
+            used=one is choice.level2,
+        )
+        for one, over_best, over_single in zip(
+            stacked, gains[2 * n : 2 * n + s], gains[2 * n + s :], strict=True
+        )
     )
     return rows, level2
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from imet_ray.blending.methods import METHODS, UNIFORM
-from imet_ray.blending.stacking import STACKS
+from imet_ray.blending.stacking import ALL, STACKERS
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.decode import DECODERS
 from imet_ray.prediction.pooling import Scale
@@ -14,7 +14,7 @@ class BlendOptions:
     """What a person may ask of a blend."""
 
     methods: tuple[str, ...] | None = None  # to compare; all if None. Uniform weights always are among them
-    use: str | None = None  # the method to take, whatever it is worth; the best nested one if None
+    use: str | None = None  # the method or stacker to take, whatever it is worth; the best nested one if None
     decoders: tuple[str, ...] | None = None  # to compare; all that can be had if None
     min_weight: float = 0.0  # a member that would get less is left out
     max_members: int | None = None  # of weight above 0
@@ -23,7 +23,9 @@ class BlendOptions:
     size: int | None = None  # bytes that checkpoints may take
     scale: Scale | None = None  # on which to average; the one whose uniform blend is better, nested, if None
     replace: bool = False  # an ensemble of that name goes, also where the new one lacks a member of it
-    level2: str | None = None  # of `STACKS`: judged beside the blend and never used
+    level2: tuple[
+        str, ...
+    ] = ()  # of `STACKERS`, or "all": judged beside the blend, and taken where one is better
 
     def check(self) -> None:
         """Refuse names that nobody knows and limits that cannot be.
@@ -32,9 +34,10 @@ class BlendOptions:
             ConfigError: naming what it may be.
         """
         for kind, names, known in (
-            ("method", [*(self.methods or ()), self.use], tuple(METHODS)),
+            ("method", self.methods or (), tuple(METHODS)),
+            ("method", [self.use], (*METHODS, *STACKERS)),
             ("decoder", self.decoders or (), tuple(DECODERS)),
-            ("level 2", [self.level2], tuple(STACKS)),
+            ("level 2", self.level2, (*STACKERS, ALL)),
         ):
             for name in names:
                 if name is not None and name not in known:
@@ -45,10 +48,28 @@ class BlendOptions:
             )
         if self.max_members is not None and self.max_members < 1:
             raise ConfigError(f"--max-members must be at least 1, got {self.max_members}")
+        if self.min_weight > 0 and (self.level2 or self.use in STACKERS):
+            raise ConfigError(
+                "level 2 needs all members, but --min-weight leaves some out: name them with --members"
+            )
 
     def methods_for(self, n_members: int) -> tuple[str, ...]:
         """What is compared, uniform weights first."""
         if n_members == 1:
             return (UNIFORM,)
         asked = METHODS if self.methods is None else self.methods
-        return tuple(dict.fromkeys([UNIFORM, *asked, *([self.use] if self.use is not None else [])]))
+        return tuple(dict.fromkeys([UNIFORM, *asked, *([self.use] if self.use in METHODS else [])]))
+
+    def stackers(self, n_members: int) -> tuple[str, ...]:
+        """What of level 2 is compared.
+
+        Raises:
+            ConfigError: if there are more members than `max_members`.
+        """
+        asked = [*self.level2, *([self.use] if self.use in STACKERS else [])]
+        if asked and self.max_members is not None and n_members > self.max_members:
+            raise ConfigError(
+                f"level 2 needs all members, and there are {n_members}, but --max-members allows {self.max_members}: "
+                "name the best with --members"
+            )
+        return tuple(dict.fromkeys(STACKERS if ALL in asked else asked))

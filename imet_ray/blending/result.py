@@ -1,12 +1,13 @@
 """The blend's findings as data, and as the table that a person reads."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from imet_ray.blending.cross_fit import Gain
 from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import Prefix
+from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.pooling import Scale
 
@@ -40,14 +41,17 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class Level2:
-    """What stacking is worth beside the blend."""
+class Level2Row:
+    """What a stacker is worth beside the blend, under one decoder."""
 
-    kind: str
+    kind: str  # of STACKERS
     decoder: str
     own: float
     nested: float
     over_best: Gain  # nested, over the best blend
+    over_uniform: Gain  # over the best uniform blend; the interval holds for all candidates together
+    over_single: Gain  # nested, over the best single member under its better decoder
+    used: bool  # it is the ensemble
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ class BlendReport:
     scale: Scale  # on which members are averaged
     uniform_by_scale: dict[Scale, float]  # nested score of the uniform blend; empty where there was no choice
     rows: tuple[Row, ...]
-    chosen: Row
+    chosen: Row  # of the weights
     best: Row  # the best nested one, chosen or not
     best_over_uniform: Gain  # over the best uniform blend; the interval holds for all candidates together
     chosen_over_uniform: Gain  # likewise
     single: Row  # the best single member, under its better decoder
     thresholds: tuple[float, ...]  # of the members: where the search begins
-    decoder: Decoder  # of probabilities, or of margins where the members give these
+    decoder: Decoder  # of what the ensemble predicts: probabilities, or margins where the members give these
     worth: tuple[Worth, ...]
     correlation: tuple[tuple[float, ...], ...]  # of the members' errors
     threshold_curve: tuple[tuple[float, float], ...]  # threshold of the blended probability, score
@@ -77,13 +81,19 @@ class BlendReport:
     prefixes: tuple[Prefix, ...]  # for whoever has no time for all members
     sizes: tuple[int | None, ...]
     remarks: tuple[str, ...]  # what still flatters the nested score
-    level2: tuple[Level2, ...]
+    level2: tuple[Level2Row, ...]
+    model: Level2 | None  # the stacker that is the ensemble; None: the weights are
     forced: bool  # the method was asked for, not chosen
 
     @property
     def nested(self) -> float:
         """The honest estimate for what the ensemble will score."""
-        return self.chosen.nested
+        return (self.taken or self.chosen).nested
+
+    @property
+    def taken(self) -> Level2Row | None:
+        """Of level 2, what the ensemble is."""
+        return next((row for row in self.level2 if row.used), None)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -91,7 +101,8 @@ class BlendReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
-        plain = asdict(self) | {"decoder": self.decoder.model_dump(mode="json")}
+        plain = asdict(replace(self, model=None)) | {"decoder": self.decoder.model_dump(mode="json")}
+        del plain["model"]  # it stands beside the report
         plain["prefixes"] = [
             {"members": prefix.members, "decoder": prefix.decoder.name, "own": prefix.score}
             for prefix in self.prefixes
@@ -119,7 +130,7 @@ class BlendReport:
             lines.append("")
         lines += [
             f"level 2, {found.kind}, {found.decoder}: nested {found.nested:.4f}, over the best blend "
-            f"{found.over_best}; never used by the ensemble"
+            f"{found.over_best}; {'used' if found.used else 'not used'}"
             for found in self.level2
         ]
         lines += [""] * bool(self.level2)
@@ -133,7 +144,8 @@ class BlendReport:
         for name, weight, fitted in zip(self.names, self.weights, by_fold, strict=True):
             spread = f"{min(fitted):.3f}..{max(fitted):.3f} over folds"
             lines.append(f"  {weight:6.3f}  {name:<{wide}}{spread}{gains.get(name, '')}")
-        lines.append(f"weights: {self.chosen.method}; decoder: {self.decoder}; averaged as {self.scale}")
+        decoder = self.prefixes[-1].decoder  # of the weights
+        lines.append(f"weights: {self.chosen.method}; decoder: {decoder}; averaged as {self.scale}")
         if self.uniform_by_scale:
             scores = ", ".join(f"{score:.4f} as {scale}" for scale, score in self.uniform_by_scale.items())
             lines.append(f"uniform weights, nested, under their better decoder: {scores}")
@@ -144,14 +156,16 @@ class BlendReport:
         words = ["one variant, nothing to blend"]
         if len(self.names) > 1:
             words = [*self._why(), self._beside_the_best_single()]
+        words += self._why_level2()
         return "\n".join([*words, f"its nested {metric_named(self.metric).title}: {self.nested:.4f}"])
 
     def _why(self) -> list[str]:
         """Why this method was taken; nothing of uniform weights that nothing else came near."""
         chosen, best = self.chosen, self.best
-        if self.forced and chosen.method == "uniform":
+        forced = self.forced and self.taken is None
+        if forced and chosen.method == "uniform":
             return ["uniform weights were asked for"]
-        if self.forced:
+        if forced:
             return [
                 f"{chosen.method} was asked for; over uniform weights under {chosen.decoder}: {chosen.over_uniform}"
             ]
@@ -164,16 +178,37 @@ class BlendReport:
             ]
         return []
 
+    def _why_level2(self) -> list[str]:
+        """Why level 2 is the ensemble, or is not."""
+        if not self.level2:
+            return []
+        if self.taken is None:
+            best = max(self.level2, key=lambda row: row.nested)
+            name = f"{best.kind} under {best.decoder}: {best.over_uniform}"
+            if self.forced:
+                return [f"level 2 is not used, for {self.chosen.method} was asked for"]
+            if best.over_uniform.low > 0:
+                return [
+                    f"level 2 is not better than these weights ({name} over uniform ones), so it is not used"
+                ]
+            return [f"level 2 does not beat uniform weights beyond noise ({name}), so it is not used"]
+        found, why = self.taken, "was asked for" if self.forced else "is the ensemble"
+        return [
+            f"level 2, {found.kind} under {self.decoder}, {why}: over the best uniform blend {found.over_uniform}; "
+            "the weights are for a kernel that runs out of time"
+        ]
+
     def _beside_the_best_single(self) -> str:
-        if max(self.weights) == 1:
+        if self.taken is None and max(self.weights) == 1:
             return f"all the weight is on {self.names[self.weights.index(1)]}: there is nothing else in the blend"
-        gain = self.chosen.over_single
+        gain = (self.taken or self.chosen).over_single
         beats = "does NOT beat the best single variant:"
         if gain.low > 0:
             beats = "beats the best single variant by"
         elif gain.mean > 0:
             beats = "is above the best single variant, though not beyond noise:"
-        return f"the blend {beats} {gain} (nested, 95 % over pictures)"
+        what = "the blend" if self.taken is None else "level 2"
+        return f"{what} {beats} {gain} (nested, 95 % over pictures)"
 
 
 def _table(title: str, rows: Sequence[Row], decoders: Sequence[str]) -> list[str]:

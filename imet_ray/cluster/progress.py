@@ -154,7 +154,8 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
     def _print(self, running: _Running, what: str) -> None:
         """One line that stays above the table."""
         spec, when = running.spec, clock(time.time() - self.started)
-        line = f"{when}  {spec.variant.name}  {running.phase} fold {spec.fold}  {what}  {hparams_text(spec.hparams)}"
+        of, hparams = f"{running.phase} fold {spec.fold}", hparams_text(spec.told_hparams)
+        line = f"{when}  {spec.variant.name}  {of}  {what}  {hparams}"
         self.console.print(Text(line), soft_wrap=True, highlight=False)
 
     def _view(self) -> Group:
@@ -176,7 +177,7 @@ class SweepProgress(Callback):  # type: ignore[misc]  # Ray has no types for myp
                 if last:
                     seconds = (epochs - trial.epoch) * last["trial_seconds"]
                     figures = [f"{last['score']:.4f}", f"{last['images_per_s']:.0f}", clock(seconds)]
-                hparams, epoch = hparams_text(trial.spec.hparams), f"{trial.epoch}/{epochs}"
+                hparams, epoch = hparams_text(trial.spec.told_hparams), f"{trial.epoch}/{epochs}"
                 rows.append([f"  {hparams}", trial.phase, str(trial.spec.fold), epoch, *figures])
         elapsed, left = time.time() - self.started, self._time_left()
         foot = f"{self.ended} trials ended, {clock(elapsed)} so far"

@@ -174,7 +174,7 @@ class SearchOnlyAsha(FIFOScheduler):  # type: ignore[misc]  # Ray has no types f
         """Stop a searching trial that is behind its rung; let everything else go on."""
         bracket = self.judged.get(trial.trial_id)
         epochs = TrialSpec.model_validate_json(trial.config["spec"]).recipe.epochs
-        if bracket is None or result.get("epoch", epochs) >= epochs:
+        if bracket is None or result.get("ended") or result.get("epoch", epochs) >= epochs:
             return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
         return bracket.on_trial_result(tune_controller, trial, result)  # type: ignore[no-any-return]
 

@@ -18,10 +18,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from imet_ray.errors import StoreError
+from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
-from imet_ray.specs import TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Mixed, TrialSpec, Variant, canonical_json, default_pack_short_side
 from imet_ray.storage.results import TrialResult
+from imet_ray.training.recipe import check_recipe
 
 Phase = Literal["search", "promote"]
 Result = Callable[[str], TrialResult | None]  # of a trial's id; None while there is none, or it is in flight
@@ -55,8 +56,11 @@ class VariantStudy:
         self.after = tuple(after)
         self.distributions = distributions(variant, space.ranges[variant.name])
         self.asked = self.ended = 0  # sets of hparams
-        self.trained: dict[int, str] = {}  # by fold: the best set's trial, once it is complete
-        self.blocked = 0  # trials that wait for those of other variants
+        # by fold: the best set's trial, once it is complete, or the soup, if it is to be mixed with others
+        self.trained: dict[int, str] = {}
+        self.blocked = (
+            0  # trials that wait for those of other variants, and soups whose trials are not all complete
+        )
         self.best: FrozenTrial | None = None  # the set to promote, once the search is over
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and is not in flight
         self._seconds: dict[str, float] = {}  # of the complete trials, by trial_id
@@ -69,12 +73,12 @@ class VariantStudy:
         """Trials that have not begun, as far as can be foretold."""
         sets = max(0, self.space.trials_per_variant - self.asked)
         folds = len(self.space.search_folds)
-        promotions = 0 if self.best or self.failed else self.space.n_folds - folds
+        promotions = 0 if self.best or self.failed else self.space.after_search
         return 0 if self.failed else len(self.waiting) + self.blocked + sets * folds + promotions
 
     @property
     def complete(self) -> int:
-        """Folds on which the best set is trained."""
+        """Folds on which the best set is trained, and mixed with others if it is to be."""
         return len(self.trained)
 
     @property
@@ -129,21 +133,36 @@ class VariantStudy:
         if len(untrained) < len(running):  # Optuna was told of some
             sets = self._sets()
         self.asked, self.ended = len(sets), len(sets) - len(untrained)
-        self.best = best = self._best(sets, result) if self._searched else None
+        promoted = self._best(sets, result) if self._searched else []
+        self.best = promoted[0] if promoted else None
         self.trained = {}
-        promotions = [self._spec(best, fold) for fold in range(self.space.n_folds)] if best else []
-        for fold, promoted in enumerate(promotions):
-            if promoted is None:
-                self.blocked += 1
+        for fold in range(self.space.n_folds) if promoted else ():
+            sets_of_fold = dict(one for best in promoted if (one := self._spec(best, fold)) is not None)
+            if not sets_of_fold:
+                self.blocked += len(promoted) + (len(promoted) > 1)
                 continue
-            trial_id, spec = promoted
-            ended = result(trial_id)
-            if ended is not None and ended.status == "complete":
-                self.trained[fold] = trial_id
-                self._seconds[trial_id] = ended.seconds
-            else:  # it has not begun, or was stopped
-                waiting[trial_id] = Assignment("promote", spec)
+            last = next(iter(sets_of_fold))
+            untold = {one: spec for one, spec in sets_of_fold.items() if not self._trained(one, result)}
+            if len(sets_of_fold) > 1 and untold:
+                self.blocked += 1
+            elif len(sets_of_fold) > 1:
+                trial_id, soup = self._soup(list(sets_of_fold.values()))
+                if (mixed := result(trial_id)) is None:
+                    untold[trial_id] = soup
+                elif mixed.status == "complete":
+                    last = trial_id
+            if not untold:
+                self.trained[fold] = last
+            waiting |= {trial_id: Assignment("promote", spec) for trial_id, spec in untold.items()}
         self.waiting = {trial_id: one for trial_id, one in waiting.items() if trial_id not in in_flight}
+
+    def _trained(self, trial_id: str, result: Result) -> bool:
+        """True if a trial is complete; else it has not begun, or was stopped."""
+        found = result(trial_id)
+        if found is None or found.status != "complete":
+            return False
+        self._seconds[trial_id] = found.seconds
+        return True
 
     def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
@@ -179,7 +198,7 @@ class VariantStudy:
         folds = self.space.search_folds
         try:
             specs = [had for fold in folds if (had := self._spec(frozen, fold)) is not None]
-        except ValidationError:  # each hparam is possible, and the combination is not
+        except (ValidationError, SettingError):  # each hparam is possible, and the combination is not
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
         found = {trial_id: result(trial_id) for trial_id, _ in specs}
@@ -202,8 +221,8 @@ class VariantStudy:
             self.study.tell(frozen.number, value)
         return None
 
-    def _best(self, sets: list[FrozenTrial], result: Result) -> FrozenTrial | None:
-        """The best set: finished ones before stopped ones; a set that failed on some fold is passed over."""
+    def _best(self, sets: list[FrozenTrial], result: Result) -> list[FrozenTrial]:
+        """The best set, or those to be mixed: finished ones before stopped ones; one that failed on some fold never."""
 
         def rank(trial: FrozenTrial) -> tuple[bool, float]:
             if trial.state == TrialState.COMPLETE:
@@ -211,13 +230,24 @@ class VariantStudy:
             score = trial.user_attrs.get("score", trial.user_attrs.get("f2"))  # f2: of an earlier version
             return False, -math.inf if score is None else score
 
+        best: dict[str, FrozenTrial] = {}  # by what it sets: sets may be equal
+        wanted = 1 if self.space.soup_of is None else self.space.soup_of.sets
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
             specs = [self._spec(trial, fold) for fold in range(self.space.n_folds)]
             found = [result(one[0]) for one in specs if one is not None]
             if not any(one is not None and one.status == "failed" for one in found):
-                return trial
-        return None
+                best.setdefault(canonical_json(trial.params), trial)
+            if len(best) == wanted:
+                break
+        return list(best.values())
+
+    def _soup(self, specs: list[TrialSpec]) -> tuple[str, TrialSpec]:
+        """The trial of a fold that mixes the weights of others, the best set first, with its id."""
+        assert self.space.soup_of is not None
+        ids = tuple(spec.trial_id for spec in specs)
+        soup = specs[0].model_copy(update={"soup_of": Mixed(trials=ids, how=self.space.soup_of.how)})
+        return soup.trial_id, soup
 
     def _after(self, fold: int) -> dict[str, str] | None:
         """By variant: the trials of a fold that its own of that fold needs; None while one of them is not complete."""
@@ -246,6 +276,7 @@ class VariantStudy:
                 batch_norm=self.space.resources.batch_norm,
                 after=after,
             )
+            check_recipe(spec.recipe)
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]
 

@@ -40,7 +40,7 @@ def describe_fit(space: SearchSpace, n_images: int, cores: int) -> str:
     """One line for people: the size, the epochs, and the time that the sweep will take without a GPU."""
     recipe = space.variants[0]
     searching = space.trials_per_variant * len(space.search_folds)
-    trials = len(space.variants) * (searching + space.n_folds - len(space.search_folds))
+    trials = len(space.variants) * (searching + space.after_search)
     seen = trials * recipe.epochs * n_images * (1 - 1 / space.n_folds)
     seconds = seen * (recipe.image_size / SMALLEST) ** 2 / CORE_RATE / cores
     return (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from imet_ray.blending.blend_run import RunToBlend, blend_run
+from imet_ray.blending.blend_run import RunToBlend, blend_run, refuse_smaller
 from imet_ray.blending.external_members import parse_member, read_member
 from imet_ray.blending.fit_jobs import solve_here
 from imet_ray.blending.options import BlendOptions
@@ -33,6 +33,7 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.submission import write_submission
 from imet_ray.reporting.report_page import write_report
 from imet_ray.reporting.terminal_table import terminal_table
+from imet_ray.search_space import SearchSpace
 from imet_ray.specs import hparams_text
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
@@ -51,18 +52,23 @@ def sweep(
     address: str | None,
     concurrency: int | None,
     studies: str | None = None,
+    replace: bool = False,
 ) -> int:
     """Everything from search to submission; 1 if no ensemble came out of it.
 
     Args:
         studies: URL of an Optuna storage; None: the run's own journal.
+        replace: the run's ensemble, also where it has members that the new one lacks.
     """
+    options = blend_options(plan.space, replace=replace)
     began = time.monotonic()
     deadline = time.time() + budget_s if budget_s is not None else None
     set_old_run_aside(plan)
     if studies is not None:
         open_storage(studies).engine.dispose()
     with only_driver(plan.store):
+        names = [variant.name for variant in plan.space.variants]
+        refuse_smaller(plan.store.ensemble(ENSEMBLE), names, options)  # not after a night
         run = start(plan)  # what is wrong with it is refused before Ray starts
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(_on_ray(run, address, concurrency))
@@ -70,7 +76,7 @@ def sweep(
             pack(run)  # while Ray's workers start
             stack.enter_context(exported(run.store))
             summary = run_sweep(
-                plan.space, run.store, run.data, session, deadline=deadline, studies_url=studies
+                run.experiment.space, run.store, run.data, session, deadline=deadline, studies_url=studies
             )
             if summary.trials:
                 print(_describe_summary(summary))
@@ -93,7 +99,7 @@ def sweep(
                     left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
                 ),
                 ENSEMBLE,
-                BlendOptions(methods=METHODS),
+                options,
                 runner=solve_here if address is None else solve_on_ray,
             )
             print(f"\n{report.text()}\n")
@@ -102,6 +108,11 @@ def sweep(
     print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
     print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
+
+
+def blend_options(space: SearchSpace, *, replace: bool) -> BlendOptions:
+    """How a sweep blends; arguments as of `sweep`."""
+    return BlendOptions(methods=METHODS, level2=space.level2, replace=replace)
 
 
 def oof(run: Run, *, address: str | None, concurrency: int | None) -> int:
@@ -160,7 +171,7 @@ def _nothing_to_blend(out_of_time: bool) -> int:
 
 def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
-    needed = {member.variant for member in ensemble.members if not member.trials and member.weight > 0}
+    needed = {member.variant for member in ensemble.needed if not member.trials}
     files = dict(parse_member(text) for text in members)
     for name in files.keys() - needed:
         raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
@@ -199,8 +210,7 @@ def _predict_test(
         _report(run, ensemble, None)
         return
     split = test_split(catalog, run.cache, run.store.packs)
-    members = [member for member in ensemble.members if member.weight > 0]
-    trials = [run.store.trial(trial_id) for member in members for trial_id in member.trials]
+    trials = [run.store.trial(trial_id) for member in ensemble.needed for trial_id in member.trials]
     for short_side in sorted({read_spec(trial).pack_short_side for trial in trials}):
         split.share(short_side, workers=usable_cores())
     began = time.monotonic()
@@ -216,6 +226,10 @@ def _predict_test(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
     )
+    if run.experiment.limit is not None:
+        print(
+            f"        it has the {len(split.ids):,} test pictures of --limit {run.experiment.limit}, no more"
+        )
     if catalog.test_labels is not None:
         metric = metric_named(run.experiment.space.metric)
         score = metric.score(decoded[catalog.test_labelled], catalog.test_labels[catalog.test_labelled])
@@ -259,7 +273,7 @@ def print_leaderboard(run: Run) -> list[Standing]:
     if found:
         console.print(terminal_table(columns, rows, width=console.width, texts=2, title="leaderboard"))
     for spec, reason in failures(run.store):
-        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.hparams}: {reason}"
+        line = f"failed: {spec.variant.name} fold {spec.fold} {spec.told_hparams}: {reason}"
         console.print(line, highlight=False)
     return found
 

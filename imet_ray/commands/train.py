@@ -36,6 +36,8 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
         run = start(plan, recipe.weights)
         after = trained_before(plan.store, recipe, fold)
         pack(run)
+        variant = _variant(run.experiment.space, variant_name, fold)  # with a rate that was found
+        recipe = _with_settings(variant, settings)
         spec = TrialSpec(
             variant=variant,
             hparams=settings,
@@ -67,7 +69,9 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Hparam])
     if result.status == "failed":
         print(f"failed: {result.reason}", file=sys.stderr)
         return 1
-    print(f"done: {title} {result.score:.4f} after {time.monotonic() - began:.0f} s; weights in {trial.best}")
+    early = f", after {result.epochs} epochs, for its rate is spent" if result.epochs < recipe.epochs else ""
+    seconds = time.monotonic() - began
+    print(f"done{early}: {title} {result.score:.4f} after {seconds:.0f} s; weights in {trial.best}")
     return 0
 
 

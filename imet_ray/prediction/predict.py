@@ -17,7 +17,6 @@ import torch
 from imet_ray.data.loader import Pictures, loader_died, view_batches
 from imet_ray.errors import StoreError, telling_line
 from imet_ray.models.checkpoint import load_tagger, read_info
-from imet_ray.models.models import Tagger
 from imet_ray.prediction.metrics import FLOAT16_ONE
 from imet_ray.specs import Variant
 from imet_ray.storage.checked_read import damaged, file_digest, read_arrays
@@ -71,7 +70,7 @@ def half_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def predict_rows(model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference) -> np.ndarray:
+def predict_rows(model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference) -> np.ndarray:
     """Mean probability over the views: (n, C) float16, in the order of `rows`. NaN is for the caller to judge.
 
     Args:
@@ -82,7 +81,7 @@ def predict_rows(model: Tagger, pictures: Pictures, rows: np.ndarray, how: Infer
 
 
 def predict_batches(
-    model: Tagger, pictures: Pictures, rows: np.ndarray, how: Inference
+    model: torch.nn.Module, pictures: Pictures, rows: np.ndarray, how: Inference
 ) -> Iterator[np.ndarray]:
     """What `predict_rows` gives, batch by batch as they come: (b, C) float16 each.
 
@@ -136,7 +135,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 @torch.inference_mode()
-def _predict_batch(model: Tagger, images: torch.Tensor, how: Inference) -> np.ndarray:
+def _predict_batch(model: torch.nn.Module, images: torch.Tensor, how: Inference) -> np.ndarray:
     """(b, V, 3, S, S) uint8 to the views' mean probability, (b, C) float16."""
     n, n_views = images.shape[:2]
     flat = images.flatten(0, 1).to(how.device, non_blocking=True)

@@ -21,7 +21,7 @@ MOST_MEMBERS = 12  # that are drawn beside the blend
 
 def blend_and_members(data: ReportData) -> Section | None:
     """The blend's nested score, and the better one of each member."""
-    single, chosen = data.blend.get("single"), data.blend.get("chosen", {})
+    single, chosen = data.blend.get("single"), data.taken
     best: dict[str, float] = {}
     for row in data.blend.get("rows", ()):
         if row["is_single"]:
@@ -51,14 +51,14 @@ def methods(data: ReportData) -> Section | None:
     rows = [(row["method"], row["decoder"], row) for row in blends]
     rows += [(f"level 2: {row['kind']}", row["decoder"], row) for row in data.blend.get("level2", ())]
     axes, place, colour = _method_rows([(method, decoder) for method, decoder, _ in rows])
-    single, chosen = data.blend.get("single"), data.blend.get("chosen", {})
+    single = data.blend.get("single")
     for method, decoder, row in rows:
         y, of = place[method, decoder], colour[decoder]
         if single and "over_single" in row:
             _interval(axes, y, row["over_single"], of, start=single["nested"])
         axes.plot(row["own"], y, "o", color=of, fillstyle="none")
         axes.plot(row["nested"], y, "o", color=of)
-        if (method, decoder) == (chosen.get("method"), chosen.get("decoder")):
+        if row == data.taken:
             axes.plot(row["nested"], y, "o", color=INK, markersize=12, fillstyle="none")
     if single:
         _dashed(axes, single["nested"])
@@ -253,12 +253,14 @@ def _method_cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _level2_cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    name = f"level 2: {row['kind']}" + (" (used)" if row.get("used") else "")
+    over_uniform = gain_text(row["over_uniform"]) if "over_uniform" in row else ""  # earlier versions lack it
     over_best = f"{gain_text(row['over_best'])} (over the best blend)"
-    return f"level 2: {row['kind']}", row["decoder"], float(row["own"]), float(row["nested"]), "", over_best
+    return name, row["decoder"], float(row["own"]), float(row["nested"]), over_uniform, over_best
 
 
 def _draw_worth(axes: Axes, names: Sequence[str], worth: Mapping[str, Any], data: ReportData) -> None:
-    blend = data.blend["nested"]
+    blend = data.blend["chosen"]["nested"]
     for y, name in enumerate(names):
         if name not in worth:
             continue

@@ -24,6 +24,13 @@ class ReportData:
     label_groups: Sequence[str] = ()
 
     @property
+    def taken(self) -> Mapping[str, Any]:
+        """What the blend says of the ensemble: of level 2 where that is used, else of the weights; may be empty."""
+        used = [row for row in self.blend.get("level2", ()) if row.get("used")]
+        weights: Mapping[str, Any] = self.blend.get("chosen", {})
+        return used[0] if used else weights
+
+    @property
     def score(self) -> str:
         """The score's name for people."""
         return self.metric.title

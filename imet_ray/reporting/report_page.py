@@ -111,7 +111,7 @@ def _page(
         title=title,
         score=data.score,
         nested=blend.get("nested"),
-        gain=blend.get("chosen", {}).get("over_single") if len(blend.get("names", ())) > 1 else None,
+        gain=data.taken.get("over_single") if len(blend.get("names", ())) > 1 else None,
         words=[*blend.get("verdict", "").splitlines()[:-1], *blend.get("remarks", ()), *notes],
         text="" if blend.get("rows") else blend.get("text", ""),  # the tables say the same
         sections=draw_sections(FIGURES, data),

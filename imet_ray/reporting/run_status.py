@@ -82,7 +82,7 @@ class Status:
         """Trials that the whole sweep takes, if none fails."""
         space = self.experiment.space
         searching = space.trials_per_variant * len(space.search_folds)
-        return len(space.variants) * (searching + space.n_folds - len(space.search_folds))
+        return len(space.variants) * (searching + space.after_search)
 
     @property
     def remaining_s(self) -> float | None:

@@ -108,6 +108,8 @@ class Standing:
 def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     """The best set of hparams of each variant, best variant first: whole ones before those with folds missing.
 
+    A soup of several sets is one of its own, under the best one's hparams.
+
     A variant without a complete trial is left out.
 
     Raises:
@@ -124,7 +126,7 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     for (variant, _), members in sorted(groups.items()):
         standing = Standing(
             variant=variant,
-            hparams=members[0][1].hparams,
+            hparams=members[0][1].told_hparams,
             trials={spec.fold: trial for trial, spec, _ in members},
             score={spec.fold: result.score or 0.0 for _, spec, result in members},
             expected_score={spec.fold: result.expected_score for _, spec, result in members},
@@ -138,10 +140,11 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
 
 
 def _recipes(spec: TrialSpec, specs: Mapping[str, TrialSpec]) -> str:
-    """The recipe of a trial, and those of the trials that it came after: all folds of one set have the same."""
-    after = {name: specs.get(trial_id) for name, trial_id in sorted(spec.after.items())}
-    before = [name if one is None else _recipes(one, specs) for name, one in after.items()]
-    return "\n".join((spec.recipe.model_dump_json(), *before))
+    """The recipe of a trial, and of those that it mixes or came after: all folds of one set have the same."""
+    mixed = spec.soup_of.trials if spec.soup_of is not None else ()
+    others = (*mixed, *(trial_id for _, trial_id in sorted(spec.after.items())))
+    told = (_recipes(specs[one], specs) if one in specs else one for one in others)
+    return "\n".join((spec.recipe.model_dump_json(), *told))
 
 
 def left_out(found: Iterable[Standing], variants: Iterable[str]) -> list[str]:

@@ -28,6 +28,7 @@ SMALL = (
     "metrics.jsonl",
     "ensemble.json",
     "half.json",
+    "rate.json",
 )
 WRITERS = ("spec.json", "splits.json", "metrics.jsonl", "result.json", *FENCED)  # what a trial goes on from
 
@@ -108,6 +109,9 @@ class RunDirectory:
         """Who drives the run on another machine; empty: nobody does."""
         return self.files.leaseholder(self.lease)
 
+    def rate(self, variant: str, fold: int) -> "RateDirectory":
+        return RateDirectory(self.root / "rates" / f"{variant}-fold{fold}", self.files)
+
     def trial(self, trial_id: str) -> "TrialDirectory":
         return TrialDirectory(self.root / "trials" / trial_id, self.files)
 
@@ -167,6 +171,18 @@ class TrialDirectory:
         """Raise `SupersededError` if another writer has taken over since `acquire` gave `token`."""
         if self.files.read_now(self.token) != token:
             raise SupersededError(str(self.root))
+
+
+@dataclass(frozen=True)
+class RateDirectory:
+    """What the learning-rate finder found for one variant on one fold."""
+
+    root: Path
+    files: Files = LOCAL
+
+    rate = Place("rate.json")
+    curve = Place("curve.npz")
+    page = Place("curve.html")
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ FOCAL_GAMMA = 2.0
 EPSILON = 1e-6  # keeps soft F2 finite where a picture has neither labels nor probabilities
 
 
-def build_loss(name: str, weight: float | None) -> Loss:
+def build_loss(name: str, weight: float | None, *, smoothing: float = 0.0) -> Loss:
     """The loss of that name: (logits, targets) to a scalar.
 
     Args:
         name: one of `LOSSES`.
         weight: what the loss makes of it, 0 or more; None is the loss's own default.
+        smoothing: a target y becomes y (1 - smoothing) + smoothing / 2, as in Keras's BinaryCrossentropy.
 
     Raises:
         ConfigError: for a weight that the loss does not take.
@@ -34,7 +35,8 @@ def build_loss(name: str, weight: float | None) -> Loss:
 
     def in_float32(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return loss(logits.float(), targets.float())
+            targets = targets.float()
+            return loss(logits.float(), targets * (1 - smoothing) + smoothing / 2 if smoothing else targets)
 
     return in_float32
 

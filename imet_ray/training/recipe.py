@@ -10,15 +10,20 @@ from imet_ray.data.crops import CROPS
 from imet_ray.data.views import VIEWS
 from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.specs import Variant
+from imet_ray.training.averages import check_average
+from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
-from imet_ray.training.schedules import SCHEDULES
+from imet_ray.training.optimizers import OPTIMIZERS, check_optimizer
+from imet_ray.training.schedules import SCHEDULES, check_schedule
 
 REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
     "loss": LOSSES,
     "augmentation": PRESETS,
     "crop": CROPS,
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "views": VIEWS,
+    "keep": KEEPS,
 }
 
 
@@ -37,4 +42,7 @@ def check_recipe(recipe: Variant) -> None:
         build_loss(recipe.loss, recipe.loss_weight)
     except ConfigError as error:
         raise SettingError("loss_weight", str(error)) from None
-    SCHEDULES[recipe.schedule].check(recipe)
+    check_optimizer(recipe)
+    check_schedule(recipe)
+    check_average(recipe)
+    KEEPS[recipe.keep].check(recipe)

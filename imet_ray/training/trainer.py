@@ -9,12 +9,11 @@ killed and started again ends with the same weights as one that ran through. Sev
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from imet_ray.data.augmentation import TrainTransform, mixup
@@ -22,15 +21,17 @@ from imet_ray.data.loader import Batch, Timed, TrainDataset, train_batches
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.models.checkpoint import CheckpointInfo, load_state, load_weights, save_state, save_weights
-from imet_ray.models.models import Tagger, build_model, check_model, train_mode
+from imet_ray.models.models import build_model, check_model, train_mode
 from imet_ray.prediction.metrics import log_loss, metric_named
 from imet_ray.prediction.predict import Inference, predict_rows
-from imet_ray.specs import TrialSpec
+from imet_ray.specs import Mixed, TrialSpec
 from imet_ray.storage.checked_read import file_digest, read_json
 from imet_ray.storage.files import write_json_lines
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import TrialDirectory
+from imet_ray.training.averages import build_average, frozen_norms, renew_statistics
 from imet_ray.training.distributed import Hardware, SplitError
+from imet_ray.training.kept_weights import KEEPS, Judge
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optimizers import build_optimizer
 from imet_ray.training.parents import beginning
@@ -71,9 +72,10 @@ class Trainer:
             data.labels,
             TrainTransform(recipe.augmentation, recipe.crop, recipe.image_size),
             spec.seed,
+            sampler=recipe.sampler,
         )
         state = load_state(trial.last)
-        check_model(recipe.architecture, recipe.image_size, recipe.dropout)
+        check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
         torch.manual_seed(spec.seed)
         self.model = build_model(
             recipe.architecture,
@@ -82,20 +84,24 @@ class Trainer:
             dropout=recipe.dropout,
             weights=beginning(spec, trial) if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
+            drop_path=recipe.drop_path,
         )
+        if recipe.freeze:
+            train_mode(self.model, head_only=False, freeze=recipe.freeze)  # the optimizer has the others only
         if spec.batch_norm == "sync" and team.size > 1:
             self.model = convert_sync_batchnorm(self.model)
         # on a CPU core 1.5 to 1.7 x, too
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shared: torch.nn.Module = self.model  # what runs forward while training
         torch.backends.cudnn.benchmark = recipe.epochs * len(self.dataset) >= LONG_TRIAL
-        self.loss = build_loss(recipe.loss, recipe.loss_weight)
+        self.loss = build_loss(recipe.loss, recipe.loss_weight, smoothing=recipe.label_smoothing)
         self.optimizer = build_optimizer(self.model, recipe)
         self.updates_per_epoch = -(-len(self._batches(0)) // recipe.accumulate)
         self.schedule = build_schedule(self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch)
-        self.ema = (
-            ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+        self.average = build_average(
+            self.model, self.optimizer, recipe, updates_per_epoch=self.updates_per_epoch
         )
+        self.keep = KEEPS[recipe.keep](recipe)
         self.epoch = 0  # the next to train
         self.history: list[EpochMetrics] = []
         if state is not None:
@@ -113,12 +119,17 @@ class Trainer:
             TrialError: if the loss or a prediction becomes NaN.
         """
         while True:
-            metrics = self._train_epoch() | self._evaluate()
+            metrics = (
+                self._train_epoch() if self.spec.soup_of is None else self._take_weights(self.spec.soup_of)
+            )
+            kept, scores = self._evaluate()
+            metrics |= scores
             metrics |= {"host": socket.gethostname(), "at": round(time.time(), 3)}  # for the status
-            self._save(metrics)
-            if self.epoch == self.recipe.epochs:
+            self._save(metrics, kept)
+            del kept  # it may be several models
+            if self._ended:
                 result = self._finish()
-                report(metrics)
+                report(metrics | {"ended": True})  # for who waits for as many epochs as the recipe has
                 return result
             report(metrics)
 
@@ -126,7 +137,7 @@ class Trainer:
         recipe, epoch, device = self.recipe, self.epoch, self.device
         torch.manual_seed(_epoch_seed(self.spec.seed, epoch) + self.team.rank)
         mixing = np.random.default_rng((self.spec.seed, epoch, 1, self.team.rank))
-        train_mode(self.model, head_only=epoch < recipe.head_only_epochs)
+        train_mode(self.model, head_only=epoch < recipe.head_only_epochs, freeze=recipe.freeze)
         self.shared = self.team.wrap(self.model, device)
         self.dataset.set_epoch(epoch)
         batches = Timed(self._batches(self.hardware.loader_workers))
@@ -140,7 +151,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for i, (images, targets) in enumerate(batches):
             if i % recipe.accumulate == 0:
-                self.schedule.before_update(update)
+                if not self.average.sets_rate(update):
+                    self.schedule.before_update(update)
                 share = min(recipe.accumulate, total - i)  # batches in this update
             images = images.to(device, non_blocking=True)
             targets = targets.to(device, non_blocking=True)
@@ -158,8 +170,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 update += 1
-                if self.ema is not None:
-                    self.ema.update(self.model, step=update)
+                self.average.after_update(update)
                 if update % NAN_CHECK_UPDATES == 0:
                     self._refuse_nan(loss_sum, update)
         loss_sum = self._refuse_nan(loss_sum, update)
@@ -174,6 +185,15 @@ class Trainer:
             **({"workers": self.team.size} if self.spec.workers > 1 else {}),
             **({"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         }
+
+    def _take_weights(self, mixed: Mixed) -> EpochMetrics:
+        """In place of an epoch: the weights of a trial that was trained."""
+        started = time.monotonic()
+        other = self.trial.run.trial(mixed.trials[self.epoch])
+        other.fetch(other.best)
+        load_weights(other.best, self.model)
+        seconds = time.monotonic() - started
+        return {"epoch": self.epoch + 1, "images_per_s": 0.0, "wait_s": 0.0, "seconds": seconds}
 
     def _batches(self, loaders: int) -> DataLoader[Batch]:
         return train_batches(
@@ -207,15 +227,23 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _evaluate(self) -> EpochMetrics:
-        """Score the held-out fold by one view, with the averaged weights where there are any.
+    def _evaluate(self) -> tuple[torch.nn.Module, EpochMetrics]:
+        """Score what the epoch leaves, with the averaged weights where there are any: the model, and its figures."""
+        started = time.monotonic()
+        renew = self.average.after_epoch(self.epoch)
+        model = self.average.judged
+        self.team.broadcast_buffers(*dict.fromkeys((self.model, model)))  # in one order everywhere
+        if renew:
+            self._settle(model)
+        kept, scores = self.keep.judge(self.epoch + 1, model, Judge(self._score, self._settle))
+        return kept, scores | {"evaluate_s": round(time.monotonic() - started, 3)}
+
+    def _score(self, model: torch.nn.Module) -> EpochMetrics:
+        """Score the held-out fold by one view.
 
         Each of the team predicts a part, and has all scores. `expected_score` is None where the metric cannot maximise
         its expectation.
         """
-        started = time.monotonic()
-        model = self._kept_model()
-        self.team.broadcast_buffers(*dict.fromkeys((self.model, model)))  # in one order everywhere
         how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
         part = predict_rows(model, self.pack, self.team.shard(self.held_out), how)
         probs = self.team.gather(part, len(self.held_out))
@@ -231,17 +259,31 @@ class Trainer:
             "score": score,
             "threshold": threshold,
             "expected_score": expected,
-            "evaluate_s": round(time.monotonic() - started, 3),
         }
 
-    def _save(self, metrics: EpochMetrics) -> None:
-        """Write everything of the epoch that has just ended."""
+    def _settle(self, model: torch.nn.Module) -> None:
+        """Give a model batch-norm statistics of training pictures, of the same ones in all of the team."""
+        how = Inference.of(self.recipe, self.device, workers=self.hardware.loader_workers, n_views=1)
+        how.batch_size = max(2, how.batch_size // self.splits)
+        rows = self.data.rows(self.spec.fold, held_out=False)
+        frozen = frozen_norms(self.model)
+        renew_statistics(model, self.pack, rows, how, seed=self.spec.seed, frozen=frozen)
+        self.team.broadcast_buffers(model)
+
+    def _save(self, metrics: EpochMetrics, kept: torch.nn.Module) -> None:
+        """Write everything of the epoch that has just ended.
+
+        Args:
+            kept: the model that the epoch left.
+        """
         if self.team.leads:
             self.trial.check(self.token)
         self.epoch += 1
         self.history.append(metrics)
-        last, score = self.epoch == self.recipe.epochs, metrics["score"]
-        if self._kept_epoch() is metrics and (last or self.recipe.keep == "best"):
+        score = metrics["score"]
+        drops = self.schedule.after_epoch(score)
+        last = self._ended
+        if self.keep.kept(self.history) is metrics and (last or self.keep.at_once):
             info = CheckpointInfo(
                 spec=self.spec,
                 label_ids=self.data.label_ids,
@@ -250,14 +292,13 @@ class Trainer:
                 threshold=metrics["threshold"],
             )
             if self.team.leads:
-                save_weights(self.trial.best, self._kept_model(), info, self.trial.files)
+                save_weights(self.trial.best, kept, info, self.trial.files)
             self.team.barrier()  # the others may read it now
             if not self.team.leads:
                 self.trial.fetch(self.trial.best)
-        if self.schedule.after_epoch(score):
+        if drops:
             load_weights(self.trial.best, self.model)
-            if self.ema is not None:
-                self.ema.set(self.model)
+            self.average.restart()
         if not self.team.leads:
             return
         # the result follows the last epoch at once: saves 0.3 s per trial, and loses an epoch if it is killed just then
@@ -267,8 +308,9 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema is not None else None,
+                "ema": self.average.state_dict(),  # of any average
                 "history": self.history,
+                "kept": self.keep.state(),
             }
             save_state(self.trial.last, state, self.trial.files)
         write_json_lines(self.trial.metrics, self.history, self.trial.files)
@@ -278,12 +320,13 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if state["ema"] is not None:
+            self.average.load_state_dict(state["ema"])
         self.history = state["history"]
+        self.keep.restore(state.get("kept", []))  # earlier versions had none
 
     def _finish(self) -> TrialResult:
-        kept = self._kept_epoch()
+        kept = self.keep.kept(self.history)
         result = TrialResult(
             trial_id=self.spec.trial_id,
             status="complete",
@@ -303,14 +346,10 @@ class Trainer:
             self.trial.files.remove(self.trial.last)  # a finished trial never goes on
         return result
 
-    def _kept_epoch(self) -> EpochMetrics:
-        """The epoch whose weights are kept: the first with the best score, or the last one."""
-        if self.recipe.keep == "last":
-            return self.history[-1]
-        return max(self.history, key=lambda row: row["score"])
-
-    def _kept_model(self) -> Tagger:
-        return self.model if self.ema is None else cast(Tagger, self.ema.module)
+    @property
+    def _ended(self) -> bool:
+        """True after the last epoch, or when the schedule's rate is spent."""
+        return self.epoch == self.recipe.epochs or self.schedule.spent
 
     def _refuse_nan(self, loss_sum: torch.Tensor, update: int) -> torch.Tensor:
         """The sum over the team, if it is a number; all of the team refuse together."""

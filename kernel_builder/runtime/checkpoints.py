@@ -6,23 +6,16 @@ import safetensors.torch
 import torch
 
 from imet_ray.errors import telling_line
-from imet_ray.models.models import Tagger, build_model
+from imet_ray.models.checkpoint import build_tagger
 from imet_ray.prediction.predict import half_of
 from imet_ray.specs import Variant
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(recipe: Variant, n_labels: int, weights: bytes, device: torch.device) -> Tagger:
+def load_model(recipe: Variant, n_labels: int, weights: bytes, device: torch.device) -> torch.nn.Module:
     """The model of a checkpoint, on the device."""
-    model = build_model(
-        recipe.architecture,
-        n_labels=n_labels,
-        image_size=recipe.image_size,
-        dropout=recipe.dropout,
-        weights="none",
-    )
-    model.load_state_dict(safetensors.torch.load(weights))
+    model = build_tagger(recipe, n_labels, safetensors.torch.load(weights))
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

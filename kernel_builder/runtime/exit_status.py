@@ -60,6 +60,9 @@ def summary(
         dropped = f", members dropped: {', '.join(outcome.dropped)}" if outcome.dropped else ""
         text = f"{len(outcome.failed)} checkpoints left out: {'; '.join(outcome.failed)}{dropped}"
         wrong.append((LEFT_OUT, text))
+    if manifest.level2 is not None and 0 < len(rates) < len(manifest.members):
+        text = f"level 2 ({manifest.level2.stacker}) needs all members, so the weights of those predicted were used"
+        wrong.append((0, text))
     if unreadable:
         text = f"{unreadable:,} pictures could not be read and have the most frequent labels"
         wrong.append((UNREADABLE, text))

@@ -1,6 +1,8 @@
 """What a kernel knows about its ensemble: members in the order of prediction, files by digest, decoders, limits."""
 
+from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.ensemble import Prefix
+from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.pooling import Scale
 from imet_ray.specs import Frozen, Variant
 
@@ -32,7 +34,10 @@ class Manifest(Frozen):
     prior: list[float]  # (C,): the share of the training pictures that has each label
     scale: Scale
     members: list[KernelMember]  # in the order of prediction
-    prefixes: list[Prefix]  # the k-th: how to decode when only the first k members are there
+    # the k-th: how to decode when only the first k members of weight above 0 are there
+    prefixes: list[Prefix]
+    level2: Level2 | None = None  # what predicts instead of the weights once all members are there
+    decoder: AnyDecoder | None = None  # of what level 2 predicts
     encrypted: bool  # the weights are
     key: str | None  # the text of a random key, where it is embedded
     limit: float  # seconds

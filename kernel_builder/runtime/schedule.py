@@ -164,7 +164,7 @@ class Schedule:
                 late = f"reached after {done:,} of {self.n:,} pictures"
                 if first and np.isfinite(probs[:done]).all():
                     probs[done:] = np.array(self.manifest.prior, np.float16)
-                    self.blend.add(member, probs)
+                    self.blend.add(member, probs, whole=False)
                     self._publish()
                     late += ", the others by the prior"
                 raise _LateError(late)
