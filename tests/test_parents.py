@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import launch
 from imet_ray.cluster.policy import Policy
+from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.setup import _files_of_weights
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import SearchSpace, read_space
@@ -266,6 +267,25 @@ def test_a_trial_of_a_fold_begins_from_that_folds_file(make_spec, tiny_data, tmp
     assert all(
         np.allclose(before[name], after[name], atol=1e-6) for name in before if name.endswith("weight")
     )
+
+
+def test_the_rate_of_a_child_is_not_found_from_other_weights_than_its_parents(space_of, store, tiny_data):
+    space = space_of(
+        "n_folds: 3\nbase: {architecture: resnet18}\nvariants: [{name: a}, {name: b, weights: {variant: a}, lr: auto}]"
+    )
+    with pytest.raises(ConfigError, match="'b' begins from 'a', for which .* set lr to a number"):
+        with_found_rates(space, tiny_data, store)
+
+
+def test_a_child_begins_from_the_soup_of_its_parents_sets(space_of, store):
+    space = space_of(
+        "n_folds: 3\ntrials_per_variant: 2\nsoup_of: {sets: 2}\nbase: {architecture: resnet18}\n"
+        "variants: [{name: b, weights: {variant: a}}, {name: a}]\nsearch: {lr: {low: 0.001, high: 0.1}}"
+    )
+    run_out(Policy(space, store, "data", "folds"), seed=2)
+    children = [spec for trial in store.trials() if (spec := read_spec(trial)).variant.name == "b"]
+    assert len(children) == 3 * 3
+    assert all(read_spec(store.trial(spec.after["a"])).soup_of is not None for spec in children)
 
 
 @pytest.mark.slow
