@@ -6,7 +6,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.dotted_names import merged, model_in, type_at, value_at
-from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key
+from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key, unknown_name
 from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, SoupName, Variant
 from imet_ray.units import user_path
 
@@ -245,6 +245,7 @@ class _Reader:
         file = self.validate(_File, content | of_file, ())
         variants, ranges, auto = [], {}, []
         first: dict[str, First] = {}
+        places: dict[str, Place] = {}  # of what each variant says of its weights
         for settings, origin in self.settings(file):
             wished = file.search | settings.pop("search", {})
             said = self.first(wished)
@@ -272,8 +273,12 @@ class _Reader:
                 self.refuse_own_outside(variant, search, origin)
             variants.append(variant)
             ranges[variant.name] = search
+            places[variant.name] = origin.get("weights", origin.get("", ()))
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
+        for variant in variants:
+            if problem := problem_with_parents(variant, variants, ranges):
+                raise self.error(places[variant.name], problem)
         whole = {key: getattr(file, key) for key in _Settings.model_fields}
         name = file.name or self.path.stem
         whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto, "first": first}
@@ -355,8 +360,11 @@ class _Reader:
         try:
             return model.model_validate(given)
         except ValidationError as error:
+            problems = error.errors()
+            # where a name or settings may stand, what is wrong with the settings is enough
+            told = [p for p in problems if not (p["type"] == "string_type" and isinstance(p["input"], dict))]
             lines = []
-            for problem in error.errors():
+            for problem in told or problems:
                 loc = _named(problem)
                 place = _place(loc, origin) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
@@ -429,6 +437,57 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _named(problem: Any) -> Place:
     """Where one of pydantic's errors lies, by the names of settings."""
     return tuple(part for part in problem["loc"] if not _is_type_name(part))
+
+
+def problem_with_parents(
+    variant: Variant, variants: Sequence[Variant], ranges: Mapping[str, Mapping[str, Range]]
+) -> str:
+    """Why a variant cannot wait for those that it names; empty if it can, or names none."""
+    known = {one.name: one for one in variants}
+    for name in variant.after:
+        if name not in known:
+            return str(unknown_name("variant", name, known))
+    if cycle := _cycle(variant.name, known):
+        return f"variant {variant.name!r} would wait for itself: {' after '.join(cycle)}"
+    if variant.parent is None:
+        return ""
+    parent = known[variant.parent]
+    for one in (variant, parent):
+        for field in ("weights", "architecture") if one is variant else ("architecture",):
+            if field in ranges[one.name]:
+                return f"variant {one.name!r} searches its {field}, and {variant.name!r} begins from {parent.name!r}"
+    if variant.architecture != parent.architecture:
+        return (
+            f"variant {variant.name!r} begins from {parent.name!r}, which is {parent.architecture}, not "
+            f"{variant.architecture}: give both the same architecture"
+        )
+    return ""
+
+
+def _cycle(name: str, known: Mapping[str, Variant]) -> list[str]:
+    """The way from a variant over those that it waits for back to itself; empty if there is none."""
+    ways, seen = [[name]], {name}
+    while ways:
+        way = ways.pop()
+        for following in known[way[-1]].after if way[-1] in known else ():
+            if following == name:
+                return [*way, name]
+            if following not in seen:
+                seen.add(following)
+                ways.append([*way, following])
+    return []
+
+
+def in_order(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, each behind all those that it waits for."""
+    found: dict[str, Variant] = {}
+    while len(found) < len(variants):
+        ready = {
+            one.name: one for one in variants if one.name not in found and set(one.after) <= found.keys()
+        }
+        assert ready, "a space has no cycle"
+        found |= ready
+    return list(found.values())
 
 
 def is_whole(annotation: Any) -> bool:

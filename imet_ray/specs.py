@@ -20,6 +20,7 @@ BatchNorm = Literal["local", "sync"]
 SoupName = Literal["greedy", "uniform"]
 
 WEIGHTS = ("hub", "package", "none")  # anything else is the path of a file
+FOLD = "{fold}"  # in such a path: a file for each fold
 
 # what a checkpoint's model is and sees, whatever trained it
 PREDICTED_BY = (
@@ -38,6 +39,12 @@ Augmenting = Annotated[  # a preset's name, or settings of one's own; never both
     Annotated[str, Tag("str")] | Annotated[Augmentation, Tag("Augmentation")],
     Discriminator(lambda given: "str" if isinstance(given, str) else "Augmentation"),
 ]
+
+
+class Parent(Frozen):
+    """Another variant of the space: its checkpoint of the same fold."""
+
+    variant: str
 
 
 class Sampler(Frozen):
@@ -61,7 +68,8 @@ class Variant(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
     architecture: str
-    weights: str = "hub"  # one of WEIGHTS, or the path of a local file
+    # one of WEIGHTS, or the path of a local file; `{fold}` in it is the fold's number
+    weights: str | Parent = "hub"
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the last block; stochastic depth
@@ -146,6 +154,16 @@ class Variant(Frozen):
             raise ValueError(f"cycles must not exceed epochs={self.epochs}, got {self.cycles}")
         return self
 
+    @property
+    def parent(self) -> str | None:
+        """The variant of whose checkpoint of the same fold it begins."""
+        return self.weights.variant if isinstance(self.weights, Parent) else None
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The variants whose trials of a fold must be complete before its own of that fold begins."""
+        return () if self.parent is None else (self.parent,)
+
     def with_hparams(self, hparams: dict[str, Hparam]) -> Self:
         """The same variant with some settings, by name or dotted name, replaced and checked again."""
         return type(self).model_validate(self.model_dump() | hparams)
@@ -179,6 +197,7 @@ class TrialSpec(Frozen):
     workers: Annotated[int, Field(ge=1)] = 1  # that train it together, batch_size pictures each at a time
     batch_norm: BatchNorm = "local"  # statistics of each worker's own pictures, or of all
     soup_of: Mixed | None = None  # it trains nothing, and is a soup of these
+    after: dict[str, str] = {}  # by variant: the trial of the same fold that it begins from, or learns from
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -226,6 +245,11 @@ class TrialSpec(Frozen):
                 mode="json", exclude={"variant", "hparams"} | alone, exclude_defaults=exclude_defaults
             ),
         }
+
+
+def of_fold(weights: str, fold: int) -> str:
+    """The file of weights for a fold, where the path says `{fold}`."""
+    return weights.replace(FOLD, str(fold))
 
 
 def hparams_text(hparams: dict[str, Hparam]) -> str:

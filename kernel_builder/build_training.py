@@ -21,6 +21,7 @@ from imet_ray.specs import Hparam, TrialSpec, hparams_text
 from imet_ray.storage.encryption import Secret, encrypt
 from imet_ray.storage.files import disk_error, write_json, write_text
 from imet_ray.storage.results import read_result, standings
+from imet_ray.training.parents import beginning, trained_before
 from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, refuse_place, write_private
 from kernel_builder.datasets import write_datasets
 from kernel_builder.import_closure import import_closure
@@ -52,8 +53,9 @@ def chosen_trial(
     elif found := standings(run.store, [variant]):
         settings = found[0].hparams
         source = f"the best set that is trained so far: {hparams_text(settings) or 'its own values'}"
-    with_settings(wanted, settings or {})
-    spec = trial_spec(run, wanted, fold, settings or {})
+    recipe = with_settings(wanted, settings or {})
+    after = trained_before(run.store, recipe, fold)
+    spec = trial_spec(run, wanted, fold, settings or {}, after=after)
     result = read_result(run.store.trial(spec.trial_id))
     if result is not None and result.status == "complete":
         raise ConfigError(
@@ -122,7 +124,7 @@ def _stage_start(run: Run, spec: TrialSpec, secret: Secret | None, staging: Path
         n_labels=len(data.label_ids),
         image_size=recipe.image_size,
         dropout=recipe.dropout,
-        weights=recipe.weights,
+        weights=beginning(spec, run.store.trial(spec.trial_id)),
         prior=data.labels[data.rows(spec.fold, held_out=False)].mean(0),
         drop_path=recipe.drop_path,
     )

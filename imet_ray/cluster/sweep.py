@@ -52,6 +52,7 @@ class SweepSummary:
     overhead_s: float  # per trial, with the start of the workers: time that its slot was held, less training
     starts_s: list[float]  # of each worker
     out_of_time: bool
+    in_vain: tuple[str, ...] = ()  # a line for each variant that cannot begin, because another one failed
 
 
 def run_sweep(
@@ -77,7 +78,7 @@ def run_sweep(
     with database_errors(), open_studies(store, studies_url) as studies:
         policy = Policy(space, store, data.split.digest, data.folds_digest, deadline, studies=studies)
         if policy.next_is_last():
-            return SweepSummary(0, 0.0, 0.0, [], False)
+            return SweepSummary(0, 0.0, 0.0, [], False, policy.in_vain)
         return _run(policy, _trainable(session, data, store), session)
 
 
@@ -126,6 +127,7 @@ def _run(policy: Policy, trainable: Any, session: Session) -> SweepSummary:
         overhead_s=progress.overhead_s,
         starts_s=progress.starts_s,
         out_of_time=out_of_time,
+        in_vain=policy.in_vain,
     )
 
 

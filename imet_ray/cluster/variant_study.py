@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
-from imet_ray.specs import Hparam, Mixed, TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Hparam, Mixed, TrialSpec, Variant, canonical_json, default_pack_short_side
 from imet_ray.storage.results import TrialResult
 from imet_ray.training.recipe import check_recipe, own_value
 
@@ -43,29 +43,46 @@ class VariantStudy:
     """The search of one variant."""
 
     def __init__(
-        self, variant: Variant, space: SearchSpace, digests: tuple[str, str], study: optuna.Study
+        self,
+        variant: Variant,
+        space: SearchSpace,
+        digests: tuple[str, str],
+        study: optuna.Study,
+        after: "Sequence[VariantStudy]" = (),
     ) -> None:
         """
         Args:
             digests: of the data and of the folds.
+            after: of the variants that it waits for, fold by fold.
         """
         self.variant, self.space, self.digests, self.study = variant, space, digests, study
+        self.after = tuple(after)
         self.distributions = distributions(variant, space.ranges[variant.name])
         self.asked = self.ended = 0  # sets of hparams
-        self.complete = 0  # folds on which the best set is trained, and mixed with others if it is to be
-        self.blocked = 0  # soups whose trials are not all complete
+        # by fold: the best set's trial, once it is complete, or the soup, if it is to be mixed with others
+        self.trained: dict[int, str] = {}
+        self.blocked = (
+            0  # trials that wait for those of other variants, and soups whose trials are not all complete
+        )
         self.best: FrozenTrial | None = None  # the set to promote, once the search is over
         self.waiting: dict[str, Assignment] = {}  # by trial_id: could be trained now, and is not in flight
         self._seconds: dict[str, float] = {}  # of the complete trials, by trial_id
-        self._specs: dict[tuple[int, int], tuple[str, TrialSpec]] = {}  # by the set's number and the fold
+        # by the set's number, the fold, and the trials that it waits for
+        self._specs: dict[tuple[int, int, tuple[str, ...]], tuple[str, TrialSpec]] = {}
         self._fail_half_drawn()  # of a driver that was killed
 
     @property
     def left(self) -> int:
         """Trials that have not begun, as far as can be foretold."""
         sets = max(0, self.space.trials_per_variant - self.asked)
+        folds = len(self.space.search_folds)
         promotions = 0 if self.best or self.failed else self.space.after_search
-        return len(self.waiting) + self.blocked + sets * len(self.space.search_folds) + promotions
+        return 0 if self.failed else len(self.waiting) + self.blocked + sets * folds + promotions
+
+    @property
+    def complete(self) -> int:
+        """Folds on which the best set is trained, and mixed with others if it is to be."""
+        return len(self.trained)
 
     @property
     def seconds(self) -> float | None:
@@ -74,13 +91,20 @@ class VariantStudy:
 
     @property
     def can_ask(self) -> bool:
-        """True while more sets of hparams are to be searched."""
-        return self.asked < self.space.trials_per_variant
+        """True while more sets of hparams are to be searched, and one of them could be trained on some fold."""
+        return self.asked < self.space.trials_per_variant and any(
+            self._after(fold) is not None for fold in self.space.search_folds
+        )
 
     @property
     def failed(self) -> bool:
-        """True if every set of hparams failed on some fold."""
-        return self._searched and self.best is None
+        """True if every set of hparams failed on some fold, or if it waits in vain."""
+        return self.waits_in_vain_for is not None or (self._searched and self.best is None)
+
+    @property
+    def waits_in_vain_for(self) -> str | None:
+        """The variant that has failed, and on which it depends."""
+        return next((study.variant.name for study in self.after if study.failed), None)
 
     @property
     def _searched(self) -> bool:
@@ -127,6 +151,7 @@ class VariantStudy:
         """Tell Optuna of the sets whose results are all in, and see what is left."""
         sets = self._sets()
         running = [trial for trial in sets if trial.state == TrialState.RUNNING]
+        self.blocked = 0
         untrained = [specs for trial in running if (specs := self._settle(trial, result)) is not None]
         waiting = {trial_id: Assignment("search", spec) for trial_id, spec in itertools.chain(*untrained)}
         if len(untrained) < len(running):  # Optuna was told of some
@@ -134,17 +159,24 @@ class VariantStudy:
         self.asked, self.ended = len(sets), len(sets) - len(untrained)
         promoted = self._best(sets, result) if self._searched else []
         self.best = promoted[0] if promoted else None
-        self.complete = self.blocked = 0
+        self.trained = {}
         for fold in range(self.space.n_folds) if promoted else ():
-            sets_of_fold = dict(self._spec(one, fold) for one in promoted)
+            sets_of_fold = dict(one for best in promoted if (one := self._spec(best, fold)) is not None)
+            if not sets_of_fold:
+                self.blocked += len(promoted) + (len(promoted) > 1)
+                continue
+            last = next(iter(sets_of_fold))
             untold = {one: spec for one, spec in sets_of_fold.items() if not self._trained(one, result)}
             if len(sets_of_fold) > 1 and untold:
                 self.blocked += 1
             elif len(sets_of_fold) > 1:
                 trial_id, soup = self._soup(list(sets_of_fold.values()))
-                if result(trial_id) is None:
+                if (mixed := result(trial_id)) is None:
                     untold[trial_id] = soup
-            self.complete += not untold
+                elif mixed.status == "complete":
+                    last = trial_id
+            if not untold:
+                self.trained[fold] = last
             waiting |= {trial_id: Assignment("promote", spec) for trial_id, spec in untold.items()}
         self.waiting = {trial_id: one for trial_id, one in waiting.items() if trial_id not in in_flight}
 
@@ -159,7 +191,8 @@ class VariantStudy:
     def report(self, trial_id: str, epoch: int, score: float) -> None:
         """An epoch's score of a searching trial, for Optuna's plots."""
         for frozen in self._running() if len(self.space.search_folds) == 1 else ():
-            if self._spec(frozen, self.space.search_folds[0])[0] == trial_id:
+            spec = self._spec(frozen, self.space.search_folds[0])
+            if spec is not None and spec[0] == trial_id:
                 with warnings.catch_warnings():  # of an epoch that was reported before a restart
                     warnings.simplefilter("ignore")
                     optuna.trial.Trial(self.study, frozen._trial_id).report(score, step=epoch)
@@ -185,9 +218,10 @@ class VariantStudy:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _settle(self, frozen: FrozenTrial, result: Result) -> list[tuple[str, TrialSpec]] | None:
-        """Tell Optuna the score of a set; or return its trials that have no result yet."""
+        """Tell Optuna the score of a set; or return its trials that could be trained and have no result yet."""
+        folds = self.space.search_folds
         try:
-            specs = [self._spec(frozen, fold) for fold in self.space.search_folds]
+            specs = [had for fold in folds if (had := self._spec(frozen, fold)) is not None]
         except (ValidationError, SettingError):  # each hparam is possible, and the combination is not
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
@@ -199,7 +233,8 @@ class VariantStudy:
         if any(one.status == "failed" for one in known):
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return None
-        if len(known) < len(specs):
+        if len(known) < len(folds):
+            self.blocked += len(folds) - len(specs)
             return [(trial_id, spec) for trial_id, spec in specs if found[trial_id] is None]
         value = float(np.mean([one.score or 0.0 for one in known]))
         if any(one.status == "stopped" for one in known):
@@ -219,14 +254,14 @@ class VariantStudy:
             score = trial.user_attrs.get("score", trial.user_attrs.get("f2"))  # f2: of an earlier version
             return False, -math.inf if score is None else score
 
-        best: dict[str, FrozenTrial] = {}  # by the trial on the first fold: sets may be equal
+        best: dict[str, FrozenTrial] = {}  # by what it sets: sets may be equal
         wanted = 1 if self.space.soup_of is None else self.space.soup_of.sets
         usable = [trial for trial in sets if trial.state != TrialState.FAIL]
         for trial in sorted(usable, key=rank, reverse=True):
-            ids = [self._spec(trial, fold)[0] for fold in range(self.space.n_folds)]
-            found = [result(trial_id) for trial_id in ids]
+            specs = [self._spec(trial, fold) for fold in range(self.space.n_folds)]
+            found = [result(one[0]) for one in specs if one is not None]
             if not any(one is not None and one.status == "failed" for one in found):
-                best.setdefault(ids[0], trial)
+                best.setdefault(canonical_json(trial.params), trial)
             if len(best) == wanted:
                 break
         return list(best.values())
@@ -238,9 +273,17 @@ class VariantStudy:
         soup = specs[0].model_copy(update={"soup_of": Mixed(trials=ids, how=self.space.soup_of.how)})
         return soup.trial_id, soup
 
-    def _spec(self, frozen: FrozenTrial, fold: int) -> tuple[str, TrialSpec]:
-        """A set on a fold, with its id; kept, because both take a while to make."""
-        key = frozen.number, fold
+    def _after(self, fold: int) -> dict[str, str] | None:
+        """By variant: the trials of a fold that its own of that fold needs; None while one of them is not complete."""
+        found = {study.variant.name: study.trained.get(fold) for study in self.after}
+        there = {name: trial_id for name, trial_id in found.items() if trial_id is not None}
+        return there if len(there) == len(found) else None
+
+    def _spec(self, frozen: FrozenTrial, fold: int) -> tuple[str, TrialSpec] | None:
+        """A set on a fold, with its id; kept, because both take a while to make. None while it has to wait."""
+        if (after := self._after(fold)) is None:
+            return None
+        key = frozen.number, fold, tuple(after.values())
         if key not in self._specs:
             image_size = self.variant.with_hparams(frozen.params).image_size
             spec = TrialSpec(
@@ -255,6 +298,7 @@ class VariantStudy:
                 workers=self.space.resources.workers_per_trial,
                 metric=self.space.metric,
                 batch_norm=self.space.resources.batch_norm,
+                after=after,
             )
             check_recipe(spec.recipe)
             self._specs[key] = spec.trial_id, spec

@@ -65,8 +65,17 @@ def with_found_rates(space: SearchSpace, data: TrainingData, store: RunDirectory
 
 
 def rate_of(space: SearchSpace, name: str, fold: int, data: TrainingData, store: RunDirectory) -> FoundRate:
-    """What the finder says of a variant on a fold: from the run, or found now."""
+    """What the finder says of a variant on a fold: from the run, or found now.
+
+    Raises:
+        ConfigError: if the variant begins from another one's checkpoint.
+    """
     variant = next(one for one in space.variants if one.name == name)
+    if variant.parent is not None:
+        raise ConfigError(
+            f"variant {name!r} begins from {variant.parent!r}, for which the learning-rate finder does not wait: set "
+            "lr to a number"
+        )
     place, spec = store.rate(name, fold), _spec(space, variant, fold, data)
     store.files.fetch(place.root, [place.rate.name])
     known = read_model(place.rate, FoundRate) if place.rate.exists() else None

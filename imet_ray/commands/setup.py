@@ -26,7 +26,7 @@ from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, read_space
-from imet_ray.specs import WEIGHTS, Hparam, default_pack_short_side
+from imet_ray.specs import FOLD, WEIGHTS, Hparam, Parent, default_pack_short_side, of_fold
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.experiment import (
     Experiment,
@@ -228,7 +228,7 @@ def _run_name(given: str | None, space: SearchSpace, data: str, limit: int | Non
     return given
 
 
-def start(plan: Plan, *weights: str) -> Run:
+def start(plan: Plan, *weights: str | Parent) -> Run:
     """The run with its folds, if it goes on as it was begun. The caller holds the driver's lock, and calls `pack`.
 
     New folds need the packed pictures, for copies share a fold. Learning rates that the space leaves open are found.
@@ -246,7 +246,7 @@ def start(plan: Plan, *weights: str) -> Run:
         data_digest=data.split.digest,
         folds_digest=data.folds_digest,
         label_ids=list(data.label_ids),
-        weights=_files_of_weights({*weights, *_weights(plan.space)}),
+        weights=_files_of_weights({*weights, *_weights(plan.space)}, plan.space.n_folds),
     )
     refuse_changed(plan.store, experiment)
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
@@ -275,16 +275,28 @@ def pack(run: Run) -> None:
         run.data.split.share(short_side, workers=usable_cores())
 
 
-def _weights(space: SearchSpace) -> set[Hparam]:
+def _weights(space: SearchSpace) -> set[Hparam | Parent]:
     """All that a space names as weights."""
     wanted = [space.ranges[variant.name].get("weights") for variant in space.variants]
     searched = {value for one in wanted if one is not None for value in one.corners()}
     return {variant.weights for variant in space.variants} | searched
 
 
-def _files_of_weights(names: set[Hparam]) -> dict[str, str]:
-    """Those that are files, with their digests. Who trains says what is wrong with one that is missing."""
-    files = {str(name): Path(str(name)) for name in names - {*WEIGHTS}}
+def _files_of_weights(names: set[Hparam | Parent], n_folds: int) -> dict[str, str]:
+    """Those that are files, with their digests. Who trains says what is wrong with one that is missing.
+
+    Raises:
+        ConfigError: if one of those for each fold is missing.
+    """
+    files = {}
+    for name in (str(name) for name in names - {*WEIGHTS} if not isinstance(name, Parent)):
+        for fold in range(n_folds if FOLD in name else 1):
+            path = of_fold(name, fold)
+            if FOLD in name and not Path(path).is_file():
+                raise ConfigError(
+                    f"weights: {name} is a file for each of {n_folds} folds, and there is no {path}"
+                )
+            files[path] = Path(path)
     return {name: file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
 
 

@@ -84,6 +84,8 @@ def sweep(
             if summary.trials:
                 print(_describe_summary(summary))
             found = print_leaderboard(run)
+            for line in summary.in_vain:
+                print(line)
             whole = [standing for standing in found if standing.whole]
             if not whole:
                 return _nothing_to_blend(summary.out_of_time)

@@ -15,6 +15,7 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, first_problem
 from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
 from imet_ray.storage.experiment import only_driver
+from imet_ray.training.parents import trained_before
 from imet_ray.training.recipe import check_recipe
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -36,10 +37,11 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
     set_old_run_aside(plan)
     with only_driver(plan.store):
         run = start(plan, recipe.weights)
+        after = trained_before(plan.store, recipe, fold)
         pack(run)
         variant = variant_named(run.experiment.space, variant_name)  # with a rate that was found
         recipe = with_settings(variant, settings)
-        spec = trial_spec(run, variant, fold, settings)
+        spec = trial_spec(run, variant, fold, settings, after=after)
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
@@ -65,7 +67,9 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
     return 0
 
 
-def trial_spec(run: Run, variant: Variant, fold: int, settings: dict[str, Hparam]) -> TrialSpec:
+def trial_spec(
+    run: Run, variant: Variant, fold: int, settings: dict[str, Hparam], *, after: dict[str, str]
+) -> TrialSpec:
     """The trial of a variant with these hparams on a fold, as a sweep of that run would train it."""
     space = run.experiment.space
     image_size = with_settings(variant, settings).image_size
@@ -79,6 +83,7 @@ def trial_spec(run: Run, variant: Variant, fold: int, settings: dict[str, Hparam
         folds_digest=run.data.folds_digest,
         pack_short_side=space.pack_short_side or default_pack_short_side(image_size),
         metric=space.metric,
+        after=after,
     )
 
 

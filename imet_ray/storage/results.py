@@ -3,7 +3,7 @@
 Reads and writes `result.json`; does not train.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -117,11 +117,10 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
     """
     groups: dict[tuple[str, str], list[tuple[TrialDirectory, TrialSpec, TrialResult]]] = {}
     ended = _ended(store)
-    recipes = {spec.trial_id: spec.recipe.model_dump_json() for _, spec, _ in ended}
+    specs = {spec.trial_id: spec for _, spec, _ in ended}
     for trial, spec, result in ended:
         if result.status == "complete":
-            mixed = spec.soup_of.trials if spec.soup_of is not None else ()
-            key = spec.variant.name, "\n".join(recipes.get(one, one) for one in (spec.trial_id, *mixed))
+            key = spec.variant.name, _recipes(spec, specs)
             groups.setdefault(key, []).append((trial, spec, result))
     best: dict[str, Standing] = {}
     for (variant, _), members in sorted(groups.items()):
@@ -138,6 +137,14 @@ def standings(store: RunDirectory, variants: Iterable[str]) -> list[Standing]:
             best[variant] = standing
     wanted = [best[name] for name in variants if name in best]
     return sorted(wanted, key=lambda s: (s.whole, s.mean), reverse=True)
+
+
+def _recipes(spec: TrialSpec, specs: Mapping[str, TrialSpec]) -> str:
+    """The recipe of a trial, and of those that it mixes or came after: all folds of one set have the same."""
+    mixed = spec.soup_of.trials if spec.soup_of is not None else ()
+    others = (*mixed, *(trial_id for _, trial_id in sorted(spec.after.items())))
+    told = (_recipes(specs[one], specs) if one in specs else one for one in others)
+    return "\n".join((spec.recipe.model_dump_json(), *told))
 
 
 def left_out(found: Iterable[Standing], variants: Iterable[str]) -> list[str]:

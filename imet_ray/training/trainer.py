@@ -35,6 +35,7 @@ from imet_ray.training.distributed import Hardware, SplitError
 from imet_ray.training.kept_weights import KEEPS, Judge
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optimizers import build_optimizer
+from imet_ray.training.parents import beginning
 from imet_ray.training.schedules import build_schedule
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
@@ -75,7 +76,6 @@ class Trainer:
             sampler=recipe.sampler,
         )
         state = load_state(trial.last)
-        weights = str(trial.start) if trial.start.exists() else recipe.weights
         check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
         torch.manual_seed(spec.seed)
         self.model = build_model(
@@ -83,7 +83,7 @@ class Trainer:
             n_labels=len(data.label_ids),
             image_size=recipe.image_size,
             dropout=recipe.dropout,
-            weights=weights if state is None else "none",
+            weights=beginning(spec, trial) if state is None else "none",
             prior=data.labels[self.dataset.rows].mean(0) if state is None else None,
             drop_path=recipe.drop_path,
         )
