@@ -9,7 +9,7 @@ python launch.py --status                        how far the newest run is; --se
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
-python launch.py --check-data DIR                what is wrong with a data directory
+python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
 
 import argparse
@@ -31,16 +31,16 @@ TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
-BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend")
+BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
     "train": {*BEGINS, "variant", "fold", "set"},
-    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "variant", "fold", "out"},
+    "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY},
     "predict": {*ON_RAY, "out", "member"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
-    "check-data": {"negatives"},
+    "check-data": {"negatives", "report"},
 }
 
 
@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> int:
 
     cache = Cache.at(args.cache)
     if stage == "check-data":
-        return setup.check_data(args.check_data, cache, negatives=args.negatives is not None)
+        negatives = args.negatives is not None
+        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train", "find-lr"):
         overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -80,6 +81,7 @@ def _run(args: argparse.Namespace) -> int:
             overrides={key: value for key, value in overrides.items() if value is not None},
             fresh=args.fresh is not None,
             extend=args.extend is not None,
+            limit=args.limit,
         )
         plan = setup.plan(request)
     if stage == "train":
@@ -162,7 +164,9 @@ def _add_options(parser: Parser) -> None:
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")
     add("--concurrency", metavar="N", type=positive, help="trials at once, at most")
     add("--trials-per-variant", metavar="N", type=positive)
-    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv")
+    add("--folds", metavar="N|FILE", help="how many folds, or a folds.csv or .npy")
+    first_look = "a first look: N training pictures, sampled by label, and N test pictures"
+    add("--limit", metavar="N", type=positive, help=first_look)
     add("--epochs", metavar="N", type=positive, help="of every variant")
     add("--time-budget", metavar="2h", help="no new trial after it; all else finishes")
     studies = "an Optuna storage, such as postgresql://...; default: the run's journal"
@@ -177,6 +181,7 @@ def _add_options(parser: Parser) -> None:
     add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
+    add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
 

@@ -38,6 +38,22 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Sampler(Frozen):
+    """Which training pictures an epoch shows, and how often (`imet_ray.data.samplers`); at 0 a setting is off."""
+
+    rare: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0  # power of a picture's rarity by which it is drawn
+    oversample: Annotated[int, Field(ge=0, le=10_000)] = 0  # pictures of each label in an epoch, at least
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.rare and self.oversample:
+            raise ValueError(
+                f"sampler: rare draws pictures and oversample repeats them: choose one, got rare={self.rare:g} and "
+                f"oversample={self.oversample}"
+            )
+        return self
+
+
 class Variant(Frozen):
     """A recipe that the blend weighs: architecture x augmentation x size x loss, and how it is trained."""
 
@@ -51,6 +67,7 @@ class Variant(Frozen):
     augmentation: str = "medium"
     crop: str = "rectangular"
     mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+    sampler: Sampler | None = None  # None: an epoch shows each picture once
 
     loss: str = "bce"
     loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default

@@ -1,5 +1,6 @@
 """Folds: how evenly they fall, and what is refused in a folds file."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from imet_ray.data.folds import (
     read_folds,
     write_folds,
 )
-from imet_ray.errors import ConfigError, DataError
+from imet_ray.errors import ConfigError, DataError, ImetError, StoreError
 
 IDS = tuple(f"image{i}" for i in range(7))
 FOLDS = np.array([0, 1, 2, 0, 1, 2, 0])
@@ -227,3 +228,81 @@ def test_pictures_without_labels_are_spread_evenly():
     folds = make_folds(labels, n_folds=5, seed=0)
     assert np.ptp(np.bincount(folds[without], minlength=5)) <= 2
     assert np.ptp(np.bincount(folds)) <= 12  # of 120
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint64, np.dtype(">i4")])
+@pytest.mark.parametrize("suffix", ["npy", "NPY"])
+def test_an_array_of_folds_is_read_in_the_order_of_the_pictures(tmp_path: Path, dtype, suffix: str) -> None:
+    path = tmp_path / f"folds.{suffix}"
+    with path.open("wb") as file:
+        np.save(file, FOLDS.astype(dtype))
+    assert read_folds(path, IDS).tolist() == FOLDS.tolist()
+    assert read_folds(path, IDS).dtype == np.int64
+    assert count_folds(path) == 3
+    write_folds(tmp_path / "folds.csv", IDS, FOLDS)
+    assert folds_digest(IDS, read_folds(path, IDS)) == folds_digest(
+        IDS, read_folds(tmp_path / "folds.csv", IDS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (FOLDS[:6], r"a fold for each of the 7 rows of train.csv, in their order, got an array of \(6,\)"),
+        (FOLDS[:, None], r"got an array of \(7, 1\)"),
+        (np.array(3), r"got an array of \(\)"),
+        (np.zeros(0, int), r"got an array of \(0,\)"),
+        (FOLDS - 1, r"whole numbers of at least 0, got int64, \[-1, 0, 1"),
+        (FOLDS.astype(float), r"whole numbers of at least 0, got float64"),
+        (FOLDS * np.nan, r"whole numbers of at least 0, got float64, \[nan"),
+        (FOLDS > 0, "got bool"),
+        (FOLDS.astype(str), "got <U"),
+        (np.full(7, 2**64 - 1, np.uint64), "whole numbers of at least 0, got uint64"),
+        (FOLDS * 2, r"no image in fold 1: number the folds 0\.\.2"),
+        (FOLDS * 0, "at least 2 folds, got 1"),
+    ],
+)
+def test_an_array_that_is_no_folds_of_these_pictures_is_one_line(tmp_path: Path, values, expected) -> None:
+    np.save(tmp_path / "folds.npy", values)
+    with pytest.raises(DataError, match=expected) as caught:
+        read_folds(tmp_path / "folds.npy", IDS)
+    assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return self.mark.touch, ()
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x03\x00"])
+)
+def test_garbage_instead_of_an_array_is_one_line(data: bytes, head: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "folds.npy"
+        path.write_bytes(head + data)
+        for read in (lambda: read_folds(path, IDS), lambda: count_folds(path)):
+            with pytest.raises(ImetError) as caught:
+                read()
+            assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_array_that_is_missing_cut_off_or_of_objects_is_refused_and_nothing_is_unpickled(
+    tmp_path: Path,
+) -> None:
+    path, mark = tmp_path / "folds.npy", tmp_path / "mark"
+    with pytest.raises(StoreError, match="folds.npy cannot be read"):
+        read_folds(path, IDS)
+    np.save(path, FOLDS)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(StoreError, match="is damaged"):
+        read_folds(path, IDS)
+    np.save(path, np.array([Trap(mark)] * 7, dtype=object))
+    with pytest.raises(StoreError, match="is damaged"):
+        read_folds(path, IDS)
+    assert not mark.exists()

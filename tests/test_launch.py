@@ -59,7 +59,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
         (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
-        (["--sweep", "--folds", "five"], "--folds takes a number or a folds.csv"),
+        (["--sweep", "--folds", "five"], "--folds takes a number, a folds.csv or a folds.npy"),
         (["--sweep", "--from", "/tmp"], "--from is for --data openclipart"),
         (["--sweep", "--fresh", "--extend"], "--fresh makes new folds and --extend keeps the old ones"),
         (["--oof"], "no run in"),
@@ -137,7 +137,8 @@ def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
 def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "negatives", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
-        "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve",
+        "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve", "replace",
+        "limit", "report",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 

@@ -24,9 +24,11 @@ from tqdm import tqdm
 from imet_ray.blending.disputed_cells import weighted_margin
 from imet_ray.blending.members import Member
 from imet_ray.data.csv_tables import Problem, numbered, read_table
+from imet_ray.data.folds import read_fold_array
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.prediction.decode import at_least_one
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.storage.checked_read import open_array
 from imet_ray.storage.files import write_text
 from imet_ray.storage.run_directory import EnsembleDirectory
 
@@ -62,10 +64,10 @@ def read_2019(files: Sequence[Path], folds: Path, labels: Path) -> Blendable2019
     """
     named = _named(files)
     rows = _rows(labels)
-    of_picture = _read_folds(folds, len(rows), labels)
+    of_picture = read_fold_array(folds, len(rows), of=labels)
     found = [_by_fold(model, file, np.unique(of_picture).tolist(), folds) for model, file in named.items()]
     # All headers first: a wrong file shows before gigabytes of the others are read.
-    parts = [[_open(file) for file in own] for own in found]
+    parts = [[open_array(file) for file in own] for own in found]
     n_labels = _check_shapes(found, parts, of_picture)
     hot = _multi_hot(rows, n_labels, labels)
     ids = tuple(rows["id"])
@@ -182,30 +184,6 @@ def _by_fold(model: str, named: Path, wanted: Sequence[int], folds: Path) -> lis
             "leave the model out"
         )
     return [found[fold] for fold in wanted]
-
-
-def _open(file: Path) -> np.ndarray:
-    """An .npy file, memory-mapped; objects are refused, not unpickled."""
-    try:
-        return np.lib.format.open_memmap(file, mode="r")
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read ({error.strerror or error}): check the path") from None
-    except Exception as error:  # numpy raises several kinds for a header it cannot read
-        raise StoreError(
-            f"{file} is damaged or no .npy of numbers ({' '.join(str(error).split())}): fetch or make it again"
-        ) from None
-
-
-def _read_folds(file: Path, n: int, labels: Path) -> np.ndarray:
-    """(N,) int64."""
-    values = _open(file)
-    if values.shape != (n,):
-        raise DataError(f"{file} must have a fold for each of the {n:,} rows of {labels}, got {values.shape}")
-    if values.dtype.kind not in "iu" or values.min() < 0:
-        raise DataError(
-            f"{file} must have whole numbers of at least 0, got {values.dtype}, {values[:5].tolist()}"
-        )
-    return np.array(values, dtype=np.int64)
 
 
 def _check_shapes(

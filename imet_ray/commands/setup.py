@@ -19,6 +19,7 @@ from imet_ray.data.copies import first_copies
 from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
 from imet_ray.data.formats import accepted, read_catalog, read_directory
+from imet_ray.data.sample import sample
 from imet_ray.data.sources import is_directory, resolve_data
 from imet_ray.data.training_data import TrainingData, extended_folds, prepare, training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
@@ -59,6 +60,7 @@ class Request:
     overrides: dict[str, Any]  # of the space's settings
     fresh: bool
     extend: bool
+    limit: int | None = None  # pictures of a sample for a first look
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Plan:
     given_folds: Path | None
     fresh: bool
     extend: bool
+    limit: int | None  # `catalog` is a sample of so many pictures; None: it is the whole
+    whole_ids: tuple[str, ...]  # of all training pictures
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,23 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path, cache: Cache, *, negatives: bool) -> int:
+def check_data(root: Path, cache: Cache, *, negatives: bool, page: Path | None = None) -> int:
     """Print the report on a data directory; 1 if it must not be trained on.
 
     Args:
         negatives: pictures without labels have none of them; else they are a problem.
+        page: where the report with figures and pictures goes; None: nowhere.
     """
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):  # before all pictures are decoded
+        raise ConfigError(f"--report takes a file in a folder that is there, such as page.html, got {page}")
     report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
     print(report.text())
+    if page is not None:
+        # Here: matplotlib takes a second to import, and no other stage that begins here draws.
+        from imet_ray.reporting.data_page import write_data_page
+
+        write_data_page(page, report)
+        print(f"page          {near(page.resolve())}")
     return 1 if report.forbids else 0
 
 
@@ -115,20 +128,23 @@ def plan(request: Request) -> Plan:
     data = request.data or space.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     reading = read_directory(root, request.cache, negatives=request.negatives)
-    catalog = accepted(root, reading)
-    name = _run_name(request.name, space, data)
+    whole = accepted(root, reading)
+    limit, catalog = _limited(whole, request.limit, space.n_folds)
+    name = _run_name(request.name, space, data, limit)
     if fitted := path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
     _check_models(space)
     print(f"space   {path}: {_describe(space)}")
     if fitted:
         print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
-    print(f"data    {root}: {catalog.summary()}")
+    print(f"data    {root}: {whole.summary()}")
+    if limit is not None:
+        print(f"limit   {catalog.summary()}: a sample by label, for a first look only")
     for line in warned(reading.problems):
         print(f"        {line}")
     print(f"run     {request.runs.address(name)}")
     store = request.runs.run(name)
-    if not (request.fresh or request.extend) and (how := _other_data(store, catalog)):
+    if not (request.fresh or request.extend) and (how := _other_data(store, catalog, limit)):
         aside = "--extend: new pictures get folds, old ones keep theirs, and trials are new"
         raise StoreError(f"{store.root} was begun with other data ({how}): {way_out(store, aside)}")
     return Plan(
@@ -141,7 +157,18 @@ def plan(request: Request) -> Plan:
         given_folds=given_folds,
         fresh=request.fresh,
         extend=request.extend,
+        limit=limit,
+        whole_ids=whole.train.ids,
     )
+
+
+def _limited(whole: Catalog, limit: int | None, n_folds: int) -> tuple[int | None, Catalog]:
+    """The sample that `--limit` asks for. No limit where the data have no more pictures: then they are the whole."""
+    if limit is None or limit >= max(len(whole.train.ids), len(whole.test.ids)):
+        return None, whole
+    if limit < n_folds:
+        raise ConfigError(f"--limit must be at least n_folds={n_folds}, a picture for each fold, got {limit}")
+    return limit, sample(whole, limit)
 
 
 def _default_space(data: str | None) -> Path:
@@ -171,15 +198,16 @@ def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
         return None, {"n_folds": int(given)}
     path = user_path(given)
     if not path.is_file():
-        raise ConfigError(f"--folds takes a number or a folds.csv, and {given} is neither")
+        raise ConfigError(f"--folds takes a number, a folds.csv or a folds.npy, and {given} is neither")
     return path, {"n_folds": count_folds(path)}
 
 
-def _run_name(given: str | None, space: SearchSpace, data: str) -> str:
-    """The given name, or the space's; with the data's, where they are not those of the space."""
+def _run_name(given: str | None, space: SearchSpace, data: str, limit: int | None) -> str:
+    """The given name, or the space's; with the data's, where they are not those of the space, and with the limit."""
     if given is None:
         slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", data).strip("-.") or "data"
-        return space.name if data == space.data else f"{space.name}-{slug[-40:]}"
+        name = space.name if data == space.data else f"{space.name}-{slug[-40:]}"
+        return name if limit is None else f"{name}-limit{limit}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", given):
         raise ConfigError(f"--name takes letters, digits, '.', '_', '+' and '-', got {given!r}")
     return given
@@ -199,6 +227,7 @@ def start(plan: Plan, *weights: str) -> Run:
         space=space,
         data=plan.data,
         data_root=str(plan.root),
+        limit=plan.limit,
         data_digest=data.split.digest,
         folds_digest=data.folds_digest,
         label_ids=list(data.label_ids),
@@ -256,7 +285,16 @@ def _given_folds(plan: Plan) -> np.ndarray | None:
         return None
     if plan.extend:
         return extended_folds(plan.given_folds, plan.catalog, _copies(plan))
-    return read_folds(plan.given_folds, plan.catalog.train.ids)
+    folds = read_folds(plan.given_folds, plan.whole_ids)
+    if plan.limit is None:
+        return folds
+    of_picture = dict(zip(plan.whole_ids, folds.tolist(), strict=True))
+    sampled = np.array([of_picture[picture] for picture in plan.catalog.train.ids], np.int64)
+    if empty := sorted(set(folds.tolist()) - set(sampled.tolist())):
+        raise ConfigError(
+            f"--limit {plan.limit} has no picture of fold {empty[0]} of {plan.given_folds}: take more pictures"
+        )
+    return sampled
 
 
 def _refuse_other_number(plan: Plan, n_folds: int) -> None:
@@ -283,7 +321,7 @@ def set_old_run_aside(plan: Plan) -> None:
         store.files.check_set_aside()
     if not (store.experiment.exists() or store.folds.exists()):
         return
-    how = _other_data(store, plan.catalog) if plan.extend else ""
+    how = _other_data(store, plan.catalog, plan.limit) if plan.extend else ""
     if not plan.fresh and not how:
         return
     store.files.check_set_aside()
@@ -298,12 +336,18 @@ def set_old_run_aside(plan: Plan) -> None:
     print(f"{'extend' if how else 'fresh '}  {how + ': ' if how else ''}the old run is kept as {kept}")
 
 
-def _other_data(store: RunDirectory, catalog: Catalog) -> str:
+def _other_data(store: RunDirectory, catalog: Catalog, limit: int | None) -> str:
     """How the data differ from those that a run was begun with; empty: they do not, or it was not begun."""
     for path in (store.experiment, store.folds):
         store.files.fetch_file(path)
     if store.experiment.exists():
-        before = read_experiment(store).data_digest
+        experiment = read_experiment(store)
+        before = experiment.data_digest
+        if experiment.limit != limit:
+            then, today = (
+                f"--limit {n}" if n is not None else "no --limit" for n in (experiment.limit, limit)
+            )
+            return f"{then} then, {today} now"
         if before in (catalog.digest, earlier_digest(catalog)):
             return ""
     if store.folds.exists():
@@ -330,7 +374,9 @@ def reopen(
     experiment = read_experiment(store)
     root = _root(experiment, store, cache, at, source)
     catalog = read_catalog(root, cache, negatives=True)  # whether the run has some, its digest tells
-    if how := _other_data(store, catalog):
+    if experiment.limit is not None:
+        catalog = sample(catalog, experiment.limit)
+    if how := _other_data(store, catalog, experiment.limit):
         raise StoreError(
             f"{root} holds other data than {store.root} was begun with ({how}): say with --data where its own lie, "
             "or start a new run"

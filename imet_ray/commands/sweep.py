@@ -224,6 +224,10 @@ def _predict_test(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
         f"{len(trials) - done} were there; submission in {near(out or place.submission)}"
     )
+    if run.experiment.limit is not None:
+        print(
+            f"        it has the {len(split.ids):,} test pictures of --limit {run.experiment.limit}, no more"
+        )
     if catalog.test_labels is not None:
         metric = metric_named(run.experiment.space.metric)
         score = metric.score(decoded[catalog.test_labelled], catalog.test_labels[catalog.test_labelled])

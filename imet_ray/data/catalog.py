@@ -86,6 +86,7 @@ class Reading:
     pictures: tuple[Path, ...] = ()  # all that there is a reader for, used or not
     # picture -> table and row that name it; without a table the folder, and no row
     rows: dict[Path, tuple[str, int | None]] = field(default_factory=dict)
+    readable: Catalog | None = None  # what there is to look at, whatever is wrong; without digests
 
 
 def assemble(
@@ -119,15 +120,8 @@ def assemble(
     if find_spec("pillow_heif") is None:
         need_extra((*train.files, *test.files), problems)
         pictures = tuple(file for file in pictures if file.suffix.lower() not in HEIF)
-    if not any(problem.forbids for problem in problems):
-        train, test = _with_contents((train, test), rows, index, problems)
-    if any(problem.forbids for problem in problems):
-        return Reading(None, tuple(problems), pictures, rows)
     names, kind = tuple(known.names.values()), "labels that always come together"
-    together = (
-        Problem(kind, tables.train.name, None, text, forbids=False) for text in always_together(labels, names)
-    )
-    catalog = Catalog(
+    readable = Catalog(
         root=root.resolve(),
         label_ids=tuple(known.names),
         label_names=names,
@@ -137,10 +131,49 @@ def assemble(
         test_labels=truth,
         test_labelled=labelled,
         label_groups=label_groups(names, known.groups),
-        digest=_digest(train, tuple(known.names), labels),
+        digest="",
+        test_digest="",
+    )
+    if not any(problem.forbids for problem in problems):
+        train, test = _with_contents((train, test), rows, index, problems)
+    if any(problem.forbids for problem in problems):
+        return Reading(None, tuple(problems), pictures, rows, readable)
+    together = (
+        Problem(kind, tables.train.name, None, text, forbids=False) for text in always_together(labels, names)
+    )
+    digest, test_digest = _digest(train, tuple(known.names), labels), _digest(test, (), None)
+    catalog = replace(readable, train=train, test=test, digest=digest, test_digest=test_digest)
+    return Reading(catalog, (*problems, *together), pictures, rows, catalog)
+
+
+def part_of(catalog: Catalog, train_rows: np.ndarray, test_rows: np.ndarray) -> Catalog:
+    """Some of the pictures, with digests of their own; all labels stay.
+
+    Args:
+        train_rows: (n,) int64, in the order that they are to have.
+        test_rows: (m,) int64.
+    """
+    train, labels = _rows_of(catalog.train, train_rows), catalog.labels[train_rows]
+    test, labelled = _rows_of(catalog.test, test_rows), catalog.test_labelled[test_rows]
+    truth = catalog.test_labels[test_rows] if catalog.test_labels is not None and labelled.any() else None
+    return replace(
+        catalog,
+        train=train,
+        labels=labels,
+        test=test,
+        test_labels=truth,
+        test_labelled=labelled,
+        digest=_digest(train, catalog.label_ids, labels),
         test_digest=_digest(test, (), None),
     )
-    return Reading(catalog, (*problems, *together), pictures, rows)
+
+
+def _rows_of(split: Split, rows: np.ndarray) -> Split:
+    ids, files, contents = (
+        tuple(column[row] for row in rows.tolist()) if column else ()
+        for column in (split.ids, split.files, split.contents)
+    )
+    return Split(ids, files, contents)
 
 
 def earlier_digest(catalog: Catalog) -> str:

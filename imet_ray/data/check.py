@@ -31,6 +31,8 @@ class DataReport:
     catalog: Catalog | None  # None where a problem of the tables or names forbids training
     problems: tuple[Problem, ...]
     sizes: np.ndarray  # (n, 2) int64: height and width of the decoded pictures
+    decoded: tuple[Path, ...] = ()  # these n pictures
+    readable: Catalog | None = None  # what there is to look at, whatever is wrong
 
     @property
     def forbids(self) -> bool:
@@ -107,6 +109,8 @@ def check_data(
         catalog=reading.catalog,
         problems=tuple(problems),
         sizes=np.array([one.size for one in decoded.values()], dtype=np.int64).reshape(-1, 2),
+        decoded=tuple(decoded),
+        readable=reading.readable,
     )
 
 

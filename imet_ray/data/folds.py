@@ -1,7 +1,8 @@
 """Multi-label stratified folds, and the file that keeps them.
 
 The pictures of each label are spread evenly over the folds, rarest labels first. Copies of one picture fall in one
-fold. Other groups (all pictures of one object together) are left to a given folds.csv.
+fold. Other groups (all pictures of one object together) are left to a given folds.csv, or folds.npy: fold numbers in
+the order of train.csv.
 """
 
 import hashlib
@@ -16,11 +17,13 @@ import pandas as pd
 
 from imet_ray.data.csv_tables import Problem, read_table, write_table
 from imet_ray.errors import ConfigError, DataError
+from imet_ray.storage.checked_read import open_array
 from imet_ray.storage.files import LOCAL, Files
 
 logger = logging.getLogger(__name__)
 
 SLOW = 30_000_000  # entries of the label table from which stratifying takes longer than some 15 s
+MOST_FOLDS = 10**9  # what a folds.csv may number, too
 MAX_PROBLEMS = 20  # named in one report; the rest is counted
 NUMBER = re.compile(r"[0-9]{1,9}")  # int() takes other digits and refuses more than 4,300
 
@@ -83,7 +86,7 @@ def read_folds(path: Path, ids: Sequence[str], *, extend: bool = False) -> np.nd
     """Read a folds file, whatever its order, and bring it into the order of `ids`.
 
     Args:
-        path: CSV with the columns id and fold; others are ignored.
+        path: CSV with the columns id and fold, others are ignored; or .npy, in the order of `ids`.
         ids: all ids that it must have, and no more.
         extend: it may lack some, which get -1, and have others, which are left out.
 
@@ -93,6 +96,8 @@ def read_folds(path: Path, ids: Sequence[str], *, extend: bool = False) -> np.nd
     Raises:
         DataError: naming all that is wrong with the file, by row.
     """
+    if _is_array(path):
+        return _read_whole_array(path, len(ids))
     rows, problems = _read(path, ("id", "fold"))
     place = {name: i for i, name in enumerate(ids)}
     first: dict[str, int] = {}
@@ -120,6 +125,35 @@ def read_folds(path: Path, ids: Sequence[str], *, extend: bool = False) -> np.nd
             shown.append(f"and {len(problems) - len(shown)} more")
         raise DataError(f"{path} does not fit the data:\n  " + "\n  ".join(shown))
     return folds
+
+
+def read_fold_array(path: Path, n: int | None = None, *, of: object = "train.csv") -> np.ndarray:
+    """Read an array of fold numbers, in the order of a table's rows.
+
+    Args:
+        path: .npy of (n,) whole numbers.
+        n: rows of the table; None: any number.
+        of: what the table is called.
+
+    Returns:
+        (n,) int64, from 0.
+
+    Raises:
+        StoreError: if it is missing or no array.
+        DataError: if it does not fit the table.
+    """
+    values = open_array(path)
+    if values.ndim != 1 or (n is not None and len(values) != n):
+        rows = f"the {n:,} rows" if n is not None else "the rows"
+        raise DataError(
+            f"{path} must have a fold for each of {rows} of {of}, in their order, got an array of {values.shape}"
+        )
+    if values.dtype.kind not in "iu" or (len(values) and not 0 <= values.min() <= values.max() < MOST_FOLDS):
+        raise DataError(
+            f"{path} must have whole numbers of at least 0, got {values.dtype}, {values[:5].tolist()}: the fold of "
+            "each picture, 0, 1, 2, ..."
+        )
+    return np.array(values, dtype=np.int64)
 
 
 def extend_folds(folds: np.ndarray, labels: np.ndarray, copies: np.ndarray) -> np.ndarray:
@@ -171,8 +205,10 @@ def count_folds(path: Path) -> int:
     """How many folds a folds file has, from its largest number; `read_folds` checks it in full, by id.
 
     Raises:
-        DataError: if it cannot be read.
+        ImetError: if it cannot be read.
     """
+    if _is_array(path):
+        return 1 + int(read_fold_array(path).max(initial=0))
     rows, _ = _read(path, ("fold",))
     return 1 + max((int(fold) for fold in rows["fold"] if NUMBER.fullmatch(fold)), default=0)
 
@@ -189,6 +225,18 @@ def _read(path: Path, columns: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]
     if rows is None:
         raise DataError(f"cannot read the folds file {path}: {problems[-1]}")
     return rows, problems
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"
+
+
+def _read_whole_array(path: Path, n: int) -> np.ndarray:
+    """The folds of all n pictures: (n,) int64, from 0 without gaps."""
+    folds = read_fold_array(path, n)
+    if problems := _wrong_numbering(folds):
+        raise DataError(f"{path} does not fit the data: {problems[0]}")
+    return folds
 
 
 def _wrong_numbering(folds: np.ndarray) -> list[str]:

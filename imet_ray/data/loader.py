@@ -1,8 +1,8 @@
 """Packed pictures as batches for training and for evaluation.
 
-A picture depends only on (seed, epoch, row), and the order of an epoch on (seed, epoch). So neither the number of
-worker processes nor an interruption changes a batch. Pixels stay uint8: the model normalises them on the
-device, as its first step.
+A picture depends only on (seed, epoch, row), and on how often the epoch has shown it before; the order of an epoch only
+on (seed, epoch). So neither the number of worker processes nor an interruption changes a batch. Pixels stay uint8: the
+model normalises them on the device, as its first step.
 """
 
 import time
@@ -15,7 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imet_ray.data.packed_images import Pack
+from imet_ray.data.samplers import epoch_order
 from imet_ray.data.views import apply_view
+from imet_ray.specs import Sampler
 
 if TYPE_CHECKING:  # prediction needs no albumentations
     from imet_ray.data.augmentation import TrainTransform
@@ -35,16 +37,25 @@ class TrainDataset(Dataset[Batch]):
     """Augmented pictures of some rows of a pack, with their labels. They differ in each epoch."""
 
     def __init__(
-        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, transform: "TrainTransform", seed: int
+        self,
+        pack: Pack,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        transform: "TrainTransform",
+        seed: int,
+        *,
+        sampler: Sampler | None = None,
     ) -> None:
         """
         Args:
             rows: (n,) int64, indices into the pack and the labels.
             labels: (N, C) uint8, of all pictures in the pack.
             seed: of the augmentations and the order.
+            sampler: which of the rows an epoch shows, and how often; None: each once.
         """
         self.pack, self.rows, self.labels = pack, rows, labels
         self.transform, self.seed = transform, seed
+        self.shown = epoch_order(sampler, labels, rows)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -52,26 +63,33 @@ class TrainDataset(Dataset[Batch]):
         self.epoch = epoch
 
     def order(self) -> np.ndarray:
-        """The epoch's order: a permutation of 0..n-1, int64."""
-        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.rows))
+        """The epoch's order: (len,) int64, indices of the dataset; a permutation of 0..n-1 without a sampler."""
+        return self.shown.draw(np.random.default_rng((self.seed, self.epoch)))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        """Pictures in an epoch."""
+        return self.shown.size
 
     def __getitem__(self, index: int) -> Batch:
-        """One picture, (3, S, S) uint8, and its labels, (C,) float32."""
+        """One picture, (3, S, S) uint8, and its labels, (C,) float32.
+
+        Index i + k * n is that of row i, shown for the k-th time (from 0): another crop of it.
+        """
         images, targets = self.__getitems__([index])
         return images[0], targets[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A batch in one piece: (B, 3, S, S) uint8 and (B, C) float32."""
-        rows = self.rows[np.asarray(indices, np.int64)]
-        images = _planes([self.transform(self.pack[row], self._picture_seed(row)) for row in rows.tolist()])
+        times, places = np.divmod(np.asarray(indices, np.int64), len(self.rows))
+        rows = self.rows[places]
+        shown = zip(rows.tolist(), times.tolist(), strict=True)
+        images = _planes([self.transform(self.pack[row], self._picture_seed(row, k)) for row, k in shown])
         return images, torch.from_numpy(self.labels[rows].astype(np.float32))
 
-    def _picture_seed(self, row: int) -> int:
-        """32 bits from (seed, epoch, row)."""
-        return int(np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0])
+    def _picture_seed(self, row: int, times: int = 0) -> int:
+        """32 bits from (seed, epoch, row), and how often the epoch has shown it before."""
+        again = (times,) if times else ()
+        return int(np.random.SeedSequence((self.seed, self.epoch, row, *again)).generate_state(1)[0])
 
 
 class ViewDataset(Dataset[torch.Tensor]):

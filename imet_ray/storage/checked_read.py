@@ -110,6 +110,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise damaged(path, error) from None
 
 
+def open_array(file: Path) -> np.ndarray:
+    """An .npy file, memory-mapped; objects are refused, not unpickled."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror or error}): check the path") from None
+    except Exception as error:  # numpy raises several kinds for a header it cannot read
+        raise StoreError(
+            f"{file} is damaged or no .npy of numbers ({' '.join(str(error).split())}): fetch or make it again"
+        ) from None
+
+
 def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)

@@ -57,6 +57,7 @@ class Experiment(Frozen):
 
     data: str  # as on the command line
     data_root: str
+    limit: int | None = None  # training pictures, at most, and test pictures: a sample of the data; None: all
     data_digest: str
     folds_digest: str
     label_ids: list[str]

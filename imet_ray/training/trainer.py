@@ -71,6 +71,7 @@ class Trainer:
             data.labels,
             TrainTransform(recipe.augmentation, recipe.crop, recipe.image_size),
             spec.seed,
+            sampler=recipe.sampler,
         )
         state = load_state(trial.last)
         check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
