@@ -91,14 +91,14 @@ def clock():
     global late
     frame = sys._getframe(1)
     if frame.f_code.co_name == "_after_epoch" and frame.f_locals["metrics"]["epoch"] == EPOCHS:
-        late = 32_400.0
+        late = 31_900.0  # behind the limit, and not so far that the watchdog ends it
     return real() + late
 time.monotonic = clock
 """
 
 
 def stopping_after(epochs: int) -> str:
-    """A clock that jumps nine hours while that epoch is reported."""
+    """A clock that jumps to the limit while that epoch is reported."""
     return ENDS_AFTER.replace("EPOCHS", str(epochs))
 
 

@@ -24,7 +24,7 @@ from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.storage.checked_read import read_json_lines
-from imet_ray.storage.results import TrialResult
+from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
@@ -182,7 +182,7 @@ class _Kernel:
         """Called by the watchdog, which ends the process then."""
         with contextlib.suppress(Exception):  # of any kind: what is on disk is whole
             if self.trial.result.exists():
-                return self._finish(None, NO_OOF)
+                return self._finish(read_result(self.trial), NO_OOF)
             if self._history():
                 return self._finish(None, LIMIT)
         print(f"error: the limit came before an epoch had ended: {activity}: give more time", file=sys.stderr)
