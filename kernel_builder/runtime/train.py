@@ -20,6 +20,7 @@ import torch
 from imet_ray.command_line import Parser, exit_code, zero_or_more
 from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import TrainingData
+from imet_ray.data.views import count_views
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_checkpoint
@@ -145,7 +146,7 @@ class _Kernel:
     def _predict(self, data: TrainingData, device: torch.device, workers: int) -> bool:
         """Predict the held-out fold; False if that would end too late. The next sweep then does it."""
         seconds = max((row["evaluate_s"] for row in self._history()), default=0.0)  # by one view
-        if self.deadline.left() < MARGIN * seconds * len(self.spec.recipe.views):
+        if self.deadline.left() < MARGIN * seconds * count_views(self.spec.recipe.views):
             return False
         self.watchdog.note("predicting the held-out fold")
         rows = data.rows(self.spec.fold, held_out=True)
