@@ -32,7 +32,16 @@ ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
-    "sweep": {*BEGINS, "address", "concurrency", "trials_per_variant", "time_budget", "studies", "replace"},
+    "sweep": {
+        *BEGINS,
+        "address",
+        "concurrency",
+        "trials_per_variant",
+        "time_budget",
+        "studies",
+        "replace",
+        "set",
+    },
     "train": {*BEGINS, "variant", "fold", "set"},
     "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY, "views", "pool_views"},
@@ -63,6 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray.commands import setup
+        from imet_ray.search_space import settings_of_all
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 
@@ -72,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
         return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
-        overrides = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
+        of_all = settings_of_all(settings) if stage == "sweep" else {}
+        overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
         request = setup.Request(
             space=args.space,
             data=args.data,
@@ -193,7 +204,12 @@ def _add_options(parser: Parser) -> None:
     add("--replace", action="store_true", default=None, help=replaces)
     add("--variant", metavar="NAME")
     add("--fold", metavar="K", type=int)
-    add("--set", metavar="KEY=VALUE", action="append", help="one hparam; repeatable")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        help="one setting, of all variants of a sweep; repeatable",
+    )
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")

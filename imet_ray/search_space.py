@@ -233,6 +233,18 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None, *, check: Ch
     return reader.space(content, overrides or {})
 
 
+def settings_of_all(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `--set` says of all variants of a space, as `read_space` takes it.
+
+    Raises:
+        ConfigError: for what is no setting of a variant.
+    """
+    for key in settings:
+        if key == "name" or key.partition(".")[0] not in Variant.model_fields:
+            raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
+    return settings
+
+
 class _Reader:
     """Turns the file's content into models; knows the line of each value for the errors."""
 

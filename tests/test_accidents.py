@@ -104,7 +104,9 @@ def test_a_damaged_journal_is_one_line(policy, store, place):
         Policy(policy.space, store, "data", "folds")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that is open just then
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a file that is open just then
 def test_ctrl_c_at_any_line_of_the_journal_is_ctrl_c_and_leaves_it_whole(tmp_path, store):
     space = space_of(tmp_path)
     interrupts = 0

@@ -55,7 +55,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
         (["--sweep", "--fold", "1"], "--fold has no meaning for --sweep: it is for --train"),
         (["--oof", "--epochs", "2"], "--epochs has no meaning for --oof: it is for --sweep or --train"),
         (["--sweep", "--time-budget", "soon"], "--time-budget takes 2h"),
-        (["--sweep", "--space", "search_spaces/dmeo.yml"], "choose one of search_spaces/ablation_losses.yml"),
+        (["--sweep", "--space", "search_spaces/dmeo.yml"], "choose one of search_spaces/ablation_batch.yml"),
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
         (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
