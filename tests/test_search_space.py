@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import read_space
+from imet_ray.search_space import read_space, settings_of_all
 from imet_ray.training.recipe import check_recipe
 
 GRID = "grid: {architecture: [resnet18, resnet34], augmentation: [light, medium]}\n"
@@ -143,3 +143,13 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, expected):
     path.write_text(f"{text}\nvariants: [{{name: a, architecture: resnet18}}]\n")
     with pytest.raises(ConfigError, match=expected):
         read_space(path, check=check_recipe)
+
+
+def test_a_setting_of_all_variants_replaces_the_files_and_is_not_searched(tmp_path):
+    (tmp_path / "s.yml").write_text(
+        "variants: [{name: a, architecture: resnet18, image_size: 96}, {name: b, architecture: resnet34}]\n"
+        "search: {image_size: [96, 128], dropout: {low: 0.0, high: 0.5}}\n"
+    )
+    found = read_space(tmp_path / "s.yml", settings_of_all({"image_size": 64}), check=check_recipe)
+    assert [variant.image_size for variant in found.variants] == [64, 64]
+    assert [list(ranges) for ranges in found.ranges.values()] == [["dropout"], ["dropout"]]
