@@ -31,6 +31,9 @@ PREDICTED_BY = (
     "freeze",
     "batch_size",
     "precision",
+    "crop",  # of random views
+    "crop_area",
+    "crop_aspect",
     "views",
 )
 

@@ -56,7 +56,10 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
         (["--oof", "--epochs", "2"], "--epochs has no meaning for --oof: it is for --sweep or --train"),
         (["--sweep", "--time-budget", "soon"], "--time-budget takes 2h"),
         (["--sweep", "--space", "search_spaces/dmeo.yml"], "choose one of search_spaces/ablation_batch.yml"),
-        (["--sweep", "--set", "image_sise=64"], "--set: unknown key 'image_sise': did you mean 'image_size'?"),
+        (
+            ["--sweep", "--set", "image_sise=64"],
+            "--set: unknown key 'image_sise': did you mean 'image_size'?",
+        ),
         (["--sweep", "--set", "name=x"], "--set: unknown key 'name'"),
         (["--sweep", "--set", "augmentation.blurr=1"], "unknown key 'blurr': did you mean 'blur'?"),
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),

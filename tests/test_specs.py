@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from imet_ray.errors import SettingError
+from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.training.recipe import check_recipe
 
@@ -179,3 +180,11 @@ def test_a_spec_is_written_with_every_field():
 def test_a_fold_that_does_not_exist_is_refused():
     with pytest.raises(ValidationError, match="choose 0..2"):
         TrialSpec.model_validate(SPEC.model_dump() | {"fold": 3})
+
+
+def test_a_soup_of_sets_sees_pictures_as_its_variant_does():
+    variant = Variant(
+        name="a", architecture="resnet18", crop="rectangular", crop_area=(0.2, 0.9), views=("random:2",)
+    )
+    soup = variant.mixing(3, "greedy")
+    assert ViewSet(names=soup.views).bound(soup) == ViewSet(names=variant.views).bound(variant)
