@@ -156,7 +156,8 @@ def test_crop_bounds_are_searched_one_by_one(read):
 def test_optuna_picks_each_number_and_the_trial_is_trained_with_it(read, tmp_path):
     space = read(
         "base: {architecture: resnet18, augmentation: {affine: medium}}\nvariants: [{name: a}]\n"
-        "search:\n  augmentation.blur: {low: 0, high: 0.3}\n  augmentation.affine: [none, soft, hard]\n"
+        "search:\n  first: drawn\n"
+        "  augmentation.blur: {low: 0, high: 0.3}\n  augmentation.affine: [none, soft, hard]\n"
         "  augmentation.erase.area.1: {low: 0.1, high: 0.4}\n  mixup: {low: 0, high: 0.4}\n"
     )
     policy = Policy(space, RunDirectory(tmp_path), "data", "folds")
@@ -171,6 +172,16 @@ def test_optuna_picks_each_number_and_the_trial_is_trained_with_it(read, tmp_pat
     assert TrialSpec.model_validate_json(spec.model_dump_json()).trial_id == spec.trial_id
     again = Policy(space, RunDirectory(tmp_path), "data", "folds").next()
     assert again.spec == spec
+
+
+def test_the_first_set_has_the_variants_own_numbers_where_they_lie_in_the_ranges(read, tmp_path):
+    space = read(
+        "variants: [{name: a, architecture: resnet18, augmentation: {blur: 0.25}}]\n"
+        "search: {augmentation.blur: {low: 0, high: 0.3}, augmentation.noise: {low: 0.1, high: 0.3}}\n"
+    )
+    picked = Policy(space, RunDirectory(tmp_path), "data", "folds").next().spec.hparams
+    assert picked["augmentation.blur"] == 0.25
+    assert 0.1 <= picked["augmentation.noise"] <= 0.3
 
 
 def test_whole_numbers_and_presets_are_searched_too(read):

@@ -78,7 +78,7 @@ def test_an_ensemble_of_2019_is_replaced_by_a_smaller_one_only_if_told_to(call_b
     how = ["--runs", tmp_path / "runs", "--method", "uniform"]
     assert call_blend("old", *files_2019, *how)[0] == 0
     code, _, err = call_blend("old", files_2019[0], *files_2019[2:], *how)
-    assert (code, "the ensemble old has bad, which the new one would lack: give" in err) == (1, True)
+    assert (code, "the ensemble old has bad, which the new one would lack: say --replace" in err) == (1, True)
     assert call_blend("old", files_2019[0], *files_2019[2:], *how, "--replace")[0] == 0
 
 

@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from imet_ray.command_line import pasted
-from imet_ray.dotted_names import flat
 from imet_ray.errors import ConfigError, telling_line
 
 if TYPE_CHECKING:  # the command line reads the flags in EXPORTERS: a wrong one needs no numpy and no pydantic
@@ -61,6 +60,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 def settings(spec: "TrialSpec") -> dict[str, str | int | float | bool]:
     """All that decides a trial, by name. What is not set is left out; a list becomes one text."""
     found: dict[str, str | int | float | bool] = {"variant": spec.variant.name, "fold": spec.fold}
+    from imet_ray.dotted_names import flat  # brings pydantic, and launch.py must run without
+
     recipe = flat(spec.recipe.model_dump(mode="json", exclude={"name"}))
     for key, value in (recipe | {"seed": spec.seed}).items():
         if value is not None:
