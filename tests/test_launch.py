@@ -61,7 +61,10 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
             "--set: unknown key 'image_sise': did you mean 'image_size'?",
         ),
         (["--sweep", "--set", "name=x"], "--set: unknown key 'name'"),
-        (["--sweep", "--set", "augmentation.blurr=1"], "unknown key 'blurr': did you mean 'blur'?"),
+        (
+            ["--sweep", "--set", "augmentation.blurr=1"],
+            "augmentation.blurr is a part of augmentation, and augmentation is 'light'",
+        ),
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
         (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
