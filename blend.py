@@ -41,14 +41,12 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.prediction.view_sets import ViewSet
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
+    decoder = "threshold" if args.threshold is not None else args.decoder
+    limits = parse_limits(args.limits) if args.limits not in (None, "fit") else args.limits
     options = BlendOptions(
         methods=() if args.method is not None else None,
         use=args.method,
-        decoders=("threshold",)
-        if args.threshold is not None
-        else (args.decoder,)
-        if args.decoder is not None
-        else None,
+        decoders=(decoder,) if decoder is not None else None,
         min_weight=args.min_weight,
         max_members=args.max_members,
         seconds=duration(args.seconds, "--seconds") if args.seconds is not None else None,
@@ -59,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
         replace=args.replace,
         weights=_weights(args.weights) if args.weights is not None else None,
         threshold=args.threshold,
-        limits="fit" if args.limits == "fit" else None if args.limits is None else parse_limits(args.limits),
+        limits=limits,
     )
     options.check()
     cache = Cache.at(args.cache)

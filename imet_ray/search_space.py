@@ -6,7 +6,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -14,9 +14,19 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from imet_ray.dotted_names import merged, model_in, type_at, value_at
-from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key, unknown_name
-from imet_ray.specs import WEIGHTS, BatchNorm, Frozen, Hparam, SoupName, Variant
+from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key
+from imet_ray.specs import (
+    WEIGHTS,
+    BatchNorm,
+    Frozen,
+    Hparam,
+    SoupName,
+    TrialSpec,
+    Variant,
+    default_pack_short_side,
+)
 from imet_ray.units import user_path
+from imet_ray.variant_order import problem_with_parents
 
 Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
@@ -151,6 +161,48 @@ class SearchSpace(_Settings):
             one.with_hparams({"lr": rates[one.name]}) if one.name in rates else one for one in self.variants
         ]
         return self.model_copy(update={"variants": tuple(variants)})
+
+    def trial(
+        self,
+        variant: Variant,
+        hparams: dict[str, Hparam],
+        fold: int,
+        *,
+        digests: tuple[str, str],
+        after: dict[str, str],
+    ) -> TrialSpec:
+        """A trial of this experiment.
+
+        Args:
+            digests: of the data and of the folds.
+            after: the trials that it needs, by variant.
+        """
+        image_size = variant.with_hparams(hparams).image_size
+        return TrialSpec(
+            variant=variant,
+            hparams=hparams,
+            fold=fold,
+            n_folds=self.n_folds,
+            seed=self.seed,
+            data_digest=digests[0],
+            folds_digest=digests[1],
+            pack_short_side=self.pack_short_side or default_pack_short_side(image_size),
+            metric=self.metric,
+            workers=self.resources.workers_per_trial,
+            batch_norm=self.resources.batch_norm,
+            after=after,
+        )
+
+    def check_fold(self, fold: int) -> None:
+        """Refuse a fold that is none.
+
+        Raises:
+            ConfigError: naming those that there are.
+        """
+        if not 0 <= fold < self.n_folds:
+            raise ConfigError(
+                f"fold must be below n_folds={self.n_folds}, got {fold}: choose 0..{self.n_folds - 1}"
+            )
 
     @property
     def after_search(self) -> int:
@@ -449,57 +501,6 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _named(problem: Any) -> Place:
     """Where one of pydantic's errors lies, by the names of settings."""
     return tuple(part for part in problem["loc"] if not _is_type_name(part))
-
-
-def problem_with_parents(
-    variant: Variant, variants: Sequence[Variant], ranges: Mapping[str, Mapping[str, Range]]
-) -> str:
-    """Why a variant cannot wait for those that it names; empty if it can, or names none."""
-    known = {one.name: one for one in variants}
-    for name in variant.after:
-        if name not in known:
-            return str(unknown_name("variant", name, known))
-    if cycle := _cycle(variant.name, known):
-        return f"variant {variant.name!r} would wait for itself: {' after '.join(cycle)}"
-    if variant.parent is None:
-        return ""
-    parent = known[variant.parent]
-    for one in (variant, parent):
-        for field in ("weights", "architecture") if one is variant else ("architecture",):
-            if field in ranges[one.name]:
-                return f"variant {one.name!r} searches its {field}, and {variant.name!r} begins from {parent.name!r}"
-    if variant.architecture != parent.architecture:
-        return (
-            f"variant {variant.name!r} begins from {parent.name!r}, which is {parent.architecture}, not "
-            f"{variant.architecture}: give both the same architecture"
-        )
-    return ""
-
-
-def _cycle(name: str, known: Mapping[str, Variant]) -> list[str]:
-    """The way from a variant over those that it waits for back to itself; empty if there is none."""
-    ways, seen = [[name]], {name}
-    while ways:
-        way = ways.pop()
-        for following in known[way[-1]].after if way[-1] in known else ():
-            if following == name:
-                return [*way, name]
-            if following not in seen:
-                seen.add(following)
-                ways.append([*way, following])
-    return []
-
-
-def in_order(variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, each behind all those that it waits for."""
-    found: dict[str, Variant] = {}
-    while len(found) < len(variants):
-        ready = {
-            one.name: one for one in variants if one.name not in found and set(one.after) <= found.keys()
-        }
-        assert ready, "a space has no cycle"
-        found |= ready
-    return list(found.values())
 
 
 def is_whole(annotation: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from imet_ray.command_line import pasted
 from imet_ray.commands.setup import Run
@@ -97,12 +98,21 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
             write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
     except OSError as error:
         raise disk_error(Path(error.filename or out), error) from error
+    describe(kernel, kernel_described, folders, options)
+    return Built(kernel, folders, dtype, loss)
+
+
+def describe(kernel: Path, metadata: dict[str, Any], folders: Sequence[Path], options: BuildOptions) -> None:
+    """Write what Kaggle's client reads beside the kernel and its datasets.
+
+    Args:
+        metadata: the kernel's, without its datasets.
+    """
     described = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
     for folder, description in zip(folders, described, strict=True):
         write_json(folder / DATASET_METADATA, description)
     ids = [description["id"] for description in described]
-    write_json(kernel.with_name(KERNEL_METADATA), kernel_described | {"dataset_sources": ids})
-    return Built(kernel, folders, dtype, loss)
+    write_json(kernel.with_name(KERNEL_METADATA), metadata | {"dataset_sources": ids})
 
 
 def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: BuildOptions) -> None:

@@ -14,18 +14,18 @@ import torch
 
 from imet_ray.command_line import pasted
 from imet_ray.commands.setup import Run
-from imet_ray.commands.train import check_one_process, trial_spec, variant_named, with_settings
+from imet_ray.commands.train import check_one_process, variant_named, with_settings
 from imet_ray.errors import ConfigError
 from imet_ray.models.models import build_model, check_model
 from imet_ray.specs import Hparam, TrialSpec, hparams_text
 from imet_ray.storage.encryption import Secret, encrypt
-from imet_ray.storage.files import disk_error, write_json, write_text
+from imet_ray.storage.files import disk_error, write_text
 from imet_ray.storage.results import read_result, standings
 from imet_ray.training.parents import beginning, trained_before
-from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, refuse_place, write_private
+from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, describe, refuse_place, write_private
 from kernel_builder.datasets import write_datasets
 from kernel_builder.import_closure import import_closure
-from kernel_builder.kaggle import DATASET_METADATA, KERNEL_METADATA, dataset_metadata, kernel_metadata
+from kernel_builder.kaggle import kernel_metadata
 from kernel_builder.runtime.locate_weights import KEY_FILE
 from kernel_builder.runtime.manifest import Weights
 from kernel_builder.runtime.training_manifest import TrainingManifest
@@ -55,7 +55,8 @@ def chosen_trial(
         source = f"the best set that is trained so far: {hparams_text(settings) or 'its own values'}"
     recipe = with_settings(wanted, settings or {})
     after = trained_before(run.store, recipe, fold)
-    spec = trial_spec(run, wanted, fold, settings or {}, after=after)
+    digests = run.data.split.digest, run.data.folds_digest
+    spec = run.experiment.space.trial(wanted, settings or {}, fold, digests=digests, after=after)
     result = read_result(run.store.trial(spec.trial_id))
     if result is not None and result.status == "complete":
         raise ConfigError(
@@ -106,11 +107,7 @@ def build_training(run: Run, spec: TrialSpec, out: Path, options: BuildOptions) 
             write_private(folders[-1] / KEY_FILE, secret.text + "\n")
     except OSError as error:
         raise disk_error(Path(error.filename or out), error) from error
-    datasets = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
-    for folder, description in zip(folders, datasets, strict=True):
-        write_json(folder / DATASET_METADATA, description)
-    ids = [description["id"] for description in datasets]
-    write_json(kernel.with_name(KERNEL_METADATA), described | {"dataset_sources": ids})
+    describe(kernel, described, folders, options)
     return Built(kernel, folders, "float32", None)
 
 

@@ -14,9 +14,10 @@ import optuna
 
 from imet_ray.cluster.study_storage import Studies, journal_studies
 from imet_ray.cluster.variant_study import Assignment, VariantStudy
-from imet_ray.search_space import SearchSpace, in_order
+from imet_ray.search_space import SearchSpace
 from imet_ray.storage.results import TrialResult, own_result
 from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.variant_order import in_order
 
 
 class Policy:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from imet_ray.errors import SettingError, StoreError
 from imet_ray.search_space import Range, SearchSpace
-from imet_ray.specs import Hparam, Mixed, TrialSpec, Variant, canonical_json, default_pack_short_side
+from imet_ray.specs import Hparam, Mixed, TrialSpec, Variant, canonical_json
 from imet_ray.storage.results import TrialResult
 from imet_ray.training.recipe import check_recipe, own_value
 
@@ -285,21 +285,7 @@ class VariantStudy:
             return None
         key = frozen.number, fold, tuple(after.values())
         if key not in self._specs:
-            image_size = self.variant.with_hparams(frozen.params).image_size
-            spec = TrialSpec(
-                variant=self.variant,
-                hparams=frozen.params,
-                fold=fold,
-                n_folds=self.space.n_folds,
-                seed=self.space.seed,
-                data_digest=self.digests[0],
-                folds_digest=self.digests[1],
-                pack_short_side=self.space.pack_short_side or default_pack_short_side(image_size),
-                workers=self.space.resources.workers_per_trial,
-                metric=self.space.metric,
-                batch_norm=self.space.resources.batch_norm,
-                after=after,
-            )
+            spec = self.space.trial(self.variant, frozen.params, fold, digests=self.digests, after=after)
             check_recipe(spec.recipe)
             self._specs[key] = spec.trial_id, spec
         return self._specs[key]

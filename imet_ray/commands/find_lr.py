@@ -4,7 +4,7 @@ from pathlib import Path
 
 from imet_ray.commands.learning_rates import rate_of
 from imet_ray.commands.setup import Plan, near, prepared
-from imet_ray.errors import ConfigError, unknown_name
+from imet_ray.errors import unknown_name
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_text
 
@@ -20,10 +20,7 @@ def find_lr(plan: Plan, variant: str, fold: int | None, out: Path | None) -> int
     if variant not in known:
         raise unknown_name("variant", variant, known)
     fold = plan.space.search_folds[0] if fold is None else fold
-    if not 0 <= fold < plan.space.n_folds:
-        raise ConfigError(
-            f"fold must be below n_folds={plan.space.n_folds}, got {fold}: choose 0..{plan.space.n_folds - 1}"
-        )
+    plan.space.check_fold(fold)
     with only_driver(plan.store):
         data = prepared(plan)
         found = rate_of(plan.space, variant, fold, data, plan.store)

@@ -14,7 +14,7 @@ from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import ConfigError, SettingError, StoreError, TrialError
 from imet_ray.reporting.rate_page import RateFigure, rate_page
 from imet_ray.search_space import AUTO, Resources, SearchSpace
-from imet_ray.specs import Frozen, TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Frozen, TrialSpec, Variant
 from imet_ray.storage.checked_read import read_model
 from imet_ray.storage.experiment import read_experiment, way_out
 from imet_ray.storage.files import write_arrays, write_json, write_text
@@ -127,15 +127,5 @@ def _words(found: FoundRate) -> str:
 
 def _spec(space: SearchSpace, variant: Variant, fold: int, data: TrainingData) -> TrialSpec:
     """The variant's trial on that fold, with its own settings and the default rate."""
-    return TrialSpec(
-        variant=variant.with_hparams({"lr": Variant.model_fields["lr"].default, "min_lr": None}),
-        hparams={},
-        fold=fold,
-        n_folds=space.n_folds,
-        seed=space.seed,
-        data_digest=data.split.digest,
-        folds_digest=data.folds_digest,
-        pack_short_side=space.pack_short_side or default_pack_short_side(variant.image_size),
-        metric=space.metric,
-        workers=space.resources.workers_per_trial,
-    )
+    variant = variant.with_hparams({"lr": Variant.model_fields["lr"].default, "min_lr": None})
+    return space.trial(variant, {}, fold, digests=(data.split.digest, data.folds_digest), after={})

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from imet_ray.blending.blend_run import RunToBlend, blend_run, refuse_smaller
 from imet_ray.blending.external_members import parse_member, read_member
-from imet_ray.blending.fit_jobs import solve_here
+from imet_ray.blending.fit_jobs import Runner, solve_here
 from imet_ray.blending.level1_2019 import is_level1, read_test_member
 from imet_ray.blending.options import BlendOptions
+from imet_ray.blending.result import BlendReport
 from imet_ray.cluster.node_environment import code_bytes
 from imet_ray.cluster.prometheus import exported
 from imet_ray.cluster.session import Session, ray_session
@@ -92,25 +93,27 @@ def sweep(
             if summary.out_of_time and len(whole) < len(plan.space.variants):
                 print("the time budget ended the search: the same command continues with the other variants")
             _predict_held_out(run, whole, session)
-            report = blend_run(
-                RunToBlend(
-                    run.store,
-                    run.data,
-                    run.catalog,
-                    run.experiment.space,
-                    whole,
-                    left_out=left_out(found, [variant.name for variant in run.experiment.space.variants]),
-                ),
-                ENSEMBLE,
-                options,
-                runner=solve_here if address is None else solve_on_ray,
-            )
-            print(f"\n{report.text()}\n")
+            runner = solve_here if address is None else solve_on_ray
+            print(f"\n{_blend(run, found, options, runner).text()}\n")
             _predict_test(run, ENSEMBLE, session)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
     print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
+
+
+def _blend(run: Run, found: Sequence[Standing], options: BlendOptions, runner: Runner) -> BlendReport:
+    """Blend the variants that are trained on all folds."""
+    space = run.experiment.space
+    to_blend = RunToBlend(
+        run.store,
+        run.data,
+        run.catalog,
+        space,
+        [standing for standing in found if standing.whole],
+        left_out=left_out(found, [variant.name for variant in space.variants]),
+    )
+    return blend_run(to_blend, ENSEMBLE, options, runner=runner)
 
 
 def blend_options(space: SearchSpace, *, replace: bool) -> BlendOptions:
@@ -263,16 +266,21 @@ def _predict_test(
         print(
             f"        it has the {len(split.ids):,} test pictures of --limit {run.experiment.limit}, no more"
         )
-    if catalog.test_labels is not None:
-        metric = metric_named(run.experiment.space.metric)
-        score = metric.score(decoded[catalog.test_labelled], catalog.test_labels[catalog.test_labelled])
-        n, labelled = len(split.ids), int(catalog.test_labelled.sum())
-        of = (
-            "this dataset has test labels" if labelled == n else f"{labelled:,} of {n:,} pictures have labels"
-        )
-        print(f"test {metric.title} {score:.4f} ({of})")
+    _print_test_score(run, decoded)
     if other is None:
         _report(run, ensemble, probs)
+
+
+def _print_test_score(run: Run, decoded: np.ndarray) -> None:
+    """The score of the test pictures that have labels, if any have."""
+    catalog = run.catalog
+    if catalog.test_labels is None:
+        return
+    metric = metric_named(run.experiment.space.metric)
+    score = metric.score(decoded[catalog.test_labelled], catalog.test_labels[catalog.test_labelled])
+    n, labelled = len(catalog.test.ids), int(catalog.test_labelled.sum())
+    of = "this dataset has test labels" if labelled == n else f"{labelled:,} of {n:,} pictures have labels"
+    print(f"test {metric.title} {score:.4f} ({of})")
 
 
 def other_than_fitted(

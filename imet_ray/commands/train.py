@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from imet_ray.commands.setup import Plan, Run, pack, set_old_run_aside, start
+from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
 from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace, first_problem
-from imet_ray.specs import Hparam, TrialSpec, Variant, default_pack_short_side
+from imet_ray.specs import Hparam, Variant
 from imet_ray.storage.experiment import only_driver
 from imet_ray.training.parents import trained_before
 from imet_ray.training.recipe import check_recipe
@@ -41,7 +41,9 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
         pack(run)
         variant = variant_named(run.experiment.space, variant_name)  # with a rate that was found
         recipe = with_settings(variant, settings)
-        spec = trial_spec(run, variant, fold, settings, after=after)
+        spec = run.experiment.space.trial(
+            variant, settings, fold, digests=(run.data.split.digest, run.data.folds_digest), after=after
+        )
         trial = plan.store.trial(spec.trial_id)
         device = _device(plan.space.resources.gpus_per_trial)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch knows no quotas
@@ -67,26 +69,6 @@ def train(plan: Plan, variant_name: str, fold: int, settings: dict[str, Any]) ->
     return 0
 
 
-def trial_spec(
-    run: Run, variant: Variant, fold: int, settings: dict[str, Hparam], *, after: dict[str, str]
-) -> TrialSpec:
-    """The trial of a variant with these hparams on a fold, as a sweep of that run would train it."""
-    space = run.experiment.space
-    image_size = with_settings(variant, settings).image_size
-    return TrialSpec(
-        variant=variant,
-        hparams=settings,
-        fold=fold,
-        n_folds=space.n_folds,
-        seed=space.seed,
-        data_digest=run.data.split.digest,
-        folds_digest=run.data.folds_digest,
-        pack_short_side=space.pack_short_side or default_pack_short_side(image_size),
-        metric=space.metric,
-        after=after,
-    )
-
-
 def variant_named(space: SearchSpace, name: str) -> Variant:
     """The space's variant of that name."""
     known = {variant.name: variant for variant in space.variants}
@@ -97,10 +79,7 @@ def variant_named(space: SearchSpace, name: str) -> Variant:
 
 def check_one_process(space: SearchSpace, fold: int) -> None:
     """Refuse a fold that is none, and what one process cannot train."""
-    if not 0 <= fold < space.n_folds:
-        raise ConfigError(
-            f"fold must be below n_folds={space.n_folds}, got {fold}: choose 0..{space.n_folds - 1}"
-        )
+    space.check_fold(fold)
     if space.resources.workers_per_trial > 1:
         raise ConfigError(
             "--train trains in one process, and workers_per_trial is "

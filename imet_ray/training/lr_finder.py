@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imet_ray.data.mixing import mixed
 from imet_ray.data.training_data import TrainingData
 from imet_ray.errors import TrialError
 from imet_ray.models.models import train_mode
@@ -119,9 +118,7 @@ class _Ramp(Trainer):
             loss = 0.0
             for images, targets in batches:
                 images, targets = images.to(self.device), targets.to(self.device)
-                if recipe.mixup or recipe.cutmix:
-                    alphas = {"mixup_alpha": recipe.mixup, "cutmix_alpha": recipe.cutmix}
-                    images, targets = mixed(images, targets, **alphas, generator=mixing)
+                images, targets = self._mixed(images, targets, mixing)
                 loss += float(self._backward(images, targets, 1 / len(batches))) / len(batches)
             if recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)

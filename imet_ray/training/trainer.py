@@ -157,9 +157,7 @@ class Trainer:
                 share = min(recipe.accumulate, total - i)  # batches in this update
             images = images.to(device, non_blocking=True)
             targets = targets.to(device, non_blocking=True)
-            if recipe.mixup or recipe.cutmix:
-                alphas = {"mixup_alpha": recipe.mixup, "cutmix_alpha": recipe.cutmix}
-                images, targets = mixed(images, targets, **alphas, generator=mixing)
+            images, targets = self._mixed(images, targets, mixing)
             # pictures of the batch, of all the team
             whole = min(self.batch_size, len(self.dataset) - i * self.batch_size)
             part = len(images) * self.team.size / whole  # the team averages, whatever each one's part
@@ -206,6 +204,17 @@ class Trainer:
             size=self.team.size,
             least=2 * self.spec.workers,
             pin_memory=self.device.type == "cuda",
+        )
+
+    def _mixed(
+        self, images: torch.Tensor, targets: torch.Tensor, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch after mixup or CutMix, where the recipe has one."""
+        recipe = self.recipe
+        if not (recipe.mixup or recipe.cutmix):
+            return images, targets
+        return mixed(
+            images, targets, mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, generator=generator
         )
 
     def _backward(

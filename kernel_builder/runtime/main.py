@@ -33,7 +33,14 @@ from kernel_builder.runtime.image_cache import ImageCache
 from kernel_builder.runtime.inputs import all_files, find_test
 from kernel_builder.runtime.locate_weights import WeightsReader, find_secret, find_weights
 from kernel_builder.runtime.manifest import KernelMember, Manifest, Weights
-from kernel_builder.runtime.process import INPUTS, Warnings, input_folder, log, process_seconds
+from kernel_builder.runtime.process import (
+    INPUTS,
+    Warnings,
+    disk_faults_in_one_line,
+    input_folder,
+    log,
+    process_seconds,
+)
 from kernel_builder.runtime.running_blend import RunningBlend
 from kernel_builder.runtime.schedule import Deadline, Schedule
 from kernel_builder.runtime.watchdog import Watchdog
@@ -49,11 +56,8 @@ def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, manifest: Manifest) -> int:
-    """Run the kernel; a disk's faults are one line, too."""
-    try:
+    with disk_faults_in_one_line():
         return _Kernel(options, manifest).run()
-    except OSError as error:
-        raise StoreError(f"{error.filename or 'input or output'}: {error.strerror or error}") from error
 
 
 class _Kernel:

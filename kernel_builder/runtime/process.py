@@ -4,9 +4,10 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from imet_ray.errors import ConfigError
+from imet_ray.errors import ConfigError, StoreError
 
 INPUTS = ("/kaggle/input", "../input")
 LONGEST_START = 3600.0  # seconds: more means that the process began by another clock
@@ -34,6 +35,15 @@ def log(text: str) -> None:
     """Print a line at once."""
     with contextlib.suppress(OSError):  # nobody listens any more
         print(text, flush=True)
+
+
+@contextlib.contextmanager
+def disk_faults_in_one_line() -> Iterator[None]:
+    """A fault of input or output, as an error for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or 'input or output'}: {error.strerror or error}") from error
 
 
 def input_folder(given: Path | None) -> Path:

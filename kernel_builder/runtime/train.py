@@ -21,7 +21,7 @@ from imet_ray.command_line import Parser, exit_code, zero_or_more
 from imet_ray.cores import usable_cores
 from imet_ray.data.training_data import TrainingData
 from imet_ray.data.views import count_views
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_checkpoint
 from imet_ray.storage.checked_read import read_json_lines
@@ -35,7 +35,14 @@ from kernel_builder.runtime.exit_status import exit_code_with_submission
 from kernel_builder.runtime.find_training import find_data, go_on_from
 from kernel_builder.runtime.inputs import all_files
 from kernel_builder.runtime.locate_weights import find_secret, find_weights, read_weights
-from kernel_builder.runtime.process import INPUTS, Warnings, input_folder, log, process_seconds
+from kernel_builder.runtime.process import (
+    INPUTS,
+    Warnings,
+    disk_faults_in_one_line,
+    input_folder,
+    log,
+    process_seconds,
+)
 from kernel_builder.runtime.schedule import Deadline
 from kernel_builder.runtime.training_manifest import TrainingManifest
 from kernel_builder.runtime.watchdog import Watchdog
@@ -52,11 +59,8 @@ def main(manifest: dict[str, Any], argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, manifest: TrainingManifest) -> int:
-    """Run the kernel; a disk's faults are one line, too."""
-    try:
+    with disk_faults_in_one_line():
         return _Kernel(options, manifest).run()
-    except OSError as error:
-        raise StoreError(f"{error.filename or 'input or output'}: {error.strerror or error}") from error
 
 
 class _LimitError(Exception):
