@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray.commands import setup
-        from imet_ray.search_space import settings_of_all
+        from imet_ray.space_file import settings_of_all
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 

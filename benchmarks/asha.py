@@ -36,7 +36,8 @@ from imet_ray.command_line import positive
 from imet_ray.commands.setup import SPACES
 from imet_ray.data.sources import resolve_data
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
-from imet_ray.search_space import Asha, Range, SearchSpace, read_space
+from imet_ray.search_space import Asha, Range, SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.run_directory import Cache
 from imet_ray.training.recipe import check_recipe

@@ -40,7 +40,8 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
-from imet_ray.search_space import Asha, SearchSpace, read_space
+from imet_ray.search_space import Asha, SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
 from imet_ray.training.recipe import check_recipe

@@ -2,7 +2,7 @@
 
 Everything here is frozen and strict: unknown keys and impossible values are refused. A trial's id is a hash
 of all that decides its result, so one experiment has one name however it was asked for. Reading YAML,
-with line numbers, is `imet_ray.search_space`. Names of losses, schedules, augmentations, crops, views and kept weights
+with line numbers, is `imet_ray.space_file`. Names of losses, schedules, augmentations, crops, views and kept weights
 are those of their registries: `imet_ray.training.recipe` checks them.
 """
 

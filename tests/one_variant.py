@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result

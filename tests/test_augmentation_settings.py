@@ -19,7 +19,7 @@ from imet_ray.data.augmentation import PRESETS, TrainTransform, transforms
 from imet_ray.dotted_names import flat, merged, with_parts
 from imet_ray.errors import ConfigError, SettingError
 from imet_ray.reporting.exports import settings
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.specs import TrialSpec, Variant, hparams_text
 from imet_ray.storage.experiment import Experiment, begin, refuse_changed
 from imet_ray.storage.run_directory import RunDirectory

@@ -17,7 +17,8 @@ from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.tune_searcher import StopOnFault
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import Resources, SearchSpace, read_space
+from imet_ray.search_space import Resources, SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 

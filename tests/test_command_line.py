@@ -19,7 +19,7 @@ from imet_ray.blending.external_members import parse_member
 from imet_ray.command_line import CLOSED_PIPE, exit_code, pasted
 from imet_ray.data.sources import resolve_data
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 

@@ -8,7 +8,8 @@ from bare_spec import bare_spec
 
 from benchmarks.asha import ORDERS, Trained, by_variant, drawn, interval, replay, searches, with_wide_lr
 from imet_ray.reporting.run_status import TrialStatus
-from imet_ray.search_space import Asha, SearchSpace, read_space
+from imet_ray.search_space import Asha, SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.training.recipe import check_recipe
 

@@ -14,7 +14,7 @@ from bare_spec import bare_spec
 
 import imet_ray
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage.experiment import Experiment, begin, only_driver, read_experiment
 from imet_ray.storage.files import Files, write_json
 from imet_ray.storage.run_directory import RunDirectory

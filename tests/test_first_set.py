@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.variant_study import distributions
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import Range, SearchSpace, read_space
+from imet_ray.search_space import Range, SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import TrialSpec, Variant
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe

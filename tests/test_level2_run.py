@@ -21,7 +21,7 @@ from imet_ray.prediction.ensemble import (
 from imet_ray.prediction.level2 import Level2, Packed, PerLabel
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.prediction.predict import read_predictions
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.training.recipe import check_recipe
 from kernel_builder import __main__ as kernel_builder

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import launch
 from imet_ray.commands import learning_rates
 from imet_ray.errors import ConfigError, TrialError
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage.checked_read import read_arrays
 from imet_ray.storage.experiment import read_experiment
 from imet_ray.storage.results import read_spec

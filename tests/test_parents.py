@@ -14,7 +14,8 @@ from imet_ray.cluster.policy import Policy
 from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.setup import _files_of_weights
 from imet_ray.errors import ConfigError, StoreError
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import Parent, TrialSpec
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.results import read_spec, standings

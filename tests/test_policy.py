@@ -8,7 +8,8 @@ from benchmarks.simulation import simulate
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.tune_searcher import stopped_result
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, failures, read_spec, standings, write_result
 from imet_ray.storage.run_directory import RunDirectory

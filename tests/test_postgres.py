@@ -19,7 +19,8 @@ from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.study_storage import database_errors, open_studies
 from imet_ray.errors import StoreError
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result

@@ -12,7 +12,8 @@ from imet_ray.cluster.progress import SweepProgress
 from imet_ray.cluster.session import Session
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.commands.sweep import print_leaderboard
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result
 from imet_ray.storage.run_directory import RunDirectory

@@ -17,7 +17,7 @@ from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.loader import TrainDataset, train_batches
 from imet_ray.data.samplers import epoch_order, rarity, repeats
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.specs import Sampler, Variant
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.run_directory import RunDirectory

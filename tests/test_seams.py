@@ -16,7 +16,7 @@ from imet_ray.data.catalog import Table, Tables
 from imet_ray.data.csv_tables import Problem
 from imet_ray.data.picture_names import picture_files
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage import object_store
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_json, write_text

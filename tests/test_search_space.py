@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import read_space, settings_of_all
+from imet_ray.space_file import read_space, settings_of_all
 from imet_ray.training.recipe import check_recipe
 
 GRID = "grid: {architecture: [resnet18, resnet34], augmentation: [light, medium]}\n"

@@ -16,7 +16,8 @@ from imet_ray.cluster import study_storage as studies
 from imet_ray.cluster.policy import Policy
 from imet_ray.cluster.study_storage import Studies, open_storage, open_studies, without_password
 from imet_ray.errors import ConfigError
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.storage import object_store as buckets
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import TrialResult, write_result

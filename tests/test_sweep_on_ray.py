@@ -11,7 +11,7 @@ from seen import look
 
 from imet_ray.cluster import sweep
 from imet_ray.cluster.sweep import SetupFaultError, run_sweep
-from imet_ray.search_space import read_space
+from imet_ray.space_file import read_space
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import read_result, read_spec
 from imet_ray.storage.run_directory import RunDirectory

@@ -25,7 +25,8 @@ from imet_ray.data.training_data import TrainingData, extended_folds, prepare, t
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.search_space import SearchSpace, read_space
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import read_space
 from imet_ray.specs import FOLD, WEIGHTS, Hparam, Parent, default_pack_short_side, of_fold
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.experiment import (

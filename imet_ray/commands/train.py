@@ -12,7 +12,8 @@ from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
 from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.search_space import SearchSpace, first_problem
+from imet_ray.search_space import SearchSpace
+from imet_ray.space_file import first_problem
 from imet_ray.specs import Hparam, Variant
 from imet_ray.storage.experiment import only_driver
 from imet_ray.training.parents import trained_before
