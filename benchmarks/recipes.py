@@ -1,16 +1,16 @@
-"""What each recipe gains alone: three folds, equal epochs, one setting changed at a time.
+"""What each recipe gains alone: three folds, equal epochs, one thing changed at a time, nothing searched.
 
-    uv run python -m benchmarks.recipes [--limit 2400] [--space FILE] [--runs DIR] [--json FILE]    an hour and more
+    uv run python -m benchmarks.recipes [--limit 2000] [--again base,NAME] [--runs DIR] [--json FILE]    an hour or two
 
-`recipes.yml` has the recipes: each differs from `base` in one thing, and none is searched. All are swept by
-`launch.py --sweep`; given `--runs`, what is trained there is not trained again. Views, label limits and level 2 train
-nothing: they are scored on the out-of-fold predictions that are there.
+`recipes.yml` has the recipes: each differs from `base` in one thing. They are swept by `launch.py --sweep`; given
+`--runs`, what is trained there is not trained again. Other views, limits on the number of labels and level 2 train
+nothing: they are scored on predictions of the models that are there.
 
-Each picture is scored by a model that never saw it, and its threshold, temperature, limits or level 2 were fitted
-without its fold (nested). A gain is the mean difference over pictures with a 95 % interval of a paired bootstrap. The
-interval knows of other pictures, not of other seeds: with `--seed N` the base is trained once more, and the row
-`other seed` says how far luck alone goes. Several rows are compared, and nothing is corrected for that: of twenty
-that gain nothing one is beyond noise.
+Each picture is scored by a model that never saw it, and its threshold, temperature, limits and level 2 were fitted
+without its fold (nested). A gain is the mean difference over pictures, with a 95 % interval of a paired bootstrap. The
+interval knows of other pictures, not of other seeds: `--again` trains the named recipes once more, with another seed
+and other folds, and compares these with each other. What the base gains over itself is luck. Nothing is corrected for
+the number of rows: of twenty that gain nothing one may seem to.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import yaml
 
-from imet_ray.blending.cross_fit import CrossFit, Gain, Judged, best_nested, bootstrap, cross_fit, silent
+from imet_ray.blending.cross_fit import CrossFit, Gain, bootstrap, cross_fit, silent
 from imet_ray.blending.evaluate import score_level2
 from imet_ray.blending.fit_jobs import SINGLE, solve_here
 from imet_ray.blending.label_limits import with_limits
@@ -35,6 +35,7 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.methods import UNIFORM
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem, FitProblem
+from imet_ray.blending.stacking import STACKERS
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import Run, reopen
 from imet_ray.prediction.ensemble import gather_oof
@@ -43,110 +44,235 @@ from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.results import Standing, read_result, standings
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
-from imet_ray.units import clock
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = Path(__file__).with_suffix(".yml")
 BASE = "base"
-PEERS = {"grown": "large"}  # what a recipe is compared with, where it is not the base
+BLEND = "blend of all"
+PEERS = {"grown": "large"}  # what a recipe is compared with, where that is not the base
+PARENTS = ("half",)  # trained for another recipe: no row, and not in the blend
 DECODERS = ("threshold", "expected-f2")
 VIEWS = ViewSet(names=("random:8",))
-STACKERS = ("logistic", "linear", "net")
+SEED = 1  # of what is trained again
+
+Scores = dict[str, np.ndarray]  # by decoder: (N,) float64, nested, of each picture
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: a recipe against its peer."""
 
     recipe: str
     peer: str
-    decoder: str
-    score: float
-    gain: Gain
+    score: dict[str, float]  # by decoder
+    gain: dict[str, Gain]
     seconds: float | None  # of training, all folds; None: nothing was trained for it
 
-    @property
-    def verdict(self) -> str:
-        return verdict(self.gain)
+    def text(self) -> str:
+        figures = "".join(f"{self.score[decoder]:.4f} {self.gain[decoder]}    " for decoder in DECODERS)
+        seconds = "-" if self.seconds is None else f"{self.seconds:.0f} s"
+        said = verdict([self.gain[decoder] for decoder in DECODERS])
+        return f"{self.recipe:<22}{self.peer:<14}{figures}{seconds:>8}  {said}"
 
 
-def verdict(gain: Gain) -> str:
-    """Whether a difference is one."""
-    if gain.low > 0:
+def verdict(gains: Sequence[Gain]) -> str:
+    """Whether there is a difference, under all decoders."""
+    if all(gain.low > 0 for gain in gains):
         return "gains"
-    return "loses" if gain.high < 0 else "nothing beyond noise"
+    if all(gain.high < 0 for gain in gains):
+        return "loses"
+    return "nothing beyond noise" if all(gain.low <= 0 <= gain.high for gain in gains) else "by one decoder"
 
 
-def compared(
-    scores: dict[str, np.ndarray], peers: dict[str, str], *, seed: int = 0
-) -> dict[str, tuple[str, Gain]]:
-    """The peer of each recipe, and what it gains over it.
-
-    Args:
-        scores: by recipe, (N,) float64 of each picture, in one order.
-        peers: by recipe, where the peer is not the base.
-    """
-    found = {}
-    for name, score in scores.items():
-        peer = peers.get(name, BASE)
-        if name != peer and peer in scores:
-            [gain] = bootstrap((score - scores[peer])[None], seed)
-            found[name] = peer, gain
-    return found
+def compared(recipe: str, peer: str, scores: Mapping[str, Scores], seconds: float | None = None) -> Row:
+    """A recipe against its peer, picture by picture."""
+    ours, theirs = scores[recipe], scores[peer]
+    gains = {decoder: bootstrap((ours[decoder] - theirs[decoder])[None], 0)[0] for decoder in DECODERS}
+    means = {decoder: float(ours[decoder].mean()) for decoder in DECODERS}
+    return Row(recipe, peer, means, gains, seconds)
 
 
-def judged_single(member: Member, problem: BlendProblem) -> CrossFit:
-    """One member alone, under each decoder, fitted without each fold."""
-    alone = replace(problem, members=(member,))
-    fits = FitProblem.on("probability", alone, BlendOptions())
-    return cross_fit(alone, fits, [f"{SINGLE}0"], DECODERS, solve_here, silent)
-
-
-def judged_blend(members: Sequence[Member], problem: BlendProblem) -> CrossFit:
-    """The uniform blend of log-odds."""
-    several = replace(problem, members=tuple(members))
-    fits = FitProblem.on("log-odds", several, BlendOptions())
-    return cross_fit(several, fits, [UNIFORM], DECODERS, solve_here, silent)
-
-
-def nested(found: CrossFit, decoder: str) -> np.ndarray:
-    """The scores of the one method that was judged: (N,) float64."""
-    [one] = [judged for judged in found.judged.values() if judged.decoder == decoder]
-    return one.nested
-
-
-def swept(space: Path, *, runs: Path, limit: int | None, name: str, more: Sequence[str] = ()) -> Run:
+def swept(space: Path, name: str, *, runs: Path, limit: int | None) -> Run:
     """Sweep in a process of its own, as a user would, one trial at a time.
 
     Raises:
         SystemExit: it failed.
     """
     command = ["launch.py", "--sweep", "--space", str(space), "--runs", str(runs), "--name", name]
-    command += [*([] if limit is None else ["--limit", str(limit)]), "--concurrency", "1", *more]
+    command += ["--concurrency", "1", *([] if limit is None else ["--limit", str(limit)])]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     return reopen(Runs(runs), name, Cache.default())
 
 
+def part_of(space: Path, names: Sequence[str], *, seed: int) -> str:
+    """The space with some of its variants and their parents, and with another seed: YAML."""
+    content = yaml.safe_load(space.read_text())
+    known = {variant["name"]: variant for variant in content["variants"]}
+    wanted, names = set(), list(names)
+    while names:
+        name = names.pop()
+        if name not in known:
+            raise SystemExit(f"{space} has no recipe {name!r}: choose among {', '.join(known)}")
+        wanted.add(name)
+        weights = known[name].get("weights")
+        names += [weights["variant"]] if isinstance(weights, dict) else []
+    content["variants"] = [variant for name, variant in known.items() if name in wanted]
+    return yaml.safe_dump(content | {"seed": seed})
+
+
+def whole(run: Run) -> dict[str, Standing]:
+    """The recipes that are trained on all folds, in the order of the space."""
+    names = [variant.name for variant in run.experiment.space.variants]
+    found = {standing.variant: standing for standing in standings(run.store, names) if standing.whole}
+    return {name: found[name] for name in names if name in found}
+
+
 def out_of_fold(run: Run, standing: Standing, views: ViewSet | None = None) -> Member:
-    """A recipe's predictions of the pictures that its models never saw; other views are predicted now."""
+    """A recipe's predictions of the pictures that its models never saw; those that are not there are made."""
     trials = [standing.trials[fold] for fold in sorted(standing.trials)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for fold, trial in zip(sorted(standing.trials), trials, strict=True):
+        path = trial.oof_of(views.tag if views else None)
+        rows, labels = run.data.rows(fold, held_out=True), run.data.label_ids
         predict_checkpoint(
-            trial,
-            run.data.split,
-            run.data.rows(fold, held_out=True),
-            path=trial.oof_of(views.tag if views else None),
-            label_ids=run.data.label_ids,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            views=views,
+            trial, run.data.split, rows, path=path, label_ids=labels, device=device, views=views
         )
     probs, _ = gather_oof(trials, run.data.split.ids, standing.variant, views)
-    return Member(standing.variant, np.array(probs), run.data.split.ids)
+    return Member(standing.variant, probs, run.data.split.ids)
 
 
 def seconds_of(standing: Standing) -> float:
     """Training of all folds."""
     found = [read_result(trial) for trial in standing.trials.values()]
     return sum(result.seconds for result in found if result is not None)
+
+
+def single(member: Member, problem: BlendProblem) -> CrossFit:
+    """One member alone under each decoder."""
+    alone = replace(problem, members=(member,))
+    fits = FitProblem.on("probability", alone, BlendOptions())
+    return cross_fit(alone, fits, [f"{SINGLE}0"], DECODERS, solve_here, silent)
+
+
+def uniform(problem: BlendProblem) -> CrossFit:
+    """The uniform blend of log-odds under each decoder."""
+    fits = FitProblem.on("log-odds", problem, BlendOptions())
+    return cross_fit(problem, fits, [UNIFORM], DECODERS, solve_here, silent)
+
+
+def nested(found: CrossFit) -> Scores:
+    """What the one method of a fit scores."""
+    return {one.decoder: one.nested for one in found.judged.values()}
+
+
+def limited(found: CrossFit, problem: BlendProblem) -> Scores:
+    """The same with limits on the number of labels, fitted without each fold; where they do not gain, too."""
+    scores = {}
+    for key, one in found.judged.items():
+        alone = replace(found, judged={key: one})
+        scores[one.decoder] = fitted_limits(alone, problem)
+    return scores
+
+
+def fitted_limits(found: CrossFit, problem: BlendProblem) -> np.ndarray:
+    """Of one method under one decoder: (N,) float64."""
+    [one] = found.judged.values()
+    judged, said = with_limits(one, found, problem, BlendOptions(limits="fit"))
+    print(f"limits  {one.method} under {one.decoder}: {said}", file=sys.stderr)
+    return judged.nested
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What is trained, and what each picture scores."""
+
+    run: Run
+    found: dict[str, Standing]
+    problem: BlendProblem  # its members are all recipes but parents
+    alone: dict[str, CrossFit]
+
+    @classmethod
+    def of(cls, run: Run) -> "Recipes":
+        found = whole(run)
+        members = {name: out_of_fold(run, standing) for name, standing in found.items()}
+        several = [member for name, member in members.items() if name not in PARENTS]
+        space = run.experiment.space
+        problem = BlendProblem(several, run.data.labels, run.data.folds, space.metric, seed=space.seed)
+        return cls(run, found, problem, {name: single(member, problem) for name, member in members.items()})
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        return {name: nested(one) for name, one in self.alone.items()}
+
+    def trained(self) -> list[Row]:
+        """Each recipe against its peer."""
+        names = [name for name in self.found if name not in (BASE, *PARENTS)]
+        pairs = [(name, PEERS.get(name, BASE)) for name in names if PEERS.get(name, BASE) in self.found]
+        return [compared(name, peer, self.scores, seconds_of(self.found[name])) for name, peer in pairs]
+
+    def untrained(self) -> list[Row]:
+        """Views, the blend, limits and level 2."""
+        blend, problem = uniform(self.problem), self.problem
+        views = out_of_fold(self.run, self.found[BASE], VIEWS)
+        scores = {BASE: self.scores[BASE], BLEND: nested(blend)}
+        scores["limits on labels"] = limited(self.alone[BASE], problem)
+        scores["views random:8"] = nested(single(views, problem))
+        rows = [compared(name, BASE, scores) for name in scores if name != BASE]
+        scores["limits of the blend"] = limited(blend, problem)
+        for name in STACKERS:
+            options = BlendOptions(decoders=DECODERS)
+            stack, _ = score_level2(name, problem, options, runner=solve_here, progress=silent)
+            scores[f"level 2, {name}"] = nested(stack)
+        return [*rows, *(compared(name, BLEND, scores) for name in list(scores)[len(rows) + 1 :])]
+
+
+def luck(first: Recipes, again: Recipes) -> Row:
+    """What the base gains over itself with another seed and other folds."""
+    name = f"{BASE}, seed {SEED}"
+    return compared(name, BASE, {name: again.scores[BASE], BASE: first.scores[BASE]})
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    print(f"\n{title}")
+    print(f"{'recipe':<22}{'against':<14}", end="")
+    print("".join(f"{decoder:<35}" for decoder in DECODERS), f"{'training':>8}", sep="")
+    for row in rows:
+        print(row.text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", type=Path, default=SPACE)
+    parser.add_argument("--limit", type=positive, default=3000, help="training pictures")
+    parser.add_argument("--again", default="", help=f"recipes to train once more, with seed {SEED}")
+    parser.add_argument("--runs", type=Path, help="default: a temporary directory")
+    parser.add_argument("--json", type=Path, help="the rows, for a program")
+    args = parser.parse_args()
+    with ExitStack() as stack:
+        runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs.mkdir(parents=True, exist_ok=True)
+        recipes = Recipes.of(swept(args.space, "recipes", runs=runs, limit=args.limit))
+        data, space = recipes.run.data, recipes.run.experiment.space
+        base = recipes.scores[BASE]
+        rows = [*recipes.trained(), *recipes.untrained()]
+        print_rows(
+            f"{len(data.labels):,} pictures, {space.n_folds} folds, seed {space.seed}; {BASE}: "
+            + ", ".join(f"{base[decoder].mean():.4f} by {decoder}" for decoder in DECODERS)
+            + f", {seconds_of(recipes.found[BASE]):.0f} s of training",
+            rows,
+        )
+        if args.again:
+            file = runs / "again.yml"
+            file.write_text(part_of(args.space, [BASE, *args.again.split(",")], seed=SEED))
+            again = Recipes.of(swept(file, "recipes-again", runs=runs, limit=args.limit))
+            more = [luck(recipes, again), *again.trained()]
+            print_rows(f"once more, seed {SEED}, other folds", more)
+            rows += [replace(row, recipe=f"{row.recipe}, again") for row in more]
+        if args.json:
+            args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
