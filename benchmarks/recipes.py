@@ -1,6 +1,6 @@
 """What each recipe gains alone: three folds, equal epochs, one thing changed at a time, nothing searched.
 
-    uv run python -m benchmarks.recipes [--limit 2000] [--again base,NAME] [--runs DIR] [--json FILE]    an hour or two
+    uv run python -m benchmarks.recipes [--limit 3000] [--again base,NAME] [--runs DIR] [--json FILE]    an hour or two
 
 `recipes.yml` has the recipes: each differs from `base` in one thing. They are swept by `launch.py --sweep`; given
 `--runs`, what is trained there is not trained again. Other views, limits on the number of labels and level 2 train
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ PEERS = {"grown": "large"}  # what a recipe is compared with, where that is not 
 PARENTS = ("half",)  # trained for another recipe: no row, and not in the blend
 DECODERS = ("threshold", "expected-f2")
 VIEWS = ViewSet(names=("random:8",))
+RUN, AGAIN = "recipes", "recipes-again"
 SEED = 1  # of what is trained again
 
 Scores = dict[str, np.ndarray]  # by decoder: (N,) float64, nested, of each picture
@@ -92,22 +94,12 @@ def compared(recipe: str, peer: str, scores: Mapping[str, Scores], seconds: floa
     return Row(recipe, peer, means, gains, seconds)
 
 
-def swept(space: Path, name: str, *, runs: Path, limit: int | None) -> Run:
-    """Sweep in a process of its own, as a user would, one trial at a time.
+def part_of(space: Path, names: Sequence[str], *, seed: int, run: str) -> dict[str, Any]:
+    """The space with some of its recipes and what they come after, with another seed, for a run of another name.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: there is no such recipe.
     """
-    command = ["launch.py", "--sweep", "--space", str(space), "--runs", str(runs), "--name", name]
-    command += ["--concurrency", "1", *([] if limit is None else ["--limit", str(limit)])]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return reopen(Runs(runs), name, Cache.default())
-
-
-def part_of(space: Path, names: Sequence[str], *, seed: int) -> str:
-    """The space with some of its variants and their parents, and with another seed: YAML."""
     content = yaml.safe_load(space.read_text())
     known = {variant["name"]: variant for variant in content["variants"]}
     wanted, names = set(), list(names)
@@ -116,10 +108,53 @@ def part_of(space: Path, names: Sequence[str], *, seed: int) -> str:
         if name not in known:
             raise SystemExit(f"{space} has no recipe {name!r}: choose among {', '.join(known)}")
         wanted.add(name)
-        weights = known[name].get("weights")
-        names += [weights["variant"]] if isinstance(weights, dict) else []
+        if isinstance(weights := known[name].get("weights"), dict):
+            names.append(weights["variant"])
+        if (added := added_labels(known[name])) is not None and "/" not in added["from"]:
+            names.append(added["from"])
+        elif added is not None:
+            added["from"] = f"{run}/{BASE}"
     content["variants"] = [variant for name, variant in known.items() if name in wanted]
-    return yaml.safe_dump(content | {"seed": seed})
+    return content | {"seed": seed}
+
+
+def added_labels(variant: dict[str, Any]) -> dict[str, Any] | None:
+    """Its pseudo-labels, as the file has them."""
+    found: dict[str, Any] | None = variant.get("labels", {}).get("add")
+    return found
+
+
+def trained(content: dict[str, Any], name: str, *, runs: Path, limit: int | None) -> Run:
+    """The run with all recipes of a space. Those that learn from out-of-fold predictions come after the others.
+
+    Raises:
+        SystemExit: a command failed.
+    """
+    at_once = [one for one in content["variants"] if "/" not in (added_labels(one) or {"from": BASE})["from"]]
+    teacher = runs / name / "ensembles" / BASE / "ensemble.json"
+    for variants in (at_once, content["variants"]):
+        if len(variants) < len(content["variants"]) and teacher.exists():
+            continue  # an interrupted run: it has others already
+        file = runs / f"{name}.yml"
+        file.write_text(yaml.safe_dump(content | {"variants": variants}))
+        sweep = ["launch.py", "--sweep", "--space", str(file), "--runs", str(runs), "--name", name]
+        called([*sweep, "--concurrency", "1", *([] if limit is None else ["--limit", str(limit)])])
+        if not teacher.exists():
+            called(["blend.py", "--runs", str(runs), "--name", name, "--members", BASE, "--out", BASE])
+        if variants == content["variants"]:
+            break
+    return reopen(Runs(runs), name, Cache.default())
+
+
+def called(command: Sequence[str]) -> None:
+    """Run one of the project's commands, as a user would.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
 
 
 def whole(run: Run) -> dict[str, Standing]:
@@ -253,7 +288,8 @@ def main() -> None:
     with ExitStack() as stack:
         runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs.mkdir(parents=True, exist_ok=True)
-        recipes = Recipes.of(swept(args.space, "recipes", runs=runs, limit=args.limit))
+        content = yaml.safe_load(args.space.read_text())
+        recipes = Recipes.of(trained(content, RUN, runs=runs, limit=args.limit))
         data, space = recipes.run.data, recipes.run.experiment.space
         base = recipes.scores[BASE]
         rows = [*recipes.trained(), *recipes.untrained()]
@@ -264,9 +300,8 @@ def main() -> None:
             rows,
         )
         if args.again:
-            file = runs / "again.yml"
-            file.write_text(part_of(args.space, [BASE, *args.again.split(",")], seed=SEED))
-            again = Recipes.of(swept(file, "recipes-again", runs=runs, limit=args.limit))
+            content = part_of(args.space, [BASE, *args.again.split(",")], seed=SEED, run=AGAIN)
+            again = Recipes.of(trained(content, AGAIN, runs=runs, limit=args.limit))
             more = [luck(recipes, again), *again.trained()]
             print_rows(f"once more, seed {SEED}, other folds", more)
             rows += [replace(row, recipe=f"{row.recipe}, again") for row in more]

@@ -48,7 +48,7 @@ def test_all_recipes_of_the_benchmark_have_as_many_epochs_as_the_base():
 
 def test_what_is_trained_again_comes_with_its_parents_and_another_seed(tmp_path):
     file = tmp_path / "again.yml"
-    file.write_text(part_of(SPACE, [BASE, "grown", "large"], seed=7))
+    file.write_text(yaml.safe_dump(part_of(SPACE, [BASE, "grown", "large"], seed=7, run="other")))
     space = read_space(file, check=check_recipe)
     assert {variant.name for variant in space.variants} == {BASE, "half", "grown", "large"}
     assert space.seed == 7
@@ -57,4 +57,4 @@ def test_what_is_trained_again_comes_with_its_parents_and_another_seed(tmp_path)
 
 def test_a_recipe_that_nobody_knows_is_not_trained_again():
     with pytest.raises(SystemExit, match="no recipe 'unknown'"):
-        part_of(SPACE, ["unknown"], seed=1)
+        part_of(SPACE, ["unknown"], seed=1, run="other")
