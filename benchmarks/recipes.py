@@ -7,10 +7,11 @@
 nothing: they are scored on predictions of the models that are there.
 
 Each picture is scored by a model that never saw it, and its threshold, temperature, limits and level 2 were fitted
-without its fold (nested). A gain is the mean difference over pictures, with a 95 % interval of a paired bootstrap. The
-interval knows of other pictures, not of other seeds: `--again` trains the named recipes once more, with another seed
-and other folds, and compares these with each other. What the base gains over itself is luck. Nothing is corrected for
-the number of rows: of twenty that gain nothing one may seem to.
+without its fold (nested). The test pictures are scored by the mean of the three folds' models. A gain is the mean
+difference over pictures, with a 95 % interval of a paired bootstrap. The interval knows of other pictures, not of other
+seeds: `--again` trains the named recipes once more, with another seed and other folds, and compares these with each
+other. What the base gains over itself is luck. Nothing is corrected for the number of rows: of twenty that gain nothing
+one may seem to.
 """
 
 import argparse
@@ -39,8 +40,11 @@ from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.blending.stacking import STACKERS
 from imet_ray.command_line import positive
 from imet_ray.commands.setup import Run, reopen
+from imet_ray.data.training_data import test_split
+from imet_ray.prediction.decode import Decoder
 from imet_ray.prediction.ensemble import gather_oof
-from imet_ray.prediction.predict import predict_checkpoint
+from imet_ray.prediction.metrics import metric_named
+from imet_ray.prediction.predict import predict_checkpoint, read_predictions
 from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.results import Standing, read_result, standings
 from imet_ray.storage.run_directory import Cache
@@ -52,12 +56,15 @@ BASE = "base"
 BLEND = "blend of all"
 PEERS = {"grown": "large"}  # what a recipe is compared with, where that is not the base
 PARENTS = ("half",)  # trained for another recipe: no row, and not in the blend
-DECODERS = ("threshold", "expected-f2")
+FLATTERED = ("pseudo-2019",)  # labels of fold k reached the models of fold k: the test pictures judge it
+THRESHOLD, EXPECTED = DECODERS = ("threshold", "expected-f2")
+TEST = "test, threshold"  # pictures that nobody trained on or fitted on: a model per fold, averaged
+COLUMNS = (*DECODERS, TEST)
 VIEWS = ViewSet(names=("random:8",))
 RUN, AGAIN = "recipes", "recipes-again"
 SEED = 1  # of what is trained again
 
-Scores = dict[str, np.ndarray]  # by decoder: (N,) float64, nested, of each picture
+Scores = dict[str, np.ndarray]  # by column: of each picture, (N,) float64
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,22 @@ class Row:
 
     recipe: str
     peer: str
-    score: dict[str, float]  # by decoder
-    gain: dict[str, Gain]
-    seconds: float | None  # of training, all folds; None: nothing was trained for it
+    score: dict[str, float]  # by decoder, nested; and of the test pictures
+    gain: dict[str, Gain]  # likewise
+    seconds: float | None = None  # of training, all folds; None: nothing was trained for it
 
     def text(self) -> str:
-        figures = "".join(f"{self.score[decoder]:.4f} {self.gain[decoder]}    " for decoder in DECODERS)
+        said = [
+            f"{self.score[column]:.4f} {self.gain[column]}" if column in self.gain else "-"
+            for column in COLUMNS
+        ]
         seconds = "-" if self.seconds is None else f"{self.seconds:.0f} s"
-        said = verdict([self.gain[decoder] for decoder in DECODERS])
-        return f"{self.recipe:<22}{self.peer:<14}{figures}{seconds:>8}  {said}"
+        return f"{self.recipe:<22}{self.peer:<14}{''.join(f'{one:<35}' for one in said)}{seconds:>8}  {self.verdict()}"
+
+    def verdict(self) -> str:
+        if self.recipe in FLATTERED:
+            return f"{verdict([self.gain[TEST]])}, on the test pictures" if TEST in self.gain else "flattered"
+        return verdict([self.gain[decoder] for decoder in DECODERS])
 
 
 def verdict(gains: Sequence[Gain]) -> str:
@@ -89,9 +103,9 @@ def verdict(gains: Sequence[Gain]) -> str:
 def compared(recipe: str, peer: str, scores: Mapping[str, Scores], seconds: float | None = None) -> Row:
     """A recipe against its peer, picture by picture."""
     ours, theirs = scores[recipe], scores[peer]
-    gains = {decoder: bootstrap((ours[decoder] - theirs[decoder])[None], 0)[0] for decoder in DECODERS}
-    means = {decoder: float(ours[decoder].mean()) for decoder in DECODERS}
-    return Row(recipe, peer, means, gains, seconds)
+    both = [column for column in COLUMNS if column in ours and column in theirs]
+    gains = {column: bootstrap((ours[column] - theirs[column])[None], 0)[0] for column in both}
+    return Row(recipe, peer, {column: float(ours[column].mean()) for column in both}, gains, seconds)
 
 
 def part_of(space: Path, names: Sequence[str], *, seed: int, run: str) -> dict[str, Any]:
@@ -157,6 +171,10 @@ def called(command: Sequence[str]) -> None:
         raise SystemExit(f"{' '.join(command)} failed")
 
 
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def whole(run: Run) -> dict[str, Standing]:
     """The recipes that are trained on all folds, in the order of the space."""
     names = [variant.name for variant in run.experiment.space.variants]
@@ -167,12 +185,11 @@ def whole(run: Run) -> dict[str, Standing]:
 def out_of_fold(run: Run, standing: Standing, views: ViewSet | None = None) -> Member:
     """A recipe's predictions of the pictures that its models never saw; those that are not there are made."""
     trials = [standing.trials[fold] for fold in sorted(standing.trials)]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for fold, trial in zip(sorted(standing.trials), trials, strict=True):
         path = trial.oof_of(views.tag if views else None)
         rows, labels = run.data.rows(fold, held_out=True), run.data.label_ids
         predict_checkpoint(
-            trial, run.data.split, rows, path=path, label_ids=labels, device=device, views=views
+            trial, run.data.split, rows, path=path, label_ids=labels, device=device(), views=views
         )
     probs, _ = gather_oof(trials, run.data.split.ids, standing.variant, views)
     return Member(standing.variant, probs, run.data.split.ids)
@@ -202,21 +219,27 @@ def nested(found: CrossFit) -> Scores:
     return {one.decoder: one.nested for one in found.judged.values()}
 
 
-def limited(found: CrossFit, problem: BlendProblem) -> Scores:
-    """The same with limits on the number of labels, fitted without each fold; where they do not gain, too."""
-    scores = {}
+def limits_row(recipe: str, peer: str, found: CrossFit, problem: BlendProblem) -> Row:
+    """What limits on the number of labels gain, fitted without each fold."""
+    scores, gains = {}, {}
     for key, one in found.judged.items():
-        alone = replace(found, judged={key: one})
-        scores[one.decoder] = fitted_limits(alone, problem)
-    return scores
+        _, said = with_limits(one, replace(found, judged={key: one}), problem, BlendOptions(limits="fit"))
+        scores[one.decoder], gains[one.decoder] = said.nested, said.gain
+    return Row(recipe, peer, scores, gains)
 
 
-def fitted_limits(found: CrossFit, problem: BlendProblem) -> np.ndarray:
-    """Of one method under one decoder: (N,) float64."""
-    [one] = found.judged.values()
-    judged, said = with_limits(one, found, problem, BlendOptions(limits="fit"))
-    print(f"limits  {one.method} under {one.decoder}: {said}", file=sys.stderr)
-    return judged.nested
+def on_test(run: Run, standing: Standing, decoder: Decoder) -> np.ndarray | None:
+    """The score of each test picture, by the mean of the folds' models; None where the data have no such labels."""
+    truth, labelled = run.catalog.test_labels, run.catalog.test_labelled
+    if truth is None:
+        return None
+    split, trials = test_split(run.catalog, run.cache), list(standing.trials.values())
+    rows, labels = np.arange(len(split.ids)), run.data.label_ids
+    for trial in trials:
+        predict_checkpoint(trial, split, rows, path=trial.test, label_ids=labels, device=device())
+    probs = np.mean([read_predictions(trial.test).probs.astype(np.float32) for trial in trials], axis=0)
+    metric = metric_named(run.experiment.space.metric)
+    return metric.per_picture(decoder.decode(probs[labelled]), truth[labelled])
 
 
 @dataclass(frozen=True)
@@ -225,21 +248,23 @@ class Recipes:
 
     run: Run
     found: dict[str, Standing]
-    problem: BlendProblem  # its members are all recipes but parents
+    problem: BlendProblem  # its members are all recipes but parents and those that are flattered
     alone: dict[str, CrossFit]
+    scores: dict[str, Scores]
 
     @classmethod
     def of(cls, run: Run) -> "Recipes":
         found = whole(run)
         members = {name: out_of_fold(run, standing) for name, standing in found.items()}
-        several = [member for name, member in members.items() if name not in PARENTS]
+        several = [member for name, member in members.items() if name not in PARENTS + FLATTERED]
         space = run.experiment.space
         problem = BlendProblem(several, run.data.labels, run.data.folds, space.metric, seed=space.seed)
-        return cls(run, found, problem, {name: single(member, problem) for name, member in members.items()})
-
-    @property
-    def scores(self) -> dict[str, Scores]:
-        return {name: nested(one) for name, one in self.alone.items()}
+        alone = {name: single(member, problem) for name, member in members.items()}
+        scores = {name: nested(one) for name, one in alone.items()}
+        for name, one in alone.items():
+            test = on_test(run, found[name], one.judged[f"{SINGLE}0", THRESHOLD].whole.decoder)
+            scores[name] |= {} if test is None else {TEST: test}
+        return cls(run, found, problem, alone, scores)
 
     def trained(self) -> list[Row]:
         """Each recipe against its peer."""
@@ -249,30 +274,31 @@ class Recipes:
 
     def untrained(self) -> list[Row]:
         """Views, the blend, limits and level 2."""
-        blend, problem = uniform(self.problem), self.problem
-        views = out_of_fold(self.run, self.found[BASE], VIEWS)
-        scores = {BASE: self.scores[BASE], BLEND: nested(blend)}
-        scores["limits on labels"] = limited(self.alone[BASE], problem)
-        scores["views random:8"] = nested(single(views, problem))
-        rows = [compared(name, BASE, scores) for name in scores if name != BASE]
-        scores["limits of the blend"] = limited(blend, problem)
+        problem, blend = self.problem, uniform(self.problem)
+        views = single(out_of_fold(self.run, self.found[BASE], VIEWS), problem)
+        scores = {BASE: self.scores[BASE], "views random:8": nested(views), BLEND: nested(blend)}
+        rows = [compared(name, BASE, scores) for name in ("views random:8", BLEND)]
+        rows.append(limits_row("limits on labels", BASE, self.alone[BASE], problem))
+        rows.append(limits_row("limits on labels", BLEND, blend, problem))
         for name in STACKERS:
             options = BlendOptions(decoders=DECODERS)
             stack, _ = score_level2(name, problem, options, runner=solve_here, progress=silent)
-            scores[f"level 2, {name}"] = nested(stack)
-        return [*rows, *(compared(name, BLEND, scores) for name in list(scores)[len(rows) + 1 :])]
+            scores[name] = nested(stack)
+            rows.append(replace(compared(name, BLEND, scores), recipe=f"level 2, {name}"))
+        return rows
 
 
 def luck(first: Recipes, again: Recipes) -> Row:
     """What the base gains over itself with another seed and other folds."""
-    name = f"{BASE}, seed {SEED}"
+    name, ids = f"{BASE}, seed {SEED}", first.run.data.split.ids
+    assert again.run.data.split.ids == ids
     return compared(name, BASE, {name: again.scores[BASE], BASE: first.scores[BASE]})
 
 
 def print_rows(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}")
     print(f"{'recipe':<22}{'against':<14}", end="")
-    print("".join(f"{decoder:<35}" for decoder in DECODERS), f"{'training':>8}", sep="")
+    print("".join(f"{decoder:<35}" for decoder in COLUMNS), f"{'training':>8}", sep="")
     for row in rows:
         print(row.text())
 
