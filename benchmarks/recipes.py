@@ -114,7 +114,7 @@ def part_of(space: Path, names: Sequence[str], *, seed: int, run: str) -> dict[s
     Raises:
         SystemExit: there is no such recipe.
     """
-    content = yaml.safe_load(space.read_text())
+    content: dict[str, Any] = yaml.safe_load(space.read_text())
     known = {variant["name"]: variant for variant in content["variants"]}
     wanted, names = set(), list(names)
     while names:
