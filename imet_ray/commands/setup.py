@@ -37,8 +37,10 @@ from imet_ray.storage.experiment import (
     refuse_changed,
     way_out,
 )
+from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
+from imet_ray.training.pseudo_labels import keep_source, source_at, teachers, told
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import user_path
 
@@ -92,17 +94,29 @@ class Run:
     data: TrainingData
 
 
-def check_data(root: Path, cache: Cache, *, negatives: bool, page: Path | None = None) -> int:
+def check_data(
+    root: Path,
+    cache: Cache,
+    *,
+    negatives: bool,
+    page: Path | None = None,
+    space: Path | None = None,
+    runs: Runs | None = None,
+) -> int:
     """Print the report on a data directory; 1 if it must not be trained on.
 
     Args:
         negatives: pictures without labels have none of them; else they are a problem.
         page: where the report with figures and pictures goes; None: nowhere.
+        space: whose pseudo-labels are counted; None: none are.
+        runs: where it looks for ensembles that they come from.
     """
     if page is not None and (page.is_dir() or not page.parent.is_dir()):  # before all pictures are decoded
         raise ConfigError(f"--report takes a file in a folder that is there, such as page.html, got {page}")
     report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
     print(report.text())
+    if space is not None and runs is not None and report.catalog is not None:
+        _count_pseudo_labels(read_space(space, check=check_recipe), report.catalog, runs)
     if page is not None:
         # Here: matplotlib takes a second to import, and no other stage that begins here draws.
         from imet_ray.reporting.data_page import write_data_page
@@ -110,6 +124,14 @@ def check_data(root: Path, cache: Cache, *, negatives: bool, page: Path | None =
         write_data_page(page, report)
         print(f"page          {near(page.resolve())}")
     return 1 if report.forbids else 0
+
+
+def _count_pseudo_labels(space: SearchSpace, catalog: Catalog, runs: Runs) -> None:
+    """Print a line for each variant that learns from some."""
+    for variant in space.variants:
+        if variant.added is not None:
+            source = source_at(runs.run(space.name), variant.added)
+            print(f"labels        {told(variant, catalog.labels, source, catalog.train.ids)}")
 
 
 def plan(request: Request) -> Plan:
@@ -250,6 +272,10 @@ def start(plan: Plan, *weights: str | Parent) -> Run:
         weights=_files_of_weights({*weights, *_weights(plan.space)}, plan.space.n_folds),
     )
     refuse_changed(plan.store, experiment)
+    for variant in space.variants:
+        if variant.added is not None:
+            source = keep_source(plan.store, variant.added, data)
+            print(f"labels  {told(variant, data.labels, source, data.split.ids)}")
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
@@ -272,7 +298,7 @@ def prepared(plan: Plan) -> TrainingData:
 def pack(run: Run) -> None:
     """Write the run's experiment, and pack the pictures for all of its trials."""
     begin(run.store, run.experiment)
-    for short_side in _pack_sizes(run.experiment.space):
+    for short_side in sorted({*_pack_sizes(run.experiment.space), *_teachers_sizes(run)}):
         run.data.split.share(short_side, workers=usable_cores())
 
 
@@ -457,6 +483,15 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
         image_sizes = wanted.corners() if wanted is not None else (variant.image_size,)
         sizes |= {default_pack_short_side(int(size)) for size in image_sizes if size is not None}
     return sorted(sizes)
+
+
+def _teachers_sizes(run: Run) -> set[int]:
+    """The packs that models of other runs need, of which pseudo-labels come."""
+    found = [variant.added for variant in run.experiment.space.variants if variant.added is not None]
+    trials = [
+        trial for how in found if how.strict and how.kind == "ensemble" for trial in teachers(run.store, how)
+    ]
+    return {read_spec(trial).pack_short_side for trial in trials if trial.spec.exists()}
 
 
 def _describe(space: SearchSpace) -> str:
