@@ -258,7 +258,11 @@ def test_it_needs_neither_ray_nor_optuna_and_the_prediction_kernel_no_training()
     ("options", "how", "expected"),
     [
         ((), {"variant": "b"}, "unknown variant 'b'"),
-        ((), {"variant": "s"}, "variant 's' learns from pseudo-labels, and a kernel has no models to take them from"),
+        (
+            (),
+            {"variant": "s"},
+            "variant 's' learns from pseudo-labels, and a kernel has no models to take them from",
+        ),
         ((), {"fold": 3}, "fold must be below n_folds=3, got 3: choose 0..2"),
         (("--set", "dropuot=1"), {}, "--set: unknown key 'dropuot': did you mean 'dropout'?"),
         (("--key", "env"), {}, "--key says how the key reaches the kernel: give --encrypt, too"),
