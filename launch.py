@@ -79,8 +79,10 @@ def _run(args: argparse.Namespace) -> int:
     cache = Cache.at(args.cache)
     runs = runs_at(args.runs, cache)
     if stage == "check-data":
+        from imet_ray.commands.check_data import check_data
+
         negatives = args.negatives is not None
-        return setup.check_data(
+        return check_data(
             args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
         )
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):

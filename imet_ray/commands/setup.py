@@ -1,4 +1,4 @@
-"""What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
+"""What all stages begin with: a run that is planned and started, or opened again."""
 
 import functools
 import itertools
@@ -14,7 +14,6 @@ from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
-from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.copies import first_copies
 from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
@@ -40,7 +39,7 @@ from imet_ray.storage.experiment import (
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
-from imet_ray.training.pseudo_labels import keep_source, source_at, teachers, told
+from imet_ray.training.pseudo_labels import keep_source, teachers, told
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import user_path
 
@@ -92,46 +91,6 @@ class Run:
     cache: Cache
     catalog: Catalog
     data: TrainingData
-
-
-def check_data(
-    root: Path,
-    cache: Cache,
-    *,
-    negatives: bool,
-    page: Path | None = None,
-    space: Path | None = None,
-    runs: Runs | None = None,
-) -> int:
-    """Print the report on a data directory; 1 if it must not be trained on.
-
-    Args:
-        negatives: pictures without labels have none of them; else they are a problem.
-        page: where the report with figures and pictures goes; None: nowhere.
-        space: whose pseudo-labels are counted; None: none are.
-        runs: where it looks for ensembles that they come from.
-    """
-    if page is not None and (page.is_dir() or not page.parent.is_dir()):  # before all pictures are decoded
-        raise ConfigError(f"--report takes a file in a folder that is there, such as page.html, got {page}")
-    report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
-    print(report.text())
-    if space is not None and runs is not None and report.catalog is not None:
-        _count_pseudo_labels(read_space(space, check=check_recipe), report.catalog, runs)
-    if page is not None:
-        # Here: matplotlib takes a second to import, and no other stage that begins here draws.
-        from imet_ray.reporting.data_page import write_data_page
-
-        write_data_page(page, report)
-        print(f"page          {near(page.resolve())}")
-    return 1 if report.forbids else 0
-
-
-def _count_pseudo_labels(space: SearchSpace, catalog: Catalog, runs: Runs) -> None:
-    """Print a line for each variant that learns from some."""
-    for variant in space.variants:
-        if variant.added is not None:
-            source = source_at(runs.run(space.name), variant.added)
-            print(f"labels        {told(variant, catalog.labels, source, catalog.train.ids)}")
 
 
 def plan(request: Request) -> Plan:
