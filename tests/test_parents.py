@@ -201,6 +201,20 @@ def test_a_child_begins_at_its_parents_weights_head_included(family, tiny_data):
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
 
 
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_child_on_another_node_begins_at_its_parents_weights_from_the_bucket(make_spec, tiny_data, on_node):
+    here, there = on_node("a"), on_node("b")
+    parent = make_spec(fold=1, epochs=1)
+    train_trial(parent, tiny_data, here.trial(parent.trial_id), device=CPU)
+    spec = make_spec(fold=1, name="child", epochs=1, weights=Parent(variant="tiny"), lr=1e-9)
+    child = spec.model_copy(update={"after": {"tiny": parent.trial_id}})
+    assert train_trial(child, tiny_data, there.trial(child.trial_id), device=CPU).status == "complete"
+    before, after = (load_file(there.trial(spec.trial_id).best) for spec in (parent, child))
+    assert file_digest(here.trial(parent.trial_id).best) == file_digest(there.trial(parent.trial_id).best)
+    learnt = [name for name in before if name.endswith("weight")]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
+
+
 def test_an_interrupted_child_goes_on_bit_for_bit_without_its_parent(family, tiny_data):
     run, parent, child = family
     trial = run.trial(child.trial_id)
