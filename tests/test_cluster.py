@@ -112,7 +112,9 @@ def test_a_trial_gets_no_more_cpus_than_this_machine_has(cpus, workers, gets):
     found = fit(cpus, total=(2, 0), workers=workers)
     assert found.cpus_per_trial == gets
     assert found.slots >= 1
-    assert fit(cpus, total=(2, 0), workers=workers, joined=True).cpus_per_trial == cpus  # the cluster may grow
+    assert (
+        fit(cpus, total=(2, 0), workers=workers, joined=True).cpus_per_trial == cpus
+    )  # the cluster may grow
 
 
 @pytest.mark.parametrize(("concurrency", "joined", "slots"), [(1, False, 1), (9, False, 4), (9, True, 9)])

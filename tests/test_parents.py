@@ -82,6 +82,7 @@ def test_a_parent_that_cannot_be_is_refused_with_its_line(space_of, variants, li
     with pytest.raises(ConfigError, match=f"line {line}: ") as caught:
         space_of(f"n_folds: 3\nbase: {{architecture: resnet18}}\nvariants:\n{variants}\n")
     assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def run_out(policy, *, seed=0, kills=False, fails=(), **how) -> list[TrialSpec]:
