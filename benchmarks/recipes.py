@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPACE = Path(__file__).with_suffix(".yml")
 BASE = "base"
 BLEND = "blend of all"
-PEERS = {"grown": "large"}  # what a recipe is compared with, where that is not the base
+PEERS = {"grown": "large", "large-letterbox": "large"}  # what a recipe is compared with, where that is not the base
 PARENTS = ("half",)  # trained for another recipe: no row, and not in the blend
 FLATTERED = ("pseudo-2019",)  # labels of fold k reached the models of fold k: the test pictures judge it
 THRESHOLD, EXPECTED = DECODERS = ("threshold", "expected-f2")
