@@ -54,7 +54,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SPACE = Path(__file__).with_suffix(".yml")
 BASE = "base"
 BLEND = "blend of all"
-PEERS = {"grown": "large", "large-letterbox": "large"}  # what a recipe is compared with, where that is not the base
+# what a recipe is compared with, where that is not the base alone
+PEERS = {"grown": ("large", BASE), "large-letterbox": ("large",)}
 PARENTS = ("half",)  # trained for another recipe: no row, and not in the blend
 FLATTERED = ("pseudo-2019",)  # labels of fold k reached the models of fold k: the test pictures judge it
 THRESHOLD, EXPECTED = DECODERS = ("threshold", "expected-f2")
@@ -83,7 +84,7 @@ class Row:
             for column in COLUMNS
         ]
         seconds = "-" if self.seconds is None else f"{self.seconds:.0f} s"
-        return f"{self.recipe:<22}{self.peer:<14}{''.join(f'{one:<35}' for one in said)}{seconds:>8}  {self.verdict()}"
+        return f"{self.recipe:<22}{self.peer:<17}{''.join(f'{one:<35}' for one in said)}{seconds:>8}  {self.verdict()}"
 
     def verdict(self) -> str:
         if self.recipe in FLATTERED:
@@ -269,23 +270,25 @@ class Recipes:
     def trained(self) -> list[Row]:
         """Each recipe against its peer."""
         names = [name for name in self.found if name not in (BASE, *PARENTS)]
-        pairs = [(name, PEERS.get(name, BASE)) for name in names if PEERS.get(name, BASE) in self.found]
+        pairs = [(name, peer) for name in names for peer in PEERS.get(name, (BASE,)) if peer in self.found]
         return [compared(name, peer, self.scores, seconds_of(self.found[name])) for name, peer in pairs]
 
     def untrained(self) -> list[Row]:
         """Views, the blend, limits and level 2."""
         problem, blend = self.problem, uniform(self.problem)
         views = single(out_of_fold(self.run, self.found[BASE], VIEWS), problem)
-        scores = {BASE: self.scores[BASE], "views random:8": nested(views), BLEND: nested(blend)}
-        rows = [compared(name, BASE, scores) for name in ("views random:8", BLEND)]
+        scores = self.scores | {"views random:8": nested(views), BLEND: nested(blend)}
+        best = max(problem.names, key=lambda name: float(scores[name][THRESHOLD].mean()))
+        rows = [compared("views random:8", BASE, scores), compared(BLEND, best, scores)]
         rows.append(limits_row("limits on labels", BASE, self.alone[BASE], problem))
         rows.append(limits_row("limits on labels", BLEND, blend, problem))
         for name in STACKERS:
             options = BlendOptions(decoders=DECODERS)
             stack, _ = score_level2(name, problem, options, runner=solve_here, progress=silent)
-            scores[name] = nested(stack)
-            rows.append(replace(compared(name, BLEND, scores), recipe=f"level 2, {name}"))
-        return rows
+            scores[f"level 2, {name}"] = nested(stack)
+        return rows + [
+            compared(f"level 2, {name}", peer, scores) for name in STACKERS for peer in (BLEND, best)
+        ]
 
 
 def luck(first: Recipes, again: Recipes) -> Row:
@@ -297,7 +300,7 @@ def luck(first: Recipes, again: Recipes) -> Row:
 
 def print_rows(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}")
-    print(f"{'recipe':<22}{'against':<14}", end="")
+    print(f"{'recipe':<22}{'against':<17}", end="")
     print("".join(f"{decoder:<35}" for decoder in COLUMNS), f"{'training':>8}", sep="")
     for row in rows:
         print(row.text())

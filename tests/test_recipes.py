@@ -40,7 +40,7 @@ def test_all_recipes_of_the_benchmark_have_as_many_epochs_as_the_base():
     space = read_space(SPACE, check=check_recipe)
     variants = {variant.name: variant for variant in space.variants}
     assert not any(space.ranges.values())  # nothing is searched
-    assert set(PEERS) | set(PEERS.values()) | {BASE, *PARENTS} <= variants.keys()
+    assert {*PEERS, *(peer for peers in PEERS.values() for peer in peers), BASE, *PARENTS} <= variants.keys()
     for name, variant in variants.items():
         epochs = variant.epochs + (variants[variant.parent].epochs if variant.parent else 0)
         assert epochs == variants[BASE].epochs or name in PARENTS, name
