@@ -213,6 +213,23 @@ def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, mak
 
 
 @over_a_bucket
+def test_all_of_a_team_learn_the_pseudo_labels_that_its_leader_chose(
+    together, make_spec, on_node, tiny_data, tmp_path
+):
+    rng, nodes = np.random.default_rng(0), [on_node("a"), on_node("b")]
+    probs = rng.random(tiny_data.labels.shape).astype(np.float16)
+    write_arrays(tmp_path / "p.npz", ids=np.array(tiny_data.split.ids), probs=probs)
+    how = AddedLabels(source=str(tmp_path / "p.npz"), above=0.9, strict=False)
+    keep_source(nodes[0], how, tiny_data)
+    spec = of_team(make_spec(epochs=1, labels=Labels(add=how)))
+    trial = together(spec, nodes=nodes)
+    assert len(read_added(trial).rows) > 100
+    plain = together(of_team(make_spec(epochs=1)), "plain")
+    found, wanted = load_file(trial.best), load_file(plain.best)
+    assert not all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@over_a_bucket
 def test_each_of_a_team_fetches_the_parents_weights_and_goes_on_without_them(
     together, make_spec, tiny_data, on_node
 ):
@@ -230,23 +247,6 @@ def test_each_of_a_team_fetches_the_parents_weights_and_goes_on_without_them(
     learnt = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
     assert not any(node.trial(parent.trial_id).best.exists() for node in nodes)
-
-
-@over_a_bucket
-def test_all_of_a_team_learn_the_pseudo_labels_that_its_leader_chose(
-    together, make_spec, on_node, tiny_data, tmp_path
-):
-    rng, nodes = np.random.default_rng(0), [on_node("a"), on_node("b")]
-    probs = rng.random(tiny_data.labels.shape).astype(np.float16)
-    write_arrays(tmp_path / "p.npz", ids=np.array(tiny_data.split.ids), probs=probs)
-    how = AddedLabels(source=str(tmp_path / "p.npz"), above=0.9, strict=False)
-    keep_source(nodes[0], how, tiny_data)
-    spec = of_team(make_spec(epochs=1, labels=Labels(add=how)))
-    trial = together(spec, nodes=nodes)
-    assert len(read_added(trial).rows) > 100
-    plain = together(of_team(make_spec(epochs=1)), "plain")
-    found, wanted = load_file(trial.best), load_file(plain.best)
-    assert not all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @over_a_bucket
