@@ -5,6 +5,7 @@ python launch.py --train --variant V --fold K    one trial, without a sweep
 python launch.py --find-lr --variant V           its learning rate: a ramp, a curve, a suggestion
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
+python launch.py --export ENSEMBLE DIR           a folder that tags without the run; --onnx, --hub: for other tools
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
@@ -18,6 +19,7 @@ import io
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from imet_ray.command_line import Parser, exit_code, given_settings, positive, refuse_pooling_alone
 from imet_ray.errors import ConfigError
@@ -25,10 +27,15 @@ from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import duration, user_path
 
+if TYPE_CHECKING:
+    from imet_ray.storage.run_directory import Cache
+    from imet_ray.storage.runs import Runs
+
 PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
 TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
+NAMED = ("predict", "export", "show_augmentations", "check_data")  # stages that are told of what
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 OPTIONS = {  # which options each stage reads; any other is refused
@@ -46,6 +53,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
+    "export": {"name", "data", "from", "onnx", "hub"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
@@ -60,9 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    named = (
-        stage for stage in ("predict", "show_augmentations", "check_data") if getattr(args, stage) is not None
-    )
+    named = (stage for stage in NAMED if getattr(args, stage) is not None)
     stage = args.stage or next(named).replace("_", "-")
     _refuse_strangers(args, stage)
     refuse_pooling_alone(args.views, args.pool_views)
@@ -81,6 +87,8 @@ def _run(args: argparse.Namespace) -> int:
         negatives = args.negatives is not None
         return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
+    if stage == "export":
+        return _export(args, runs, cache)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         of_all = settings_of_all(settings) if stage == "sweep" else {}
         overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -131,6 +139,25 @@ def _run(args: argparse.Namespace) -> int:
     )
 
 
+def _export(args: argparse.Namespace, runs: "Runs", cache: "Cache") -> int:
+    from imet_ray.commands.export import ExportRequest, export
+
+    ensemble, folder = args.export
+    return export(
+        ExportRequest(
+            ensemble,
+            user_path(folder),
+            name=args.name,
+            runs=runs,
+            cache=cache,
+            data=args.data,
+            source=args.source,
+            onnx=args.onnx is not None,
+            hub=args.hub is not None,
+        )
+    )
+
+
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect
@@ -166,6 +193,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for stage, text in flags.items():
         stages.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage, help=text)
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    outlives = "a folder that tags new pictures without the run and its data"
+    stages.add_argument("--export", nargs=2, metavar=("ENSEMBLE", "DIR"), help=outlives)
     shown = "a page: what training makes of ten pictures"
     stages.add_argument("--show-augmentations", metavar="VARIANT", help=shown)
     stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
@@ -214,6 +243,10 @@ def _add_options(parser: Parser) -> None:
     parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
     add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
+    onnx = "of --export: a file per checkpoint for ONNX Runtime, checked against torch"
+    add("--onnx", action="store_true", default=None, help=onnx)
+    hub = "of --export: a folder per checkpoint for timm and the Hugging Face hub"
+    add("--hub", action="store_true", default=None, help=hub)
     add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
 
@@ -223,7 +256,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
         tool: {"name", "serve"} if exporter.serve else {"name"} for tool, exporter in EXPORTERS.items()
     }
     options = OPTIONS | exporters
-    allowed = options[stage] | ALWAYS | {"stage", "predict", "show_augmentations", "check_data"}
+    allowed = options[stage] | ALWAYS | {"stage", *NAMED}
     given = {key for key, value in vars(args).items() if value is not None}
     for option in sorted({"from" if key == "source" else key for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])
