@@ -26,6 +26,7 @@ from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
 from imet_ray.reporting import model_card
 from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.files import write_text
+from imet_ray.storage.object_store import open_bucket
 from imet_ray.storage.run_directory import ExportedDirectory
 from imet_ray.storage.runs import Runs
 
@@ -397,3 +398,16 @@ def test_without_the_data_the_card_says_less_and_says_so(trained, call, tmp_path
 
 def test_names_that_markdown_would_read_are_shown_as_they_are():
     assert model_card._plain("a|b *c*\n<d>") == r"a\|b \*c\* \<d\>"
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_run_in_a_bucket_is_exported_by_a_machine_that_has_nothing_of_it(
+    trained, folder, proxy, bucket, tmp_path
+):
+    store, root = open_bucket(proxy.scheme, bucket), trained.run.store.root
+    for path in root.rglob("*"):
+        if path.is_file() and path.name != "last.pt":
+            store.put(path, f"runs/r/{path.relative_to(root).as_posix()}")
+    where = ["--runs", f"{proxy.scheme}://{bucket}/runs", "--cache", str(tmp_path / "cache")]
+    assert launch.main(["--export", "k", str(tmp_path / "k"), *where]) == 0
+    assert same_files(tmp_path / "k", folder)

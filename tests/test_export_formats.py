@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 
 import launch
+from imet_ray.commands import export as stage
 from imet_ray.data.images import read_rgb
 from imet_ray.errors import ConfigError
 from imet_ray.models import onnx_file
@@ -95,7 +96,7 @@ def test_an_onnx_file_names_its_labels_and_its_weights(place, trial, trained):
     assert texts["imet_ray.trial"] == trial
 
 
-def test_the_card_and_the_message_state_the_tolerance(place, where, capsys, tmp_path):
+def test_the_card_states_the_tolerance(place):
     card = place.card.read_text()
     assert "On 8 pictures of the data no probability was further than" in card
     assert "the tolerance is 0.0001" in card
@@ -165,6 +166,19 @@ def test_snapshots_are_one_onnx_file(tmp_path):
     with torch.inference_mode():
         expected = torch.stack([one(torch.from_numpy(noise(3))).sigmoid() for one in model.snapshots]).mean(0)
     assert np.abs(run_onnx(tmp_path / "m.onnx", noise(3)) - expected.numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("left_in", ["small", ".small.exporting"])
+def test_what_an_earlier_or_a_stopped_export_wrote_is_not_written_again(
+    place, trial, where, tmp_path, monkeypatch, capsys, left_in
+):
+    shutil.copytree(place.root, tmp_path / left_in)
+    monkeypatch.setattr(stage, "write_onnx", lambda *args, **options: pytest.fail("written again"))
+    assert launch.main([*EXPORT, str(tmp_path / "small"), *where, "--onnx"]) == 0
+    assert "from torch on 8 pictures of the data; 0.0001 is allowed" in capsys.readouterr().out
+    again = ExportedDirectory(tmp_path / "small")
+    assert again.onnx_of(trial).read_bytes() == place.onnx_of(trial).read_bytes()
+    assert not again.hub.exists()
 
 
 # timm

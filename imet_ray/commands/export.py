@@ -26,8 +26,9 @@ from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
 from imet_ray.reporting.model_card import CardFacts, Evidence, evidence, model_card, timm_card
 from imet_ray.specs import TrialSpec
+from imet_ray.storage.checked_read import file_digest
 from imet_ray.storage.experiment import read_experiment
-from imet_ray.storage.files import write_text
+from imet_ray.storage.files import write_text, writing
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, ExportedDirectory, RunDirectory
 from imet_ray.storage.runs import Runs
@@ -83,7 +84,7 @@ def export(request: ExportRequest) -> int:
     found = _evidence(run, files) if run is not None else None
     with exporting(folder, files.ensemble) as place:
         size = write_files(place, files)
-        onnx = _write_onnx(place, files, specs, shown) if request.onnx else {}
+        onnx = _write_onnx(place, ExportedDirectory(folder), files, specs, shown) if request.onnx else {}
         hub = _write_hub(place, files, specs) if request.hub else {}
         for path, wanted in ((place.onnx, onnx), (place.hub, hub)):
             if not wanted:
@@ -148,21 +149,27 @@ def _evidence(run: Run, files: TaggerFiles) -> Evidence | None:
 
 
 def _write_onnx(
-    place: ExportedDirectory, files: TaggerFiles, specs: Mapping[str, TrialSpec], shown: _Shown
+    place: ExportedDirectory,
+    earlier: ExportedDirectory,
+    files: TaggerFiles,
+    specs: Mapping[str, TrialSpec],
+    shown: _Shown,
 ) -> dict[str, float]:
-    """A file per checkpoint; by trial, how far it is from torch. A stopped export's are not made again."""
-    digests = _digests(files)
+    """A file per checkpoint; by trial, how far it is from torch. Those of an earlier or a stopped export are kept."""
     found = {}
     for trial_id, spec in tqdm(specs.items(), "onnx", unit="checkpoint", disable=not sys.stderr.isatty()):
         path, recipe = place.onnx_of(trial_id), spec.recipe
         facts = {
             "imet_ray.trial": trial_id,
-            "imet_ray.weights": digests[trial_id],
+            "imet_ray.weights": file_digest(place.weights_of(trial_id)),
             "imet_ray.compared": shown.what,
             "label_ids": json.dumps(files.ensemble.label_ids),
             "label_names": json.dumps(files.label_names, ensure_ascii=False),
         }
         known = written_difference(path, facts)
+        if known is None and (known := written_difference(earlier.onnx_of(trial_id), facts)) is not None:
+            with writing(path) as temporary:
+                shutil.copyfile(earlier.onnx_of(trial_id), temporary)
         if known is None:
             model, _ = load_tagger(place.weights_of(trial_id), CPU)
             batch = shown.batch(recipe.image_size)
@@ -206,12 +213,3 @@ def _write_hub(
             )
             found.setdefault(trial_id, []).append(name)
     return found
-
-
-def _digests(files: TaggerFiles) -> dict[str, str]:
-    """sha256 of each checkpoint, by trial."""
-    return {
-        trial: digest
-        for member in files.ensemble.needed
-        for trial, digest in zip(member.trials, member.checkpoints, strict=True)
-    }

@@ -57,7 +57,7 @@ def write_timm_folder(
         "crop_mode": "center",
         "interpolation": "bilinear",
     }
-    origin = {key: None for key in OF_ORIGIN if key in body.pretrained_cfg}  # type: ignore[operator]
+    origin = {key: None for key in OF_ORIGIN if key in body.pretrained_cfg}
     described = {"label_names": list(label_names), "pretrained_cfg": origin}
     save_for_hf(body, str(folder), described, safe_serialization=True, data_config=pictures)
     shape = (2, 3, image_size, image_size)
