@@ -57,7 +57,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
-    "check-data": {"negatives", "report"},
+    "check-data": {"negatives", "report", "space"},
 }
 
 
@@ -83,12 +83,16 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.storage.runs import runs_at
 
     cache = Cache.at(args.cache)
-    if stage == "check-data":
-        negatives = args.negatives is not None
-        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage == "export":
         return _export(args, runs, cache)
+    if stage == "check-data":
+        from imet_ray.commands.check_data import check_data
+
+        negatives = args.negatives is not None
+        return check_data(
+            args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
+        )
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         of_all = settings_of_all(settings) if stage == "sweep" else {}
         overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}

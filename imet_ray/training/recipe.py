@@ -15,6 +15,7 @@ from imet_ray.training.averages import check_average
 from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
 from imet_ray.training.optimizers import OPTIMIZERS, check_optimizer
+from imet_ray.training.pseudo_labels import check_labels
 from imet_ray.training.schedules import SCHEDULES, check_schedule
 
 REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
@@ -55,6 +56,7 @@ def check_recipe(recipe: Variant) -> None:
     check_optimizer(recipe)
     check_schedule(recipe)
     check_average(recipe)
+    check_labels(recipe)
     KEEPS[recipe.keep].check(recipe)
 
 
