@@ -25,7 +25,7 @@ from imet_ray.command_line import Parser, exit_code, given_settings, positive, r
 from imet_ray.errors import ConfigError
 from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports, keep_docstrings
-from imet_ray.units import duration, user_path
+from imet_ray.units import duration, space_path, user_path
 
 if TYPE_CHECKING:
     from imet_ray.storage.run_directory import Cache
@@ -217,7 +217,7 @@ def _add_options(parser: Parser) -> None:
     )
     parser.add_run("run directory; default: the space's name, or the newest run", data)
     add = parser.add_argument
-    add("--space", metavar="FILE", type=user_path, help="default: search_spaces/<data>.yml, else own.yml")
+    add("--space", metavar="FILE", type=space_path, help="default: search_spaces/<data>.yml, else own.yml")
     none = "pictures without labels have none of them; else they are refused"
     add("--negatives", action="store_true", default=None, help=none)
     add("--address", help="join this Ray (auto, or HOST:PORT) instead of starting one")

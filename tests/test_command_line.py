@@ -182,3 +182,16 @@ def test_an_installed_package_has_all_files_that_it_reads():
         assert any(pattern.startswith(package) for pattern in settings["packages"]["find"]["include"])
         files = [path for path in (ROOT / package).rglob("*") if path.is_file()]
         assert {path.suffix for path in files} <= kinds | {".py", ".pyc"}
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("launch.py", "python launch.py --oof"),
+        ("/usr/bin/imet-ray", "imet-ray --oof"),
+        ("/usr/bin/imet-ray-blend", "imet-ray --oof"),
+    ],
+)
+def test_a_command_that_is_printed_is_called_as_the_user_calls_it(monkeypatch, called, expected):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert pasted("python", "launch.py", "--oof") == expected

@@ -222,6 +222,8 @@ def _members(facts: CardFacts) -> list[str]:
 
 def _origin(variant: Variant) -> str:
     """What training began from; the path of a file may be private."""
+    if variant.added is not None:
+        return f"{_origin(variant.model_copy(update={'labels': None}))}, with pseudo-labels"
     if variant.parent is not None:
         return f"variant {_plain(variant.parent)}"
     names = dict(
