@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -29,8 +30,6 @@ from imet_ray.storage.files import write_text
 from imet_ray.storage.object_store import open_bucket
 from imet_ray.storage.run_directory import ExportedDirectory
 from imet_ray.storage.runs import Runs
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -104,29 +103,26 @@ def tagged(folder, trained, pictures) -> pd.DataFrame:
     return imet_ray.load(place, device="cpu").predict(pictures)
 
 
-def test_an_export_tags_as_the_run_does_with_the_run_and_its_data_gone(folder, pictures, tagged, tmp_path):
+@contextlib.contextmanager
+def gone(*paths: Path) -> Iterator[None]:
+    for path in paths:
+        path.rename(path.with_name("away"))
+    yield
+    for path in paths:
+        path.with_name("away").rename(path)
+
+
+def test_an_export_tags_as_the_run_does_with_the_run_and_its_data_gone(
+    folder, trained, tiny_root, pictures, tagged, tmp_path, monkeypatch
+):
     shutil.copytree(folder, tmp_path / "far" / "k")
-    shutil.copytree(pictures[0].parent, tmp_path / "far" / "new")
-    code = (
-        "import imet_ray, sys\n"
-        "found = imet_ray.load('k', device='cpu').predict(sys.argv[1:])\n"
-        "print(found[['labels', 'probabilities', 'decided_by']].to_json())\n"
-    )
-    names = [f"new/{path.name}" for path in pictures]
-    clean = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "IMET_RAY_CACHE": str(tmp_path / "cache"),
-        "HOME": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        cwd=tmp_path / "far",
-        env=clean,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == tagged[["labels", "probabilities", "decided_by"]].to_json()
+    new = [Path(shutil.copy(path, tmp_path / "far")).name for path in pictures]
+    monkeypatch.chdir(tmp_path / "far")
+    with gone(trained.run.store.root, tiny_root):
+        found = imet_ray.load("k", device="cpu").predict(new)
+    columns = ["labels", "probabilities", "decided_by"]
+    assert found["path"].tolist() == new
+    assert found[columns].equals(tagged[columns])
 
 
 def test_a_member_that_is_not_needed_is_left_out(trained, ensemble, call, tmp_path):
@@ -159,6 +155,12 @@ def test_an_ensemble_that_is_not_there_is_named(call, tmp_path):
     assert code == 1
     assert "no ensemble 'blnd'" in err
     assert "choose one of" in err
+
+
+def test_an_ensemble_of_another_run_is_named_by_its_run(trained, folder, call, tmp_path):
+    assert call(tmp_path / "k", ensemble="r/k")[0] == 0
+    assert same_files(tmp_path / "k", folder)
+    assert "no run 'q'" in call(tmp_path / "other", ensemble="q/k")[2]
 
 
 def test_other_weights_than_the_ensembles_are_refused(trained, ensemble, call, tmp_path):

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 class ExportRequest:
     """What is exported, as it was typed."""
 
-    ensemble: str
+    ensemble: str  # of the run, or RUN/ENSEMBLE
     folder: Path
     name: str | None  # of the run; None: the newest one
     runs: Runs
@@ -71,8 +71,9 @@ def export(request: ExportRequest) -> int:
     Raises:
         ImetError: in one line, if the ensemble cannot be exported or the folder holds something else.
     """
-    store = request.runs.open(request.name)
-    files = find_ensemble(f"{store.root.name}/{request.ensemble}", request.runs)
+    run_name, _, name = request.ensemble.rpartition("/")
+    store = request.runs.open(request.name or run_name or None)
+    files = find_ensemble(f"{request.name or run_name or store.root.name}/{name}", request.runs)
     folder = request.folder.resolve()
     refuse_place(folder, files.ensemble)
     if request.onnx:
