@@ -6,6 +6,7 @@ python launch.py --find-lr --variant V           its learning rate: a ramp, a cu
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
 python launch.py --export ENSEMBLE DIR           a folder that tags without the run; --onnx, --hub: for other tools
+python launch.py --tag PATH... --with ENSEMBLE   tags for new pictures: a table, or sidecars beside them
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
@@ -35,9 +36,10 @@ PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
 TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
-NAMED = ("predict", "export", "show_augmentations", "check_data")  # stages that are told of what
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
+SPELLED = {"source": "from", "ensemble": "with"}  # options whose names Python keeps for itself
+NAMED = ("predict", "export", "tag", "show_augmentations", "check_data")  # stages with arguments
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
         *BEGINS,
@@ -54,6 +56,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "export": {"name", "data", "from", "onnx", "hub"},
+    "tag": {"with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
@@ -86,6 +89,8 @@ def _run(args: argparse.Namespace) -> int:
     runs = runs_at(args.runs, cache)
     if stage == "export":
         return _export(args, runs, cache)
+    if stage == "tag":
+        return _tag(args, runs)
     if stage == "check-data":
         from imet_ray.commands.check_data import check_data
 
@@ -162,6 +167,24 @@ def _export(args: argparse.Namespace, runs: "Runs", cache: "Cache") -> int:
     )
 
 
+def _tag(args: argparse.Namespace, runs: "Runs") -> int:
+    """Tags for new pictures."""
+    from imet_ray.commands.tag import TagRequest, tag_pictures
+    from imet_ray.prediction.view_sets import ViewSet
+    from imet_ray.tagging.collection import Choice
+
+    request = TagRequest(
+        paths=args.tag,
+        ensemble=args.ensemble,
+        runs=runs,
+        out=args.out,
+        choice=Choice(args.top, args.min_probability),
+        views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
+        prefix=args.prefix or "",
+    )
+    return tag_pictures(request)
+
+
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect
@@ -199,6 +222,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
     outlives = "a folder that tags new pictures without the run and its data"
     stages.add_argument("--export", nargs=2, metavar=("ENSEMBLE", "DIR"), help=outlives)
+    tagged = "tags for new pictures: files, folders, globs, s3://..., or - for a list of paths on stdin"
+    stages.add_argument("--tag", metavar="PATH", nargs="+", help=tagged)
     shown = "a page: what training makes of ten pictures"
     stages.add_argument("--show-augmentations", metavar="VARIANT", help=shown)
     stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
@@ -206,6 +231,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage == "train" and (args.variant is None or args.fold is None):
         parser.error("--train needs --variant NAME and --fold K")
+    if args.tag is not None and args.ensemble is None:
+        parser.error("--tag needs --with ENSEMBLE")
     if args.stage == "find-lr" and args.variant is None:
         parser.error("--find-lr needs --variant NAME")
     return args
@@ -251,7 +278,18 @@ def _add_options(parser: Parser) -> None:
     add("--onnx", action="store_true", default=None, help=onnx)
     hub = "of --export: a folder per checkpoint for timm and the Hugging Face hub"
     add("--hub", action="store_true", default=None, help=hub)
-    add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
+    goes = "where the submission or page goes as well; of --tag a .csv, .jsonl or .parquet, or xmp: sidecars"
+    add("--out", metavar="FILE", type=user_path, help=goes)
+    by = "an exported folder, or an ensemble's: its folder, RUN/ENSEMBLE, or one of the newest run"
+    add("--with", dest="ensemble", metavar="ENSEMBLE", help=by)
+    add(
+        "--top",
+        metavar="N",
+        type=positive,
+        help="the most probable labels, not those that the ensemble decides on",
+    )
+    add("--min-probability", metavar="P", type=float, help="labels of at least this calibrated probability")
+    add("--prefix", metavar="P", help="stands before each label that --out xmp writes")
 
 
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
@@ -262,7 +300,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     options = OPTIONS | exporters
     allowed = options[stage] | ALWAYS | {"stage", *NAMED}
     given = {key for key, value in vars(args).items() if value is not None}
-    for option in sorted({"from" if key == "source" else key for key in given} - allowed):
+    for option in sorted({SPELLED.get(key, key) for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])
         raise ConfigError(f"--{option.replace('_', '-')} has no meaning for --{stage}: it is for {readers}")
 
