@@ -139,14 +139,13 @@ def _scores(facts: CardFacts, metric: Metric) -> list[str]:
     if uniform:
         rows.append(("the same variants with equal weights", f"{max(row['nested'] for row in uniform):.4f}"))
     interval = " ± is its 95 % interval over pictures." if within else ""
-    words = str(report.get("verdict", "")).splitlines()[:-1]
+    words = [*str(report.get("verdict", "")).splitlines()[:-1], *report.get("remarks", ())]
     return [
         _table(("", f"{metric.title}, nested"), rows),
         f"Nested: weights and decoder were fitted without the fold that is scored, and each picture was predicted by "
         f"models that never saw it.{interval} What {metric.title} a new collection gives depends on how like these "
         "pictures it is.",
-        *(_plain(word[:1].upper() + word[1:]) + "." for word in words),
-        *(_plain(remark) for remark in report.get("remarks", ())),
+        *(f"{_plain(word[:1].upper() + word[1:])}." for word in words),
     ]
 
 
