@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import blend
 import kernel_builder.__main__ as kernel_builder
-import launch
 from imet_ray.blending.external_members import parse_member
+from imet_ray.cli import blend, launch
 from imet_ray.command_line import CLOSED_PIPE, exit_code, pasted
 from imet_ray.data.sources import resolve_data
 from imet_ray.errors import ConfigError
