@@ -5,7 +5,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -224,10 +224,8 @@ class _Reader:
             return model.model_validate(given)
         except ValidationError as error:
             problems = error.errors()
-            # where a name or settings may stand, what is wrong with the settings is enough
-            told = [p for p in problems if not (p["type"] == "string_type" and isinstance(p["input"], dict))]
             lines = []
-            for problem in told or problems:
+            for problem in [p for p in problems if not _told_by_another(p, problems)] or problems:
                 loc = _named(problem)
                 place = _place(loc, origin) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
@@ -306,6 +304,18 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for what is wrong with settings that stand in no file."""
     problem = error.errors()[0]
     return _describe(problem, _named(problem), model)
+
+
+def _told_by_another(problem: Any, problems: Iterable[Any]) -> bool:
+    """True if another problem says it better: that a key is misspelt, or what is wrong with the settings."""
+    if problem["type"] == "missing":
+        *where, key = problem["loc"]
+        beside = [
+            p["loc"][-1] for p in problems if p["type"] == "extra_forbidden" and [*p["loc"][:-1]] == where
+        ]
+        return any(where or did_you_mean(str(unknown), [key]) for unknown in beside)
+    # where a name or settings may stand
+    return bool(problem["type"] == "string_type" and isinstance(problem["input"], dict))
 
 
 def _named(problem: Any) -> Place:

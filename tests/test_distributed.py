@@ -230,6 +230,26 @@ def test_all_of_a_team_learn_the_pseudo_labels_that_its_leader_chose(
 
 
 @over_a_bucket
+def test_each_of_a_team_fetches_the_parents_weights_and_goes_on_without_them(
+    together, make_spec, tiny_data, on_node
+):
+    parent = make_spec(fold=1, epochs=1)
+    trained = on_node("c").trial(parent.trial_id)
+    train_trial(parent, tiny_data, trained, device=CPU)
+    child = make_spec(fold=1, name="child", weights={"variant": "tiny"}, lr=1e-9, epochs=2)
+    spec = of_team(child.model_copy(update={"after": {"tiny": parent.trial_id}}))
+    nodes = [on_node("a"), on_node("b")]
+    together(spec, stop=1, nodes=nodes)
+    for node in nodes:
+        assert node.trial(parent.trial_id).best.read_bytes() == trained.best.read_bytes()
+        node.trial(parent.trial_id).best.unlink()
+    before, after = load_file(trained.best), load_file(together(spec, nodes=nodes).best)
+    learnt = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
+    assert not any(node.trial(parent.trial_id).best.exists() for node in nodes)
+
+
+@over_a_bucket
 def test_what_an_older_writer_wrote_until_the_leader_took_over_is_where_all_of_a_team_go_on(
     together, make_spec, on_node
 ):

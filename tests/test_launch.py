@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from imet_ray.cli import launch
+from imet_ray.cli import blend, launch
 from imet_ray.commands.setup import reopen
 from imet_ray.data.formats import read_catalog
 from imet_ray.errors import StoreError

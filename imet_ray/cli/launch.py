@@ -56,7 +56,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "export": {"name", "data", "from", "onnx", "hub"},
-    "tag": {"with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
+    "tag": {"address", "with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
@@ -181,6 +181,7 @@ def _tag(args: argparse.Namespace, runs: "Runs") -> int:
         choice=Choice(args.top, args.min_probability),
         views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
         prefix=args.prefix or "",
+        address=args.address,
     )
     return tag_pictures(request)
 
