@@ -20,7 +20,7 @@ import io
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from imet_ray.command_line import Parser, exit_code, given_settings, positive, program, refuse_pooling_alone
 from imet_ray.errors import ConfigError
@@ -29,6 +29,7 @@ from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import duration, space_path, user_path
 
 if TYPE_CHECKING:
+    from imet_ray.commands.setup import Request
     from imet_ray.storage.run_directory import Cache
     from imet_ray.storage.runs import Runs
 
@@ -81,7 +82,6 @@ def _run(args: argparse.Namespace) -> int:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
         from imet_ray.commands import setup
-        from imet_ray.space_file import settings_of_all
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 
@@ -99,22 +99,7 @@ def _run(args: argparse.Namespace) -> int:
             args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
         )
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
-        of_all = settings_of_all(settings) if stage == "sweep" else {}
-        overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
-        request = setup.Request(
-            space=args.space,
-            data=args.data,
-            source=args.source,
-            negatives=args.negatives is not None,
-            name=args.name,
-            runs=runs,
-            cache=cache,
-            folds=args.folds,
-            overrides={key: value for key, value in overrides.items() if value is not None},
-            fresh=args.fresh is not None,
-            extend=args.extend is not None,
-            limit=args.limit,
-        )
+        request = _request(args, stage, settings, runs, cache)
     if stage == "show-augmentations":
         from imet_ray.commands.augmentations import show_augmentations
 
@@ -145,6 +130,31 @@ def _run(args: argparse.Namespace) -> int:
         return cluster_stages.oof(run, views=views, **ray)
     return cluster_stages.predict(
         run, args.predict, members=args.member or (), out=args.out, views=views, **ray
+    )
+
+
+def _request(
+    args: argparse.Namespace, stage: str, settings: dict[str, Any], runs: "Runs", cache: "Cache"
+) -> "Request":
+    """What begins a run, or looks at what would begin."""
+    from imet_ray.commands.setup import Request
+    from imet_ray.space_file import settings_of_all
+
+    of_all = settings_of_all(settings) if stage == "sweep" else {}
+    overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
+    return Request(
+        space=args.space,
+        data=args.data,
+        source=args.source,
+        negatives=args.negatives is not None,
+        name=args.name,
+        runs=runs,
+        cache=cache,
+        folds=args.folds,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        fresh=args.fresh is not None,
+        extend=args.extend is not None,
+        limit=args.limit,
     )
 
 
