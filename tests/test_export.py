@@ -228,6 +228,13 @@ def test_a_file_is_no_place(call, tmp_path):
     assert "is a file: name a folder" in call(tmp_path / "k")[2]
 
 
+def test_a_bucket_is_no_place(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = "--export writes a folder on this machine, got s3://b/k: export, then copy it there"
+    assert said in call("s3://b/k")[2]
+    assert not list(tmp_path.iterdir())
+
+
 # stopped
 
 

@@ -15,12 +15,13 @@ import pytest
 import timm
 import torch
 from huggingface_hub import HfApi, ModelCard
+from safetensors import SafetensorError
 
 import launch
 from imet_ray.commands import export as stage
 from imet_ray.data.images import read_rgb
 from imet_ray.errors import ConfigError
-from imet_ray.models import onnx_file
+from imet_ray.models import onnx_file, timm_folder
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.models.models import Tagger, build_model
 from imet_ray.models.onnx_file import INPUT, OUTPUT, write_onnx, written_difference
@@ -226,6 +227,18 @@ def test_what_timm_makes_another_model_of_is_refused_by_name(tmp_path, monkeypat
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name))  # without the weights
     with pytest.raises(ConfigError, match="^timm makes another model of odd as a folder"):
         write_timm_folder(tmp_path, small(), image_size=32, label_names=[*"abcde"], name="odd")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(where, tmp_path, monkeypatch, capsys):
+    def save(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(timm_folder, "save_for_hf", save)
+    assert launch.main([*EXPORT, str(tmp_path / "x"), *where, "--hub"]) == 1
+    err = capsys.readouterr().err
+    assert f"disk full while writing {tmp_path / 'x'}" in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_snapshot_is_a_folder_of_its_own():

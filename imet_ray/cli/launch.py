@@ -159,9 +159,14 @@ def _request(
 
 
 def _export(args: argparse.Namespace, runs: "Runs", cache: "Cache") -> int:
+    """An ensemble as a folder."""
+    ensemble, folder = args.export
+    if "://" in folder:
+        raise ConfigError(
+            f"--export writes a folder on this machine, got {folder}: export, then copy it there"
+        )
     from imet_ray.commands.export import ExportRequest, export
 
-    ensemble, folder = args.export
     return export(
         ExportRequest(
             ensemble,

@@ -75,6 +75,8 @@ def write_onnx(
     with writing(path) as temporary:
         try:
             _export(whole, given, temporary)
+        except OSError:  # such as a full disk
+            raise
         except Exception as error:  # the exporter has many kinds
             why = telling_line(_first_cause(error))[:200]
             raise ConfigError(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from imet_ray.errors import ConfigError, telling_line
+from imet_ray.models.checkpoint import full_disk
 from imet_ray.models.models import Tagger
 from imet_ray.models.snapshots import Snapshots
 
@@ -46,6 +48,7 @@ def write_timm_folder(
 
     Raises:
         ConfigError: if timm makes another model of the folder.
+        OSError: if the disk is full.
     """
     body = tagger.body.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mean, std = ((buffer / 255).flatten().tolist() for buffer in (tagger.mean, tagger.std))
@@ -59,7 +62,10 @@ def write_timm_folder(
     }
     origin = {key: None for key in OF_ORIGIN if key in body.pretrained_cfg}
     described = {"label_names": list(label_names), "pretrained_cfg": origin}
-    save_for_hf(body, str(folder), described, safe_serialization=True, data_config=pictures)
+    try:
+        save_for_hf(body, str(folder), described, safe_serialization=True, data_config=pictures)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise full_disk(error) from error
     shape = (2, 3, image_size, image_size)
     shown = torch.linspace(-2, 2, 2 * 3 * image_size**2).view(shape).sin()
     try:

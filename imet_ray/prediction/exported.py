@@ -58,7 +58,7 @@ def refuse_place(folder: Path, ensemble: Ensemble) -> None:
 def exporting(folder: Path, ensemble: Ensemble) -> Iterator[ExportedDirectory]:
     """A folder to write to, put in its place when the block ends well; an earlier export there is replaced.
 
-    What a stopped process wrote is still in it. What was refused is not.
+    What a stopped process wrote is still in it. What was refused is not, nor what a full disk cut off.
 
     Raises:
         ConfigError: if another process exports to the same place, or if something else is there.
@@ -74,7 +74,7 @@ def exporting(folder: Path, ensemble: Ensemble) -> Iterator[ExportedDirectory]:
             shutil.rmtree(earlier, ignore_errors=True)
             try:
                 yield ExportedDirectory(staging)
-            except ImetError:
+            except (ImetError, OSError):
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
             lock.unlink()
