@@ -20,6 +20,7 @@ ROWS = (
     ("blending",),
     ("cluster",),
     ("commands",),
+    ("cli",),
 )
 RANK = {folder: rank for rank, row in enumerate(ROWS) for folder in row}
 

@@ -253,10 +253,20 @@ class ExportedDirectory:
     card = Place("README.md")
     weights = Place("weights")
     onnx = Place("onnx")
+    hub = Place("hub")
+
+    @property
+    def entries(self) -> list[Path]:
+        """All that may lie in it."""
+        return [self.ensemble, self.labels, self.card, self.weights, self.onnx, self.hub]
 
     def weights_of(self, trial_id: str) -> Path:
         """A trial's weights, as its `best` is."""
         return self.weights / f"{trial_id}.safetensors"
+
+    def onnx_of(self, trial_id: str) -> Path:
+        """The same model for ONNX Runtime."""
+        return self.onnx / f"{trial_id}.onnx"
 
 
 @dataclass(frozen=True)
