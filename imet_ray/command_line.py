@@ -9,12 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from imet_ray.errors import ConfigError, ImetError
 from imet_ray.units import user_path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+INSTALLED = {"launch.py": "imet-ray", "blend.py": "imet-ray-blend"}  # commands, by the script in a clone
 CLOSED_PIPE = 141  # what shells say of a program that SIGPIPE ended
 
 
@@ -61,8 +63,15 @@ class Parser(argparse.ArgumentParser):
         super().exit(status, message)
 
 
+def program(script: str) -> str:
+    """What a user calls this script of ours: as it was called, in a clone or installed."""
+    return INSTALLED[script] if Path(sys.argv[0]).name in INSTALLED.values() else script
+
+
 def pasted(*words: object) -> str:
-    """A command line that a shell reads as these words."""
+    """A command line that a shell reads as these words; `python launch.py` is what the user calls it."""
+    if words[:1] == ("python",) and words[1] in INSTALLED and program(str(words[1])) != words[1]:
+        words = (INSTALLED[str(words[1])], *words[2:])
     return shlex.join(map(str, words))
 
 

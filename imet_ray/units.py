@@ -37,6 +37,14 @@ def user_path(text: str) -> Path:
     return Path(text)
 
 
+def space_path(text: str) -> Path:
+    """A file of a search space; `search_spaces/demo.yml` is also the one that came with this code, in any folder."""
+    path = user_path(text)
+    shipped = Path(__file__).resolve().parents[1] / path  # beside the package, in a clone or installed
+    known = path.parts[:1] == ("search_spaces",) and not path.exists() and shipped.is_file()
+    return shipped if known else path
+
+
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 2:03:05."""
     whole = round(seconds)

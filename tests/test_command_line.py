@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import blend
 import kernel_builder.__main__ as kernel_builder
-import launch
 from imet_ray.blending.external_members import parse_member
+from imet_ray.cli import blend, launch
 from imet_ray.command_line import CLOSED_PIPE, exit_code, pasted
 from imet_ray.data.sources import resolve_data
 from imet_ray.errors import ConfigError
@@ -182,3 +181,16 @@ def test_an_installed_package_has_all_files_that_it_reads():
         assert any(pattern.startswith(package) for pattern in settings["packages"]["find"]["include"])
         files = [path for path in (ROOT / package).rglob("*") if path.is_file()]
         assert {path.suffix for path in files} <= kinds | {".py", ".pyc"}
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("launch.py", "python launch.py --oof"),
+        ("/usr/bin/imet-ray", "imet-ray --oof"),
+        ("/usr/bin/imet-ray-blend", "imet-ray --oof"),
+    ],
+)
+def test_a_command_that_is_printed_is_called_as_the_user_calls_it(monkeypatch, called, expected):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert pasted("python", "launch.py", "--oof") == expected

@@ -6,8 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-import blend
-import launch
+from imet_ray.cli import blend, launch
 from imet_ray.commands.setup import reopen
 from imet_ray.data.formats import read_catalog
 from imet_ray.errors import StoreError
@@ -147,7 +146,7 @@ def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "negatives", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
         "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve", "replace",
-        "limit", "report", "views", "pool_views",
+        "limit", "report", "views", "pool_views", "with", "top", "min_probability", "prefix", "onnx", "hub",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 

@@ -1,9 +1,11 @@
 """Spans of time and numbers of bytes as people write them."""
 
+from pathlib import Path
+
 import pytest
 
 from imet_ray.errors import ConfigError
-from imet_ray.units import ago, byte_size, clock, duration, user_path
+from imet_ray.units import ago, byte_size, clock, duration, space_path, user_path
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,14 @@ def test_a_time_that_another_clock_tells_is_never_negative(seconds, text):
 def test_a_home_is_found_where_no_shell_did_it(text, path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert str(user_path(text)) == path.replace("HOME", str(tmp_path))
+
+
+def test_a_space_that_came_with_the_code_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parents[1] / "search_spaces" / "demo.yml"
+    assert space_path("search_spaces/demo.yml") == shipped
+    assert space_path("search_spaces/mine.yml") == Path("search_spaces/mine.yml")
+    own = tmp_path / "search_spaces" / "demo.yml"
+    own.parent.mkdir()
+    own.touch()
+    assert space_path("search_spaces/demo.yml") == Path("search_spaces/demo.yml")

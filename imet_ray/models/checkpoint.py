@@ -53,8 +53,13 @@ def save_weights(path: Path, model: torch.nn.Module, info: CheckpointInfo, files
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
-            full = "No space left" in str(error)
-            raise OSError(errno.ENOSPC if full else 0, str(error)) from error
+            raise full_disk(error) from error
+
+
+def full_disk(error: SafetensorError) -> OSError:
+    """What Python would raise where safetensors could not write."""
+    full = "No space left" in str(error)
+    return OSError(errno.ENOSPC if full else 0, str(error))
 
 
 def read_info(path: Path) -> CheckpointInfo:
