@@ -40,10 +40,12 @@ def folder(module: str) -> str:
 
 
 def imports(root: Path) -> dict[str, set[str]]:
-    """What each module imports of the package, wherever in its code."""
+    """What each module imports of the package, wherever in its code. But for the front door, `imet_ray.load`."""
     known = modules(root)
     return {
         module: set(_imported(ast.parse(path.read_text(encoding="utf-8")), known)) - {module}
+        if module != PACKAGE
+        else set()
         for module, path in known.items()
     }
 

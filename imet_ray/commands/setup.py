@@ -25,6 +25,7 @@ from imet_ray.data.training_data import TrainingData, extended_folds, prepare, t
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
+from imet_ray.prediction.tagger_files import write_labels
 from imet_ray.search_space import SearchSpace
 from imet_ray.space_file import read_space
 from imet_ray.specs import FOLD, WEIGHTS, Hparam, Parent, default_pack_short_side, of_fold
@@ -272,6 +273,8 @@ def prepared(plan: Plan) -> TrainingData:
 def pack(run: Run) -> None:
     """Write the run's experiment, and pack the pictures for all of its trials."""
     begin(run.store, run.experiment)
+    if not run.store.labels.exists():
+        write_labels(run.store.labels, run.catalog.label_ids, run.catalog.label_names, run.store.files)
     for short_side in _pack_sizes(run.experiment.space):
         run.data.split.share(short_side, workers=usable_cores())
 

@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +44,34 @@ class Picture(NamedTuple):
     missing: float  # the share of pixels that are not there, for the file was cut off; they are black or grey
 
 
-def read_rgb(path: Path, *, short_side: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a picture's file that lies in no folder."""
+
+    data: bytes
+    name: str  # for errors
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> io.BytesIO:
+        """As that of a path."""
+        return io.BytesIO(self.data)
+
+    def read_bytes(self) -> bytes:
+        """As that of a path."""
+        return self.data
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | Encoded
+
+
+def read_rgb(path: Source, *, short_side: int | None = None) -> np.ndarray:
     """The pixels of `read_picture`: (H, W, 3) uint8."""
     return read_picture(path, short_side=short_side).pixels
 
 
-def read_picture(path: Path, *, short_side: int | None = None) -> Picture:
+def read_picture(path: Source, *, short_side: int | None = None) -> Picture:
     """Decode a picture.
 
     Transparent pixels are composed over white, 16-bit ones scaled to 8, and the EXIF orientation is applied.
@@ -70,10 +93,32 @@ def read_picture(path: Path, *, short_side: int | None = None) -> Picture:
                 picture = _salvaged(path, error)
         pixels = TURNS.get(turn, np.asarray)(picture.pixels)
     if short_side is not None:
-        height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
-        if (height, width) != pixels.shape[:2]:
-            pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+        pixels = scaled_down(pixels, short_side)
     return Picture(pixels, picture.missing)
+
+
+def scaled_down(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    """A picture, (H, W, 3) uint8, scaled to a short side by area; a smaller one as it is."""
+    height, width = scaled_size(pixels.shape[0], pixels.shape[1], short_side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def rgb_of(image: Image.Image, name: str) -> np.ndarray:
+    """A picture that Pillow has opened as `read_rgb` would read its file: (H, W, 3) uint8.
+
+    Raises:
+        DataError: by that name, if it cannot be decoded or is larger than `MAX_PIXELS`.
+    """
+    source = Encoded(b"", name)
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(source, f"{image.width} x {image.height}")
+    with _faults_of(source):
+        turn = (
+            1 if image.format in TURNED_BY_THEIR_READERS else _orientation_in(image.info.get("exif") or b"")
+        )
+        return np.asarray(TURNS.get(turn, np.asarray)(_to_rgb(image)))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -104,7 +149,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 TURNED_BY_THEIR_READERS = ("TIFF", "HEIF")
 
 
-def _orientation(image: Image.Image, path: Path) -> int:
+def _orientation(image: Image.Image, path: Source) -> int:
     """The EXIF orientation that is still to be applied; 1 where there is none."""
     if image.format in TURNED_BY_THEIR_READERS:
         return 1
@@ -112,7 +157,7 @@ def _orientation(image: Image.Image, path: Path) -> int:
     return _orientation_in(image.info.get("exif") or late(path))
 
 
-def _exif_of_png(path: Path) -> bytes:
+def _exif_of_png(path: Source) -> bytes:
     """The EXIF chunk, wherever it stands: exiftool appends it behind the pixels, which Pillow has not read yet."""
     with path.open("rb", buffering=0) as file:
         file.seek(len(PNG))
@@ -150,7 +195,7 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
+def _faults_of(path: Source) -> Iterator[None]:
     """Each fault of a picture becomes one line that names the file."""
     try:
         yield
@@ -162,12 +207,12 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise _undecodable(path, error) from error
 
 
-def _opened(path: Path) -> ImageFile.ImageFile:
+def _opened(path: Source) -> ImageFile.ImageFile:
     """Read the header, and refuse a decompression bomb before anything is decoded."""
     if QUIET not in warnings.filters:  # of Pillow, on tags and sizes; `catch_warnings` is not for threads
         warnings.filterwarnings("ignore", module=QUIET[3].pattern)
     try:
-        image = Image.open(path, formats=_formats())
+        image = Image.open(_file(path), formats=_formats())
     except (OSError, ValueError):
         with path.open("rb") as file:
             head = file.read(12)
@@ -185,6 +230,11 @@ def _opened(path: Path) -> ImageFile.ImageFile:
     return image
 
 
+def _file(path: Source) -> Path | io.BytesIO:
+    """What Pillow opens."""
+    return path.open() if isinstance(path, Encoded) else path
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this version of Pillow knows."""
@@ -196,14 +246,14 @@ def _image(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=_formats())
 
 
-def _heif(path: Path, brand: bytes) -> ImageFile.ImageFile:
+def _heif(path: Source, brand: bytes) -> ImageFile.ImageFile:
     if brand in (b"avif", b"avis"):
         raise DataError(f"{path}: an AVIF picture, damaged or not read by Pillow {PIL.__version__}")
     try:
         import pillow_heif
     except ImportError:
         raise DataError(f"{path}: {HEIF_EXTRA}") from None
-    image: ImageFile.ImageFile = pillow_heif.HeifImageFile(path)
+    image: ImageFile.ImageFile = pillow_heif.HeifImageFile(_file(path))
     return image
 
 
@@ -257,7 +307,7 @@ def _webp_chunks(data: bytes) -> Iterator[bytes]:
         at += 8 + length + length % 2
 
 
-def _salvaged(path: Path, error: Exception) -> Picture:
+def _salvaged(path: Source, error: Exception) -> Picture:
     """What a file holds that cannot be decoded as it is.
 
     Raises:
@@ -353,11 +403,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _too_large(path: Path, size: str) -> DataError:
+def _too_large(path: Source, size: str) -> DataError:
     return DataError(f"{path}: {size} has more than {MAX_PIXELS:,} pixels: a decompression bomb?")
 
 
-def _undecodable(path: Path, error: Exception) -> DataError:
+def _undecodable(path: Source, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file")
     if isinstance(error, UnidentifiedImageError):

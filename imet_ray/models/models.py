@@ -54,6 +54,12 @@ class Tagger(torch.nn.Module):
         logits: torch.Tensor = self.body((images.float() - self.mean) / self.std)
         return logits
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8, or float in 0..255, to what the classifier sees: (B, D)."""
+        seen = self.body.forward_features((images.float() - self.mean) / self.std)  # type: ignore[operator]
+        pooled: torch.Tensor = self.body.forward_head(seen, pre_logits=True)  # type: ignore[operator]
+        return pooled
+
 
 def check_architecture(name: str) -> None:
     """Refuse an architecture that neither timm nor we know, naming the nearest.

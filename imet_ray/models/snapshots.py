@@ -24,6 +24,10 @@ class Snapshots(torch.nn.Module):
         logits = torch.stack([model(images).float() for model in self.snapshots])
         return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the classifiers see, one behind the other: (B, the sum of their D)."""
+        return torch.cat([model.features(images) for model in self.snapshots], dim=1)  # type: ignore[operator]
+
 
 def count_snapshots(names: Iterable[str]) -> int:
     """How many snapshots the tensors of these names are of; 0 if they are one model's."""

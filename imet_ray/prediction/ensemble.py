@@ -16,6 +16,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from imet_ray.command_line import pasted
 from imet_ray.errors import DataError, StoreError
+from imet_ray.prediction.calibration import Calibration
 from imet_ray.prediction.decode import AnyDecoder
 from imet_ray.prediction.level2 import Level2
 from imet_ray.prediction.pooling import Scale, add_share, as_probability
@@ -65,6 +66,9 @@ class Ensemble(Frozen):
     # the k-th has the first k members; the last one is the whole ensemble, by its weights
     prefixes: list[Prefix] = []
     level2: Level2 | None = None  # what predicts instead of the weights, where all members are predicted
+    calibration: Calibration | None = (
+        None  # of the probabilities that people see; decoding knows nothing of it
+    )
     report: dict[str, Any]  # the blend's scores, own and nested
 
     @model_validator(mode="after")
@@ -84,10 +88,7 @@ class Ensemble(Frozen):
 
 def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
     """Write `ensemble.json`; what an earlier ensemble of that name predicted goes, once there is room for this one."""
-    absent = {
-        name for name in ("level2", "views") if getattr(ensemble, name) is None
-    }  # earlier versions know neither
-    text = json.dumps(ensemble.model_dump(mode="json", exclude=absent), indent=2, allow_nan=False) + "\n"
+    text = ensemble_text(ensemble)
     with store.files.writing(store.ensemble) as temporary:
         temporary.write_text(text, encoding="utf-8")
         for path in (
@@ -99,6 +100,13 @@ def write_ensemble(store: EnsembleDirectory, ensemble: Ensemble) -> None:
             *store.of_other_views,
         ):
             store.files.remove(path)
+
+
+def ensemble_text(ensemble: Ensemble) -> str:
+    """What `ensemble.json` says; earlier versions know nothing of what is left out where it is None."""
+    new = ("level2", "views", "calibration")
+    absent = {name for name in new if getattr(ensemble, name) is None}
+    return json.dumps(ensemble.model_dump(mode="json", exclude=absent), indent=2, allow_nan=False) + "\n"
 
 
 def read_ensemble(store: EnsembleDirectory) -> Ensemble:
@@ -284,7 +292,6 @@ def _blended(
     external: Mapping[str, np.ndarray] | None,
 ) -> np.ndarray:
     """`combined` of what is read of each member, or given; members that are not needed were not predicted."""
-    order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
 
     def probs(member: EnsembleMember) -> np.ndarray:
         if member.trials:
@@ -295,9 +302,13 @@ def _blended(
             )
         return external[member.variant]
 
-    # sums of float32 depend on the order: it is the kernel's, so that both decide each cell alike
-    needed = sorted(ensemble.needed, key=lambda member: order.get(member.variant, 0))
-    return combined(ensemble, ((member, probs(member)) for member in needed))
+    return combined(ensemble, ((member, probs(member)) for member in in_order(ensemble)))
+
+
+def in_order(ensemble: Ensemble) -> list[EnsembleMember]:
+    """The needed members in the kernel's order: sums of float32 depend on it, and all decide each cell alike."""
+    order = {name: i for i, name in enumerate(ensemble.prefixes[-1].members if ensemble.prefixes else ())}
+    return sorted(ensemble.needed, key=lambda member: order.get(member.variant, 0))
 
 
 def combined(ensemble: Ensemble, predicted: Iterable[tuple[EnsembleMember, np.ndarray]]) -> np.ndarray:

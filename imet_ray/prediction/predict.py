@@ -114,17 +114,13 @@ def predict_batches(
         try:
             for images in batches:
                 loading = False
-                probs = _predict_batch(model, images, how)
-                if how.autocast == torch.float16 and not np.isfinite(probs).all():
-                    logger.warning("numbers too large for float16: computing in float32")
-                    how.autocast = None
-                    probs = _predict_batch(model, images, how)
+                probs = predict_batch(model, images, how)
                 done += len(probs)
                 yield probs
                 loading = True
         except Exception as error:
             loading |= loader_died(error)  # raised wherever this process is
-            if _out_of_memory(error) and how.batch_size > 1:
+            if out_of_memory(error) and how.batch_size > 1:
                 how.batch_size //= 2
                 trouble = f"out of GPU memory: predicting in batches of {how.batch_size}"
             elif how.workers and loading:  # one died, or did not start; else it comes again
@@ -138,15 +134,24 @@ def predict_batches(
             trouble = ""
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Of the GPU, under any of its names."""
     names = ("ALLOC_FAILED", "CUDA out of memory", "unable to find an engine to execute")
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(name in str(error) for name in names)
 
 
-@torch.inference_mode()
-def _predict_batch(model: torch.nn.Module, images: torch.Tensor, how: Inference) -> np.ndarray:
+def predict_batch(model: torch.nn.Module, images: torch.Tensor, how: Inference) -> np.ndarray:
     """(b, V, 3, S, S) uint8 to the views' pooled probability, (b, C) float16."""
+    probs = _pooled(model, images, how)
+    if how.autocast == torch.float16 and not np.isfinite(probs).all():
+        logger.warning("numbers too large for float16: computing in float32")
+        how.autocast = None
+        probs = _pooled(model, images, how)
+    return probs
+
+
+@torch.inference_mode()
+def _pooled(model: torch.nn.Module, images: torch.Tensor, how: Inference) -> np.ndarray:
     n, n_views = images.shape[:2]
     flat = images.flatten(0, 1).to(how.device, non_blocking=True)
     with torch.autocast(how.device.type, dtype=how.autocast, enabled=how.autocast is not None):

@@ -22,6 +22,7 @@ TOKEN = "writer.token"  # of a trial's directory
 SMALL = (
     "experiment.json",
     "folds.csv",
+    "labels.csv",
     "studies.id",
     "spec.json",
     "result.json",
@@ -58,6 +59,7 @@ class RunDirectory:
 
     experiment = Place("experiment.json")
     folds = Place("folds.csv")
+    labels = Place("labels.csv")  # ids and names, which outlive the data
     journal = Place("studies.journal")
     tune = Place("tune")
     tensorboard = Place("tensorboard")
@@ -224,6 +226,24 @@ class EnsembleDirectory:
     def of_other_views(self) -> list[Path]:
         """All of these files that there are."""
         return sorted([*self.root.glob("test-*.npz"), *self.root.glob("submission-*.csv")])
+
+
+@dataclass(frozen=True)
+class ExportedDirectory:
+    """A folder that is all that an ensemble needs to tag new pictures, wherever it is copied to."""
+
+    root: Path
+    files: Files = LOCAL
+
+    ensemble = Place("ensemble.json")
+    labels = Place("labels.csv")
+    card = Place("README.md")
+    weights = Place("weights")
+    onnx = Place("onnx")
+
+    def weights_of(self, trial_id: str) -> Path:
+        """A trial's weights, as its `best` is."""
+        return self.weights / f"{trial_id}.safetensors"
 
 
 @dataclass(frozen=True)
