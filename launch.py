@@ -9,6 +9,7 @@ python launch.py --status                        how far the newest run is; --se
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
+python launch.py --serve-tags ENSEMBLE           a server and a page that tag pictures which people send
 python launch.py --show-augmentations VARIANT    a page: what training makes of ten pictures
 python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
@@ -18,6 +19,7 @@ import io
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from imet_ray.command_line import Parser, exit_code, given_settings, positive, refuse_pooling_alone
 from imet_ray.errors import ConfigError
@@ -25,12 +27,17 @@ from imet_ray.reporting.exports import EXPORTERS
 from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import duration, user_path
 
+if TYPE_CHECKING:
+    from imet_ray.storage.runs import Runs
+
 PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
+TAGS_PORT = 8268
 TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
+NAMED = ("predict", "serve_tags", "show_augmentations", "check_data")  # stages that are given a name
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
         *BEGINS,
@@ -48,6 +55,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
+    "serve-tags": {"name", "port", "host", "token", "replicas", "views", "pool_views"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
     "check-data": {"negatives", "report"},
 }
@@ -60,9 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    named = (
-        stage for stage in ("predict", "show_augmentations", "check_data") if getattr(args, stage) is not None
-    )
+    named = (stage for stage in NAMED if getattr(args, stage) is not None)
     stage = args.stage or next(named).replace("_", "-")
     _refuse_strangers(args, stage)
     refuse_pooling_alone(args.views, args.pool_views)
@@ -81,6 +87,8 @@ def _run(args: argparse.Namespace) -> int:
         negatives = args.negatives is not None
         return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
+    if stage == "serve-tags":
+        return _serve_tags(args, runs)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         of_all = settings_of_all(settings) if stage == "sweep" else {}
         overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
@@ -131,6 +139,23 @@ def _run(args: argparse.Namespace) -> int:
     )
 
 
+def _serve_tags(args: argparse.Namespace, runs: "Runs") -> int:
+    """The stage that serves an ensemble."""
+    from imet_ray.cluster.own_ray import keep_to_loopback
+    from imet_ray.cluster.session import prepare_environment
+
+    prepare_environment()
+    keep_to_loopback()
+    from imet_ray.commands.serve import Listen, serve_tags
+    from imet_ray.prediction.view_sets import ViewSet
+
+    views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
+    listen = Listen(args.host or Listen.host, TAGS_PORT if args.port is None else args.port, args.token)
+    return serve_tags(
+        args.serve_tags, runs, run=args.name, listen=listen, replicas=args.replicas, views=views
+    )
+
+
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect
@@ -166,6 +191,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for stage, text in flags.items():
         stages.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage, help=text)
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    served = "an HTTP interface and a page that tag pictures"
+    stages.add_argument("--serve-tags", metavar="ENSEMBLE", help=served)
     shown = "a page: what training makes of ten pictures"
     stages.add_argument("--show-augmentations", metavar="VARIANT", help=shown)
     stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
@@ -213,6 +240,10 @@ def _add_options(parser: Parser) -> None:
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
+    add("--port", metavar="N", type=int, help=f"of --serve-tags; default: {TAGS_PORT}")
+    add("--host", help="the address that --serve-tags listens on; default: 127.0.0.1")
+    add("--token", metavar="T|@FILE", help="what --serve-tags asks of all requests; for any other --host")
+    add("--replicas", metavar="N", type=positive, help="of the models; default: one per GPU, or two on a CPU")
     add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
 
@@ -223,7 +254,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
         tool: {"name", "serve"} if exporter.serve else {"name"} for tool, exporter in EXPORTERS.items()
     }
     options = OPTIONS | exporters
-    allowed = options[stage] | ALWAYS | {"stage", "predict", "show_augmentations", "check_data"}
+    allowed = options[stage] | ALWAYS | {"stage", *NAMED}
     given = {key for key, value in vars(args).items() if value is not None}
     for option in sorted({"from" if key == "source" else key for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])

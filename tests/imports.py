@@ -17,7 +17,7 @@ ROWS = (
     ("data", "models"),
     ("prediction",),
     ("training", "reporting"),
-    ("blending",),
+    ("blending", "serving"),
     ("cluster",),
     ("commands",),
 )

@@ -1,6 +1,6 @@
-"""The page where a person drops pictures, sees their tags, edits and downloads them; and the page of the HTTP interface.
+"""The page where a person drops pictures, edits their tags and downloads them; and that of the HTTP interface.
 
-Both are one file each, without outside resources. All that pictures and labels say comes later, as text and never as HTML.
+Each is one file without outside resources. What pictures and labels say comes later, as text and never as HTML.
 """
 
 import base64
@@ -44,11 +44,13 @@ def api_page(schema: dict[str, Any]) -> str:
         for path, methods in schema["paths"].items()
         for method, call in methods.items()
     ]
-    return render("api.html.j2", title=schema["info"]["title"], text=schema["info"]["description"], calls=calls)
+    return render(
+        "api.html.j2", title=schema["info"]["title"], text=schema["info"]["description"], calls=calls
+    )
 
 
 def content_policy(page: str) -> str:
-    """The policy by which a browser runs this page's own scripts and styles, asks its own server, and does nothing else."""
+    """The policy by which a browser runs the page's own scripts and styles, asks its server, and does no more."""
     kinds: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""The HTTP interface: pictures in, labels as JSON out, and the page that uses it. It knows no Ray: what predicts is given.
+"""The HTTP interface: pictures in, labels as JSON out, and the page that uses it. What predicts is given.
 
 Pictures are decoded here, by threads, so that the models get whole batches of what they look at, and nothing else.
 """
@@ -10,14 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,8 +28,9 @@ from imet_ray.data.images import Encoded, TooLargeError, announced_size
 from imet_ray.errors import DataError, ImetError
 from imet_ray.prediction.prepared import Prepared, Preparer
 from imet_ray.reporting.tagging_page import api_page, content_policy, tagging_page
-from imet_ray.serving.downloads import Chosen, csv_file, sidecars
+from imet_ray.serving.downloads import Chosen, csv_file, sidecars, zipped
 from imet_ray.serving.limits import Limits, Refused
+from imet_ray.serving.tagged import Tagged
 from imet_ray.serving.uploads import Reader, Upload
 
 TOP = 20  # probabilities of an answer, unless more are asked for
@@ -42,16 +44,8 @@ BODY = {
         "application/octet-stream": {"schema": BINARY},
     },
 }
+CHOSEN = {"application/json": {"schema": Chosen.model_json_schema()}}
 BEARER = HTTPBearer(auto_error=False, description="the --token that the server was started with")
-
-
-class Tagged(NamedTuple):
-    """What the models say of a picture."""
-
-    probs: np.ndarray  # (C,) float32, calibrated
-    chosen: list[int]  # its labels by their positions, the most probable first
-    seconds: float  # its share of the models' time
-    share: float  # of a batch: 1 / its pictures
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,9 @@ class TagServer:
         self,
         request: Request,
         name: Annotated[str, Query(description="of a picture that is sent as bytes")] = "",
-        top: Annotated[int, Query(ge=0, description="how many probabilities each picture's answer has")] = TOP,
+        top: Annotated[
+            int, Query(ge=0, description="how many probabilities each picture's answer has")
+        ] = TOP,
     ) -> Tags:
         """Tag pictures: a form with one or many files, or the bytes of one. All are tagged, or none."""
         async with self.reader.pictures(request, name) as uploads:
@@ -180,16 +176,25 @@ class TagServer:
             model_seconds=self.model_seconds,
         )
 
-    async def csv(self, chosen: Chosen) -> Response:
+    async def csv(self, request: Request) -> Response:
         """Labels that a person has chosen, as the table that `--tag` writes."""
-        return _download(csv_file(chosen), "tags.csv", "text/csv; charset=utf-8")
+        chosen = await self._chosen(request)
+        return _download("tags.csv", csv_file(chosen, self.served.decided_by), "text/csv; charset=utf-8")
 
-    async def xmp(self, chosen: Chosen) -> Response:
+    async def xmp(self, request: Request) -> Response:
         """Labels that a person has chosen, as XMP sidecars: one file, or a zip of several."""
-        found = sidecars(chosen)
+        found = sidecars(await self._chosen(request))
         if len(found) == 1:
-            return _download(*reversed(found.popitem()), "application/rdf+xml")
-        return _download(_zipped(found), "tags.zip", "application/zip")
+            return _download(*found.popitem(), "application/rdf+xml")
+        return _download("tags.zip", zipped(found), "application/zip")
+
+    async def _chosen(self, request: Request) -> Chosen:
+        try:
+            return Chosen.model_validate_json(await self.reader.text(request))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where or 'the body'}: {first['msg']}") from None
 
     def _prepared(self, upload: Upload) -> Prepared:
         """What the models look at."""
@@ -277,7 +282,12 @@ def _router(server: TagServer) -> APIRouter:
     ):
         content = {"content": {kind: {}}, "description": "the file; several sidecars as a zip"}
         router.add_api_route(
-            path, answer, methods=["POST"], response_class=Response, responses=refusals | {200: content}
+            path,
+            answer,
+            methods=["POST"],
+            response_class=Response,
+            responses=refusals | {200: content},
+            openapi_extra={"requestBody": {"required": True, "content": CHOSEN}},
         )
     open_to_all.add_api_route("/healthz", server.health, responses={503: refusals[503]})
     open_to_all.include_router(router)
@@ -303,6 +313,14 @@ class _Headers:
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+def _download(name: str, data: bytes, kind: str) -> Response:
+    """A file that the browser saves."""
+    safe = "".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in name)
+    ascii_name = safe.encode("ascii", "replace").decode().replace("?", "_")
+    shown = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name)}"
+    return Response(data, media_type=kind, headers={"Content-Disposition": shown})
 
 
 async def _error(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""What a request may hold. What is more is refused with one line, before it is read or decoded."""
+"""What a request may hold: what is more is refused with one line, before it is decoded."""
 
 from dataclasses import dataclass
 from http import HTTPStatus

@@ -40,15 +40,25 @@ class Reader:
         Raises:
             Refused: if they are too large or too many, or no pictures were sent.
         """
+        async with self._body(request) as body:
+            if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+                yield await self._form(body)
+            else:
+                yield [await self._bytes(body, base_name(name))]
+
+    async def text(self, request: Request) -> bytes:
+        """The whole body of a request that has no pictures."""
+        async with self._body(request) as body:
+            return b"".join([chunk async for chunk in body.chunks()])
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator["_Body"]:
         announced = request.headers.get("content-length", "")
         if announced.isdecimal():
             self.limits.check_request(int(announced))
         body = _Body(request, self)
         try:
-            if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                yield await self._form(body)
-            else:
-                yield [await self._bytes(body, base_name(name))]
+            yield body
         finally:
             self.held -= body.size
 
@@ -69,7 +79,8 @@ class Reader:
                 self.limits.check_count(self.limits.pictures + 1)
             told = "a field is no file" if error.message.startswith("Too many fields") else error.message
             raise Refused(
-                HTTPStatus.UNPROCESSABLE_ENTITY, f"the form cannot be read ({told}): each field must be a picture"
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"the form cannot be read ({told}): each field must be a picture",
             ) from None
         found = []
         try:
@@ -80,7 +91,9 @@ class Reader:
         finally:
             await form.close()
         if not found:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "the form has no picture: send one with -F picture=@a.jpg")
+            raise Refused(
+                HTTPStatus.UNPROCESSABLE_ENTITY, "the form has no picture: send one with -F picture=@a.jpg"
+            )
         return found
 
 

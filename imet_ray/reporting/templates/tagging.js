@@ -199,7 +199,7 @@ async function download(kind) {
   try {
     const body = JSON.stringify({pictures: chosen, decided_by: by});
     const answer = await ask(kind, {method: "POST", headers: {"Content-Type": "application/json"}, body});
-    const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))[1];
+    const name = decodeURIComponent(/filename\*=UTF-8''(.+)$/.exec(answer.headers.get("Content-Disposition"))[1]);
     const link = Object.assign(make("a"), {href: URL.createObjectURL(await answer.blob()), download: name});
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
