@@ -5,6 +5,7 @@ python launch.py --train --variant V --fold K    one trial, without a sweep
 python launch.py --find-lr --variant V           its learning rate: a ramp, a curve, a suggestion
 python launch.py --oof                           out-of-fold predictions of the newest run
 python launch.py --predict ENSEMBLE              test predictions and the submission file
+python launch.py --tag PATH... --with ENSEMBLE   tags for new pictures: a table, or sidecars beside them
 python launch.py --status                        how far the newest run is; --serve: as a page
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
@@ -37,7 +38,8 @@ OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
-NAMED = ("predict", "serve_tags", "show_augmentations", "check_data")  # stages that are given a name
+SPELLED = {"source": "from", "ensemble": "with"}  # options whose names Python keeps for itself
+NAMED = ("predict", "tag", "serve_tags", "show_augmentations", "check_data")  # stages with arguments
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
         *BEGINS,
@@ -53,6 +55,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
+    "tag": {"with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "serve-tags": {"name", "port", "host", "token", "replicas", "views", "pool_views"},
@@ -87,6 +90,8 @@ def _run(args: argparse.Namespace) -> int:
         negatives = args.negatives is not None
         return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
+    if stage == "tag":
+        return _tag(args, runs)
     if stage == "serve-tags":
         return _serve_tags(args, runs)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
@@ -137,6 +142,24 @@ def _run(args: argparse.Namespace) -> int:
     return cluster_stages.predict(
         run, args.predict, members=args.member or (), out=args.out, views=views, **ray
     )
+
+
+def _tag(args: argparse.Namespace, runs: "Runs") -> int:
+    """Tags for new pictures."""
+    from imet_ray.commands.tag import TagRequest, tag_pictures
+    from imet_ray.prediction.view_sets import ViewSet
+    from imet_ray.tagging.collection import Choice
+
+    request = TagRequest(
+        paths=args.tag,
+        ensemble=args.ensemble,
+        runs=runs,
+        out=args.out,
+        choice=Choice(args.top, args.min_probability),
+        views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
+        prefix=args.prefix or "",
+    )
+    return tag_pictures(request)
 
 
 def _serve_tags(args: argparse.Namespace, runs: "Runs") -> int:
@@ -191,6 +214,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for stage, text in flags.items():
         stages.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage, help=text)
     stages.add_argument("--predict", metavar="ENSEMBLE", help="test predictions and submission.csv")
+    tagged = "tags for new pictures: files, folders, globs, s3://..., or - for a list of paths on stdin"
+    stages.add_argument("--tag", metavar="PATH", nargs="+", help=tagged)
     served = "an HTTP interface and a page that tag pictures"
     stages.add_argument("--serve-tags", metavar="ENSEMBLE", help=served)
     shown = "a page: what training makes of ten pictures"
@@ -200,6 +225,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage == "train" and (args.variant is None or args.fold is None):
         parser.error("--train needs --variant NAME and --fold K")
+    if args.tag is not None and args.ensemble is None:
+        parser.error("--tag needs --with ENSEMBLE")
     if args.stage == "find-lr" and args.variant is None:
         parser.error("--find-lr needs --variant NAME")
     return args
@@ -245,7 +272,18 @@ def _add_options(parser: Parser) -> None:
     add("--token", metavar="T|@FILE", help="what --serve-tags asks of all requests; for any other --host")
     add("--replicas", metavar="N", type=positive, help="of the models; default: one per GPU, or two on a CPU")
     add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
-    add("--out", metavar="FILE", type=user_path, help="where the submission or page goes as well")
+    goes = "where the submission or page goes as well; of --tag a .csv, .jsonl or .parquet, or xmp: sidecars"
+    add("--out", metavar="FILE", type=user_path, help=goes)
+    by = "an exported folder, or an ensemble's: its folder, RUN/ENSEMBLE, or one of the newest run"
+    add("--with", dest="ensemble", metavar="ENSEMBLE", help=by)
+    add(
+        "--top",
+        metavar="N",
+        type=positive,
+        help="the most probable labels, not those that the ensemble decides on",
+    )
+    add("--min-probability", metavar="P", type=float, help="labels of at least this calibrated probability")
+    add("--prefix", metavar="P", help="stands before each label that --out xmp writes")
 
 
 def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
@@ -256,7 +294,7 @@ def _refuse_strangers(args: argparse.Namespace, stage: str) -> None:
     options = OPTIONS | exporters
     allowed = options[stage] | ALWAYS | {"stage", *NAMED}
     given = {key for key, value in vars(args).items() if value is not None}
-    for option in sorted({"from" if key == "source" else key for key in given} - allowed):
+    for option in sorted({SPELLED.get(key, key) for key in given} - allowed):
         readers = " or ".join(f"--{other}" for other in options if option in options[other])
         raise ConfigError(f"--{option.replace('_', '-')} has no meaning for --{stage}: it is for {readers}")
 

@@ -16,7 +16,7 @@ ROWS = (
     ("storage",),
     ("data", "models"),
     ("prediction",),
-    ("training", "reporting"),
+    ("training", "reporting", "tagging"),
     ("blending", "serving"),
     ("cluster",),
     ("commands",),

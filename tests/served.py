@@ -49,6 +49,7 @@ def served(**changes) -> Served:
         "label_ids": [str(i) for i in range(len(LABELS))],
         "labels": LABELS,
         "decided_by": "brightness",
+        "tagged_by": "colours 0123456789",
         "prepare": preparer,
         "tag": tag_by_colour,
         "ready": ready,

@@ -172,6 +172,7 @@ def frozen(
         decoder=report.decoder,
         prefixes=list(report.prefixes),
         level2=report.model,
+        calibration=report.calibration.calibration if report.calibration is not None else None,
         report=report.to_dict() | ({"budget": asdict(bought)} if bought else {}),
     )
 

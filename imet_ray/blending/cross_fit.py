@@ -143,7 +143,7 @@ def score_pictures(
 
         def score(start: int) -> np.ndarray:
             part = rows[start : start + ROWS]
-            decoded = decoder.decode(_blend(solution, problem, fits, part))
+            decoded = decoder.decode(blended(solution, problem, fits, part))
             return metric.per_picture(decoded, problem.labels[part])
 
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -156,12 +156,12 @@ def score_pictures(
     none = np.flatnonzero(chosen == 0)
     for start in range(0, len(none), ROWS):
         part = none[start : start + ROWS]
-        top = _blend(solution, problem, fits, rows[part]).argmax(axis=1)
+        top = blended(solution, problem, fits, rows[part]).argmax(axis=1)
         hits[part] = problem.labels[rows[part], top] > 0
     return metric.of_counts(hits, cells.true[rows], np.maximum(chosen, 1))
 
 
-def _blend(solution: Solution, problem: BlendProblem, fits: FitProblem, rows: np.ndarray) -> np.ndarray:
+def blended(solution: Solution, problem: BlendProblem, fits: FitProblem, rows: np.ndarray) -> np.ndarray:
     """Blended probabilities of some pictures; members of weight 0 are not read."""
     used = np.flatnonzero(solution.weights).tolist()
     values = [problem.members[member].probs[rows] for member in used]

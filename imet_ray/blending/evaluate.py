@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from imet_ray.blending.calibrate import calibration_of
 from imet_ray.blending.cross_fit import (
     CrossFit,
     Gain,
@@ -80,6 +81,8 @@ def evaluate(
     taken, limits = _within_limits(choice, found, stacks, options, progress)
     fits, chosen, used = found.fits, taken.chosen, taken.level2
     row, level2 = _limited_rows(rows[chosen.key], level2, choice, taken, problem.seed)
+    progress("calibrating the probabilities")
+    calibration = calibration_of(used or chosen, found if used is None else stacks[used.method])
     progress("ordering the members for a deadline, and weighing each")
     return BlendReport(
         metric=problem.metric,
@@ -111,6 +114,7 @@ def evaluate(
         else Level2(stacker=used.method, members=list(problem.names), model=models[used.method]),
         forced=options.taken is not None and (len(problem.members) > 1 or options.use in STACKERS),
         limits=limits,
+        calibration=calibration,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from imet_ray.blending.calibrate import CalibrationFound
 from imet_ray.blending.cross_fit import Gain
 from imet_ray.blending.label_limits import LimitsFound
 from imet_ray.prediction.decode import Decoder
@@ -86,6 +87,9 @@ class BlendReport:
     model: Level2 | None  # the stacker that is the ensemble; None: the weights are
     forced: bool  # the method was asked for, not chosen
     limits: LimitsFound | None = None  # on the number of labels, where they were asked for
+    calibration: CalibrationFound | None = (
+        None  # of what the ensemble predicts; None where that are no probabilities
+    )
 
     @property
     def nested(self) -> float:
@@ -103,10 +107,14 @@ class BlendReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's form, with the text beside it."""
-        plain = asdict(replace(self, model=None)) | {"decoder": self.decoder.model_dump(mode="json")}
+        plain = asdict(replace(self, model=None, calibration=None)) | {
+            "decoder": self.decoder.model_dump(mode="json")
+        }
         del plain["model"]  # it stands beside the report
         if self.limits is not None:
             plain["limits"] |= {"text": str(self.limits)}
+        if self.calibration is not None:
+            plain["calibration"] = self.calibration.to_dict()
         plain["prefixes"] = [
             {"members": prefix.members, "decoder": prefix.decoder.name, "own": prefix.score}
             for prefix in self.prefixes
@@ -140,6 +148,8 @@ class BlendReport:
         lines += [""] * bool(self.level2)
         if self.limits is not None:
             lines += [str(self.limits), ""]
+        if self.calibration is not None:
+            lines += [str(self.calibration), ""]
         return "\n".join([*lines, *self._weights(), self.verdict(), *self.remarks])
 
     def _weights(self) -> list[str]:

@@ -10,6 +10,7 @@ from imet_ray.errors import ConfigError
 from imet_ray.prediction.tagger_files import find_ensemble
 from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.runs import Runs
+from imet_ray.tagging.collection import Choice, made_by
 from imet_ray.units import user_path
 
 PACKAGES = ("fastapi", "uvicorn", "python_multipart")  # of the extra
@@ -104,6 +105,7 @@ def serve_tags(
                 label_ids=files.ensemble.label_ids,
                 labels=files.label_names,
                 decided_by=running.decided_by,
+                tagged_by=made_by(files, views, Choice()).tagged_by,
                 prepare=running.prepare,
                 tag=running.tag,
                 ready=running.ready,

@@ -4,9 +4,7 @@ It decides as `launch.py --predict` does. What each picture is to the models is 
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +14,12 @@ import torch
 from PIL import Image
 
 from imet_ray.cores import usable_cores
-from imet_ray.errors import ConfigError, StoreError, unknown_name
+from imet_ray.errors import ConfigError, DataError, StoreError, unknown_name
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, combined, in_order
 from imet_ray.prediction.pooling import add_share
 from imet_ray.prediction.predict import Inference, out_of_memory, predict_batch
+from imet_ray.prediction.prefetch import prefetched
 from imet_ray.prediction.prepared import AnyPicture, Prepared, Preparer, Sight, sights_of
 from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
 from imet_ray.prediction.view_sets import ViewSet
@@ -30,7 +29,7 @@ from imet_ray.storage.runs import runs_at
 logger = logging.getLogger(__name__)
 
 PICTURES = 64  # that go through the models together
-AHEAD = 2  # as many pictures are prepared while the models look at others
+AHEAD = 2  # batches that are prepared while the models look at others
 
 Views = ViewSet | str | Sequence[str]
 Work = Callable[[torch.nn.Module, torch.Tensor, Inference], np.ndarray]
@@ -223,22 +222,19 @@ class Tagger:
     ) -> Iterator[tuple[list[str | int], list[Prepared]]]:
         """Names, paths or positions, and prepared pictures; others are prepared meanwhile."""
         many = [pictures] if isinstance(pictures, str | Path | bytes | Image.Image | np.ndarray) else pictures
-        waiting: deque[tuple[str | int, Future[Prepared]]] = deque()
-        given = enumerate(many)
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            try:
-                while True:
-                    while len(waiting) < AHEAD * PICTURES and (item := next(given, None)) is not None:
-                        place, picture = item
-                        name = str(picture) if isinstance(picture, str | Path) else place
-                        of = name if isinstance(name, str) else f"picture {name}"
-                        waiting.append((name, pool.submit(self.prepare, picture, name=of)))
-                    if not waiting:
-                        return
-                    batch = [waiting.popleft() for _ in range(min(PICTURES, len(waiting)))]
-                    yield [name for name, _ in batch], [future.result() for _, future in batch]
-            finally:
-                pool.shutdown(cancel_futures=True)
+
+        def prepare(item: tuple[int, AnyPicture]) -> Prepared:
+            return self.prepare(item[1], name=f"picture {item[0]}")
+
+        for batch in prefetched(
+            prepare, enumerate(many), batch=PICTURES, ahead=AHEAD, threads=usable_cores()
+        ):
+            ready = []
+            for _, prepared in batch:
+                if isinstance(prepared, DataError):
+                    raise prepared
+                ready.append(prepared)
+            yield [str(one) if isinstance(one, str | Path) else place for (place, one), _ in batch], ready
 
     def _stacked(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         """Pictures by sight: (n, V, 3, S, S) uint8, channels last in memory."""

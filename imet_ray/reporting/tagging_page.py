@@ -57,8 +57,8 @@ def content_policy(page: str) -> str:
         kinds[kind].append(f"'sha256-{digest}'")
     own = "; ".join(f"{kind}-src {' '.join(hashes) or NONE}" for kind, hashes in kinds.items())
     return (
-        f"default-src 'none'; {own}; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        f"default-src 'none'; {own}; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
     )
 
 

@@ -34,6 +34,7 @@ from imet_ray.serving.tagged import Tagged
 from imet_ray.serving.uploads import Reader, Upload
 
 TOP = 20  # probabilities of an answer, unless more are asked for
+CSV = "text/csv; charset=utf-8"
 BINARY = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
@@ -56,6 +57,7 @@ class Served:
     label_ids: Sequence[str]
     labels: Sequence[str]  # their names
     decided_by: str  # in words
+    tagged_by: str  # as `--tag` notes it
     prepare: Preparer
     tag: Callable[[Prepared], Awaitable[Tagged]]  # may be asked many at once; raises ImetError
     ready: Callable[[], Awaitable[bool]]
@@ -179,11 +181,13 @@ class TagServer:
     async def csv(self, request: Request) -> Response:
         """Labels that a person has chosen, as the table that `--tag` writes."""
         chosen = await self._chosen(request)
-        return _download("tags.csv", csv_file(chosen, self.served.decided_by), "text/csv; charset=utf-8")
+        served = self.served
+        data = await asyncio.to_thread(csv_file, chosen, served.decided_by, served.tagged_by)
+        return _download("tags.csv", data, CSV)
 
     async def xmp(self, request: Request) -> Response:
         """Labels that a person has chosen, as XMP sidecars: one file, or a zip of several."""
-        found = sidecars(await self._chosen(request))
+        found = await asyncio.to_thread(sidecars, await self._chosen(request), self.served.tagged_by)
         if len(found) == 1:
             return _download(*found.popitem(), "application/rdf+xml")
         return _download("tags.zip", zipped(found), "application/zip")

@@ -1,74 +1,81 @@
 """What a person has chosen on the page, as files: a table, or XMP sidecars, as `--tag` writes them."""
 
-import csv
 import io
+import tempfile
 import zipfile
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated
-from xml.sax.saxutils import escape
 
 from pydantic import Field
 
 from imet_ray.frozen import Frozen
 from imet_ray.serving.uploads import base_name
+from imet_ray.tagging.rows import Row
+from imet_ray.tagging.sidecars import Sidecars
+from imet_ray.tagging.tables import write_csv
 
 Text = Annotated[str, Field(max_length=1000)]
 
 
 class ChosenLabel(Frozen):
-    """A label that a person left or added; an added one may have no probability."""
+    """A label that a person left or added."""
 
     name: Text
-    probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    probability: Annotated[float, Field(ge=0, le=1)]  # calibrated
 
 
 class ChosenPicture(Frozen):
-    """A picture's labels after editing."""
+    """A picture's labels, the most probable first."""
 
     name: Text
     labels: Annotated[list[ChosenLabel], Field(max_length=10_000)]
-    edited: bool = False
+    edited: bool = False  # by hand
 
 
 class Chosen(Frozen):
     """All pictures of a page, in their order."""
 
     pictures: Annotated[list[ChosenPicture], Field(min_length=1, max_length=10_000)]
-    decided_by: Text | None = None  # where the threshold was moved; None: by the ensemble
+    decided_by: Text | None = None  # where a threshold was given; None: by the ensemble
 
 
-def decided_by(picture: ChosenPicture, usual: str) -> str:
-    """How a picture's labels were decided, in words."""
-    return f"{usual}, edited by hand" if picture.edited else usual
+def csv_file(chosen: Chosen, decided_by: str, tagged_by: str) -> bytes:
+    """The table.
 
-
-def csv_file(chosen: Chosen, usual: str) -> bytes:
-    """The table: path, labels, probabilities, decided_by."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "labels", "probabilities", "decided_by"))
-    for one in chosen.pictures:
-        probabilities = (
-            "" if label.probability is None else f"{label.probability:.4f}" for label in one.labels
+    Args:
+        decided_by: how the ensemble decides, in words.
+        tagged_by: the ensemble.
+    """
+    usual = chosen.decided_by or decided_by
+    text = io.StringIO(newline="")
+    rows = [
+        Row(
+            path=base_name(one.name),
+            labels=tuple(label.name for label in one.labels),
+            probabilities=tuple(label.probability for label in one.labels),
+            decided_by=f"{usual}, edited by hand" if one.edited else usual,
+            tagged_by=tagged_by,
         )
-        labels = "|".join(label.name for label in one.labels)
-        by = decided_by(one, chosen.decided_by or usual)
-        writer.writerow((base_name(one.name), labels, "|".join(probabilities), by))
+        for one in chosen.pictures
+    ]
+    write_csv(text, rows, header=True)
     return text.getvalue().encode()
 
 
-def sidecars(chosen: Chosen) -> dict[str, bytes]:
-    """XMP sidecars by their file names; of pictures of one name, the second gets a number."""
+def sidecars(chosen: Chosen, tagged_by: str) -> dict[str, bytes]:
+    """XMP sidecars by their file names; of pictures of one name, the second gets a number.
+
+    Args:
+        tagged_by: the ensemble: `--tag` leaves what is of the same as it is, edited or not.
+    """
     found: dict[str, bytes] = {}
-    for one in chosen.pictures:
-        name = PurePath(base_name(one.name))
-        number, path = 1, f"{name}.xmp"
-        while path in found:
-            number += 1
-            path = f"{name.stem}-{number}{name.suffix}.xmp"
-        items = "".join(f"<rdf:li>{escape(label.name)}</rdf:li>" for label in one.labels)
-        found[path] = items.encode()
+    with tempfile.TemporaryDirectory() as folder:
+        for i, one in enumerate(chosen.pictures):
+            picture = Path(folder, str(i))
+            writer = Sidecars()
+            writer.write(picture, [label.name for label in one.labels], tagged_by)
+            found[_free_name(one.name, found)] = writer.path_of(picture).read_bytes()
     return found
 
 
@@ -79,3 +86,13 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
         for name, text in files.items():
             archive.writestr(name, text)
     return data.getvalue()
+
+
+def _free_name(picture: str, taken: Mapping[str, bytes]) -> str:
+    """The name of a picture's sidecar."""
+    name = PurePath(base_name(picture))
+    number, found = 1, f"{name}.xmp"
+    while found in taken:
+        number += 1
+        found = f"{name.stem}-{number}{name.suffix}.xmp"
+    return found

@@ -192,7 +192,7 @@ async function download(kind) {
   at("message").textContent = "";
   const chosen = pictures.filter(one => one.state === "done").map(one => ({
     name: one.name,
-    labels: tags(one).map(name => ({name, probability: one.probs.get(name) ?? null})),
+    labels: tags(one).map(name => ({name, probability: one.probs.get(name)})),
     edited: one.added.size + one.removed.size > 0,
   }));
   const by = at("by-threshold").checked ? `probability at least ${at("threshold").value / 100}` : null;

@@ -1,0 +1,68 @@
+"""Tagging new pictures, as a stage of the command line."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imet_ray.prediction.tagger import Tagger, check_choice, device_of
+from imet_ray.prediction.tagger_files import find_ensemble
+from imet_ray.prediction.view_sets import ViewSet
+from imet_ray.storage.runs import Runs
+from imet_ray.tagging.collection import Choice, Outcome, made_by, tag
+from imet_ray.tagging.outputs import Asked, output_of
+from imet_ray.tagging.pictures import Found, find_pictures
+from imet_ray.units import clock
+
+
+@dataclass(frozen=True)
+class TagRequest:
+    """What the command line says, as it was typed."""
+
+    paths: Sequence[str]
+    ensemble: str
+    runs: Runs
+    out: Path | None = None
+    choice: Choice = field(default_factory=Choice)
+    views: ViewSet | None = None
+    prefix: str = ""
+
+
+def tag_pictures(request: TagRequest) -> int:
+    """Tag what is not tagged yet; 1 if some pictures cannot be.
+
+    Raises:
+        ImetError: one line for each of the user's mistakes.
+    """
+    check_choice(request.choice.top, request.choice.min_probability)
+    files = find_ensemble(request.ensemble, request.runs)
+    made = made_by(files, request.views, request.choice)
+    output = output_of(Asked(request.out, made, request.prefix))
+    pictures = find_pictures(request.paths, sys.stdin.buffer)
+    output.check(pictures)
+    began, outcome = time.monotonic(), Outcome()
+    with output.opened():
+        todo = [picture for picture in pictures if not output.has(picture)]
+        if todo:
+            tagger = Tagger(files, device_of(None), request.views)
+            began = time.monotonic()
+            outcome = tag(tagger, todo, output, made, request.choice)
+        output.finish()
+    _say(pictures, len(pictures) - len(todo), outcome, time.monotonic() - began, output.where)
+    return 1 if outcome.problems else 0
+
+
+def _say(pictures: Sequence[Found], before: int, outcome: Outcome, seconds: float, where: str) -> None:
+    """What was done; on stderr, for stdout may be the table."""
+    if before == len(pictures):
+        print(f"all {before:,} pictures were tagged before: {where}", file=sys.stderr)
+        return
+    rate = f", {outcome.tagged / seconds:.0f} a second" if outcome.tagged and seconds > 1 else ""
+    were = f"; {before:,} were tagged before" if before else ""
+    print(f"{outcome.tagged:,} pictures tagged in {clock(seconds)}{rate}{were}: {where}", file=sys.stderr)
+    if outcome.problems:
+        n = len(outcome.problems)
+        print(f"{n:,} {'picture' if n == 1 else 'pictures'} could not be tagged:", file=sys.stderr)
+        for path, why in outcome.problems.items():
+            print(f"  {path}: {why}", file=sys.stderr)

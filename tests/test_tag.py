@@ -1,0 +1,421 @@
+"""`launch.py --tag`: from files, folders, globs, lists and buckets to tables; stopped anywhere, it goes on."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import launch
+from imet_ray.errors import ConfigError, StoreError
+from imet_ray.tagging import outputs
+from imet_ray.tagging.outputs import Asked, InTable, Made, output_of
+from imet_ray.tagging.pictures import Found, find_pictures
+from imet_ray.tagging.rows import COLUMNS, Row
+from imet_ray.tagging.tables import TABLES, joined_names
+
+MADE = Made("k 1", "")
+
+
+def row(path: str, *labels: str) -> Row:
+    return Row(path, labels, tuple(0.5 for _ in labels), "threshold 0.2", MADE.tagged_by)
+
+
+@pytest.fixture(scope="session")
+def ensemble(swept, trained) -> str:
+    return str(trained.run.store.ensemble("k").root)
+
+
+@pytest.fixture
+def folder(tiny_catalog, tmp_path) -> Path:
+    """Five pictures in two folders, and what is none."""
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    for i, file in enumerate(tiny_catalog.test.files[:5]):
+        shutil.copy(file, root / ("deep" if i > 2 else "") / f"{i}{file.suffix.upper()}")
+    (root / "notes.txt").write_text("no picture")
+    (root / "._0.jpg").write_text("what macOS keeps")
+    return root
+
+
+@pytest.fixture
+def call(ensemble, capsys, monkeypatch):
+    """Runs --tag: exit code, stdout, stderr."""
+
+    def _call(*argv, stdin: bytes = b"", by: str = ensemble):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        try:
+            code = launch.main(["--tag", *map(str, argv), "--with", by])
+        except SystemExit as stop:
+            code = stop.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return _call
+
+
+def names(paths) -> list[str]:
+    return [Path(path).name.partition(".")[0] for path in paths]
+
+
+# which pictures
+
+
+def test_folders_are_read_to_the_bottom_without_what_is_no_picture(folder):
+    assert names(found.path for found in find_pictures([str(folder)], io.BytesIO())) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+
+
+def test_a_picture_that_is_named_twice_comes_once(folder):
+    first = find_pictures([str(folder)], io.BytesIO())[0].path
+    again = [first, f"{folder}/deep/../{Path(first).name}", f"{folder}/*", str(folder)]
+    assert names(found.path for found in find_pictures(again, io.BytesIO())) == ["0", "1", "2", "3", "4"]
+
+
+def test_globs_that_the_shell_left_are_followed(folder):
+    assert names(found.path for found in find_pictures([f"{folder}/**/[34].*"], io.BytesIO())) == ["3", "4"]
+    assert names(found.path for found in find_pictures([f"{folder}/d*"], io.BytesIO())) == ["3", "4"]
+
+
+@pytest.mark.parametrize("between", [b"\n", b"\r\n", b"\0"])
+def test_a_list_of_paths_comes_by_stdin(folder, between):
+    listed = between.join([bytes(folder / "deep"), b"not there.jpg", b""])
+    assert names(found.path for found in find_pictures(["-"], io.BytesIO(listed))) == ["3", "4", "not there"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("nothing.jpg", "there is no nothing.jpg"), ("*.nothing", "nothing is like")]
+)
+def test_an_argument_that_leads_to_nothing_is_refused(call, path, expected):
+    code, out, err = call(path)
+    assert (code, out) == (1, "")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_links_that_lead_back_are_no_trap(folder):
+    (folder / "deep" / "back").symlink_to(folder)
+    assert len(find_pictures([str(folder)], io.BytesIO())) == 5
+
+
+def test_a_name_that_is_no_text_is_shown_as_one():
+    assert Found(os.fsdecode(b"caf\xe9.jpg")).name == "caf\\xe9.jpg"
+
+
+# tables
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@given(
+    labels=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=4),
+    path=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+)
+def test_a_table_is_read_back_as_it_was_written(suffix, labels, path, tmp_path_factory):
+    file = tmp_path_factory.mktemp("table") / f"tags{suffix}"
+    rows = [row(path, *labels), row("b")]
+    TABLES[suffix].write(file, rows)
+    assert TABLES[suffix].read(file) == rows
+
+
+def test_a_csv_is_what_pandas_reads(tmp_path):
+    TABLES[".csv"].write(tmp_path / "t.csv", [row("a, b.jpg", "dog|cat", "x")])
+    found = pd.read_csv(tmp_path / "t.csv")
+    assert tuple(found.columns) == COLUMNS
+    assert joined_names(found.labels[0]) == ["dog|cat", "x"]
+    assert found.probabilities[0] == "0.5|0.5"
+
+
+def test_all_kinds_of_output_say_the_same(call, folder, tmp_path, tagger_of):
+    tables = {}
+    for suffix in TABLES:
+        code, _, err = call(folder, "--out", tmp_path / f"tags{suffix}")
+        assert code == 0, err
+        tables[suffix] = TABLES[suffix].read(tmp_path / f"tags{suffix}")
+    assert tables[".csv"] == tables[".jsonl"] == tables[".parquet"]
+    code, out, _ = call(folder)
+    assert code == 0
+    assert out == (tmp_path / "tags.csv").read_text()
+    expected = tagger_of.predict([one.path for one in tables[".csv"]])
+    assert [list(one.labels) for one in tables[".csv"]] == list(expected.labels)
+    assert [one.decided_by for one in tables[".csv"]] == list(expected.decided_by)
+    for one, probabilities in zip(tables[".csv"], expected.probabilities, strict=True):
+        assert np.allclose(one.probabilities, probabilities, atol=6e-5)
+
+
+@pytest.fixture(scope="session")
+def tagger_of(ensemble):
+    import imet_ray
+
+    return imet_ray.load(ensemble)
+
+
+def test_top_and_min_probability_choose_the_labels(call, folder, tmp_path):
+    assert call(folder, "--out", tmp_path / "top.csv", "--top", 2)[0] == 0
+    assert {len(one.labels) for one in TABLES[".csv"].read(tmp_path / "top.csv")} == {2}
+    assert call(folder, "--out", tmp_path / "all.csv", "--min-probability", 0)[0] == 0
+    rows = TABLES[".csv"].read(tmp_path / "all.csv")
+    assert {one.decided_by for one in rows} == {"probability at least 0"}
+    assert len({len(one.labels) for one in rows}) == 1
+
+
+# on and on
+
+
+def test_what_is_tagged_is_not_tagged_again_and_new_pictures_are_added(call, folder, tmp_path, monkeypatch):
+    out = tmp_path / "tags.csv"
+    assert call(folder / "deep", "--out", out)[0] == 0
+    before = out.read_text()
+    code, _, err = call(folder / "deep", "--out", out)
+    assert (code, err) == (0, f"all 2 pictures were tagged before: {out}\n")
+    assert out.read_text() == before
+    code, _, err = call(folder, "--out", out)
+    assert "3 pictures tagged" in err
+    assert "; 2 were tagged before" in err
+    after = out.read_text()
+    assert after.startswith(before)
+    assert sorted(names(one.path for one in TABLES[".csv"].read(out))) == ["0", "1", "2", "3", "4"]
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_pictures_that_cannot_be_read_are_listed_and_all_others_are_tagged(call, folder, tmp_path):
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "empty.png").touch()
+    out = tmp_path / "tags.csv"
+    for again in range(2):
+        code, _, err = call(folder, "--out", out)
+        assert code == 1
+        assert "2 pictures could not be tagged:" in err
+        assert f"  {folder / 'bad.jpg'}: not a picture\n" in err
+        assert len(TABLES[".csv"].read(out)) == 5
+        assert ("5 were tagged before" in err) == bool(again)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [["--top", "1"], ["--views", "flip"], ["--min-probability", "0.5"]],
+    ids=lambda others: others[0],
+)
+def test_what_others_made_is_refused_and_stays(call, folder, tmp_path, others):
+    out = tmp_path / "tags.csv"
+    assert call(folder, "--out", out)[0] == 0
+    before = out.read_bytes()
+    code, _, err = call(folder, "--out", out, *others)
+    assert code == 1
+    assert "the ensemble, its views or the options are others" in err
+    assert err.count("\n") == 1
+    assert out.read_bytes() == before
+
+
+def test_a_strangers_file_is_never_overwritten(call, folder, tmp_path):
+    for name, text in (("own.csv", "a,b\n1,2\n"), ("own.jsonl", "{}\n"), ("own.parquet", "PAR1")):
+        (tmp_path / name).write_text(text)
+        code, _, err = call(folder, "--out", tmp_path / name)
+        assert code == 1
+        assert "is no table of tags" in err
+        assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("tags.txt", "unknown kind of --out '.txt'"),
+        ("tags", "unknown kind of --out 'tags'"),
+        ("", "is a folder"),
+    ],
+)
+def test_an_output_of_no_known_kind_is_refused(call, folder, tmp_path, out, expected):
+    target = tmp_path / "dir.csv" if out == "" else out
+    if out == "":
+        target.mkdir()
+    code, _, err = call(folder, "--out", target)
+    assert code == 1
+    assert expected in err
+
+
+def test_a_prefix_is_for_sidecars(call, folder, tmp_path):
+    code, _, err = call(folder, "--out", tmp_path / "tags.csv", "--prefix", "auto:")
+    assert code == 1
+    assert "--prefix is for --out xmp" in err
+
+
+def test_options_of_tagging_are_for_it_alone(capsys):
+    assert launch.main(["--status", "--top", "3"]) == 1
+    assert "--top has no meaning for --status: it is for --tag" in capsys.readouterr().err
+    assert launch.main(["--status", "--with", "k"]) == 1
+    assert "--with has no meaning for --status: it is for --tag" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        launch.main(["--tag", "x"])
+    assert "--tag needs --with ENSEMBLE" in capsys.readouterr().err
+
+
+# stopped
+
+
+def in_table(path: Path) -> InTable:
+    output = output_of(Asked(path, MADE))
+    assert isinstance(output, InTable)
+    return output
+
+
+def add(output, *paths: str) -> None:
+    output.add([(Found(path), row(path, "x")) for path in paths])
+
+
+def test_a_command_that_was_stopped_goes_on_and_a_torn_line_goes(tmp_path):
+    out = tmp_path / "tags.csv"
+    whole = tmp_path / "whole.csv"
+    with in_table(whole).opened() as output:
+        add(output, "a", "b", "c")
+        output.finish()
+    with in_table(out).opened() as output:
+        add(output, "a")
+        add(output, "b")
+    partial = tmp_path / "tags.csv.partial"
+    data = partial.read_bytes()
+    lines = data.splitlines(keepends=True)
+    for cut in range(len(data) + 1):
+        partial.write_bytes(data[:cut])
+        with in_table(out).opened() as output:
+            there = [path for path in "ab" if output.has(Found(path))]
+            assert len(there) == sum(sum(map(len, lines[: n + 2])) <= cut for n in range(2))
+            add(output, *[path for path in "abc" if not output.has(Found(path))])
+            output.finish()
+        assert out.read_bytes() == whole.read_bytes()
+        assert not partial.exists()
+        out.unlink()
+
+
+def test_one_that_was_stopped_between_the_table_and_the_end_says_nothing_twice(tmp_path):
+    out = tmp_path / "tags.jsonl"
+    with in_table(out).opened() as output:
+        add(output, "a", "b")
+        kept = output.partial.read_bytes()
+        output.finish()
+    before = out.read_bytes()
+    output.partial.write_bytes(kept)
+    with in_table(out).opened() as again:
+        assert again.has(Found("a"))
+        again.finish()
+    assert out.read_bytes() == before
+    assert not output.partial.exists()
+
+
+def test_a_partial_file_of_others_is_refused_and_a_damaged_one_named(tmp_path):
+    with in_table(tmp_path / "tags.csv").opened() as output:
+        add(output, "a")
+    with (
+        pytest.raises(ConfigError, match="has tags by k 1, not by k 2"),
+        output_of(Asked(tmp_path / "tags.csv", Made("k 2", ""))).opened(),
+    ):
+        pass
+    output.partial.write_bytes(b"{}\nnothing\n")
+    with pytest.raises(StoreError, match="is damaged: delete it"), in_table(tmp_path / "tags.csv").opened():
+        pass
+
+
+def test_two_processes_do_not_tag_into_one_table(tmp_path):
+    code = (
+        "from pathlib import Path\nfrom imet_ray.tagging.outputs import *\n"
+        "from imet_ray.errors import ConfigError\n"
+        f"try:\n    with output_of(Asked(Path({str(tmp_path / 'tags.csv')!r}), Made('k 1', ''))).opened(): pass\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    with in_table(tmp_path / "tags.csv").opened() as output:
+        add(output, "a")
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "another process tags into" in found.stdout
+        add(output, "b")
+        output.finish()
+    assert [one.path for one in TABLES[".csv"].read(tmp_path / "tags.csv")] == ["a", "b"]
+
+
+def test_a_full_disk_is_one_line_and_what_was_tagged_is_kept(call, folder, tmp_path, monkeypatch):
+    out = tmp_path / "tags.csv"
+    monkeypatch.setattr("imet_ray.tagging.collection.PICTURES", 2)
+    whole = InTable._append
+    calls = []
+
+    def append(self, text):
+        calls.append(text)
+        if len(calls) == 3:  # the header, two pictures, and half of the next ones
+            whole(self, text[: len(text) // 2])
+            raise StoreError("disk full while writing tags.csv.partial")
+        whole(self, text)
+
+    monkeypatch.setattr(InTable, "_append", append)
+    code, _, err = call(folder, "--out", out)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "disk full" in err
+    monkeypatch.setattr(InTable, "_append", whole)
+    code, _, err = call(folder, "--out", out)
+    assert code == 0
+    assert len(TABLES[".csv"].read(out)) == 5
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_twice(ensemble, folder, tiny_catalog, tmp_path):
+    """kill -9 after each of some batches: the table in the end is that of one quiet command."""
+    code = (
+        "import os, signal, sys\n"
+        "import launch\n"
+        "from imet_ray.tagging import collection, outputs\n"
+        "collection.PICTURES = 1\n"
+        "append, n = outputs.InTable._append, int(sys.argv[1])\n"
+        "def dying(self, text):\n"
+        "    global n\n"
+        "    n -= 1\n"
+        "    append(self, text if n else text[: len(text) // 2])\n"
+        "    if not n:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "outputs.InTable._append = dying\n"
+        "sys.exit(launch.main(sys.argv[2:]))\n"
+    )
+    out = tmp_path / "tags.csv"
+    argv = ["--tag", str(folder), "--with", ensemble, "--out", str(out)]
+    for after in (2, 3):
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(after), *argv], capture_output=True, check=False
+        )
+        assert found.returncode == -signal.SIGKILL
+        assert not out.exists()
+    assert launch.main(argv) == 0
+    quiet = tmp_path / "quiet.csv"
+    assert launch.main([*argv[:-1], str(quiet)]) == 0
+    assert out.read_bytes() == quiet.read_bytes()
+
+
+def test_ctrl_c_says_that_the_same_command_continues(call, folder, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imet_ray.commands.tag.tag", interrupt)
+    code, _, err = call(folder, "--out", tmp_path / "tags.csv")
+    assert (code, err) == (130, "interrupted: the same command continues\n")
+
+
+def test_all_done_needs_no_models(call, folder, tmp_path, monkeypatch):
+    assert call(folder, "--out", tmp_path / "tags.csv")[0] == 0
+    monkeypatch.setattr("imet_ray.commands.tag.Tagger", None)
+    assert call(folder, "--out", tmp_path / "tags.csv")[0] == 0
+
+
+def test_another_name_of_output_is_one_line(monkeypatch, tmp_path):
+    """As `docs/architecture.md` says of the registry."""
+    made = []
+    monkeypatch.setitem(outputs.OUTPUTS, ".txt", lambda asked: made.append(asked) or outputs.Printed())
+    output_of(Asked(tmp_path / "a.txt", MADE))
+    assert len(made) == 1
