@@ -2,10 +2,13 @@
 
 import contextlib
 import http.client
+import io
 import json
 import struct
 import threading
+import zipfile
 import zlib
+from urllib.parse import unquote
 
 import pytest
 from served import LABELS, asking, png, served
@@ -13,6 +16,8 @@ from served import LABELS, asking, png, served
 from imet_ray.errors import StoreError
 from imet_ray.serving.app import make_app
 from imet_ray.serving.limits import Limits
+from imet_ray.tagging.sidecars import Sidecars
+from imet_ray.tagging.tables import TABLES
 
 TOKEN = "a-token-of-24-characters"
 SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=6000)
@@ -240,3 +245,63 @@ def test_the_interface_describes_itself(ask):
     page = ask.get("/docs").text
     for path in schema["paths"]:
         assert path in page
+
+
+CHOSEN = {
+    "pictures": [
+        {"name": "a.jpg", "labels": [{"name": "red", "probability": 0.9}, {"name": "x|y", "probability": 0}]},
+        {"name": "b/a.jpg", "labels": [{"name": LABELS[2], "probability": 0.5}], "edited": True},
+        {"name": "c.png", "labels": []},
+    ]
+}
+
+
+def test_what_was_chosen_becomes_the_table_that_tag_writes(ask, tmp_path):
+    answer = ask.post("/csv", json=CHOSEN)
+    assert "tags.csv" in answer.headers["content-disposition"]
+    (tmp_path / "tags.csv").write_bytes(answer.content)
+    rows = TABLES[".csv"].read(tmp_path / "tags.csv")
+    assert [row.path for row in rows] == ["a.jpg", "a.jpg", "c.png"]
+    assert [row.labels for row in rows] == [("red", "x|y"), (LABELS[2],), ()]
+    assert rows[0].probabilities == (0.9, 0.0)
+    assert [row.decided_by for row in rows] == ["brightness", "brightness, edited by hand", "brightness"]
+    assert {row.tagged_by for row in rows} == {served().tagged_by}
+    moved = ask.post("/csv", json=CHOSEN | {"decided_by": "probability at least 0.3"})
+    assert moved.text.count("probability at least 0.3") == 3
+
+
+def test_what_was_chosen_becomes_sidecars_that_tag_leaves_alone(ask, tmp_path):
+    answer = ask.post("/xmp", json=CHOSEN)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["a.jpg.xmp", "a-2.jpg.xmp", "c.png.xmp"]
+        archive.extractall(tmp_path)
+    for name in ("a.jpg", "a-2.jpg", "c.png"):
+        assert Sidecars().tagged_by(tmp_path / name) == served().tagged_by
+    assert "&lt;script&gt;" in (tmp_path / "a-2.jpg.xmp").read_text()
+
+
+def test_a_single_sidecar_has_its_pictures_name_whatever_that_is(ask):
+    for name in ('é "x".jpg', "\N{CAT FACE}\r\nSet-Cookie: a=b.jpg"):
+        answer = ask.post("/xmp", json={"pictures": [{"name": name, "labels": []}]})
+        assert answer.status_code == 200
+        assert "set-cookie" not in answer.headers
+        shown = unquote(answer.headers["content-disposition"].partition("UTF-8''")[2])
+        assert shown == "".join(letter for letter in name if letter.isprintable()) + ".xmp"
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"{", "body"),
+        (b"{}", "pictures"),
+        (b'{"pictures": [{"name": "a", "labels": [{"name": "x", "probability": 2}]}]}', "probability"),
+        (b'{"pictures": [{"name": "a", "labels": [], "color": 1}]}', "color"),
+    ],
+)
+def test_what_cannot_be_downloaded_is_refused(ask, sent, expected):
+    assert expected in refused(ask.post("/csv", content=sent), 422)
+    assert expected in refused(ask.post("/xmp", content=sent), 422)
+
+
+def test_downloads_have_limits_as_pictures_have(ask):
+    assert "in one request" in refused(ask.post("/csv", content=b" " * 5001), 413)

@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -367,34 +366,34 @@ def test_a_full_disk_is_one_line_and_what_was_tagged_is_kept(call, folder, tmp_p
     assert len(TABLES[".csv"].read(out)) == 5
 
 
-def test_killed_at_any_moment_nothing_is_lost_or_twice(ensemble, folder, tiny_catalog, tmp_path):
-    """kill -9 after each of some batches: the table in the end is that of one quiet command."""
+def test_killed_at_any_moment_nothing_is_lost_or_twice(ensemble, folder, tmp_path):
+    """kill -9 amid a batch, twice, and then to the end: the table is that of one quiet command."""
     code = (
         "import os, signal, sys\n"
-        "import launch\n"
+        "import launch, imet_ray.commands.tag, torch\n"  # once, for all that are forked
         "from imet_ray.tagging import collection, outputs\n"
         "collection.PICTURES = 1\n"
-        "append, n = outputs.InTable._append, int(sys.argv[1])\n"
-        "def dying(self, text):\n"
-        "    global n\n"
-        "    n -= 1\n"
-        "    append(self, text if n else text[: len(text) // 2])\n"
-        "    if not n:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "outputs.InTable._append = dying\n"
-        "sys.exit(launch.main(sys.argv[2:]))\n"
+        "append = outputs.InTable._append\n"
+        "for batches in (2, 3, 100):\n"
+        "    def dying(self, text):\n"
+        "        global batches\n"
+        "        batches -= 1\n"
+        "        append(self, text if batches else text[: len(text) // 2])\n"
+        "        if not batches:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    outputs.InTable._append = dying\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        torch.set_num_threads(1)\n"
+        "        os._exit(launch.main(sys.argv[1:]))\n"
+        "    print(os.waitpid(child, 0)[1], os.path.exists(sys.argv[-1]))\n"
     )
-    out = tmp_path / "tags.csv"
-    argv = ["--tag", str(folder), "--with", ensemble, "--out", str(out)]
-    for after in (2, 3):
-        found = subprocess.run(
-            [sys.executable, "-c", code, str(after), *argv], capture_output=True, check=False
-        )
-        assert found.returncode == -signal.SIGKILL
-        assert not out.exists()
-    assert launch.main(argv) == 0
-    quiet = tmp_path / "quiet.csv"
-    assert launch.main([*argv[:-1], str(quiet)]) == 0
+    out, quiet = tmp_path / "tags.csv", tmp_path / "quiet.csv"
+    argv = ["--tag", str(folder), "--with", ensemble, "--out"]
+    command = [sys.executable, "-c", code, *argv, str(out)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["9 False", "9 False", "0 True"]
+    assert launch.main([*argv, str(quiet)]) == 0
     assert out.read_bytes() == quiet.read_bytes()
 
 

@@ -83,7 +83,7 @@ class Sidecars:
             _add(bag, word)
         kept = [word for word in dict.fromkeys(wanted) if word in ours and word in there]
         for one in descriptions:
-            if one.hasAttributeNS(OURS, "TaggedBy"):
+            if one is not home and one.hasAttributeNS(OURS, "TaggedBy"):
                 one.removeAttributeNS(OURS, "TaggedBy")
             if (old := _child(one, OURS, "Labels")) is not None:
                 one.removeChild(old)
