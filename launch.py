@@ -55,12 +55,12 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "find-lr": {"space", "data", "from", "negatives", "name", "folds", "limit", "variant", "fold", "out"},
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
-    "tag": {"with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
+    "tag": {"address", "with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "serve-tags": {"name", "port", "host", "token", "replicas", "views", "pool_views"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
-    "check-data": {"negatives", "report"},
+    "check-data": {"negatives", "report", "space"},
 }
 
 
@@ -86,12 +86,16 @@ def _run(args: argparse.Namespace) -> int:
         from imet_ray.storage.runs import runs_at
 
     cache = Cache.at(args.cache)
-    if stage == "check-data":
-        negatives = args.negatives is not None
-        return setup.check_data(args.check_data, cache, negatives=negatives, page=args.report)
     runs = runs_at(args.runs, cache)
     if stage == "tag":
         return _tag(args, runs)
+    if stage == "check-data":
+        from imet_ray.commands.check_data import check_data
+
+        negatives = args.negatives is not None
+        return check_data(
+            args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
+        )
     if stage == "serve-tags":
         return _serve_tags(args, runs)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
@@ -158,6 +162,7 @@ def _tag(args: argparse.Namespace, runs: "Runs") -> int:
         choice=Choice(args.top, args.min_probability),
         views=ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None,
         prefix=args.prefix or "",
+        address=args.address,
     )
     return tag_pictures(request)
 

@@ -25,8 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI, UploadFile
 
 from imet_ray.cores import usable_cores
+from imet_ray.models.checkpoint import load_tagger
+from imet_ray.prediction.ensemble import EnsembleMember, combined, in_order
+from imet_ray.prediction.predict import Inference, predict_batch
+from imet_ray.prediction.prepared import Prepared, Preparer, Sight, sights_of
+from imet_ray.prediction.tagger_files import find_ensemble
 from imet_ray.storage.experiment import read_experiment
 from imet_ray.storage.runs import Runs
 
@@ -50,26 +58,52 @@ class Measured:
         return [f"{rate:.1f}", *waits, f"{statistics.median(self.shares):.0%}", f"{ratio:.2f}"]
 
 
-def peer() -> Any:
-    """The plain way."""
-    import torch
-    from fastapi import FastAPI, UploadFile
+class PlainTagger:
+    """The ensemble as a loop: each of its checkpoints is asked about a picture, one after the other."""
 
-    import imet_ray
+    def __init__(self, where: str) -> None:
+        self.files = find_ensemble(where, Runs(Path("runs")))
+        self.ensemble, cpu = self.files.ensemble, torch.device("cpu")
+        loaded = {trial_id: load_tagger(path, cpu) for trial_id, path in self.files.checkpoints.items()}
+        self.models = {trial_id: model.eval() for trial_id, (model, _) in loaded.items()}
+        self.how, sights = {}, []
+        for trial_id, (_, info) in loaded.items():
+            how = self.how[trial_id] = Inference.of(info.spec.recipe, cpu, views=self.ensemble.views)
+            sights.append(Sight(info.spec.pack_short_side, how.image_size, how.views))
+        self.prepare = Preparer(sights_of(sights))
+        self.sight = dict(zip(loaded, map(self.prepare.sights.index, sights), strict=True))
 
+    def tag(self, picture: Prepared) -> list[dict[str, Any]]:
+        """Labels with their probabilities."""
+        seen = [torch.from_numpy(views).permute(0, 3, 1, 2)[None] for views in picture.seen]
+
+        def of(member: EnsembleMember) -> np.ndarray:
+            folds = [
+                predict_batch(self.models[one], seen[self.sight[one]], self.how[one]) for one in member.trials
+            ]
+            return np.mean([probs.astype(np.float32) for probs in folds], axis=0)
+
+        scores = combined(self.ensemble, ((member, of(member)) for member in in_order(self.ensemble)))
+        calibration = self.ensemble.calibration
+        probs = scores if calibration is None else calibration.applied(scores)
+        chosen = np.flatnonzero(self.ensemble.decoder.decode(scores)[0])
+        return [
+            {"name": self.files.label_names[c], "probability": round(float(probs[0, c]), 4)}
+            for c in sorted(chosen, key=lambda c: -scores[0, c])
+        ]
+
+
+def peer() -> FastAPI:
+    """The plain way: decode, predict, answer."""
     torch.set_num_threads(int(os.environ[THREADS]))
-    tagger = imet_ray.load(os.environ[WHERE])
-    app = FastAPI()
+    tagger, app = PlainTagger(os.environ[WHERE]), FastAPI()
 
     @app.post("/tag")
     async def tag(picture: UploadFile) -> dict[str, Any]:
         prepared = tagger.prepare(await picture.read(), name=picture.filename or "")
         began = time.monotonic()
-        scores = tagger.scores([prepared])
+        labels = tagger.tag(prepared)
         seconds = time.monotonic() - began
-        probs = tagger.calibrated(scores)[0]
-        chosen = tagger.decide(scores)[0]
-        labels = [{"name": tagger.labels[c], "probability": round(float(probs[c]), 4)} for c in chosen]
         return {"pictures": [{"name": picture.filename, "labels": labels}], "model_seconds": seconds}
 
     return app
@@ -77,8 +111,6 @@ def peer() -> Any:
 
 def serve_peer(port: int, processes: int) -> None:
     """The peer, in so many processes."""
-    import uvicorn
-
     uvicorn.run("benchmarks.serve:peer", factory=True, port=port, workers=processes, log_level="error")
 
 

@@ -78,9 +78,14 @@ def type_at(model: type[BaseModel], name: str) -> Any:
         elif part.isascii() and part.isdigit() and int(part) < len(items):
             here = items[int(part)]
         else:
-            known = list(inner.model_fields) if inner is not None else [str(i) for i in range(len(items))]
-            raise SettingError(name, unknown_key(part if known else name, known or model.model_fields))
+            known = names_in(inner) if inner is not None else [str(i) for i in range(len(items))]
+            raise SettingError(name, unknown_key(part if known else name, known or names_in(model)))
     return here
+
+
+def names_in(model: type[BaseModel]) -> list[str]:
+    """The settings of a model, as people write them."""
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

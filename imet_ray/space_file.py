@@ -5,14 +5,14 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imet_ray.dotted_names import merged, model_in, type_at, value_at
+from imet_ray.dotted_names import merged, model_in, names_in, type_at, value_at
 from imet_ray.errors import ConfigError, SettingError, did_you_mean, unknown_key
 from imet_ray.search_space import AUTO, First, Range, SearchSpace, SpaceSettings
 from imet_ray.specs import (
@@ -114,6 +114,7 @@ class _Reader:
             search = {key: wanted for key, wanted in search.items() if not _fixed(key, of_variants)}
             if isinstance(weights := settings.get("weights"), str) and weights not in WEIGHTS:
                 settings["weights"] = str(user_path(weights).resolve())  # workers run elsewhere
+            settings = _with_resolved_labels(settings)
             finds = settings.get("lr") == AUTO
             if finds:
                 del settings["lr"]  # found before the first trial
@@ -133,7 +134,9 @@ class _Reader:
                 self.refuse_own_outside(variant, search, origin)
             variants.append(variant)
             ranges[variant.name] = search
-            places[variant.name] = origin.get("weights", origin.get("", ()))
+            places[variant.name] = origin.get(
+                "labels" if variant.parent is None else "weights", origin.get("", ())
+            )
         if not variants:
             raise self.error((), "no variants: give `grid:`, `variants:` or both")
         for variant in variants:
@@ -221,10 +224,8 @@ class _Reader:
             return model.model_validate(given)
         except ValidationError as error:
             problems = error.errors()
-            # where a name or settings may stand, what is wrong with the settings is enough
-            told = [p for p in problems if not (p["type"] == "string_type" and isinstance(p["input"], dict))]
             lines = []
-            for problem in told or problems:
+            for problem in [p for p in problems if not _told_by_another(p, problems)] or problems:
                 loc = _named(problem)
                 place = _place(loc, origin) if origin is not None else where + loc
                 lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
@@ -267,6 +268,17 @@ class _Reader:
                 self.refuse_repeated_keys(item)
 
 
+def _with_resolved_labels(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the whole path of a file that pseudo-labels come from; what is wrong is said elsewhere."""
+    labels = settings.get("labels")
+    if not (isinstance(labels, dict) and isinstance(added := labels.get("add"), dict)):
+        return settings
+    if not str(added.get("from")).endswith(".npz"):
+        return settings
+    path = user_path(str(added["from"])).resolve()
+    return settings | {"labels": labels | {"add": added | {"from": str(path)}}}
+
+
 def _fixed(name: str, given: dict[str, Any]) -> bool:
     """True if the setting, what it is a part of, or a part of it is among those given."""
     return any(f"{one}.".startswith(f"{name}.") or f"{name}.".startswith(f"{one}.") for one in given)
@@ -294,6 +306,18 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     return _describe(problem, _named(problem), model)
 
 
+def _told_by_another(problem: Any, problems: Iterable[Any]) -> bool:
+    """True if another problem says it better: that a key is misspelt, or what is wrong with the settings."""
+    if problem["type"] == "missing":
+        *where, key = problem["loc"]
+        beside = [
+            p["loc"][-1] for p in problems if p["type"] == "extra_forbidden" and [*p["loc"][:-1]] == where
+        ]
+        return any(where or did_you_mean(str(unknown), [key]) for unknown in beside)
+    # where a name or settings may stand
+    return bool(problem["type"] == "string_type" and isinstance(problem["input"], dict))
+
+
 def _named(problem: Any) -> Place:
     """Where one of pydantic's errors lies, by the names of settings."""
     return tuple(part for part in problem["loc"] if not _is_type_name(part))
@@ -310,10 +334,12 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in loc)
     if problem["type"] == "extra_forbidden":
         fields: Any = model.model_fields
+        known = names_in(model)
         for part in loc[:-1]:  # an unknown key of a nested model: name that model's keys
             inner = model_in(fields[part].annotation) if part in fields else None
-            fields = inner.model_fields if inner is not None else fields
-        return unknown_key(str(loc[-1]), list(fields))
+            if inner is not None:
+                fields, known = inner.model_fields, names_in(inner)
+        return unknown_key(str(loc[-1]), known)
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "value_error":

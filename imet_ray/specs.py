@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 
 from imet_ray.augmentation_settings import Areas, Augmentation, Ratios, refuse_reversed
 from imet_ray.dotted_names import dotted, with_parts
@@ -66,6 +66,32 @@ class Sampler(Frozen):
         return self
 
 
+class AddedLabels(Frozen):
+    """Pseudo-labels: what training pictures get of predictions that are sure (`imet_ray.training.pseudo_labels`)."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    # a variant of the space, RUN/ENSEMBLE, or a file of predictions
+    source: Annotated[str, Field(alias="from", min_length=1)]
+    above: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7  # the probability that is sure enough
+    at_most: Annotated[float, Field(gt=0.0)] | None = None  # labels per picture, in the mean: the surest ones
+    soft: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # the target of an added label
+    strict: bool = True  # fold k's training pictures get them from models of fold k alone
+
+    @property
+    def kind(self) -> Literal["variant", "ensemble", "file"]:
+        """What the source is."""
+        if self.source.endswith(".npz"):
+            return "file"
+        return "ensemble" if "/" in self.source else "variant"
+
+
+class Labels(Frozen):
+    """What training makes of the labels of the data."""
+
+    add: AddedLabels
+
+
 class Variant(Frozen):
     """A recipe that the blend weighs: architecture x augmentation x size x loss, and how it is trained."""
 
@@ -84,6 +110,7 @@ class Variant(Frozen):
     mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
     cutmix: Annotated[float, Field(ge=0.0)] = 0.0  # the same; with both, each batch gets one of them
     sampler: Sampler | None = None  # None: an epoch shows each picture once
+    labels: Labels | None = None  # None: those of the data, and no others
 
     loss: str = "bce"
     loss_weight: Annotated[float, Field(ge=0.0)] | None = None  # None: the loss's own default
@@ -165,7 +192,13 @@ class Variant(Frozen):
     @property
     def after(self) -> tuple[str, ...]:
         """The variants whose trials of a fold must be complete before its own of that fold begins."""
-        return () if self.parent is None else (self.parent,)
+        teacher = self.added.source if self.added is not None and self.added.kind == "variant" else None
+        return tuple(dict.fromkeys(name for name in (self.parent, teacher) if name is not None))
+
+    @property
+    def added(self) -> AddedLabels | None:
+        """The pseudo-labels of its training pictures."""
+        return None if self.labels is None else self.labels.add
 
     def with_hparams(self, hparams: dict[str, Hparam]) -> Self:
         """The same variant with some settings, by name or dotted name, replaced and checked again."""

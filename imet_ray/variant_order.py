@@ -20,6 +20,9 @@ def problem_with_parents(
             return str(unknown_name("variant", name, known))
     if cycle := _cycle(variant.name, known):
         return f"variant {variant.name!r} would wait for itself: {' after '.join(cycle)}"
+    for field in searched[variant.name]:
+        if field in ("labels", "labels.add", "labels.add.source", "labels.add.strict"):
+            return f"variant {variant.name!r} searches {field}: where its labels come from must be one place"
     if variant.parent is None:
         return ""
     parent = known[variant.parent]

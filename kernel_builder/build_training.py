@@ -47,6 +47,11 @@ def chosen_trial(
     """
     check_one_process(run.experiment.space, fold)
     wanted = variant_named(run.experiment.space, variant)
+    if wanted.added is not None:
+        raise ConfigError(
+            f"variant {variant!r} learns from pseudo-labels, and a kernel has no models to take them from: train it "
+            "with --sweep or --train"
+        )
     source = "the variant's own values"
     if settings:
         source = f"{source}, with {hparams_text(settings)}"

@@ -17,11 +17,14 @@ from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.loader import TrainDataset, train_batches
 from imet_ray.data.training_data import TrainingData
 from imet_ray.models.checkpoint import load_state, save_state
-from imet_ray.specs import TrialSpec
+from imet_ray.specs import AddedLabels, Labels, TrialSpec
+from imet_ray.storage.added_labels import read_added
 from imet_ray.storage.checked_read import read_json_lines
+from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.training.distributed import SplitError, Team
+from imet_ray.training.pseudo_labels import keep_source
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics, Trainer
 
@@ -207,6 +210,43 @@ def test_a_team_over_a_bucket_goes_on_from_one_state_whoever_leads(together, mak
     assert result_of(resumed).epochs == 3
     found, wanted = load_file(resumed.best), load_file(whole.best)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@over_a_bucket
+def test_all_of_a_team_learn_the_pseudo_labels_that_its_leader_chose(
+    together, make_spec, on_node, tiny_data, tmp_path
+):
+    rng, nodes = np.random.default_rng(0), [on_node("a"), on_node("b")]
+    probs = rng.random(tiny_data.labels.shape).astype(np.float16)
+    write_arrays(tmp_path / "p.npz", ids=np.array(tiny_data.split.ids), probs=probs)
+    how = AddedLabels(source=str(tmp_path / "p.npz"), above=0.9, strict=False)
+    keep_source(nodes[0], how, tiny_data)
+    spec = of_team(make_spec(epochs=1, labels=Labels(add=how)))
+    trial = together(spec, nodes=nodes)
+    assert len(read_added(trial).rows) > 100
+    plain = together(of_team(make_spec(epochs=1)), "plain")
+    found, wanted = load_file(trial.best), load_file(plain.best)
+    assert not all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@over_a_bucket
+def test_each_of_a_team_fetches_the_parents_weights_and_goes_on_without_them(
+    together, make_spec, tiny_data, on_node
+):
+    parent = make_spec(fold=1, epochs=1)
+    trained = on_node("c").trial(parent.trial_id)
+    train_trial(parent, tiny_data, trained, device=CPU)
+    child = make_spec(fold=1, name="child", weights={"variant": "tiny"}, lr=1e-9, epochs=2)
+    spec = of_team(child.model_copy(update={"after": {"tiny": parent.trial_id}}))
+    nodes = [on_node("a"), on_node("b")]
+    together(spec, stop=1, nodes=nodes)
+    for node in nodes:
+        assert node.trial(parent.trial_id).best.read_bytes() == trained.best.read_bytes()
+        node.trial(parent.trial_id).best.unlink()
+    before, after = load_file(trained.best), load_file(together(spec, nodes=nodes).best)
+    learnt = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
+    assert not any(node.trial(parent.trial_id).best.exists() for node in nodes)
 
 
 @over_a_bucket

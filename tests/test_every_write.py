@@ -14,6 +14,7 @@ from killed_here import Point
 from processes import ready
 from seen import Seen, look, refuse_lost_work, refuse_other_outcome
 
+from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import runs_at
 
@@ -25,6 +26,11 @@ trials_per_variant: {trials}
 base: {{architecture: test_resnet, weights: none, image_size: 32, epochs: {epochs}, batch_size: 16, lr: 0.003}}
 variants: [{{name: a}}]
 search: {{dropout: {{low: 0.0, high: 0.5}}}}
+"""
+FAMILY = """
+n_folds: 2
+base: {architecture: test_resnet, weights: none, image_size: 32, epochs: 1, batch_size: 16, lr: 0.003}
+variants: [{name: a}, {name: b, weights: {variant: a}}]
 """
 KILLED, PATIENCE = -9, 120
 
@@ -50,9 +56,9 @@ def run(target: Callable[..., None], *args: object) -> int:
     return process.exitcode
 
 
-def tell(folder: Path, data: Path, chosen: Callable[[Point], bool], **sizes: int) -> Story:
+def tell(folder: Path, data: Path, space: str, chosen: Callable[[Point], bool]) -> Story:
     """Kill at each of the chosen points as often as an undisturbed sweep reaches it."""
-    (folder / "space.yml").write_text(SPACE.format(**sizes))
+    (folder / "space.yml").write_text(space)
 
     def argv(place: Path) -> list[str]:
         where = ["--runs", str(place / "runs"), "--cache", str(place / "cache"), "--name", "r"]
@@ -92,7 +98,7 @@ def of_the_journal(point: Point) -> bool:
 @pytest.fixture(scope="module")
 def story(tiny_root, tmp_path_factory) -> Story:
     folder = tmp_path_factory.mktemp("writes")
-    return tell(folder, tiny_root, lambda point: not of_the_journal(point), trials=1, epochs=2)
+    return tell(folder, tiny_root, SPACE.format(trials=1, epochs=2), lambda point: not of_the_journal(point))
 
 
 def test_it_is_killed_beside_each_file_that_it_puts_in_place(story):
@@ -116,6 +122,21 @@ def test_a_killed_writes_leftovers_are_few_and_hidden(story):
 
 def test_nobody_sees_a_traceback(story):
     assert not [printed for printed in story.printed if "Traceback" in printed]
+
+
+@pytest.mark.cluster
+def test_killed_between_parent_and_child_a_sweep_goes_on_from_the_same_weights(tiny_root, tmp_path):
+    def parent_is_done(point: Point) -> bool:
+        when, where = point
+        return when == "after" and where.endswith("/result.json")
+
+    story = tell(tmp_path, tiny_root, FAMILY, parent_is_done)
+    assert story.kills.total() == 4  # parent and child of two folds
+    trials = [read_spec(trial) for trial in story.store.trials()]
+    of_parent = {spec.fold: spec.trial_id for spec in trials if spec.variant.name == "a"}
+    children = [spec for spec in trials if spec.variant.name == "b"]
+    assert [spec.after for spec in children] == [{"a": of_parent[spec.fold]} for spec in children]
+    refuse_other_outcome(story.store, story.alone)
 
 
 @pytest.mark.cluster
@@ -168,7 +189,7 @@ def test_a_sweep_over_a_bucket_that_is_killed_beside_each_upload_is_an_undisturb
 
 
 def test_a_driver_that_is_killed_beside_each_line_of_the_journal_comes_to_its_end(tiny_root, tmp_path):
-    story = tell(tmp_path, tiny_root, of_the_journal, trials=2, epochs=1)
+    story = tell(tmp_path, tiny_root, SPACE.format(trials=2, epochs=1), of_the_journal)
     assert story.kills.total() >= 10
     assert {r.status for r in look(story.store).results.values()} == {"complete"}
     assert len(look(story.store).results) >= len(look(story.alone).results)

@@ -69,6 +69,24 @@ def test_where_a_variant_says_no_loss_weight_it_is_the_losses_own_default(tmp_pa
     assert next_spec(policy_of(space, tmp_path)).hparams == {"loss_weight": default}
 
 
+@pytest.mark.parametrize(
+    ("search", "variant", "default"),
+    [
+        ("beta1: {low: 0.8, high: 0.99}", "", {"beta1": 0.9}),
+        ("beta2: {low: 0.9, high: 0.9999}", "optimizer: lion", {"beta2": 0.99}),
+        ("eps: {low: 1.0e-9, high: 1.0e-6}", "", {"eps": 1e-8}),
+        ("drop_factor: {low: 0.05, high: 0.95}", "schedule: exponential", {"drop_factor": 0.9}),
+        ("drop_factor: {low: 0.05, high: 0.95}", "schedule: step, drop_every: 2", {"drop_factor": 0.1}),
+    ],
+)
+def test_what_a_variant_leaves_to_its_optimizer_or_schedule_is_their_default(
+    tmp_path, caplog, search, variant, default
+):
+    first = next_spec(policy_of(space_of(tmp_path, search, f"epochs: 3, {variant}"), tmp_path))
+    assert first.hparams == default
+    assert not caplog.messages
+
+
 def test_what_lies_outside_its_range_is_drawn_and_said(tmp_path, caplog):
     space = space_of(tmp_path, variant="batch_size: 7, lr: 0.003")
     with caplog.at_level(logging.WARNING):
@@ -78,11 +96,14 @@ def test_what_lies_outside_its_range_is_drawn_and_said(tmp_path, caplog):
     assert caplog.messages == ["a: its own batch_size=7 is not in [16, 32]: the first set draws one"]
 
 
-def test_a_setting_that_is_off_is_drawn_or_chosen_as_off(tmp_path):
+def test_a_setting_that_is_off_is_drawn_or_chosen_as_off(tmp_path, caplog):
     (numbers := tmp_path / "numbers").mkdir()
     (choices := tmp_path / "choices").mkdir()
     drawn = next_spec(policy_of(space_of(numbers, "clip_norm: {low: 0.5, high: 2.0}"), numbers))
     assert 0.5 <= drawn.recipe.clip_norm <= 2.0
+    assert caplog.messages == [
+        "a: its own recipe, without clip_norm, is not in 0.5..2: the first set draws one"
+    ]
     chosen = next_spec(policy_of(space_of(choices, "clip_norm: [1.0, null]"), choices))
     assert chosen.hparams == {"clip_norm": None}
 

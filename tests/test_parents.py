@@ -82,6 +82,7 @@ def test_a_parent_that_cannot_be_is_refused_with_its_line(space_of, variants, li
     with pytest.raises(ConfigError, match=f"line {line}: ") as caught:
         space_of(f"n_folds: 3\nbase: {{architecture: resnet18}}\nvariants:\n{variants}\n")
     assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def run_out(policy, *, seed=0, kills=False, fails=(), **how) -> list[TrialSpec]:
@@ -198,6 +199,20 @@ def test_a_child_begins_at_its_parents_weights_head_included(family, tiny_data):
     assert train_trial(child, tiny_data, run.trial(child.trial_id), device=CPU).status == "complete"
     before, after = (load_file(run.trial(spec.trial_id).best) for spec in (parent, child))
     learnt = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_child_on_another_node_begins_at_its_parents_weights_from_the_bucket(make_spec, tiny_data, on_node):
+    here, there = on_node("a"), on_node("b")
+    parent = make_spec(fold=1, epochs=1)
+    train_trial(parent, tiny_data, here.trial(parent.trial_id), device=CPU)
+    spec = make_spec(fold=1, name="child", epochs=1, weights=Parent(variant="tiny"), lr=1e-9)
+    child = spec.model_copy(update={"after": {"tiny": parent.trial_id}})
+    assert train_trial(child, tiny_data, there.trial(child.trial_id), device=CPU).status == "complete"
+    before, after = (load_file(there.trial(spec.trial_id).best) for spec in (parent, child))
+    assert file_digest(here.trial(parent.trial_id).best) == file_digest(there.trial(parent.trial_id).best)
+    learnt = [name for name in before if name.endswith("weight")]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
 
 

@@ -1,11 +1,13 @@
 """Search spaces: what a good file means, and the line that each bad one gets."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from imet_ray.errors import ConfigError
 from imet_ray.space_file import read_space, settings_of_all
+from imet_ray.specs import Variant
 from imet_ray.training.recipe import check_recipe
 
 GRID = "grid: {architecture: [resnet18, resnet34], augmentation: [light, medium]}\n"
@@ -27,6 +29,23 @@ def test_every_space_that_ships_is_valid_and_says_command_time_and_score(path):
     header = path.read_text().split("\n\n")[0]
     for word in ("command", "time", "score"):
         assert word in header
+
+
+@pytest.mark.parametrize("field", sorted(Variant.model_fields))
+def test_a_wrong_key_inside_any_setting_is_one_line(write, field):
+    recipe = {"name": "a", "architecture": "vgg11"} | {field: {"varient": 1}}
+    with pytest.raises(ConfigError) as caught:
+        read_space(write(json.dumps({"variants": [recipe]})), check=check_recipe)
+    (line,) = str(caught.value).splitlines()
+    assert "'varient'" in line
+
+
+def test_a_misspelt_key_is_not_missing_as_well_and_another_one_is(write):
+    with pytest.raises(ConfigError, match=r"unknown key 'architecure': did you mean 'architecture'\?$"):
+        read_space(write("variants: [{name: a, architecure: vgg11}]"), check=check_recipe)
+    with pytest.raises(ConfigError) as caught:
+        read_space(write("variants: [{name: a, epochz: 3}]"), check=check_recipe)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_a_grid_is_the_product_of_its_axes(write):

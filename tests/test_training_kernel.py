@@ -23,14 +23,14 @@ pytestmark = pytest.mark.slow
 SPACE = """
 n_folds: 3
 base: {architecture: test_resnet, image_size: 32, epochs: 3, lr: 0.003, dropout: 0.1, weights: none}
-variants: [{name: a}, {name: w, weights: WEIGHTS}]
+variants: [{name: a}, {name: w, weights: WEIGHTS}, {name: s, labels: {add: {from: a}}}]
 search: {dropout: {low: 0.0, high: 0.5}}
 """
 
 
 @pytest.fixture(scope="module")
 def begun(tiny_root, tiny_cache, tmp_path_factory):
-    """A run of two variants, the second from a file of weights, each trained on fold 0; the options that lead to it."""
+    """A run of three variants, of which the first two are trained on fold 0, the second from a file of weights."""
     from imet_ray.models.models import build_model
 
     torch.set_num_threads(1)
@@ -258,6 +258,11 @@ def test_it_needs_neither_ray_nor_optuna_and_the_prediction_kernel_no_training()
     ("options", "how", "expected"),
     [
         ((), {"variant": "b"}, "unknown variant 'b'"),
+        (
+            (),
+            {"variant": "s"},
+            "variant 's' learns from pseudo-labels, and a kernel has no models to take them from",
+        ),
         ((), {"fold": 3}, "fold must be below n_folds=3, got 3: choose 0..2"),
         (("--set", "dropuot=1"), {}, "--set: unknown key 'dropuot': did you mean 'dropout'?"),
         (("--key", "env"), {}, "--key says how the key reaches the kernel: give --encrypt, too"),

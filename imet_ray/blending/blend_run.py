@@ -203,6 +203,13 @@ def _remarks(run: RunToBlend) -> list[str]:
             "optimistic: soup_of picked what it mixed on the folds that are scored (how: uniform does not)"
         )
     recipes = [spec.recipe for spec in specs if spec.soup_of is None]
+    variants = {spec.variant.name: spec.variant for spec in specs}
+    found += [
+        f"optimistic: {name} learnt labels from models that had seen the fold that is scored (labels.add.strict: true "
+        "does not)"
+        for name, variant in sorted(variants.items())
+        if variant.added is not None and not variant.added.strict
+    ]
     for keep in sorted({recipe.keep for recipe in recipes if KEEPS[recipe.keep].picks(recipe)}):
         found.append(
             f"optimistic: keep: {keep} picked epochs on the folds that are scored (keep: last does not)"

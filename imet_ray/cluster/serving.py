@@ -10,10 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
@@ -41,12 +39,11 @@ ON_CPU = 2  # replicas: one answers while the other is replaced
 
 
 class Model:
-    """A replica: the models, one thread that they compute in, and the batches that wait for it."""
+    """A replica: the models, and the batches that wait for them."""
 
-    def __init__(self, files: TaggerFiles, views: ViewSet | None, threads: int) -> None:
+    def __init__(self, files: TaggerFiles, views: ViewSet | None, cores: int) -> None:
         _listen_on_loopback()
-        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.tagger = Tagger(files, device_of(None), views)
+        self.tagger = Tagger(files, device_of(None), views, cores=cores)
 
     async def about(self) -> tuple[Preparer, str]:
         """How pictures are prepared, and how labels are decided."""
@@ -55,7 +52,7 @@ class Model:
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)  # type: ignore[untyped-decorator]
     async def tag(self, prepared: list[Prepared]) -> list[Tagged]:
         """Tag pictures together; who calls it gives one, and gets one answer."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self._tag, prepared)
+        return await asyncio.to_thread(self._tag, prepared)  # more pictures come meanwhile
 
     def _tag(self, prepared: list[Prepared]) -> list[Tagged]:
         started = time.monotonic()
@@ -117,8 +114,8 @@ def replicas(
         raise ConfigError(
             f"--replicas {count}: each needs a core, and there are {cores}: give {cores} at most"
         )
-    threads = cores // count
-    options = {"num_cpus": threads, "num_gpus": 1 / math.ceil(count / gpus) if gpus else 0}
+    each = cores // count
+    options = {"num_cpus": each, "num_gpus": 1 / math.ceil(count / gpus) if gpus else 0}
     with ray_session(Resources(), run="serve-tags"):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = {"log_level": "ERROR", "enable_access_log": False}
@@ -131,7 +128,7 @@ def replicas(
             logging_config=quiet,
         )
         try:
-            handle = serve.run(deployment.bind(files, views, threads), name=APPLICATION, route_prefix=None)
+            handle = serve.run(deployment.bind(files, views, each), name=APPLICATION, route_prefix=None)
             prepare, decided_by = handle.about.remote().result()
         except (RuntimeError, RayError) as error:
             raise StoreError(f"the models cannot be loaded: {telling_line(error)}") from None

@@ -291,7 +291,7 @@ def _fit(
     joined: bool,
     nodes: int = 1,
 ) -> Session:
-    """What a trial gets, and how many fit.
+    """What a trial gets, and how many fit. On a machine with fewer CPUs than it asks for it gets all of them.
 
     Raises:
         ConfigError: if none fits, and the cluster cannot grow.
@@ -299,6 +299,8 @@ def _fit(
     now = total()
     cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
     wanted, workers = resources.gpus_per_trial, resources.workers_per_trial
+    if not joined and 1 <= (all_of_them := cpus // workers) < resources.cpus_per_trial:
+        resources = resources.model_copy(update={"cpus_per_trial": all_of_them})
     gpus_per_trial = (1.0 if gpus else 0.0) if wanted == "auto" else float(wanted)
     if resources.batch_norm == "sync" and not gpus_per_trial:
         raise ConfigError("batch_norm is sync, and there are no GPUs: leave it out of the space")

@@ -141,9 +141,10 @@ class VariantStudy:
             if wanted.holds(value):
                 found[key] = value
             else:
+                own = f"{key}={value}" if value is not None else f"recipe, without {key},"
                 logger.warning(
-                    "%s: its own %s=%s is not in %s: the first set draws one",
-                    *(self.variant.name, key, value, wanted),
+                    "%s: its own %s is not in %s: the first set draws one",
+                    *(self.variant.name, own, wanted),
                 )
         return found
 

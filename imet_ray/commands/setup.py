@@ -1,4 +1,4 @@
-"""What all stages begin with: a run that is planned and started, or opened again; and the check of a data directory."""
+"""What all stages begin with: a run that is planned and started, or opened again."""
 
 import functools
 import itertools
@@ -14,7 +14,6 @@ from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
-from imet_ray.data.check import check_data as check_directory
 from imet_ray.data.copies import first_copies
 from imet_ray.data.csv_tables import warned
 from imet_ray.data.folds import count_folds, folded_ids, read_folds, write_folds
@@ -38,8 +37,10 @@ from imet_ray.storage.experiment import (
     refuse_changed,
     way_out,
 )
+from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
+from imet_ray.training.pseudo_labels import keep_source, teachers, told
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import user_path
 
@@ -91,26 +92,6 @@ class Run:
     cache: Cache
     catalog: Catalog
     data: TrainingData
-
-
-def check_data(root: Path, cache: Cache, *, negatives: bool, page: Path | None = None) -> int:
-    """Print the report on a data directory; 1 if it must not be trained on.
-
-    Args:
-        negatives: pictures without labels have none of them; else they are a problem.
-        page: where the report with figures and pictures goes; None: nowhere.
-    """
-    if page is not None and (page.is_dir() or not page.parent.is_dir()):  # before all pictures are decoded
-        raise ConfigError(f"--report takes a file in a folder that is there, such as page.html, got {page}")
-    report = check_directory(root, workers=usable_cores(), cache=cache, negatives=negatives)
-    print(report.text())
-    if page is not None:
-        # Here: matplotlib takes a second to import, and no other stage that begins here draws.
-        from imet_ray.reporting.data_page import write_data_page
-
-        write_data_page(page, report)
-        print(f"page          {near(page.resolve())}")
-    return 1 if report.forbids else 0
 
 
 def plan(request: Request) -> Plan:
@@ -251,6 +232,10 @@ def start(plan: Plan, *weights: str | Parent) -> Run:
         weights=_files_of_weights({*weights, *_weights(plan.space)}, plan.space.n_folds),
     )
     refuse_changed(plan.store, experiment)
+    for variant in space.variants:
+        if variant.added is not None:
+            source = keep_source(plan.store, variant.added, data)
+            print(f"labels  {told(variant, data.labels, source, data.split.ids)}")
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
@@ -275,7 +260,7 @@ def pack(run: Run) -> None:
     begin(run.store, run.experiment)
     if not run.store.labels.exists():
         write_labels(run.store.labels, run.catalog.label_ids, run.catalog.label_names, run.store.files)
-    for short_side in _pack_sizes(run.experiment.space):
+    for short_side in sorted({*_pack_sizes(run.experiment.space), *_teachers_sizes(run)}):
         run.data.split.share(short_side, workers=usable_cores())
 
 
@@ -460,6 +445,15 @@ def _pack_sizes(space: SearchSpace) -> list[int]:
         image_sizes = wanted.corners() if wanted is not None else (variant.image_size,)
         sizes |= {default_pack_short_side(int(size)) for size in image_sizes if size is not None}
     return sorted(sizes)
+
+
+def _teachers_sizes(run: Run) -> set[int]:
+    """The packs that models of other runs need, of which pseudo-labels come."""
+    found = [variant.added for variant in run.experiment.space.variants if variant.added is not None]
+    trials = [
+        trial for how in found if how.strict and how.kind == "ensemble" for trial in teachers(run.store, how)
+    ]
+    return {read_spec(trial).pack_short_side for trial in trials if trial.spec.exists()}
 
 
 def _describe(space: SearchSpace) -> str:

@@ -3,17 +3,18 @@
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imet_ray.prediction.tagger import Tagger, check_choice, device_of
-from imet_ray.prediction.tagger_files import find_ensemble
+from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
 from imet_ray.prediction.view_sets import ViewSet
+from imet_ray.search_space import Resources
 from imet_ray.storage.runs import Runs
 from imet_ray.tagging.collection import Choice, Outcome, made_by, tag
-from imet_ray.tagging.outputs import Asked, output_of
+from imet_ray.tagging.outputs import Asked, Made, Output, output_of
 from imet_ray.tagging.pictures import Found, find_pictures
-from imet_ray.units import clock
+from imet_ray.units import clock, user_path
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TagRequest:
     choice: Choice = field(default_factory=Choice)
     views: ViewSet | None = None
     prefix: str = ""
+    address: str | None = None  # of a Ray to join; None: this process tags
 
 
 def tag_pictures(request: TagRequest) -> int:
@@ -45,12 +47,31 @@ def tag_pictures(request: TagRequest) -> int:
     with output.opened():
         todo = [picture for picture in pictures if not output.has(picture)]
         if todo:
-            tagger = Tagger(files, device_of(None), request.views)
-            began = time.monotonic()
-            outcome = tag(tagger, todo, output, made, request.choice)
+            began, outcome = _tagged(request, files, made, todo, output)
         output.finish()
     _say(pictures, len(pictures) - len(todo), outcome, time.monotonic() - began, output.where)
     return 1 if outcome.problems else 0
+
+
+def _tagged(
+    request: TagRequest, files: TaggerFiles, made: Made, todo: Sequence[Found], output: Output
+) -> tuple[float, Outcome]:
+    """When the models were there, by the clock, and what came of it."""
+    if request.address is None:
+        tagger = Tagger(files, device_of(None), request.views)
+        return time.monotonic(), tag(tagger, todo, output, made, request.choice)
+    from imet_ray.cluster.session import ray_session
+
+    with ray_session(Resources(), address=request.address) as session:
+        from imet_ray.cluster.tagging import Tagging, tag_on_ray
+
+        here = Path.cwd()  # not where workers run
+        folder = here / user_path(request.ensemble)
+        runs = replace(request.runs, root=here / request.runs.root)
+        where = str(folder) if folder.is_dir() else request.ensemble
+        whole = Tagging(where, runs, request.views, made, request.choice)
+        pictures = [replace(one, base=str(here)) for one in todo]
+        return time.monotonic(), tag_on_ray(pictures, output, whole, session)
 
 
 def _say(pictures: Sequence[Found], before: int, outcome: Outcome, seconds: float, where: str) -> None:

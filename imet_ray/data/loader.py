@@ -44,6 +44,7 @@ class TrainDataset(Dataset[Batch]):
         seed: int,
         *,
         sampler: Sampler | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -51,8 +52,10 @@ class TrainDataset(Dataset[Batch]):
             labels: (N, C) uint8, of all pictures in the pack.
             seed: of the augmentations and the order.
             sampler: which of the rows an epoch shows, and how often; None: each once.
+            targets: (N, C) float in 0..1, what is learnt; None: the labels.
         """
-        self.pack, self.rows, self.labels = pack, rows, labels
+        self.pack, self.rows = pack, rows
+        self.targets = labels if targets is None else targets
         self.transform, self.seed = transform, seed
         self.shown = epoch_order(sampler, labels, rows)
         self.epoch = 0
@@ -83,7 +86,7 @@ class TrainDataset(Dataset[Batch]):
         rows = self.rows[places]
         shown = zip(rows.tolist(), times.tolist(), strict=True)
         images = _planes([self.transform(self.pack[row], self._picture_seed(row, k)) for row, k in shown])
-        return images, torch.from_numpy(self.labels[rows].astype(np.float32))
+        return images, torch.from_numpy(self.targets[rows].astype(np.float32))
 
     def _picture_seed(self, row: int, times: int = 0) -> int:
         """32 bits from (seed, epoch, row), and how often the epoch has shown it before."""

@@ -5,6 +5,7 @@ It decides as `launch.py --predict` does. What each picture is to the models is 
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, DataError, StoreError, unknown_name
 from imet_ray.models.checkpoint import load_tagger
+from imet_ray.models.folded import folded
 from imet_ray.prediction.ensemble import Ensemble, EnsembleMember, combined, in_order
 from imet_ray.prediction.pooling import add_share
 from imet_ray.prediction.predict import Inference, out_of_memory, predict_batch
@@ -29,6 +31,7 @@ from imet_ray.storage.runs import runs_at
 logger = logging.getLogger(__name__)
 
 PICTURES = 64  # that go through the models together
+PART = 16  # of them by each core of a CPU; in larger parts their maps leave its cache
 AHEAD = 2  # batches that are prepared while the models look at others
 
 Views = ViewSet | str | Sequence[str]
@@ -48,8 +51,20 @@ class _Loaded:
 class Tagger:
     """A loaded ensemble. It decides on its own probabilities; people are shown calibrated ones."""
 
-    def __init__(self, files: TaggerFiles, device: torch.device, views: ViewSet | None = None) -> None:
-        """Load all checkpoints; raises StoreError for what is wrong with them."""
+    def __init__(
+        self,
+        files: TaggerFiles,
+        device: torch.device,
+        views: ViewSet | None = None,
+        *,
+        cores: int | None = None,
+    ) -> None:
+        """Load all checkpoints; raises StoreError for what is wrong with them.
+
+        Args:
+            views: None: those that the ensemble was fitted on.
+            cores: that the models use on a CPU; None: all.
+        """
         self.ensemble: Ensemble = files.ensemble
         self.place = files.place
         self.device = device
@@ -57,6 +72,12 @@ class Tagger:
         self.labels = list(files.label_names)
         self.label_ids = list(files.ensemble.label_ids)
         self._members = in_order(files.ensemble)
+        self._cores = None
+        self._n_cores = cores or usable_cores()
+        if device.type == "cpu":
+            self._cores = ThreadPoolExecutor(
+                self._n_cores, "imet_ray", initializer=lambda: torch.set_num_threads(1)
+            )
         files.check()
         seen: list[Sight] = []
         loaded = []
@@ -66,6 +87,12 @@ class Tagger:
             if list(info.label_ids) != self.label_ids:
                 raise StoreError(f"{path} was trained on other labels than {files.place} has: blend again")
             how = Inference.of(info.spec.recipe, device, views=self.views)
+            if device.type == "cpu":
+                size = how.image_size
+                noise = torch.randint(
+                    0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator()
+                )
+                model = folded(model, noise)
             seen.append(Sight(info.spec.pack_short_side, how.image_size, how.views))
             loaded.append((trial_id, path, model, how))
         self.prepare = Preparer(sights_of(seen))
@@ -98,8 +125,25 @@ class Tagger:
         """
         if not prepared:
             return np.zeros((0, len(self.labels)), np.float32)
+        return np.concatenate(self._in_parts(prepared, self._scores_of))
+
+    def _scores_of(self, prepared: Sequence[Prepared]) -> np.ndarray:
         seen = self._stacked(prepared)
         return combined(self.ensemble, ((member, self._member(member, seen)) for member in self._members))
+
+    def _in_parts(
+        self, prepared: Sequence[Prepared], work: Callable[[Sequence[Prepared]], np.ndarray]
+    ) -> list[np.ndarray]:
+        """`work` on all pictures; on a CPU on some by each core, which is faster than all cores on one layer.
+
+        32 views of EfficientNet-Lite0 at 48 px take 0.11 s of one core; by torch's threads on two of a busy machine,
+        which wait for each other, they took six times as much.
+        """
+        if self._cores is None:
+            return [work(prepared)]
+        each = min(PART, -(-len(prepared) // self._n_cores))
+        parts = [prepared[start : start + each] for start in range(0, len(prepared), each)]
+        return list(self._cores.map(work, parts))
 
     def decide(self, probs: np.ndarray) -> list[list[int]]:
         """The labels of each picture by the ensemble's decoder, as positions in `labels`, the most probable first.
@@ -200,11 +244,15 @@ class Tagger:
             raise unknown_name("member", member, known)
         asked = self._members if member is None else [known[member]]
         loaded = [self._loaded[trial_id] for one in asked for trial_id in one.trials]
-        rows = []
-        for _, prepared in self._batches(pictures):
+
+        def seen_by(prepared: Sequence[Prepared]) -> np.ndarray:
             seen = self._stacked(prepared)
             found = [_in_batches(one, seen[one.sight], _features) for one in loaded]
-            rows.append(np.concatenate(found, axis=1) / np.float32(np.sqrt(len(found))))
+            return np.asarray(np.concatenate(found, axis=1) / np.float32(np.sqrt(len(found))))
+
+        rows: list[np.ndarray] = []
+        for _, prepared in self._batches(pictures):
+            rows += self._in_parts(prepared, seen_by)
         if not rows:
             raise ConfigError("embed was given no picture")
         return np.concatenate(rows)

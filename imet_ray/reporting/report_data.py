@@ -7,7 +7,20 @@ from typing import Any
 from imet_ray.prediction.metrics import Metric
 from imet_ray.reporting.error_analysis import LabelCounts
 from imet_ray.reporting.run_status import TrialStatus
+from imet_ray.specs import AddedLabels
+from imet_ray.storage.added_labels import Added
 from imet_ray.storage.results import Standing
+
+
+@dataclass(frozen=True)
+class Student:
+    """A variant that learnt from pseudo-labels."""
+
+    variant: str
+    how: AddedLabels
+    by_fold: Sequence[Added]
+    pictures: int  # that its trials were trained on, together
+    without: str | None  # the variant that differs in nothing but them
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,7 @@ class ReportData:
     counts: LabelCounts | None = None  # out of fold
     label_names: Sequence[str] = ()
     label_groups: Sequence[str] = ()
+    students: Sequence[Student] = ()
 
     @property
     def taken(self) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from imet_ray.reporting import blend_figures
 from imet_ray.reporting.pages import COLOURS, INK, Section, Table, canvas, shorten
+from imet_ray.reporting.pseudo_label_table import pseudo_labels
 from imet_ray.reporting.report_data import ReportData
 from imet_ray.reporting.run_status import TrialStatus
 from imet_ray.specs import hparams_text
@@ -158,6 +159,7 @@ FIGURES: dict[str, Callable[[ReportData], Section | None]] = {
     "greedy": blend_figures.greedy,
     "budget": blend_figures.budget,
     "leaderboard": leaderboard,
+    "pseudo-labels": pseudo_labels,
     "curves": learning_curves,
     "frequency": label_frequency,
     "groups": label_groups,

@@ -16,6 +16,7 @@ from imet_ray.prediction.ensemble import Ensemble, blend_oof
 from imet_ray.prediction.metrics import METRICS, Metric, metric_named
 from imet_ray.reporting.error_analysis import Mistake, confident_mistakes, count_labels
 from imet_ray.reporting.pages import draw_sections, jpeg, render
+from imet_ray.reporting.pseudo_label_table import students
 from imet_ray.reporting.report_data import ReportData
 from imet_ray.reporting.report_figures import FIGURES
 from imet_ray.reporting.run_status import Watcher
@@ -67,6 +68,7 @@ def write_report(
         counts=count_labels(oof, catalog.labels, ensemble.decoder) if oof is not None else None,
         label_names=catalog.label_names,
         label_groups=catalog.label_groups if oof is not None else (),
+        students=students(found, len(catalog.train.ids)),
     )
     page = _page(
         f"{store.root.name}: {ensemble.name}",

@@ -7,6 +7,7 @@ is `imet_ray.storage.files`; how they are read back is `imet_ray.storage.checked
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,6 +112,17 @@ class RunDirectory:
         """Who drives the run on another machine; empty: nobody does."""
         return self.files.leaseholder(self.lease)
 
+    def label_source(self, source: str, suffix: str) -> Path:
+        """The run's own copy of what pseudo-labels come from.
+
+        Args:
+            source: as the space names it.
+            suffix: .json, or .npz.
+        """
+        tag = hashlib.sha256(source.encode()).hexdigest()[:8]
+        name = re.sub(r"[^A-Za-z0-9.+-]+", "_", source.removesuffix(".npz"))[-60:].strip("_.")
+        return self.root / "label_sources" / f"{name}-{tag}{suffix}"
+
     def rate(self, variant: str, fold: int) -> "RateDirectory":
         return RateDirectory(self.root / "rates" / f"{variant}-fold{fold}", self.files)
 
@@ -150,6 +162,7 @@ class TrialDirectory:
     last = Place("last.pt")
     start = Place("start.safetensors")  # untrained weights from another machine; else the recipe's are taken
     best = Place("best.safetensors")
+    added = Place("added.npz")  # the pseudo-labels of its training pictures
     oof = Place("oof.npz")
     test = Place("test.npz")
     result = Place("result.json")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,14 @@ def made_by(files: TaggerFiles, views: ViewSet | None, choice: Choice) -> Made:
     return Made(f"{files.ensemble.name} {digest[:10]}", how)
 
 
+@dataclass(frozen=True)
+class Tags:
+    """What is said of some pictures."""
+
+    rows: list[tuple[Found, Row]]
+    problems: dict[str, str]  # of those that cannot be read
+
+
 def tag(tagger: Tagger, pictures: Sequence[Found], output: Output, made: Made, choice: Choice) -> Outcome:
     """Tag pictures, and give each batch to the output.
 
@@ -58,25 +66,46 @@ def tag(tagger: Tagger, pictures: Sequence[Found], output: Output, made: Made, c
         StoreError: if the output can take no more.
     """
     outcome = Outcome()
+    with tqdm(total=len(pictures), desc="tagging", unit="img", disable=not sys.stderr.isatty()) as bar:
+        for tags in _tagged(tagger, pictures, made, choice):
+            keep(output, tags, outcome)
+            bar.update(len(tags.rows) + len(tags.problems))
+    return outcome
+
+
+def keep(output: Output, tags: Tags, outcome: Outcome) -> None:
+    """Give tags to the output, and count them."""
+    failed = output.add(tags.rows) if tags.rows else {}
+    outcome.tagged += len(tags.rows) - len(failed)
+    outcome.problems |= tags.problems | failed
+
+
+def tags_of(tagger: Tagger, pictures: Sequence[Found], made: Made, choice: Choice) -> Tags:
+    """What is said of some pictures, all of them together."""
+    found = Tags([], {})
+    for tags in _tagged(tagger, pictures, made, choice):
+        found.rows.extend(tags.rows)
+        found.problems.update(tags.problems)
+    return found
+
+
+def _tagged(tagger: Tagger, pictures: Sequence[Found], made: Made, choice: Choice) -> Iterator[Tags]:
+    """Batch by batch; others are read meanwhile."""
 
     def prepare(found: Found) -> Prepared:
         return tagger.prepare(found.read(), name=found.path)
 
-    batches = prefetched(prepare, pictures, batch=PICTURES, ahead=AHEAD, threads=usable_cores())
-    with tqdm(total=len(pictures), desc="tagging", unit="img", disable=not sys.stderr.isatty()) as bar:
-        for batch in batches:
-            ready: list[tuple[Found, Prepared]] = []
-            for found, prepared in batch:
-                if isinstance(prepared, DataError):
-                    outcome.problems[found.name] = _without(found.path, str(prepared))
-                else:
-                    ready.append((found, prepared))
-            rows = rows_of(tagger, [one for one, _ in ready], [one for _, one in ready], made, choice)
-            failed = output.add(list(zip([one for one, _ in ready], rows, strict=True))) if ready else {}
-            outcome.problems |= failed
-            outcome.tagged += len(ready) - len(failed)
-            bar.update(len(batch))
-    return outcome
+    for batch in prefetched(prepare, pictures, batch=PICTURES, ahead=AHEAD, threads=usable_cores()):
+        problems: dict[str, str] = {}
+        ready: list[tuple[Found, Prepared]] = []
+        for found, prepared in batch:
+            if isinstance(prepared, DataError):
+                problems[found.name] = _without(found.path, str(prepared))
+            else:
+                ready.append((found, prepared))
+        seen = [found for found, _ in ready]
+        rows = rows_of(tagger, seen, [prepared for _, prepared in ready], made, choice)
+        yield Tags(list(zip(seen, rows, strict=True)), problems)
 
 
 def rows_of(

@@ -26,6 +26,7 @@ class Found:
     """A picture, wherever it lies."""
 
     path: str  # as the user would type it, or a URL
+    base: str = ""  # the folder that it is typed in, for who runs elsewhere
 
     @property
     def name(self) -> str:
@@ -43,7 +44,7 @@ class Found:
             DataError: if the object is gone.
         """
         if self.is_local:
-            return Path(self.path)
+            return Path(self.base, self.path)
         bucket, key = _object(self.path)
         data = bucket.read(key)
         if data is None:

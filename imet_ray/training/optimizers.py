@@ -1,5 +1,7 @@
 """The optimizer of a trial: timm's, by name."""
 
+from typing import Any
+
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
@@ -67,6 +69,14 @@ def check_optimizer(recipe: Variant) -> None:
             raise SettingError(
                 key, f"{key} is for optimizers such as {', '.join(readers)}, got {recipe.optimizer!r}"
             )
+
+
+def own_default(name: str, key: str) -> float | None:
+    """What an optimizer takes for one of `beta1`, `beta2` and `eps`, if nothing is said; None for other settings."""
+    group: Any = _group(name)
+    first, second, *_ = group.get("betas") or (None, None)
+    found: dict[str, float | None] = {"beta1": first, "beta2": second, "eps": group.get("eps")}
+    return found.get(key)
 
 
 def _group(name: str) -> dict[str, object]:

@@ -14,7 +14,8 @@ from imet_ray.specs import Hparam, Variant
 from imet_ray.training.averages import check_average
 from imet_ray.training.kept_weights import KEEPS
 from imet_ray.training.losses import LOSSES, build_loss
-from imet_ray.training.optimizers import OPTIMIZERS, check_optimizer
+from imet_ray.training.optimizers import OPTIMIZERS, check_optimizer, own_default
+from imet_ray.training.pseudo_labels import check_labels
 from imet_ray.training.schedules import SCHEDULES, check_schedule
 
 REGISTRIES: Mapping[str, Iterable[str]] = {  # by field of `Variant`
@@ -55,10 +56,17 @@ def check_recipe(recipe: Variant) -> None:
     check_optimizer(recipe)
     check_schedule(recipe)
     check_average(recipe)
+    check_labels(recipe)
     KEEPS[recipe.keep].check(recipe)
 
 
 def own_value(recipe: Variant, field: str) -> Hparam:
-    """A recipe's own value of a setting; the number that its loss takes by default, where it says none."""
+    """A recipe's own value of a setting; what its loss, schedule or optimizer takes, where the recipe says none."""
     value: Hparam = value_at(recipe, field)
-    return LOSSES[recipe.loss][1] if field == "loss_weight" and value is None else value
+    if value is not None:
+        return value
+    if field == "loss_weight":
+        return LOSSES[recipe.loss][1]
+    if field == "drop_factor":
+        return SCHEDULES[recipe.schedule].drop_factor
+    return own_default(recipe.optimizer, field)

@@ -30,6 +30,7 @@ class Schedule:
     """The learning rate over a trial's updates. Its state is part of `last.pt`."""
 
     reads: ClassVar[Sequence[str]] = WARMUP  # of SETTINGS
+    drop_factor: ClassVar[float | None] = None  # where the recipe says none
     spent = False  # True: training ends now, though epochs are left
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
@@ -235,10 +236,11 @@ class ExpRange(Triangular):
     """The height falls to `drop_factor` (0.9) of it with each epoch."""
 
     reads = (*Triangular.reads, "drop_factor")
+    drop_factor: ClassVar[float] = 0.9
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         super().__init__(optimizer, recipe, total=total, warmup=warmup)
-        self.per_update = (recipe.drop_factor or 0.9) ** (recipe.epochs / total)
+        self.per_update = (recipe.drop_factor or self.drop_factor) ** (recipe.epochs / total)
 
     def height(self, cycle: int, update: int) -> float:
         return float(self.per_update**update)
@@ -248,13 +250,14 @@ class Step(_Timm):
     """The rate falls to `drop_factor` (0.1) of it after every `drop_every` epochs."""
 
     reads = ("drop_every", "drop_factor", *WARMUP)
+    drop_factor: ClassVar[float] = 0.1
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         assert recipe.drop_every is not None
         self.scheduler = StepLRScheduler(
             optimizer,
             decay_t=recipe.drop_every * (total // recipe.epochs),
-            decay_rate=recipe.drop_factor or 0.1,
+            decay_rate=recipe.drop_factor or self.drop_factor,
             warmup_t=warmup,
             warmup_lr_init=recipe.lr / 100,
             warmup_prefix=False,  # drops are where the recipe has them
@@ -274,13 +277,14 @@ class MultiStep(_Timm):
     """The rate falls to `drop_factor` (0.1) of it after each of the epochs `drop_at`."""
 
     reads = ("drop_at", "drop_factor", *WARMUP)
+    drop_factor: ClassVar[float] = 0.1
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         epoch = total // recipe.epochs
         self.scheduler = MultiStepLRScheduler(
             optimizer,
             decay_t=[epochs * epoch + 1 for epochs in recipe.drop_at],  # timm's drop comes one update early
-            decay_rate=recipe.drop_factor or 0.1,
+            decay_rate=recipe.drop_factor or self.drop_factor,
             warmup_t=warmup,
             warmup_lr_init=recipe.lr / 100,
             warmup_prefix=False,
@@ -302,12 +306,13 @@ class Exponential(_Timm):
     """After the warm-up the rate falls with every update, to `drop_factor` (0.9) of it in an epoch."""
 
     reads = ("drop_factor", *WARMUP)
+    drop_factor: ClassVar[float] = 0.9
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         self.scheduler = StepLRScheduler(
             optimizer,
             decay_t=1,
-            decay_rate=(recipe.drop_factor or 0.9) ** (recipe.epochs / total),
+            decay_rate=(recipe.drop_factor or self.drop_factor) ** (recipe.epochs / total),
             warmup_t=warmup,
             warmup_lr_init=recipe.lr / 100,
             warmup_prefix=True,

@@ -36,6 +36,7 @@ from imet_ray.training.kept_weights import KEEPS, Judge
 from imet_ray.training.losses import build_loss
 from imet_ray.training.optimizers import build_optimizer
 from imet_ray.training.parents import beginning
+from imet_ray.training.pseudo_labels import pseudo_labels
 from imet_ray.training.schedules import build_schedule
 
 MAX_SPLITS = 4  # a batch is halved at most twice when the GPU's memory is too small
@@ -74,6 +75,7 @@ class Trainer:
             TrainTransform.of(recipe),
             spec.seed,
             sampler=recipe.sampler,
+            targets=self._targets(),
         )
         state = load_state(trial.last)
         check_model(recipe.architecture, recipe.image_size, recipe.dropout, recipe.drop_path, recipe.freeze)
@@ -109,6 +111,20 @@ class Trainer:
             self._restore(state)
         if team.broadcast(self.epoch) != self.epoch:
             raise SplitError(f"{trial.root}: epoch {self.epoch}, of which the leader knows nothing")
+
+    def _targets(self) -> np.ndarray | None:
+        """What is learnt, (N, C), where it is not the labels alone. The leader chooses what is added."""
+        how = self.recipe.added
+        if how is None:
+            return None
+        if not self.team.leads:
+            self.team.barrier()
+        added = pseudo_labels(
+            self.spec, self.data, self.trial, self.device, workers=self.hardware.loader_workers
+        )
+        if self.team.leads:
+            self.team.barrier()
+        return added.onto(self.data.labels, how.soft)
 
     def run(self, report: Callable[[EpochMetrics], None]) -> TrialResult:
         """Train to the end.
