@@ -39,6 +39,7 @@ from imet_ray.storage.experiment import read_experiment
 from imet_ray.storage.runs import Runs
 
 START_S = 300
+COMPARED = 8  # pictures whose labels are compared
 WHERE, THREADS = "IMET_BENCHMARK_ENSEMBLE", "IMET_BENCHMARK_THREADS"  # for the peer's processes
 
 
@@ -266,12 +267,18 @@ def main() -> None:
     for _ in range(args.rounds):
         for server in tested:
             with running(server):
-                said[server.name] = answers(server, bodies[:32])
+                said[server.name] = answers(server, bodies[:COMPARED])
                 for n in counts:
                     measure(server, bodies, n, args.seconds, found[server.name, n])
+                    print(
+                        f"{server.name}, {n} clients: {found[server.name, n].rates[-1]:.1f}/s",
+                        file=sys.stderr,
+                    )
     ours, *peers = tested
     for other in peers:
-        print(f"{differing(said[ours.name], said[other.name])} of 32 pictures differ from {other.name}")
+        print(
+            f"{differing(said[ours.name], said[other.name])} of {COMPARED} pictures differ from {other.name}"
+        )
     print("| server | clients | pictures/s | p50 ms | p95 ms | p99 ms | in models | ours / it |")
     print("|---|---|---|---|---|---|---|---|")
     for n in counts:

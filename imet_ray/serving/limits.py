@@ -23,7 +23,7 @@ class Limits:
     pictures: int = 64  # of a request
     picture_bytes: int = 32 * MB
     request_bytes: int = 128 * MB
-    pixels: int = 100 * MB  # of a picture, which takes 300 MB of memory for a moment
+    pixels: int = 100_000_000  # of a picture, which takes 300 MB of memory for a moment
     waiting_bytes: int = 512 * MB  # of all requests at once
 
     def check_picture(self, name: str, size: int) -> None:
