@@ -48,6 +48,7 @@ from imet_ray.storage.runs import Runs
 from imet_ray.tagging.collection import Choice, made_by, tag
 from imet_ray.tagging.outputs import Asked, output_of
 from imet_ray.tagging.pictures import find_pictures
+from imet_ray.training.recipe import check_recipe
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1600, 1200))  # pixels, in turn
 SHARES = (0.55, 0.2, 0.15, 0.1)
@@ -70,7 +71,7 @@ def draw(folder: Path, n: int) -> None:
 
 def make_ensemble(root: Path) -> None:
     """The demo's, untrained, as an exported folder."""
-    place, space = ExportedDirectory(root), read_space(SPACES / "demo.yml", {})
+    place, space = ExportedDirectory(root), read_space(SPACES / "demo.yml", {}, check=check_recipe)
     labels = [str(label) for label in range(LABELS)]
     members = []
     for variant in space.variants:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -100,7 +101,7 @@ def _tagged(tagger: Tagger, pictures: Sequence[Found], made: Made, choice: Choic
         ready: list[tuple[Found, Prepared]] = []
         for found, prepared in batch:
             if isinstance(prepared, DataError):
-                problems[found.name] = _without(found.path, str(prepared))
+                problems[found.name] = _without(found, str(prepared))
             else:
                 ready.append((found, prepared))
         seen = [found for found, _ in ready]
@@ -129,6 +130,6 @@ def rows_of(
     ]
 
 
-def _without(path: str, text: str) -> str:
+def _without(found: Found, text: str) -> str:
     """An error's text without the picture's path, which stands before it anyway."""
-    return text.removeprefix(f"{path}: ")
+    return text.removeprefix(f"{Path(found.base, found.path) if found.is_local else found.path}: ")
