@@ -199,11 +199,15 @@ def greedy(data: ReportData) -> Section | None:
         axes.plot(range(1, len(curve) + 1), curve, ".-", color=colour, label=", ".join(decoders))
         best = int(np.argmax(curve))
         axes.plot(best + 1, curve[best], "o", color=colour, markersize=9, fillstyle="none")
-    axes.set_xlabel("members chosen, with replacement (ringed: the best)")
+    axes.set_xlabel("members chosen (ringed: the best)")
     axes.set_ylabel(f"{data.score} of all pictures")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(fontsize="small")
-    return Section("Greedy selection", "On the pictures that it chose by, so it flatters.", figure)
+    return Section(
+        "Greedy selection",
+        "Members are chosen with replacement, on the pictures that are scored here, so it flatters.",
+        figure,
+    )
 
 
 def budget(data: ReportData) -> Section | None:

@@ -62,7 +62,7 @@ def learning_curves(data: ReportData) -> Section | None:
         )
     axes.set_xlabel("epoch")
     axes.set_ylabel(data.score)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     variant_legend(figure, data.variants)
     return Section(
         "Learning curves", f"A line per trial: {data.score} of the held-out fold after each epoch.", figure
