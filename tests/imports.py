@@ -17,7 +17,7 @@ ROWS = (
     ("data", "models"),
     ("prediction",),
     ("training", "reporting", "tagging"),
-    ("blending",),
+    ("blending", "serving"),
     ("cluster",),
     ("commands",),
     ("cli",),

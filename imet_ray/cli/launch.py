@@ -11,6 +11,7 @@ python launch.py --status                        how far the newest run is; --se
 python launch.py --tensorboard                   the newest run's trials for TensorBoard; --serve: and look
 python launch.py --mlflow                        log them to $MLFLOW_TRACKING_URI, or to a file of the run
 python launch.py --optuna-dashboard              print the command that shows the studies in a browser
+python launch.py --serve-tags ENSEMBLE           a server and a page that tag pictures which people send
 python launch.py --show-augmentations VARIANT    a page: what training makes of ten pictures
 python launch.py --check-data DIR                what is wrong with a data directory; --report: as a page
 """
@@ -34,13 +35,21 @@ if TYPE_CHECKING:
     from imet_ray.storage.runs import Runs
 
 PORTS = {"status": 8266, "optuna-dashboard": 8080}  # if --serve names none
+TAGS_PORT = 8268
 TOOL_PORT = 6006  # of another tool's own server
 OWN_PORT = -1  # --serve without a port
 ALWAYS = {"runs", "cache"}
 ON_RAY = ("name", "data", "from", "address", "concurrency")
 BEGINS = ("space", "data", "from", "negatives", "name", "folds", "epochs", "fresh", "extend", "limit")
 SPELLED = {"source": "from", "ensemble": "with"}  # options whose names Python keeps for itself
-NAMED = ("predict", "export", "tag", "show_augmentations", "check_data")  # stages with arguments
+NAMED = (
+    "predict",
+    "export",
+    "tag",
+    "serve_tags",
+    "show_augmentations",
+    "check_data",
+)  # stages with arguments
 OPTIONS = {  # which options each stage reads; any other is refused
     "sweep": {
         *BEGINS,
@@ -60,6 +69,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "tag": {"address", "with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
+    "serve-tags": {"name", "port", "host", "token", "replicas", "views", "pool_views"},
     "show-augmentations": {"space", "data", "from", "negatives", "set", "out"},
     "check-data": {"negatives", "report", "space"},
 }
@@ -91,6 +101,8 @@ def _run(args: argparse.Namespace) -> int:
         return _export(args, runs, cache)
     if stage == "tag":
         return _tag(args, runs)
+    if stage == "serve-tags":
+        return _serve_tags(args, runs)
     if stage == "check-data":
         from imet_ray.commands.check_data import check_data
 
@@ -201,6 +213,23 @@ def _tag(args: argparse.Namespace, runs: "Runs") -> int:
     return tag_pictures(request)
 
 
+def _serve_tags(args: argparse.Namespace, runs: "Runs") -> int:
+    """The stage that serves an ensemble."""
+    from imet_ray.cluster.own_ray import keep_to_loopback
+    from imet_ray.cluster.session import prepare_environment
+
+    prepare_environment()
+    keep_to_loopback()
+    from imet_ray.commands.serve import Listen, serve_tags
+    from imet_ray.prediction.view_sets import ViewSet
+
+    views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
+    listen = Listen(args.host or Listen.host, TAGS_PORT if args.port is None else args.port, args.token)
+    return serve_tags(
+        args.serve_tags, runs, run=args.name, listen=listen, replicas=args.replicas, views=views
+    )
+
+
 def _look(stage: str, args: argparse.Namespace) -> int:
     """The stages that only read a run's directory."""
     from imet_ray.commands import inspect
@@ -240,6 +269,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     stages.add_argument("--export", nargs=2, metavar=("ENSEMBLE", "DIR"), help=outlives)
     tagged = "tags for new pictures: files, folders, globs, s3://..., or - for a list of paths on stdin"
     stages.add_argument("--tag", metavar="PATH", nargs="+", help=tagged)
+    served = "an HTTP interface and a page that tag pictures"
+    stages.add_argument("--serve-tags", metavar="ENSEMBLE", help=served)
     shown = "a page: what training makes of ten pictures"
     stages.add_argument("--show-augmentations", metavar="VARIANT", help=shown)
     stages.add_argument("--check-data", metavar="DIR", type=user_path, help="report on a data directory")
@@ -289,6 +320,10 @@ def _add_options(parser: Parser) -> None:
     add("--member", metavar="NAME=FILE", action="append", help="test predictions of another tool's member")
     parser.add_views("test-time views; default: each recipe's own, or the ensemble's")
     add("--serve", metavar="PORT", type=int, nargs="?", const=OWN_PORT, help="as a page, on 127.0.0.1")
+    add("--port", metavar="N", type=int, help=f"of --serve-tags; default: {TAGS_PORT}")
+    add("--host", help="the address that --serve-tags listens on; default: 127.0.0.1")
+    add("--token", metavar="T|@FILE", help="what --serve-tags asks of all requests; for any other --host")
+    add("--replicas", metavar="N", type=positive, help="of the models; default: one per GPU, or two on a CPU")
     add("--report", metavar="FILE", type=user_path, help="a page with figures and pictures of the data")
     onnx = "of --export: a file per checkpoint for ONNX Runtime, checked against torch"
     add("--onnx", action="store_true", default=None, help=onnx)

@@ -33,6 +33,14 @@ def resources_here() -> dict[str, float]:
     return {"CPU": usable_cores(), "GPU": gpus if visible is None else min(gpus, len(visible))}
 
 
+def keep_to_loopback() -> None:
+    """Have a Ray of our own listen on loopback alone. Call it before Ray is imported.
+
+    The variable's name is of the systems where this is the default.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
 def start_options(found: dict[str, float]) -> dict[str, Any]:
     """What `ray.init` must know of this machine, after all that would keep Ray from starting is refused.
 

@@ -66,6 +66,10 @@ class Encoded:
 Source = Path | Encoded
 
 
+class TooLargeError(DataError):
+    """A picture that would take too much memory."""
+
+
 def read_rgb(path: Source, *, short_side: int | None = None) -> np.ndarray:
     """The pixels of `read_picture`: (H, W, 3) uint8."""
     return read_picture(path, short_side=short_side).pixels
@@ -133,6 +137,17 @@ def image_size(path: Path) -> tuple[int, int]:
             return (width, height) if _orientation(image, path) in (5, 6, 7, 8) else (height, width)
     height, width, _ = read_rgb(path).shape
     return height, width
+
+
+def announced_size(path: Source) -> tuple[int, int]:
+    """Height and width as the file's header announces them. Nothing is decoded.
+
+    Raises:
+        TooLargeError: naming the file, if it announces more than `MAX_PIXELS`.
+        DataError: naming the file, if the header cannot be read.
+    """
+    with _faults_of(path), _opened(path) as image:
+        return image.height, image.width
 
 
 # From what is stored to what is seen. Pillow's exif_transpose writes EXIF anew, and not all can be written.
@@ -404,7 +419,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _too_large(path: Source, size: str) -> DataError:
-    return DataError(f"{path}: {size} has more than {MAX_PIXELS:,} pixels: a decompression bomb?")
+    return TooLargeError(f"{path}: {size} has more than {MAX_PIXELS:,} pixels: a decompression bomb?")
 
 
 def _undecodable(path: Source, error: Exception) -> DataError:

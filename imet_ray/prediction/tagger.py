@@ -51,8 +51,20 @@ class _Loaded:
 class Tagger:
     """A loaded ensemble. It decides on its own probabilities; people are shown calibrated ones."""
 
-    def __init__(self, files: TaggerFiles, device: torch.device, views: ViewSet | None = None) -> None:
-        """Load all checkpoints; raises StoreError for what is wrong with them."""
+    def __init__(
+        self,
+        files: TaggerFiles,
+        device: torch.device,
+        views: ViewSet | None = None,
+        *,
+        cores: int | None = None,
+    ) -> None:
+        """Load all checkpoints; raises StoreError for what is wrong with them.
+
+        Args:
+            views: None: those that the ensemble was fitted on.
+            cores: that the models use on a CPU; None: all.
+        """
         self.ensemble: Ensemble = files.ensemble
         self.place = files.place
         self.device = device
@@ -61,9 +73,10 @@ class Tagger:
         self.label_ids = list(files.ensemble.label_ids)
         self._members = in_order(files.ensemble)
         self._cores = None
+        self._n_cores = cores or usable_cores()
         if device.type == "cpu":
             self._cores = ThreadPoolExecutor(
-                usable_cores(), "imet_ray", initializer=lambda: torch.set_num_threads(1)
+                self._n_cores, "imet_ray", initializer=lambda: torch.set_num_threads(1)
             )
         files.check()
         seen: list[Sight] = []
@@ -128,7 +141,7 @@ class Tagger:
         """
         if self._cores is None:
             return [work(prepared)]
-        each = min(PART, -(-len(prepared) // usable_cores()))
+        each = min(PART, -(-len(prepared) // self._n_cores))
         parts = [prepared[start : start + each] for start in range(0, len(prepared), each)]
         return list(self._cores.map(work, parts))
 

@@ -1,0 +1,307 @@
+"""What the HTTP interface answers, and what it refuses. The models are a stand-in: real ones are in test_serve_tags."""
+
+import contextlib
+import http.client
+import io
+import json
+import struct
+import threading
+import zipfile
+import zlib
+from urllib.parse import unquote
+
+import pytest
+from served import LABELS, asking, png, served
+
+from imet_ray.errors import StoreError
+from imet_ray.serving.app import make_app
+from imet_ray.serving.limits import Limits
+from imet_ray.tagging.sidecars import Sidecars
+from imet_ray.tagging.tables import TABLES
+
+TOKEN = "a-token-of-24-characters"
+SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=6000)
+
+
+@pytest.fixture(scope="module")
+def ask():
+    with asking(make_app(served(), limits=SMALL)) as client:
+        yield client
+
+
+def form(*pictures: bytes) -> list:
+    return [("picture", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
+
+
+def refused(answer, status: int) -> str:
+    """The one line that a refused request is answered with."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    text = answer.json()["error"]
+    assert "\n" not in text
+    return text
+
+
+def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
+    """A small file that announces many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_bytes_of_one_picture_are_tagged(ask):
+    answer = ask.post("/tag?name=folder/a.png", content=png("red")).json()
+    (found,) = answer["pictures"]
+    assert answer["ensemble"] == "colours"
+    assert (found["name"], found["decided_by"]) == ("a.png", "brightness")
+    assert found["labels"] == [{"id": "0", "name": "red", "probability": 0.95}]
+    assert [one["probability"] for one in found["probabilities"]] == [0.95, 0.05, 0.05, 0.01]
+
+
+def test_a_form_of_many_pictures_is_answered_in_its_order(ask):
+    answer = ask.post("/tag", files=form(png("red"), png("lime"), png("blue", kind="JPEG"))).json()
+    assert [one["name"] for one in answer["pictures"]] == ["0.png", "1.png", "2.png"]
+    assert [one["labels"][0]["name"] for one in answer["pictures"]] == list(LABELS[:3])
+
+
+def test_as_many_probabilities_come_as_are_asked_for(ask):
+    (found,) = ask.post("/tag?top=2", content=png("yellow")).json()["pictures"]
+    assert [one["name"] for one in found["probabilities"]] == ["red", "green"]
+    assert ask.post("/tag?top=0", content=png()).json()["pictures"][0]["probabilities"] == []
+    assert "top" in refused(ask.post("/tag?top=-1", content=png()), 422)
+
+
+@pytest.mark.parametrize("data", [b"no picture", png()[:60], b"\xff\xd8\xff", b"GIF89a"])
+def test_what_cannot_be_read_is_refused_by_its_name(ask, data):
+    assert "b.png" in refused(ask.post("/tag?name=b.png", content=data), 422)
+
+
+def test_an_empty_request_is_refused(ask):
+    assert "empty" in refused(ask.post("/tag"), 422)
+    assert "no picture" in refused(
+        ask.post("/tag", content=b"--x--\r\n", headers={"content-type": "multipart/form-data; boundary=x"}),
+        422,
+    )
+    broken = ask.post("/tag", content=b"abc", headers={"content-type": "multipart/form-data"})
+    assert "boundary" in refused(broken, 422)
+    assert "no file" in refused(ask.post("/tag", data={"a": "b"}, files=form(png())), 422)
+
+
+def test_one_unreadable_picture_refuses_its_request_and_is_named(ask):
+    assert "1.png" in refused(ask.post("/tag", files=form(png(), b"no picture")), 422)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(ask):
+    assert "million pixels" in refused(ask.post("/tag", content=png(size=(101, 100))), 413)
+    assert ask.post("/tag", content=png(size=(100, 100))).status_code == 200
+
+
+def test_a_decompression_bomb_is_refused(ask):
+    assert "bomb" in refused(ask.post("/tag", content=bomb()), 413)
+
+
+def test_a_picture_of_too_many_bytes_is_refused(ask):
+    large = png() + bytes(2000)
+    assert "2.1 MB" not in refused(ask.post("/tag", content=large), 413)
+    assert "a picture may have" in refused(ask.post("/tag", files=form(large)), 413)
+
+
+def test_too_many_pictures_are_refused(ask):
+    assert "more than 3 pictures" in refused(ask.post("/tag", files=form(*[png()] * 4)), 413)
+
+
+def test_a_request_that_announces_too_much_is_refused_unread(ask):
+    connection = http.client.HTTPConnection(ask.base_url.host, ask.base_url.port, timeout=20)
+    connection.putrequest("POST", "/tag")
+    connection.putheader("Content-Length", "5001")
+    connection.endheaders()
+    with contextlib.closing(connection):
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert "in one request" in json.load(answer)["error"]
+
+
+def test_a_request_that_announces_nothing_is_refused_when_it_has_become_too_large(ask):
+    one = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+
+    def body():
+        yield one
+        for _ in range(9):
+            yield bytes(1000)
+
+    answer = ask.post("/tag", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
+    assert "in one request" in refused(answer, 413)
+
+
+def test_requests_beyond_the_room_are_put_off_and_the_room_is_free_again():
+    limits = Limits(picture_bytes=2000, request_bytes=2000, waiting_bytes=1500)
+    with asking(make_app(served(), limits=limits)) as ask:
+        for _ in range(3):
+            answer = ask.post("/tag", content=png() + bytes(1600))
+            assert "wait already" in refused(answer, 503)
+            assert answer.headers["retry-after"] == "1"
+        for _ in range(20):
+            assert ask.post("/tag", content=png()).status_code == 200
+
+
+def test_without_the_token_nothing_is_said(ask):
+    with asking(make_app(served(), token=TOKEN)) as ask:
+        for given in ({}, {"authorization": "Bearer x"}, {"authorization": f"Basic {TOKEN}"}):
+            for method, path in (("POST", "/tag"), ("GET", "/labels"), ("POST", "/csv"), ("POST", "/xmp")):
+                answer = ask.request(method, path, headers=given, content=png())
+                assert "token" in refused(answer, 401)
+                assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/", "/healthz", "/docs", "/openapi.json"):
+            answer = ask.get(path)
+            assert answer.status_code == 200
+            assert not any(label in answer.text for label in LABELS[2:])
+
+
+def test_with_the_token_pictures_are_tagged(ask):
+    with asking(make_app(served(), token=TOKEN), headers={"authorization": f"Bearer {TOKEN}"}) as ask:
+        assert ask.post("/tag", content=png()).status_code == 200
+        assert ask.get("/labels").status_code == 200
+
+
+def test_labels_and_limits_are_told(ask):
+    told = ask.get("/labels").json()
+    assert [one["name"] for one in told["labels"]] == list(LABELS)
+    assert told["limits"]["picture_bytes"] == 2000
+
+
+def test_health_is_whether_a_model_is_ready():
+    state = [True]
+
+    async def ready() -> bool:
+        return state[0]
+
+    with asking(make_app(served(ready=ready))) as ask:
+        ask.post("/tag", content=png())
+        told = ask.get("/healthz").json()
+        assert told == {"status": "ok", "pictures": 1, "pictures_per_batch": 2.0, "model_seconds": 0.001}
+        state[0] = False
+        assert "no model" in refused(ask.get("/healthz"), 503)
+
+
+def test_a_failure_of_the_models_is_one_line():
+    async def fails(prepared):
+        raise StoreError("a.safetensors predicts NaN:\ntrain it again")
+
+    with asking(make_app(served(tag=fails))) as ask:
+        assert refused(ask.post("/tag", content=png()), 500).startswith("a.safetensors predicts NaN: train")
+
+
+def test_a_bug_is_one_line_without_its_insides():
+    async def fails(prepared):
+        raise KeyError("inside")
+
+    with asking(make_app(served(tag=fails))) as ask:
+        assert "inside" not in refused(ask.post("/tag", content=png()), 500)
+
+
+def test_unknown_addresses_and_methods_are_one_line(ask):
+    assert "docs" in refused(ask.get("/nothing"), 404)
+    assert "docs" in refused(ask.get("/tag"), 405)
+
+
+def test_many_requests_at_once_get_their_own_answers(ask):
+    found = {}
+
+    def send(i: int) -> None:
+        colour = [0, 0, 0]
+        colour[i % 3] = 255
+        answer = ask.post(f"/tag?name={i}.png", content=png(tuple(colour))).json()["pictures"][0]
+        found[i] = (answer["name"], answer["labels"][0]["id"])
+
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: (f"{i}.png", str(i % 3)) for i in range(24)}
+
+
+def test_the_page_runs_its_own_scripts_and_nothing_else(ask):
+    for path in ("/", "/docs"):
+        answer = ask.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "http://" not in answer.text
+        assert "https://" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_interface_describes_itself(ask):
+    schema = ask.get("/openapi.json").json()
+    assert set(schema["paths"]) == {"/tag", "/labels", "/csv", "/xmp", "/healthz"}
+    body = schema["paths"]["/tag"]["post"]["requestBody"]["content"]
+    assert set(body) == {"multipart/form-data", "application/octet-stream"}
+    page = ask.get("/docs").text
+    for path in schema["paths"]:
+        assert path in page
+
+
+CHOSEN = {
+    "pictures": [
+        {"name": "a.jpg", "labels": [{"name": "red", "probability": 0.9}, {"name": "x|y", "probability": 0}]},
+        {"name": "b/a.jpg", "labels": [{"name": LABELS[2], "probability": 0.5}], "edited": True},
+        {"name": "c.png", "labels": []},
+    ]
+}
+
+
+def test_what_was_chosen_becomes_the_table_that_tag_writes(ask, tmp_path):
+    answer = ask.post("/csv", json=CHOSEN)
+    assert "tags.csv" in answer.headers["content-disposition"]
+    (tmp_path / "tags.csv").write_bytes(answer.content)
+    rows = TABLES[".csv"].read(tmp_path / "tags.csv")
+    assert [row.path for row in rows] == ["a.jpg", "a.jpg", "c.png"]
+    assert [row.labels for row in rows] == [("red", "x|y"), (LABELS[2],), ()]
+    assert rows[0].probabilities == (0.9, 0.0)
+    assert [row.decided_by for row in rows] == ["brightness", "brightness, edited by hand", "brightness"]
+    assert {row.tagged_by for row in rows} == {served().tagged_by}
+    moved = ask.post("/csv", json=CHOSEN | {"decided_by": "probability at least 0.3"})
+    assert moved.text.count("probability at least 0.3") == 3
+
+
+def test_what_was_chosen_becomes_sidecars_that_tag_leaves_alone(ask, tmp_path):
+    answer = ask.post("/xmp", json=CHOSEN)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["a.jpg.xmp", "a-2.jpg.xmp", "c.png.xmp"]
+        archive.extractall(tmp_path)
+    for name in ("a.jpg", "a-2.jpg", "c.png"):
+        assert Sidecars().tagged_by(tmp_path / name) == served().tagged_by
+    assert "&lt;script&gt;" in (tmp_path / "a-2.jpg.xmp").read_text()
+
+
+def test_a_single_sidecar_has_its_pictures_name_whatever_that_is(ask):
+    for name in ('é "x".jpg', "\N{CAT FACE}\r\nSet-Cookie: a=b.jpg"):
+        answer = ask.post("/xmp", json={"pictures": [{"name": name, "labels": []}]})
+        assert answer.status_code == 200
+        assert "set-cookie" not in answer.headers
+        shown = unquote(answer.headers["content-disposition"].partition("UTF-8''")[2])
+        assert shown == "".join(letter for letter in name if letter.isprintable()) + ".xmp"
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"{", "body"),
+        (b"{}", "pictures"),
+        (b'{"pictures": [{"name": "a", "labels": [{"name": "x", "probability": 2}]}]}', "probability"),
+        (b'{"pictures": [{"name": "a", "labels": [], "color": 1}]}', "color"),
+    ],
+)
+def test_what_cannot_be_downloaded_is_refused(ask, sent, expected):
+    assert expected in refused(ask.post("/csv", content=sent), 422)
+    assert expected in refused(ask.post("/xmp", content=sent), 422)
+
+
+def test_downloads_have_limits_as_pictures_have(ask):
+    assert "in one request" in refused(ask.post("/csv", content=b" " * 5001), 413)
