@@ -146,8 +146,8 @@ def test_every_option_is_read_by_some_stage():
     parser_options = {
         "space", "data", "from", "negatives", "name", "address", "concurrency", "trials_per_variant", "folds", "epochs",
         "time_budget", "fresh", "extend", "studies", "variant", "fold", "set", "out", "member", "serve", "replace",
-        "limit", "report", "views", "pool_views", "with", "top", "min_probability", "prefix", "onnx", "hub", "port", "host",
-        "token", "replicas",
+        "limit", "report", "views", "pool_views", "with", "top", "min_probability", "prefix", "onnx", "hub",
+        "port", "host", "token", "replicas",
     }  # fmt: skip
     assert set().union(*launch.OPTIONS.values()) == parser_options
 
