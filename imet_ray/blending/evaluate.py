@@ -109,13 +109,15 @@ def evaluate(
         sizes=tuple(member.size for member in problem.members),
         remarks=(*problem.remarks, *options.remarks),
         level2=level2,
-        model=None
-        if used is None
-        else Level2(stacker=used.method, members=list(problem.names), model=models[used.method]),
+        model=_level2(used.method, problem, models) if used is not None else None,
         forced=options.taken is not None and (len(problem.members) > 1 or options.use in STACKERS),
         limits=limits,
         calibration=calibration,
     )
+
+
+def _level2(stacker: str, problem: BlendProblem, models: Mapping[str, Level2Model]) -> Level2:
+    return Level2(stacker=stacker, members=list(problem.names), model=models[stacker])
 
 
 def _fit_all(

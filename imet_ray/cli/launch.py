@@ -104,12 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     if stage == "serve-tags":
         return _serve_tags(args, runs)
     if stage == "check-data":
-        from imet_ray.commands.check_data import check_data
-
-        negatives = args.negatives is not None
-        return check_data(
-            args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
-        )
+        return _check_data(args, runs, cache)
     if stage in ("sweep", "train", "find-lr", "show-augmentations"):
         request = _request(args, stage, settings, runs, cache)
     if stage == "show-augmentations":
@@ -167,6 +162,16 @@ def _request(
         fresh=args.fresh is not None,
         extend=args.extend is not None,
         limit=args.limit,
+    )
+
+
+def _check_data(args: argparse.Namespace, runs: "Runs", cache: "Cache") -> int:
+    """What is wrong with a data directory."""
+    from imet_ray.commands.check_data import check_data
+
+    negatives = args.negatives is not None
+    return check_data(
+        args.check_data, cache, negatives=negatives, page=args.report, space=args.space, runs=runs
     )
 
 
