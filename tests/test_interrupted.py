@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from interrupted_trial import train_until
 from safetensors.torch import load_file
 
 from imet_ray.models.models import Tagger
@@ -72,10 +73,6 @@ OTHERS = st.fixed_dictionaries(
 )
 
 
-class Stopped(Exception):
-    pass
-
-
 class Small(torch.nn.Sequential):
     def get_classifier(self) -> torch.nn.Module:
         return self[-1]
@@ -100,15 +97,10 @@ def trained(tiny_data):
     """Train a spec, interrupted after an epoch or not at all: the kept weights, and the epochs' figures."""
 
     def _trained(spec, cut=None):
-        def stop(metrics):
-            if metrics["epoch"] == cut:
-                raise Stopped
-
         with TemporaryDirectory() as folder, patch.object(trainer, "build_model", small_model):
             trial = RunDirectory(Path(folder)).trial(spec.trial_id)
             if cut is not None:
-                with pytest.raises(Stopped):
-                    train_trial(spec, tiny_data, trial, device=CPU, report=stop)
+                train_until(cut, spec, tiny_data, trial)
             result = train_trial(spec, tiny_data, trial, device=CPU)
             assert result.status == "complete", result.reason
             timed = {"seconds", "images_per_s", "wait_s", "evaluate_s", "at"}

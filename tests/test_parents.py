@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import serial_sweep
 import torch
+from interrupted_trial import train_until
 from one_variant import write
 from safetensors.torch import load_file
 
 import launch
 from imet_ray.cluster.policy import Policy
 from imet_ray.commands.learning_rates import with_found_rates
-from imet_ray.commands.setup import _files_of_weights
+from imet_ray.commands.space_needs import digests_of_weights
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.search_space import SearchSpace
 from imet_ray.space_file import read_space
@@ -224,11 +225,7 @@ def test_an_interrupted_child_goes_on_bit_for_bit_without_its_parent(family, tin
     for path in trial.root.iterdir():
         path.unlink()
 
-    def stop(metrics):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_trial(child, tiny_data, trial, device=CPU, report=stop)
+    train_until(1, child, tiny_data, trial)
     run.trial(parent.trial_id).best.unlink()
     train_trial(child, tiny_data, trial, device=CPU)
     again = load_file(trial.best)
@@ -266,10 +263,10 @@ def test_a_file_for_each_fold_is_told_by_content_and_none_may_be_missing(tmp_pat
     for fold in range(2):
         (tmp_path / f"{fold}.pth").write_bytes(bytes([fold]))
     name = f"{tmp_path}/{{fold}}.pth"
-    found = _files_of_weights({name, "hub", Parent(variant="a")}, 2)
+    found = digests_of_weights({name, "hub", Parent(variant="a")}, 2)
     assert found == {str(tmp_path / f"{k}.pth"): file_digest(tmp_path / f"{k}.pth") for k in range(2)}
     with pytest.raises(ConfigError, match=r"a file for each of 3 folds, and there is no .*/2\.pth"):
-        _files_of_weights({name}, 3)
+        digests_of_weights({name}, 3)
 
 
 def test_a_trial_of_a_fold_begins_from_that_folds_file(make_spec, tiny_data, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from interrupted_trial import train_until
 from safetensors.torch import load_file
 
 import launch
@@ -122,11 +123,7 @@ def test_a_student_that_was_killed_goes_on_bit_for_bit_without_its_teacher(pair,
     for path in trial.root.iterdir():
         path.unlink()
 
-    def stop(metrics):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_trial(spec, tiny_data, trial, device=CPU, report=stop)
+    train_until(1, spec, tiny_data, trial)
     run.trial(teacher.trial_id).best.unlink()
     assert same(whole, weights_of(spec, tiny_data, tmp_path))
 

@@ -11,7 +11,7 @@ from imet_ray.search_space import SearchSpace
 from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
-from imet_ray.training.pseudo_labels import source_at, told
+from imet_ray.training.pseudo_labels import described, source_at
 from imet_ray.training.recipe import check_recipe
 
 
@@ -53,4 +53,4 @@ def _count_pseudo_labels(space: SearchSpace, catalog: Catalog, runs: Runs) -> No
     for variant in space.variants:
         if variant.added is not None:
             source = source_at(runs.run(space.name), variant.added)
-            print(f"labels        {told(variant, catalog.labels, source, catalog.train.ids)}")
+            print(f"labels        {described(variant, catalog.labels, source, catalog.train.ids)}")

@@ -1,7 +1,6 @@
 """What all stages begin with: a run that is planned and started, or opened again."""
 
 import functools
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,13 @@ import numpy as np
 from imet_ray.blending.options import BlendOptions
 from imet_ray.commands.learning_rates import with_found_rates
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
+from imet_ray.commands.space_needs import (
+    check_models,
+    digests_of_weights,
+    named_weights,
+    pack_sizes,
+    teachers_pack_sizes,
+)
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog, earlier_digest
 from imet_ray.data.copies import first_copies
@@ -22,13 +28,11 @@ from imet_ray.data.sample import sample
 from imet_ray.data.sources import is_directory, resolve_data
 from imet_ray.data.training_data import TrainingData, extended_folds, prepare, training_split
 from imet_ray.errors import ConfigError, DataError, StoreError
-from imet_ray.models.models import check_model
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.tagger_files import write_labels
 from imet_ray.search_space import SearchSpace
 from imet_ray.space_file import read_space
-from imet_ray.specs import FOLD, WEIGHTS, Hparam, Parent, default_pack_short_side, of_fold
-from imet_ray.storage.checked_read import file_digest
+from imet_ray.specs import Parent
 from imet_ray.storage.experiment import (
     Experiment,
     begin,
@@ -37,10 +41,9 @@ from imet_ray.storage.experiment import (
     refuse_changed,
     way_out,
 )
-from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs, set_aside
-from imet_ray.training.pseudo_labels import keep_source, teachers, told
+from imet_ray.training.pseudo_labels import described, keep_source
 from imet_ray.training.recipe import check_recipe
 from imet_ray.units import user_path
 
@@ -116,7 +119,7 @@ def plan(request: Request) -> Plan:
     name = _run_name(request.name, space, data, limit)
     if fitted := path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
-    _check_models(space)
+    check_models(space)
     print(f"space   {path}: {_describe(space)}")
     if fitted:
         print(f"fitted  {describe_fit(space, len(catalog.train.ids), usable_cores())}")
@@ -176,18 +179,6 @@ def _default_space(data: str | None) -> Path:
     return known.get(name, OWN)
 
 
-def _check_models(space: SearchSpace) -> None:
-    """Build and run each architecture that the space may ask for, at each of its sizes."""
-    for variant in space.variants:
-        ranges = space.ranges[variant.name]
-        wanted = [
-            ranges[key].corners() if key in ranges else (getattr(variant, key),)
-            for key in ("architecture", "image_size", "dropout", "drop_path", "freeze")
-        ]
-        for architecture, image_size, dropout, drop_path, freeze in itertools.product(*wanted):
-            check_model(architecture, int(image_size), float(dropout), float(drop_path), freeze)
-
-
 def _folds(given: str | None) -> tuple[Path | None, dict[str, int]]:
     """The folds file that `--folds` names, and what it changes in the space."""
     if given is None:
@@ -229,13 +220,13 @@ def start(plan: Plan, *weights: str | Parent) -> Run:
         data_digest=data.split.digest,
         folds_digest=data.folds_digest,
         label_ids=list(data.label_ids),
-        weights=_files_of_weights({*weights, *_weights(plan.space)}, plan.space.n_folds),
+        weights=digests_of_weights({*weights, *named_weights(plan.space)}, plan.space.n_folds),
     )
     refuse_changed(plan.store, experiment)
     for variant in space.variants:
         if variant.added is not None:
             source = keep_source(plan.store, variant.added, data)
-            print(f"labels  {told(variant, data.labels, source, data.split.ids)}")
+            print(f"labels  {described(variant, data.labels, source, data.split.ids)}")
     return Run(experiment, plan.store, plan.cache, plan.catalog, data)
 
 
@@ -260,39 +251,16 @@ def pack(run: Run) -> None:
     begin(run.store, run.experiment)
     if not run.store.labels.exists():
         write_labels(run.store.labels, run.catalog.label_ids, run.catalog.label_names, run.store.files)
-    for short_side in sorted({*_pack_sizes(run.experiment.space), *_teachers_sizes(run)}):
+    for short_side in sorted(
+        {*pack_sizes(run.experiment.space), *teachers_pack_sizes(run.experiment.space, run.store)}
+    ):
         run.data.split.share(short_side, workers=usable_cores())
-
-
-def _weights(space: SearchSpace) -> set[Hparam | Parent]:
-    """All that a space names as weights."""
-    wanted = [space.ranges[variant.name].get("weights") for variant in space.variants]
-    searched = {value for one in wanted if one is not None for value in one.corners()}
-    return {variant.weights for variant in space.variants} | searched
-
-
-def _files_of_weights(names: set[Hparam | Parent], n_folds: int) -> dict[str, str]:
-    """Those that are files, with their digests. Who trains says what is wrong with one that is missing.
-
-    Raises:
-        ConfigError: if one of those for each fold is missing.
-    """
-    files = {}
-    for name in (str(name) for name in names - {*WEIGHTS} if not isinstance(name, Parent)):
-        for fold in range(n_folds if FOLD in name else 1):
-            path = of_fold(name, fold)
-            if FOLD in name and not Path(path).is_file():
-                raise ConfigError(
-                    f"weights: {name} is a file for each of {n_folds} folds, and there is no {path}"
-                )
-            files[path] = Path(path)
-    return {name: file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
 def _copies(plan: Plan) -> np.ndarray:
     """The first training picture with the same pixels as each one: (N,) int64. They are packed for that."""
     split = training_split(plan.catalog, plan.cache, plan.store.packs)
-    return first_copies(split.pack(_pack_sizes(plan.space)[0], workers=usable_cores()))
+    return first_copies(split.pack(pack_sizes(plan.space)[0], workers=usable_cores()))
 
 
 def _given_folds(plan: Plan) -> np.ndarray | None:
@@ -433,27 +401,6 @@ def data_option(run: Run) -> list[str]:
     """The option that leads to a run's data, where they do not lie in their old place."""
     root = run.catalog.root
     return [] if root == Path(run.experiment.data_root) else ["--data", str(root)]
-
-
-def _pack_sizes(space: SearchSpace) -> list[int]:
-    """The packs that the space's trials need."""
-    if space.pack_short_side is not None:
-        return [space.pack_short_side]
-    sizes = set()
-    for variant in space.variants:
-        wanted = space.ranges[variant.name].get("image_size")
-        image_sizes = wanted.corners() if wanted is not None else (variant.image_size,)
-        sizes |= {default_pack_short_side(int(size)) for size in image_sizes if size is not None}
-    return sorted(sizes)
-
-
-def _teachers_sizes(run: Run) -> set[int]:
-    """The packs that models of other runs need, of which pseudo-labels come."""
-    found = [variant.added for variant in run.experiment.space.variants if variant.added is not None]
-    trials = [
-        trial for how in found if how.strict and how.kind == "ensemble" for trial in teachers(run.store, how)
-    ]
-    return {read_spec(trial).pack_short_side for trial in trials if trial.spec.exists()}
 
 
 def _describe(space: SearchSpace) -> str:

@@ -136,6 +136,8 @@ class InTable(Output):
             return {}
         try:
             rows = {row.path: row for row in self.table.read(self.path)}
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path}: {error.strerror or error}") from error
         except Exception:  # whatever pandas, csv and json raise of a stranger's file
             raise ConfigError(
                 f"--out {self.path} is there, and is no table of tags: give another name, or move it away"

@@ -158,7 +158,7 @@ def teachers(run: RunDirectory, how: AddedLabels, fold: int | None = None) -> li
     return found
 
 
-def told(variant: Variant, labels: np.ndarray, source: Path | None, ids: Sequence[str]) -> str:
+def described(variant: Variant, labels: np.ndarray, source: Path | None, ids: Sequence[str]) -> str:
     """What a person is told before training: how many labels there will be, where that can be known.
 
     Args:
