@@ -1,10 +1,15 @@
-"""How a process starts: with docstrings, and importing torch and timm with the garbage collector at rest."""
+"""How a process starts: with docstrings, memory that is kept, and the garbage collector at rest while it imports."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
 from collections.abc import Iterator
+
+# parameters of glibc's mallopt, from malloc.h, and values that no tensor here reaches
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+NEVER = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**30}  # bytes
 
 
 @contextlib.contextmanager
@@ -17,12 +22,26 @@ def heavy_imports() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
+    keep_freed_memory()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next tensor, where it would give it back; glibc alone is asked.
+
+    torch frees each layer's output on a CPU, and the system then clears the pages of the next one. Measured on 2 cores:
+    `--tag` has 0.2 million page faults instead of 2.8, and takes 9.2 s instead of 12.4; its peak of memory is the same.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            for parameter, value in NEVER.items():
+                mallopt(parameter, value)
 
 
 def keep_docstrings() -> None:

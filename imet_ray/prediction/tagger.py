@@ -25,6 +25,7 @@ from imet_ray.prediction.prefetch import prefetched
 from imet_ray.prediction.prepared import AnyPicture, Prepared, Preparer, Sight, sights_of
 from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
 from imet_ray.prediction.view_sets import ViewSet
+from imet_ray.startup import keep_freed_memory
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import runs_at
 
@@ -75,6 +76,7 @@ class Tagger:
         self._cores = None
         self._n_cores = cores or usable_cores()
         if device.type == "cpu":
+            keep_freed_memory()
             self._cores = ThreadPoolExecutor(
                 self._n_cores, "imet_ray", initializer=lambda: torch.set_num_threads(1)
             )

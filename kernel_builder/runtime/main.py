@@ -25,6 +25,7 @@ from imet_ray.cores import usable_cores
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.predict import Inference, predict_batches
 from imet_ray.prediction.submission import write_submission
+from imet_ray.startup import keep_freed_memory
 from imet_ray.storage.files import write_json
 from imet_ray.units import duration, user_path
 from kernel_builder.runtime.checkpoints import load_model, usable_device
@@ -126,6 +127,7 @@ class _Kernel:
         self.watchdog.note("trying the device")
         device = usable_device()
         torch.set_num_threads(min(torch.get_num_threads(), cores))  # torch knows no quotas
+        keep_freed_memory()
         workers = self.options.workers
         if workers is None:
             workers = cores - 1 if device.type == "cuda" else 0

@@ -24,6 +24,7 @@ from imet_ray.data.views import count_views
 from imet_ray.errors import ConfigError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.prediction.predict import predict_checkpoint
+from imet_ray.startup import keep_freed_memory
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.results import TrialResult, read_result
 from imet_ray.storage.run_directory import Cache, RunDirectory
@@ -104,6 +105,7 @@ class _Kernel:
         data.split.pack(self.spec.pack_short_side, workers=cores)
         device = usable_device()
         torch.set_num_threads(min(torch.get_num_threads(), cores))  # torch knows no quotas
+        keep_freed_memory()
         workers = self.options.workers
         if workers is None:
             workers = cores - 1 if device.type == "cuda" else 0
