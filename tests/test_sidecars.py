@@ -1,6 +1,8 @@
 """Sidecars: keywords beside a picture, checked with exiftool; what others put there stays."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +14,9 @@ from hypothesis import strategies as st
 
 import launch
 from imet_ray.errors import DataError
+from imet_ray.tagging.outputs import Asked, Made, output_of
+from imet_ray.tagging.pictures import Found
+from imet_ray.tagging.rows import Row
 from imet_ray.tagging.sidecars import Sidecars
 
 needs_exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
@@ -206,6 +211,33 @@ def test_subjects_in_an_unusual_form_are_kept(picture, inside):
     assert words(picture) == (["old", "dog"] if "old" in inside else ["dog"])
 
 
+def test_what_a_killed_command_left_in_the_folder_goes_and_nothing_else(picture):
+    left = [picture.with_name(name) for name in (".a.jpg.xmp.12.0af0af.tmp", ".gone.xmp.3.abcdef.tmp")]
+    others = [picture.with_name(name) for name in (".a.jpg.12.0af0af.tmp", ".a.jpg.xmp", ".a.xmp.tmp")]
+    for file in (*left, *others):
+        file.touch()
+    Sidecars().write(picture, ["dog"], "k 1")
+    assert set(picture.parent.iterdir()) == {picture, sidecar(picture), *others}
+
+
+def test_a_sidecar_that_cannot_be_written_is_listed_and_all_others_are(tmp_path, monkeypatch):
+    def replace(source, target):
+        if Path(target).name == "a.jpg.xmp":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        put(source, target)
+
+    put = os.replace
+    monkeypatch.setattr("os.replace", replace)
+    rows = [
+        (Found(str(tmp_path / name)), Row(name, ("dog",), (0.5,), "", "k")) for name in ("a.jpg", "b.jpg")
+    ]
+    failed = output_of(Asked(Path("xmp"), Made("k", ""))).add(rows)
+    assert failed == {
+        str(tmp_path / "a.jpg"): f"cannot write {tmp_path / 'a.jpg.xmp'}: Operation not permitted"
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["b.jpg.xmp"]
+
+
 def test_adobes_sidecar_is_kept_up_where_it_can_be_of_no_other_picture(picture):
     assert Sidecars().path_of(picture) == sidecar(picture)
     adobe = picture.with_suffix(".xmp")
@@ -250,8 +282,6 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
 
 
 def test_pictures_of_a_bucket_get_no_sidecars(swept, trained, monkeypatch, capsys):
-    from imet_ray.tagging.pictures import Found
-
     ensemble = str(trained.run.store.ensemble("k").root)
     monkeypatch.setattr("imet_ray.commands.tag.find_pictures", lambda *args: [Found("s3://bucket/a.jpg")])
     assert launch.main(["--tag", "s3://bucket", "--with", ensemble, "--out", "xmp"]) == 1

@@ -327,6 +327,88 @@ def test_a_partial_file_of_others_is_refused_and_a_damaged_one_named(tmp_path):
         pass
 
 
+def test_rows_that_another_process_wrote_while_we_began_are_kept(tmp_path, monkeypatch):
+    first, second = in_table(tmp_path / "tags.csv"), in_table(tmp_path / "tags.csv")
+    lock = InTable._locked
+
+    def late(self):
+        monkeypatch.setattr(InTable, "_locked", lock)
+        with first.opened() as output:
+            add(output, "a")
+            output.finish()
+        return lock(self)
+
+    monkeypatch.setattr(InTable, "_locked", late)
+    with second.opened() as output:
+        assert output.has(Found("a"))
+        add(output, "b")
+        output.finish()
+    assert [one.path for one in TABLES[".csv"].read(tmp_path / "tags.csv")] == ["a", "b"]
+
+
+def test_a_command_that_tagged_nothing_leaves_nothing_that_another_would_be_refused_for(tmp_path):
+    with in_table(tmp_path / "tags.csv").opened() as output:
+        begun = output.partial.read_bytes()
+    assert list(tmp_path.iterdir()) == []
+    output.partial.write_bytes(begun)  # as a kill leaves it
+    with output_of(Asked(tmp_path / "tags.csv", Made("k 2", ""))).opened() as other:
+        other.finish()
+
+
+def test_lines_that_power_failed_on_are_tagged_again(tmp_path):
+    with in_table(tmp_path / "tags.csv").opened() as output:
+        for name in "abc":
+            add(output, name)
+    lines = output.partial.read_bytes().splitlines(keepends=True)
+    lines[2] = bytes(len(lines[2]))  # as some file systems leave a block
+    output.partial.write_bytes(b"".join(lines))
+    with in_table(tmp_path / "tags.csv").opened() as again:
+        assert [name for name in "abc" if again.has(Found(name))] == ["a"]
+        add(again, "b", "c")
+        again.finish()
+    assert [one.path for one in TABLES[".csv"].read(tmp_path / "tags.csv")] == ["a", "b", "c"]
+
+
+def test_what_a_killed_command_left_of_a_table_goes_and_nothing_else(tmp_path):
+    left = [tmp_path / f".tags.csv.{number}.{'0af' * 2}.tmp" for number in (1, 12345)]
+    others = [
+        tmp_path / name for name in (".tags.csv.2.123456.abcdef.tmp", ".x.csv.1.0af0af.tmp", ".tags.csv.tmp")
+    ]
+    for file in (*left, *others):
+        file.touch()
+    with in_table(tmp_path / "tags.csv").opened():
+        pass
+    assert set(tmp_path.iterdir()) == set(others)
+
+
+def test_a_stopped_command_goes_on_with_the_batches_that_were_left(call, folder, tmp_path, monkeypatch):
+    """Else probabilities could differ in their last digit, for kernels differ with the size of a batch."""
+    from imet_ray.tagging import collection
+
+    (folder / "0bad.jpg").write_bytes(b"no picture")
+    seen: list[list[str]] = []
+
+    def rows_of(tagger, found, *args):
+        seen.append(names(one.path for one in found))
+        if len(seen) == stops_at:
+            raise KeyboardInterrupt
+        return rows(tagger, found, *args)
+
+    rows = collection.rows_of
+    monkeypatch.setattr(collection, "PICTURES", 2)
+    monkeypatch.setattr(collection, "rows_of", rows_of)
+    stops_at = 0
+    assert call(folder, "--out", tmp_path / "quiet.csv")[0] == 1
+    quiet = seen.copy()
+    for stops_at in (2, 3):
+        seen.clear()
+        assert call(folder, "--out", tmp_path / f"{stops_at}.csv")[0] == 130
+        del seen[-1]
+        stops_at = 0
+        assert call(folder, "--out", tmp_path / f"{len(seen) + 1}.csv")[0] == 1
+        assert [batch for batch in seen if batch] == quiet
+
+
 def test_two_processes_do_not_tag_into_one_table(tmp_path):
     code = (
         "from pathlib import Path\nfrom imet_ray.tagging.outputs import *\n"

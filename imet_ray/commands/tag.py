@@ -42,10 +42,11 @@ def tag_pictures(request: TagRequest) -> int:
     made = made_by(files, request.views, request.choice)
     output = output_of(Asked(request.out, made, request.prefix))
     pictures = find_pictures(request.paths, sys.stdin.buffer)
-    output.check(pictures)
     began, outcome = time.monotonic(), Outcome()
     with output.opened():
         todo = [picture for picture in pictures if not output.has(picture)]
+        output.check(todo)
+        todo.sort(key=output.failed)
         if todo:
             began, outcome = _tagged(request, files, made, todo, output)
         output.finish()

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from imet_ray.errors import StoreError
+from imet_ray.errors import DiskFullError, StoreError
 
 
 class SupersededError(Exception):
@@ -136,6 +137,26 @@ def beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def clear_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while they wrote a file have left beside it.
+
+    The caller sees to it that nobody writes it now.
+    """
+    clear_leftovers_like(path.parent, re.escape(path.name))
+
+
+def clear_leftovers_like(folder: Path, name: str) -> None:
+    """As `clear_leftovers`, of all files of a folder whose names fit.
+
+    Args:
+        name: a regular expression.
+    """
+    left = re.compile(rf"\.{name}\.\d+\.[0-9a-f]{{6}}\.tmp", re.DOTALL)
+    for found in os.listdir(folder):  # noqa: PTH208
+        if left.fullmatch(found):
+            (folder / found).unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's bytes are on the disk."""
     with path.open("rb+") as file:
@@ -145,7 +166,7 @@ def sync(path: Path) -> None:
 def disk_error(path: Path, error: OSError) -> StoreError:
     """The one line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"disk full while writing {path}: free some space, then run the same command")
+        return DiskFullError(f"disk full while writing {path}: free some space, then run the same command")
     return StoreError(f"cannot write {path}: {error.strerror or error}")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -51,6 +52,22 @@ def locked(path: Path, *, who: str, waiting: str | None = None) -> Iterator[bool
             file.write(who)
             file.flush()
         yield bool(held)
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder, which needs no file for it, until the block ends; others that ask wait. It is for moments.
+
+    Yields False where there are no such locks (NFS), or the folder cannot be listed.
+    """
+    with contextlib.ExitStack() as stack:
+        held = False
+        with contextlib.suppress(OSError):
+            file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = True
+        yield held
 
 
 def holder(path: Path) -> str | None:

@@ -76,7 +76,7 @@ def tag(tagger: Tagger, pictures: Sequence[Found], output: Output, made: Made, c
 
 def keep(output: Output, tags: Tags, outcome: Outcome) -> None:
     """Give tags to the output, and count them."""
-    failed = output.add(tags.rows) if tags.rows else {}
+    failed = output.add(tags.rows, list(tags.problems))
     outcome.tagged += len(tags.rows) - len(failed)
     outcome.problems |= tags.problems | failed
 

@@ -1,7 +1,7 @@
 """Where tags go: to a table that is whole or not there, to sidecars beside the pictures, or to stdout.
 
-Whatever stops the process, the same command goes on: a table grows as lines in a partial file beside it, whose torn
-last line is dropped, and is put in place when all are there. A new kind is a function and a line in `OUTPUTS`.
+Whatever stops the process, the same command goes on: a table grows in a partial file beside it, a line per batch, whose
+torn last line is dropped, and is put in place when all are there. A new kind is a function and a line in `OUTPUTS`.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from io import FileIO
 from pathlib import Path
 
 from imet_ray.command_line import pasted
-from imet_ray.errors import ConfigError, DataError, StoreError, unknown_name
-from imet_ray.storage.files import disk_error
+from imet_ray.errors import ConfigError, DataError, DiskFullError, StoreError, unknown_name
+from imet_ray.storage.files import clear_leftovers, disk_error
 from imet_ray.tagging.pictures import Found
 from imet_ray.tagging.rows import Row
 from imet_ray.tagging.sidecars import Sidecars
@@ -44,9 +44,19 @@ class Output(ABC):
     def has(self, picture: Found) -> bool:
         """True if the picture was tagged before, by the same ensemble in the same way."""
 
+    def failed(self, picture: Found) -> bool:
+        """True if a command that was stopped could not read it: it comes last.
+
+        Else the batches behind it were others than without the stop, and so the last digits of their probabilities.
+        """
+        return False
+
     @abstractmethod
-    def add(self, rows: Sequence[tuple[Found, Row]]) -> dict[str, str]:
-        """Keep some rows for good; of which pictures they cannot be kept, and why.
+    def add(self, rows: Sequence[tuple[Found, Row]], unread: Sequence[str] = ()) -> dict[str, str]:
+        """Keep the rows of a batch for good; of which pictures they cannot be kept, and why.
+
+        Args:
+            unread: pictures of the batch that cannot be read.
 
         Raises:
             StoreError: if nothing can be written any more.
@@ -55,8 +65,8 @@ class Output(ABC):
     def finish(self) -> None:  # noqa: B027  # most have nothing to do
         """All that can be tagged is."""
 
-    def check(self, pictures: Sequence[Found]) -> None:  # noqa: B027
-        """Raise ConfigError if it cannot take some of these."""
+    def check(self, todo: Sequence[Found]) -> None:  # noqa: B027
+        """Raise ConfigError if it cannot take some of these, before hours are spent on them."""
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["Output"]:
@@ -75,7 +85,7 @@ class Printed(Output):
     def has(self, picture: Found) -> bool:
         return False
 
-    def add(self, rows: Sequence[tuple[Found, Row]]) -> dict[str, str]:
+    def add(self, rows: Sequence[tuple[Found, Row]], unread: Sequence[str] = ()) -> dict[str, str]:
         write_csv(sys.stdout, [row for _, row in rows], header=not self.begun)
         sys.stdout.flush()
         self.begun = True
@@ -94,29 +104,40 @@ class InTable(Output):
         self.path, self.table, self.made = path, table, made
         self.partial = path.with_name(f"{path.name}.partial")
         self.where = str(path)
+        self.head = f"{json_line({'tagged_by': made.tagged_by, 'how': made.how})}\n"  # of the partial file
         self.rows: dict[str, Row] = {}  # of the table
         self.new: dict[str, Row] = {}  # of the partial file
+        self.unread: set[str] = set()  # likewise
         self._file: FileIO | None = None
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Output]:
-        self.rows = self._before()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self._locked()
         except OSError as error:
             raise disk_error(self.partial, error) from error
         with file:
-            self._file = file
-            self.new = self._resumed()
-            yield self
+            try:
+                self._file = file
+                clear_leftovers(self.path)
+                self.rows = self._before()  # behind the lock: who held it may have written the table
+                self.new = self._resumed()
+                yield self
+            finally:
+                if self._is_empty():  # else other options would be refused for nothing
+                    self.partial.unlink(missing_ok=True)
         self._file = None
 
     def has(self, picture: Found) -> bool:
         return picture.name in self.rows or picture.name in self.new
 
-    def add(self, rows: Sequence[tuple[Found, Row]]) -> dict[str, str]:
-        self._append("".join(f"{json_line(row.to_dict())}\n" for _, row in rows))
+    def failed(self, picture: Found) -> bool:
+        return picture.name in self.unread
+
+    def add(self, rows: Sequence[tuple[Found, Row]], unread: Sequence[str] = ()) -> dict[str, str]:
+        batch = {"rows": [row.to_dict() for _, row in rows], "unread": list(unread)}
+        self._append(f"{json_line(batch)}\n")  # one line: it is kept whole or not at all
         self.new |= {row.path: row for _, row in rows}
         return {}
 
@@ -174,26 +195,38 @@ class InTable(Output):
             file.close()
 
     def _resumed(self) -> dict[str, Row]:
-        """The rows of a command that was stopped; its last line may be torn, and goes."""
+        """The rows of a command that was stopped; from a line on that is torn, or that power failed on, all goes.
+
+        Raises:
+            ConfigError: if they are another ensemble's.
+            StoreError: if the file is none of ours.
+        """
         assert self._file is not None
         self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self._file.truncate(whole)
-        if not whole:
-            self._append(f"{json_line({'tagged_by': self.made.tagged_by, 'how': self.made.how})}\n")
-            return {}
-        try:
-            head, *lines = data[:whole].splitlines()
-            begun = str(json.loads(head)["tagged_by"])
-            rows = [Row.of(json.loads(line)) for line in lines]
-        except (ValueError, KeyError, TypeError):
-            raise StoreError(
-                f"{self.partial} is damaged: delete it (`{pasted('rm', self.partial)}`), and begin anew"
-            ) from None
-        self._refuse_other(self.partial, {begun})
+        head, *lines = self._file.read().splitlines(keepends=True) or [b""]
+        batches, whole = _whole_batches(lines)
+        rows = [row for found, _ in batches for row in found]
+        if rows or head.endswith(b"\n"):
+            try:
+                begun = str(json.loads(head)["tagged_by"])
+            except (ValueError, KeyError, TypeError):
+                raise StoreError(
+                    f"{self.partial} is damaged: delete it (`{pasted('rm', self.partial)}`), and begin anew"
+                ) from None
+        if rows:
+            self._refuse_other(self.partial, {begun})
+            self._file.truncate(len(head) + whole)
+            self.unread = {name for _, unread in batches for name in unread}
+        else:  # nothing is lost
+            self._file.truncate(0)
+            self._append(self.head)
         return {row.path: row for row in rows}
+
+    def _is_empty(self) -> bool:
+        """True if the partial file holds its head at most."""
+        assert self._file is not None
+        self._file.seek(0)
+        return self.head.encode().startswith(self._file.read(len(self.head.encode()) + 1))
 
     def _append(self, text: str) -> None:
         assert self._file is not None
@@ -205,6 +238,22 @@ class InTable(Output):
             raise disk_error(self.partial, error) from error
 
 
+def _whole_batches(lines: Sequence[bytes]) -> tuple[list[tuple[list[Row], list[str]]], int]:
+    """The batches before the first line that is none, each as rows and what could not be read; and their bytes."""
+    batches, whole = [], 0
+    for line in lines:
+        try:
+            found = json.loads(line)
+            batch = [Row.of(row) for row in found["rows"]], [str(name) for name in found["unread"]]
+        except (ValueError, KeyError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        batches.append(batch)
+        whole += len(line)
+    return batches, whole
+
+
 class InSidecars(Output):
     """dc:subject in a sidecar beside each picture."""
 
@@ -213,24 +262,32 @@ class InSidecars(Output):
     def __init__(self, made: Made, prefix: str) -> None:
         self.made, self.sidecars = made, Sidecars(prefix)
 
-    def check(self, pictures: Sequence[Found]) -> None:
-        if elsewhere := [picture.path for picture in pictures if not picture.is_local]:
+    def check(self, todo: Sequence[Found]) -> None:
+        if elsewhere := [picture.path for picture in todo if not picture.is_local]:
             raise ConfigError(
                 f"--out xmp writes beside the pictures, and {elsewhere[0]} lies in a bucket: choose --out tags.csv, or "
                 "bring the pictures here"
             )
+        for folder in dict.fromkeys(Path(picture.path).parent for picture in todo):
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    f"--out xmp writes beside the pictures, and nothing can be written in {folder}: choose --out "
+                    "tags.csv, leave it out, or have its permissions changed"
+                )
 
     def has(self, picture: Found) -> bool:
         with contextlib.suppress(DataError):  # it is told of when it is to be written
             return self.sidecars.tagged_by(Path(picture.path)) == self.made.tagged_by
         return False
 
-    def add(self, rows: Sequence[tuple[Found, Row]]) -> dict[str, str]:
+    def add(self, rows: Sequence[tuple[Found, Row]], unread: Sequence[str] = ()) -> dict[str, str]:
         problems = {}
         for picture, row in rows:
             try:
                 self.sidecars.write(Path(picture.path), row.labels, self.made.tagged_by)
-            except DataError as error:
+            except DiskFullError:
+                raise
+            except (DataError, StoreError) as error:  # of this one alone
                 problems[picture.name] = str(error)
         return problems
 

@@ -13,7 +13,8 @@ from xml.dom import Node, minidom
 from xml.parsers import expat
 
 from imet_ray.errors import DataError
-from imet_ray.storage.files import writing
+from imet_ray.storage.files import clear_leftovers_like, writing
+from imet_ray.storage.locks import folder_locked
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 DC = "http://purl.org/dc/elements/1.1/"
@@ -38,6 +39,7 @@ class Sidecars:
         """
         self.prefix = prefix
         self._stems = functools.cache(_stems)  # as folders were when they were first looked at
+        self._cleared: set[Path] = set()  # folders in which nothing is left of processes that were killed
 
     def path_of(self, picture: Path) -> Path:
         """`a.jpg.xmp`, as darktable and digiKam have it; or Adobe's `a.xmp`, if it alone is there and of no other."""
@@ -65,8 +67,15 @@ class Sidecars:
 
         Raises:
             DataError: if there is a sidecar that cannot be understood; it stays as it is.
-            StoreError: if it cannot be written.
+            StoreError: if it cannot be written; DiskFullError: if no other one can, either.
         """
+        with folder_locked(picture.parent) as held:
+            if held and picture.parent not in self._cleared:
+                clear_leftovers_like(picture.parent, r".+\.xmp")  # nobody else writes there now
+                self._cleared.add(picture.parent)
+            self._write(picture, labels, tagged_by)
+
+    def _write(self, picture: Path, labels: Sequence[str], tagged_by: str) -> None:
         path = self.path_of(picture)
         document = _read(path) if path.exists() else minidom.parseString(EMPTY)
         descriptions = _descriptions(document, path)
