@@ -41,6 +41,38 @@ def test_a_ray_makes_the_same_table(shared_ray, swept, trained, tiny_catalog, tm
     assert len(find_pictures(["pictures"], None)) == 8
 
 
+def test_stopped_on_a_ray_it_goes_on_and_makes_the_same_table(
+    shared_ray, swept, trained, tiny_catalog, tmp_path, monkeypatch
+):
+    runs = Runs(trained.run.store.root.parent)
+    made = made_by(find_ensemble("r/k", runs), None, Choice())
+    whole = Tagging("r/k", runs, None, made, Choice())
+    pictures = [Found(str(file)) for file in tiny_catalog.test.files[:7]]
+    monkeypatch.setattr(tagging, "CHUNK", 2)
+    quiet, stopped = (output_of(Asked(tmp_path / name, made)) for name in ("quiet.csv", "stopped.csv"))
+    with quiet.opened():
+        tag_on_ray(pictures, quiet, whole, shared_ray)
+        quiet.finish()
+    add = stopped.add
+    kept = iter(range(2))
+
+    def dying(rows, unread=()):
+        next(kept)  # StopIteration, as a kill
+        return add(rows, unread)
+
+    monkeypatch.setattr(stopped, "add", dying)
+    with stopped.opened(), pytest.raises(StopIteration):
+        tag_on_ray(pictures, stopped, whole, shared_ray)
+    again = output_of(Asked(tmp_path / "stopped.csv", made))
+    with again.opened():
+        todo = [picture for picture in pictures if not again.has(picture)]
+        assert len(todo) == 3
+        tag_on_ray(todo, again, whole, shared_ray)
+        again.finish()
+    assert (tmp_path / "stopped.csv").read_bytes() == (tmp_path / "quiet.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quiet.csv", "stopped.csv"]
+
+
 def test_what_no_worker_can_do_comes_back_as_a_line(trained):
     asked = Tagging("nothing", Runs(trained.run.store.root.parent), None, Made("x", ""), Choice())
     found = tag_chunk(asked, [Found("a.png")])

@@ -152,9 +152,10 @@ def clear_leftovers_like(folder: Path, name: str) -> None:
         name: a regular expression.
     """
     left = re.compile(rf"\.{name}\.\d+\.[0-9a-f]{{6}}\.tmp", re.DOTALL)
-    for found in os.listdir(folder):  # noqa: PTH208
-        if left.fullmatch(found):
-            (folder / found).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # such as a folder that cannot be listed: they do no harm
+        for found in os.listdir(folder):  # noqa: PTH208
+            if left.fullmatch(found):
+                (folder / found).unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -25,6 +25,7 @@ from imet_ray.tagging.sidecars import Sidecars
 from imet_ray.tagging.tables import TABLES, Table, json_line, write_csv
 
 XMP = "xmp"
+BEGINNING = b'{"tagged_by": '  # of a partial file
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class InTable(Output):
         new = {path: row for path, row in self.new.items() if path not in self.rows}
         if new or not self.path.exists():
             self.table.write(self.path, [*self.rows.values(), *new.values()])
-        self.partial.unlink(missing_ok=True)
+        assert self._file is not None
+        self._file.truncate(0)  # it goes when this is left
 
     def _before(self) -> dict[str, Row]:
         """The rows of the table, where an earlier command finished it.
@@ -206,15 +208,15 @@ class InTable(Output):
         head, *lines = self._file.read().splitlines(keepends=True) or [b""]
         batches, whole = _whole_batches(lines)
         rows = [row for found, _ in batches for row in found]
-        if rows or head.endswith(b"\n"):
-            try:
-                begun = str(json.loads(head)["tagged_by"])
-            except (ValueError, KeyError, TypeError):
+        try:
+            begun = {str(json.loads(head)["tagged_by"])}
+        except (ValueError, KeyError, TypeError):
+            if rows or not BEGINNING.startswith(head[: len(BEGINNING)]):
                 raise StoreError(
                     f"{self.partial} is damaged: delete it (`{pasted('rm', self.partial)}`), and begin anew"
                 ) from None
         if rows:
-            self._refuse_other(self.partial, {begun})
+            self._refuse_other(self.partial, begun)
             self._file.truncate(len(head) + whole)
             self.unread = {name for _, unread in batches for name in unread}
         else:  # nothing is lost
