@@ -16,10 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow.parquet  # noqa: F401  # here once, not in each fork
 import torch
 
 import imet_ray
+import imet_ray.commands.setup
 import imet_ray.commands.tag
+import imet_ray.prediction.tagger
 import launch
 from imet_ray.storage import files, locks
 from imet_ray.tagging import collection, outputs, sidecars, tables
@@ -173,6 +176,7 @@ def main(root: Path, pictures: Path, ensemble: str, seed: int, kills: int, disks
     """
     torch.set_num_threads(1)
     collection.PICTURES = 2
+    imet_ray.prediction.tagger.PART = 1  # else the last digits depend on how many are left
     tagger = imet_ray.load(ensemble, device="cpu")
     imet_ray.commands.tag.Tagger = lambda *args: tagger  # type: ignore[misc,assignment]
     story: dict[str, Any] = {}

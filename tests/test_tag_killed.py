@@ -127,7 +127,8 @@ def kept_in(found: dict[str, bytes], kind: str) -> int:
     if kind == "xmp":
         return sum(b"TaggedBy" in data for data in found.values())
     partial = found.get(f"tags{kind}.partial", b"").split(b"\n")[1:-1]
-    return len({json.loads(line)["path"] for line in partial} | rows_of(found, kind))
+    kept = {row["path"] for line in partial for row in json.loads(line)["rows"]}
+    return len(kept | rows_of(found, kind))
 
 
 def rows_of(found: dict[str, bytes], kind: str) -> set[str]:

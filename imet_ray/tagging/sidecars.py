@@ -57,13 +57,10 @@ class Sidecars:
         path = self.path_of(picture)
         if not path.exists():
             return None
-        for one in _descriptions(_read(path), path):
-            if one.hasAttributeNS(OURS, "TaggedBy"):
-                return one.getAttributeNS(OURS, "TaggedBy")
-        return None
+        return _tagged_by(_descriptions(_read(path), path))
 
     def write(self, picture: Path, labels: Sequence[str], tagged_by: str) -> None:
-        """Put labels into the picture's sidecar, in place of those that we put there before.
+        """Put labels into the picture's sidecar, in place of those that we put there before; what made these, not again.
 
         Raises:
             DataError: if there is a sidecar that cannot be understood; it stays as it is.
@@ -79,6 +76,8 @@ class Sidecars:
         path = self.path_of(picture)
         document = _read(path) if path.exists() else minidom.parseString(EMPTY)
         descriptions = _descriptions(document, path)
+        if _tagged_by(descriptions) == tagged_by:
+            return  # by another process, since it was looked at
         ours = {word for one in descriptions for word in _words(_child(one, OURS, "Labels"))}
         home = next((one for one in descriptions if _has_subject(one)), descriptions[0])
         bag = _bag(home, DC, "subject")
@@ -153,6 +152,14 @@ def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Elemen
         root.appendChild(made)
         tops = [made]
     return tops
+
+
+def _tagged_by(descriptions: Sequence[minidom.Element]) -> str | None:
+    """What made the labels that are there."""
+    for one in descriptions:
+        if one.hasAttributeNS(OURS, "TaggedBy"):
+            return one.getAttributeNS(OURS, "TaggedBy")
+    return None
 
 
 def _bag(home: minidom.Element, space: str, name: str) -> minidom.Element:
