@@ -60,7 +60,7 @@ class Sidecars:
         return _tagged_by(_descriptions(_read(path), path))
 
     def write(self, picture: Path, labels: Sequence[str], tagged_by: str) -> None:
-        """Put labels into the picture's sidecar, in place of those that we put there before; what made these, not again.
+        """Put labels into the picture's sidecar, in place of those that we put there before; none, if these are there.
 
         Raises:
             DataError: if there is a sidecar that cannot be understood; it stays as it is.
