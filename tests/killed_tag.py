@@ -28,7 +28,7 @@ from imet_ray.storage import files, locks
 from imet_ray.tagging import collection, outputs, sidecars, tables
 
 WRITERS = {module.__file__ for module in (files, locks, outputs, tables)}  # and of the sidecars' module:
-SIDECARS = {(sidecars.__file__, name) for name in ("write", "_write", "_read", "_written")}
+SIDECARS = {(sidecars.__file__, name) for name in ("write", "_put")}
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PAGE = 4096  # bytes: what tmpfs counts in
 
@@ -81,7 +81,8 @@ def _watched(argv: Sequence[str], stop: tuple[int, int] | None, log: Path) -> in
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal lines
         code = frame.f_code
-        if code.co_filename not in WRITERS and (code.co_filename, code.co_name) not in SIDECARS:
+        where = code.co_filename, code.co_name
+        if (where[0] not in WRITERS and where not in SIDECARS) or where[1].startswith("<"):
             return None
         if event == "line":
             if stop is not None and lines == stop[0]:

@@ -99,7 +99,7 @@ class Sidecars:
         for word in (*kept, *added):
             _add(mine, word)
         home.setAttributeNS(OURS, f"{_prefix(home, OURS)}:TaggedBy", tagged_by)
-        _write(path, document)
+        _put(path, document)
 
 
 def _stems(folder: Path) -> Counter[str]:
@@ -131,7 +131,7 @@ def _read(path: Path) -> minidom.Document:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _write(path: Path, document: minidom.Document) -> None:
+def _put(path: Path, document: minidom.Document) -> None:
     data = document.toxml(encoding="utf-8")
     with writing(path) as temporary:
         temporary.write_bytes(data)
