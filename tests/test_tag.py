@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import launch
@@ -120,6 +120,7 @@ def test_a_name_that_is_no_text_is_shown_as_one():
 
 
 @pytest.mark.parametrize("suffix", TABLES)
+@example(labels=["dog", "cat|"], path="a")
 @given(
     labels=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=4),
     path=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),

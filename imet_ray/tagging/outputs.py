@@ -119,8 +119,8 @@ class InTable(Output):
         except OSError as error:
             raise disk_error(self.partial, error) from error
         with file:
+            self._file = file
             try:
-                self._file = file
                 clear_leftovers(self.path)
                 self.rows = self._before()  # behind the lock: who held it may have written the table
                 self.new = self._resumed()

@@ -127,9 +127,9 @@ def joined_names(cell: str) -> list[str]:
 
 
 def _split(cell: str) -> Iterator[str]:
-    for found in re.finditer(r"((?:[^\\|]|\\.)*)(?:\||$)", cell, re.DOTALL):
+    for found in re.finditer(r"((?:[^\\|]|\\.)*)(\||$)", cell, re.DOTALL):
         yield found[1]
-        if found.end() == len(cell) and not found[0].endswith("|"):
+        if not found[2]:  # a name's own | stands in found[1]
             return
 
 
