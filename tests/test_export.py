@@ -163,6 +163,24 @@ def test_an_ensemble_of_another_run_is_named_by_its_run(trained, folder, call, t
     assert "no run 'q'" in call(tmp_path / "other", ensemble="q/k")[2]
 
 
+def test_an_ensemble_is_named_by_its_folder_as_tag_takes_it(trained, folder, call, tmp_path):
+    assert call(tmp_path / "k", ensemble=str(trained.run.store.ensemble("k").root))[0] == 0
+    assert same_files(tmp_path / "k", folder)
+
+
+def test_what_is_exported_already_is_not_exported_from(folder, call, tmp_path):
+    code, _, err = call(tmp_path / "k", ensemble=str(folder))
+    assert code == 1
+    assert "is exported already: copy it" in err
+    assert err.count("\n") == 1
+
+
+def test_an_ensemble_of_two_runs_is_refused(call, tmp_path):
+    code, _, err = call(tmp_path / "k", "--name", "r", ensemble="q/k")
+    assert code == 1
+    assert "q/k is an ensemble of q, not of --name r" in err
+
+
 def test_other_weights_than_the_ensembles_are_refused(trained, ensemble, call, tmp_path):
     first, *others = ensemble.members
     wrong = first.model_copy(update={"checkpoints": ["0" * 64, *first.checkpoints[1:]]})

@@ -249,6 +249,46 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
     assert subjects(sidecar(Path(one["path"]))) == one["labels"]
 
 
+def test_a_sidecar_that_is_read_only_is_left_alone(picture):
+    sidecar(picture).write_text(DARKTABLE)
+    sidecar(picture).chmod(0o444)
+    with pytest.raises(DataError, match="read-only"):
+        Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).read_text() == DARKTABLE
+
+
+def test_a_sidecar_that_is_a_link_stays_one(picture, tmp_path):
+    (tmp_path / "there").write_text(DARKTABLE)
+    sidecar(picture).symlink_to("there")
+    Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).is_symlink()
+    assert words(picture) == ["holiday", "dog"]
+
+
+@pytest.mark.parametrize("length", [238, 255])  # too long for a temporary file beside it, and for a sidecar
+def test_a_name_that_is_too_long_for_a_sidecar_is_told_of_and_others_are_written(
+    swept, trained, tiny_catalog, tmp_path, capsys, length
+):
+    ensemble = str(trained.run.store.ensemble("k").root)
+    file = tiny_catalog.test.files[0]
+    for stem in ("a", "b" * (length - len(file.suffix)), "c"):
+        shutil.copy(file, tmp_path / f"{stem}{file.suffix}")
+    assert launch.main(["--tag", str(tmp_path), "--with", ensemble, "--out", "xmp"]) == 1
+    said = capsys.readouterr().err
+    assert "2 pictures tagged" in said
+    assert "File name too long" in said
+    assert sorted(path.name[0] for path in tmp_path.glob("*.xmp")) == ["a", "c"]
+
+
+def test_pictures_that_nobody_may_write_beside_are_refused_before_they_are_tagged(
+    swept, trained, tiny_catalog, monkeypatch, capsys
+):
+    ensemble = str(trained.run.store.ensemble("k").root)
+    monkeypatch.setattr("imet_ray.tagging.outputs.os.access", lambda *args: False)
+    assert launch.main(["--tag", str(tiny_catalog.test.files[0]), "--with", ensemble, "--out", "xmp"]) == 1
+    assert "cannot be written: choose --out tags.csv" in capsys.readouterr().err
+
+
 def test_pictures_of_a_bucket_get_no_sidecars(swept, trained, monkeypatch, capsys):
     from imet_ray.tagging.pictures import Found
 

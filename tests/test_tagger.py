@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import imet_ray
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.prediction.ensemble import ensemble_text, read_ensemble, write_ensemble
+from imet_ray.prediction.prepared import pixels_of
 from imet_ray.prediction.tagger_files import unique_names, write_labels
 from imet_ray.storage.run_directory import ExportedDirectory
 
@@ -187,6 +189,30 @@ def test_no_data_are_needed(folder, files, tiny_root, tmp_path, tagger):
         assert np.array_equal(imet_ray.load(folder).probabilities(picture), expected)
     finally:
         hidden.rename(tiny_root)
+
+
+def test_columns_batches_and_entries_of_folders_are_pictures_too(tagger, files):
+    expected = tagger.probabilities(files[:2]).to_numpy()
+    pixels = [pixels_of(file) for file in files[:2]]
+    data = [file.read_bytes() for file in files[:2]]
+    forms = {
+        "column": pd.Series(list(map(str, files[:2]))).to_numpy(),
+        "bytes that change": [bytearray(data[0]), memoryview(data[1])],
+        "entries": sorted((e for e in os.scandir(files[0].parent)), key=lambda e: e.name)[:2],
+        "generator": (file for file in files[:2]),
+    }
+    if pixels[0].shape == pixels[1].shape:
+        forms["batch"] = np.stack(pixels)
+    for name, form in forms.items():
+        assert np.array_equal(tagger.probabilities(form).to_numpy(), expected), name
+    assert len(tagger.predict(bytearray(data[0]))) == 1
+    assert len(tagger.predict(np.stack([pixels[0]] * 2))) == 2
+
+
+def test_what_is_neither_one_nor_many_is_refused(tagger):
+    for nothing in (None, 5):
+        with pytest.raises(DataError, match="pictures are one or many"):
+            tagger.predict(nothing)
 
 
 @pytest.mark.parametrize(

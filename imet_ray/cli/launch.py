@@ -273,7 +273,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     outlives = "a folder that tags new pictures without the run and its data"
     stages.add_argument("--export", nargs=2, metavar=("ENSEMBLE", "DIR"), help=outlives)
     tagged = "tags for new pictures: files, folders, globs, s3://..., or - for a list of paths on stdin"
-    stages.add_argument("--tag", metavar="PATH", nargs="+", help=tagged)
+    stages.add_argument("--tag", metavar="PATH", nargs="+", action="extend", help=tagged)
     served = "an HTTP interface and a page that tag pictures"
     stages.add_argument("--serve-tags", metavar="ENSEMBLE", help=served)
     shown = "a page: what training makes of ten pictures"

@@ -33,7 +33,9 @@ WHITE = (255, 255, 255, 255)
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 JPEG_MARKER = re.compile(rb"\xff+[^\xff\x00\x01\xd0-\xd9]", re.DOTALL)  # of a segment, behind it its length
-HEIF_EXTRA = "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`"
+HEIF_EXTRA = (
+    "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`, or `uv pip install pillow-heif`"
+)
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -427,6 +429,8 @@ def _undecodable(path: Source, error: Exception) -> DataError:
         return DataError(f"{path}: no such file")
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{path}: not a picture")
+    if isinstance(error, OSError) and error.strerror:
+        return DataError(f"{path}: cannot be read: {error.strerror}")
     name, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, struct.error | SyntaxError | ValueError | OSError):
         return DataError(f"{path}: cannot be decoded: {text or name}")

@@ -4,6 +4,7 @@ It decides as `launch.py --predict` does. What each picture is to the models is 
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -271,7 +272,11 @@ class Tagger:
         self, pictures: AnyPicture | Iterable[AnyPicture]
     ) -> Iterator[tuple[list[str | int], list[Prepared]]]:
         """Names, paths or positions, and prepared pictures; others are prepared meanwhile."""
-        many = [pictures] if isinstance(pictures, str | Path | bytes | Image.Image | np.ndarray) else pictures
+        many = [pictures] if _is_one(pictures) else pictures
+        if not isinstance(many, Iterable):
+            raise DataError(
+                f"pictures are one or many paths, bytes, Pillow images or arrays, got {many!r:.40}"
+            )
 
         def prepare(item: tuple[int, AnyPicture]) -> Prepared:
             return self.prepare(item[1], name=f"picture {item[0]}")
@@ -284,7 +289,10 @@ class Tagger:
                 if isinstance(prepared, DataError):
                     raise prepared
                 ready.append(prepared)
-            yield [str(one) if isinstance(one, str | Path) else place for (place, one), _ in batch], ready
+            named = [
+                os.fspath(one) if isinstance(one, str | os.PathLike) else place for (place, one), _ in batch
+            ]
+            yield named, ready
 
     def _stacked(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         """Pictures by sight: (n, V, 3, S, S) uint8, channels last in memory."""
@@ -342,6 +350,13 @@ def device_of(asked: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(f"device {asked!s} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _is_one(pictures: object) -> bool:
+    """False for what may have many in it; an array may be a column of paths, or a batch of pictures."""
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim in (2, 3)
+    return isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
 
 
 def check_choice(top: int | None, min_probability: float | None) -> None:

@@ -4,6 +4,7 @@ A sidecar that is there keeps all that it has, as it has it. Beside the keywords
 of them are ours and what made them: another ensemble's labels take the place of ours, and of nobody else's.
 """
 
+import errno
 import functools
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 from xml.dom import Node, minidom
 from xml.parsers import expat
 
-from imet_ray.errors import DataError
+from imet_ray.errors import DataError, StoreError
 from imet_ray.storage.files import writing
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -22,6 +23,7 @@ XMLNS = "http://www.w3.org/2000/xmlns/"
 PREFIXES = {RDF: "rdf", DC: "dc", OURS: "imetray"}
 CONTAINERS = ("Bag", "Seq", "Alt")
 LARGEST = 1 << 26  # bytes: what has more is no sidecar
+OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # why one cannot be written, and others may
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
     f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""/></rdf:RDF></x:xmpmeta>'
@@ -40,10 +42,17 @@ class Sidecars:
         self._stems = functools.cache(_stems)  # as folders were when they were first looked at
 
     def path_of(self, picture: Path) -> Path:
-        """`a.jpg.xmp`, as darktable and digiKam have it; or Adobe's `a.xmp`, if it alone is there and of no other."""
+        """`a.jpg.xmp`, as darktable and digiKam have it; or Adobe's `a.xmp`, if it alone is there and of no other.
+
+        Raises:
+            DataError: if that cannot be looked at, as where the name is too long.
+        """
         own, adobe = picture.with_name(f"{picture.name}.xmp"), picture.with_suffix(".xmp")
-        if not own.exists() and adobe.exists() and self._stems(picture.parent)[picture.stem] == 1:
-            return adobe
+        try:
+            if not own.exists() and adobe.exists() and self._stems(picture.parent)[picture.stem] == 1:
+                return adobe
+        except OSError as error:
+            raise DataError(f"{own}: cannot be read: {error.strerror or error}") from None
         return own
 
     def tagged_by(self, picture: Path) -> str | None:
@@ -64,8 +73,8 @@ class Sidecars:
         """Put labels into the picture's sidecar, in place of those that we put there before.
 
         Raises:
-            DataError: if there is a sidecar that cannot be understood; it stays as it is.
-            StoreError: if it cannot be written.
+            DataError: if there is a sidecar that cannot be understood, or none can be put there; what is there stays.
+            StoreError: if none can be written at all, as on a full disk.
         """
         path = self.path_of(picture)
         document = _read(path) if path.exists() else minidom.parseString(EMPTY)
@@ -125,10 +134,19 @@ def _read(path: Path) -> minidom.Document:
 
 def _write(path: Path, document: minidom.Document) -> None:
     data = document.toxml(encoding="utf-8")
-    with writing(path) as temporary:
-        temporary.write_bytes(data)
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o7777)
+    path = path.resolve()  # a link stays one
+    mode = path.stat().st_mode & 0o7777 if path.exists() else None
+    if mode is not None and not mode & 0o222:
+        raise DataError(f"{path}: it is read-only, and left alone")
+    try:
+        with writing(path) as temporary:
+            temporary.write_bytes(data)
+            if mode is not None:
+                temporary.chmod(mode)
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in OF_ONE:
+            raise DataError(str(error)) from error
+        raise
 
 
 def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Element]:
