@@ -241,6 +241,15 @@ def test_an_export_of_another_ensemble_is_left_alone(folder, ensemble):
         exported.refuse_place(folder, ensemble.model_copy(update={"name": "other"}))
 
 
+def test_the_folder_that_one_is_in_is_no_place(trained, tmp_path, monkeypatch, capsys):
+    root = trained.run.store.root.resolve().parent
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "", str(tmp_path.parent)):
+        assert launch.main(["--export", "r/k", place, "--runs", str(root)]) == 1
+        assert "you are in " in capsys.readouterr().err
+    assert Path.cwd().is_dir()
+
+
 def test_a_file_is_no_place(call, tmp_path):
     (tmp_path / "k").write_text("")
     assert "is a file: name a folder" in call(tmp_path / "k")[2]

@@ -150,7 +150,8 @@ def test_a_folder_that_cannot_be_listed_is_told_of_at_the_end(call, folder, monk
 
 
 def test_pictures_of_each_option_are_tagged(call, folder):
-    code, out, _ = call(folder / "0.PNG", "--tag", folder / "1.PNG")
+    first, second = (next(folder.glob(f"{i}.*")) for i in range(2))
+    code, out, _ = call(first, "--tag", second)
     assert code == 0
     assert len(out.splitlines()) == 1 + 2
 

@@ -238,6 +238,23 @@ def test_an_ensemble_of_another_tools_member_is_refused(trained, tmp_path):
     shutil.rmtree(place.root)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"name": "k"', None], ids=["empty", "a list", "cut", "newer"])
+def test_an_exported_folder_that_cannot_be_read_says_how_to_get_it_again(trained, tmp_path, text):
+    export(trained.run.store.ensemble("k"), tmp_path / "far")
+    file = tmp_path / "far" / "ensemble.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"new": 1}) if text is None else text)
+    with pytest.raises(StoreError, match="copy or export it again, with this version of imet_ray$"):
+        imet_ray.load(tmp_path / "far")
+
+
+def test_other_weights_in_an_exported_folder_are_refused(trained, tmp_path):
+    export(trained.run.store.ensemble("k"), tmp_path / "far")
+    file = next((tmp_path / "far" / "weights").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(StoreError, match="holds other weights than .*: copy or export it again"):
+        imet_ray.load(tmp_path / "far")
+
+
 def test_labels_of_an_exported_folder_must_be_all_there(trained, tmp_path):
     copy = ExportedDirectory(export(trained.run.store.ensemble("k"), tmp_path / "exported"))
     write_labels(copy.labels, ["1"], ["one"])

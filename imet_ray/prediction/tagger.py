@@ -272,11 +272,7 @@ class Tagger:
         self, pictures: AnyPicture | Iterable[AnyPicture]
     ) -> Iterator[tuple[list[str | int], list[Prepared]]]:
         """Names, paths or positions, and prepared pictures; others are prepared meanwhile."""
-        many = [pictures] if _is_one(pictures) else pictures
-        if not isinstance(many, Iterable):
-            raise DataError(
-                f"pictures are one or many paths, bytes, Pillow images or arrays, got {many!r:.40}"
-            )
+        many = _many(pictures)
 
         def prepare(item: tuple[int, AnyPicture]) -> Prepared:
             return self.prepare(item[1], name=f"picture {item[0]}")
@@ -352,11 +348,21 @@ def device_of(asked: str | torch.device | None) -> torch.device:
     return device
 
 
-def _is_one(pictures: object) -> bool:
-    """False for what may have many in it; an array may be a column of paths, or a batch of pictures."""
+def _many(pictures: AnyPicture | Iterable[AnyPicture]) -> Iterable[AnyPicture]:
+    """One picture is many, too. An array is a picture, or a column of paths, or a batch of pictures.
+
+    Raises:
+        DataError: for what is neither one nor many.
+    """
     if isinstance(pictures, np.ndarray):
-        return pictures.ndim in (2, 3)
-    return isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+        return [pictures] if pictures.ndim in (2, 3) else list(pictures)
+    if isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        return [pictures]
+    if not isinstance(pictures, Iterable):
+        raise DataError(
+            f"pictures are one or many paths, bytes, Pillow images or arrays, got {pictures!r:.40}"
+        )
+    return pictures
 
 
 def check_choice(top: int | None, min_probability: float | None) -> None:

@@ -21,7 +21,7 @@ from imet_ray.tagging.outputs import Made, Output
 from imet_ray.tagging.pictures import Found
 from imet_ray.tagging.rows import DIGITS, Row
 
-NOT_DECIDING = {
+NOT_DECIDING: dict[str, bool | dict[str, set[str]]] = {
     "name": True,
     "report": True,
     "prefixes": True,
