@@ -238,11 +238,22 @@ def test_an_ensemble_of_another_tools_member_is_refused(trained, tmp_path):
     shutil.rmtree(place.root)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"name": "k"', None], ids=["empty", "a list", "cut", "newer"])
-def test_an_exported_folder_that_cannot_be_read_says_how_to_get_it_again(trained, tmp_path, text):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text[: len(text) // 2],
+        lambda text: json.dumps(json.loads(text) | {"new": 1}),
+        lambda text: json.dumps(json.loads(text) | {"members": []}),
+        lambda text: json.dumps(json.loads(text) | {"decoder": json.loads(text)["decoder"] | {"new": 1}}),
+    ],
+    ids=["empty", "a list", "cut off", "of a newer version", "no member", "a newer decoder"],
+)
+def test_an_exported_folder_that_cannot_be_read_says_how_to_get_it_again(trained, tmp_path, changed):
     export(trained.run.store.ensemble("k"), tmp_path / "far")
     file = tmp_path / "far" / "ensemble.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"new": 1}) if text is None else text)
+    file.write_text(changed(file.read_text()))
     with pytest.raises(StoreError, match="copy or export it again, with this version of imet_ray$"):
         imet_ray.load(tmp_path / "far")
 

@@ -88,7 +88,7 @@ class Tagger:
             path = files.checkpoints[trial_id]
             model, info = load_tagger(path, device)
             if list(info.label_ids) != self.label_ids:
-                raise StoreError(f"{path} was trained on other labels than {files.place} has: blend again")
+                raise StoreError(f"{path} was trained on other labels than {files.place} has: {files.again}")
             how = Inference.of(info.spec.recipe, device, views=self.views)
             if device.type == "cpu":
                 size = how.image_size

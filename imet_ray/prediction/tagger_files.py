@@ -114,7 +114,9 @@ def _of_run(place: EnsembleDirectory) -> TaggerFiles:
 
 
 def _usable(ensemble: Ensemble) -> Ensemble:
-    """Refuse an ensemble whose members are not all models."""
+    """Refuse an ensemble whose members are not all models, or none has a weight."""
+    if not ensemble.needed:
+        raise StoreError(f"the ensemble {ensemble.name} has no member with a weight: blend again")
     if others := [member.variant for member in ensemble.needed if not member.trials]:
         raise ConfigError(
             f"the ensemble {ensemble.name} has {', '.join(others)} from another tool, which cannot see new pictures: "
