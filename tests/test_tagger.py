@@ -195,10 +195,11 @@ def test_columns_batches_and_entries_of_folders_are_pictures_too(tagger, files):
     expected = tagger.probabilities(files[:2]).to_numpy()
     pixels = [pixels_of(file) for file in files[:2]]
     data = [file.read_bytes() for file in files[:2]]
+    entries = {entry.name: entry for entry in os.scandir(files[0].parent)}
     forms = {
         "column": pd.Series(list(map(str, files[:2]))).to_numpy(),
         "bytes that change": [bytearray(data[0]), memoryview(data[1])],
-        "entries": sorted((e for e in os.scandir(files[0].parent)), key=lambda e: e.name)[:2],
+        "entries": [entries[file.name] for file in files[:2]],
         "generator": (file for file in files[:2]),
     }
     if pixels[0].shape == pixels[1].shape:
@@ -207,6 +208,11 @@ def test_columns_batches_and_entries_of_folders_are_pictures_too(tagger, files):
         assert np.array_equal(tagger.probabilities(form).to_numpy(), expected), name
     assert len(tagger.predict(bytearray(data[0]))) == 1
     assert len(tagger.predict(np.stack([pixels[0]] * 2))) == 2
+
+
+def test_runs_may_be_a_path(trained, tagger):
+    runs = trained.run.store.root.parent
+    assert imet_ray.load("r/k", runs=runs).labels == tagger.labels
 
 
 def test_what_is_neither_one_nor_many_is_refused(tagger):

@@ -23,6 +23,7 @@ XMLNS = "http://www.w3.org/2000/xmlns/"
 PREFIXES = {RDF: "rdf", DC: "dc", OURS: "imetray"}
 CONTAINERS = ("Bag", "Seq", "Alt")
 LARGEST = 1 << 26  # bytes: what has more is no sidecar
+DEEPEST = 200  # elements in one another; Python's own parser recurses
 OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # why one cannot be written, and others may
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -118,12 +119,19 @@ def _read(path: Path) -> minidom.Document:
     def refuse(*what: object) -> None:
         raise DataError(f"{path}: it has a document type, which no sidecar needs: it is not read")
 
+    def opened(name: str, attributes: object) -> None:
+        levels.append(name)
+        if len(levels) > DEEPEST:
+            raise DataError(f"{path}: its elements are nested more than {DEEPEST} deep, as in no sidecar")
+
+    levels: list[str] = []
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a sidecar")
         data = path.read_bytes()
         first = expat.ParserCreate()
         first.StartDoctypeDeclHandler = refuse
+        first.StartElementHandler, first.EndElementHandler = opened, lambda name: levels.pop()
         first.Parse(data, True)
         return minidom.parseString(data)
     except (expat.ExpatError, ValueError, LookupError) as error:
