@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -125,8 +126,8 @@ def test_an_exported_folder_gives_the_same_wherever_it_lies(folder, trained, fil
 
 
 def test_an_ensemble_is_found_by_folder_by_run_and_in_the_newest_run(folder, trained, tagger):
-    runs = str(trained.run.store.root.parent)
-    for where in (str(folder), "r/k", "k"):
+    root = trained.run.store.root.parent
+    for where, runs in ((str(folder), "nowhere"), ("r/k", root), ("k", str(root))):
         assert imet_ray.load(where, runs=runs).label_ids == tagger.label_ids
 
 
@@ -210,9 +211,17 @@ def test_columns_batches_and_entries_of_folders_are_pictures_too(tagger, files):
     assert len(tagger.predict(np.stack([pixels[0]] * 2))) == 2
 
 
-def test_runs_may_be_a_path(trained, tagger):
-    runs = trained.run.store.root.parent
-    assert imet_ray.load("r/k", runs=runs).labels == tagger.labels
+def test_threads_share_a_tagger(tagger, files):
+    expected = tagger.probabilities(files)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: tagger.probabilities(files), range(4)))
+    assert all(np.allclose(one, expected, atol=1e-6) for one in found)
+
+
+def test_a_forked_process_is_told_to_load_its_own(tagger, files, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(ConfigError, match="load one in each process"):
+        tagger.predict(files[0])
 
 
 def test_what_is_neither_one_nor_many_is_refused(tagger):

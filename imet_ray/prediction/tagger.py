@@ -74,6 +74,7 @@ class Tagger:
         self.labels = list(files.label_names)
         self.label_ids = list(files.ensemble.label_ids)
         self._members = in_order(files.ensemble)
+        self._process = os.getpid()
         self._cores = None
         self._n_cores = cores or usable_cores()
         if device.type == "cpu":
@@ -142,6 +143,10 @@ class Tagger:
         32 views of EfficientNet-Lite0 at 48 px take 0.11 s of one core; by torch's threads on two of a busy machine,
         which wait for each other, they took six times as much.
         """
+        if os.getpid() != self._process:  # its threads are not here: it would wait for ever
+            raise ConfigError(
+                "this tagger was loaded before the process was forked: load one in each process"
+            )
         if self._cores is None:
             return [work(prepared)]
         each = min(PART, -(-len(prepared) // self._n_cores))
