@@ -475,6 +475,20 @@ def test_ctrl_c_says_that_the_same_command_continues(call, folder, tmp_path, mon
     assert (code, err) == (130, "interrupted: the same command continues\n")
 
 
+def test_an_ensemble_of_another_run_is_named_by_its_run(call, ensemble, folder):
+    runs = Path(ensemble).parents[2]
+    code, out, _ = call(folder, "--name", "r", "--runs", runs, by="k")
+    assert code == 0
+    assert len(out.splitlines()) == 1 + 5
+    assert "no run 'q'" in call(folder, "--name", "q", "--runs", runs, by="k")[2]
+
+
+def test_a_folder_that_is_mistyped_is_named(call, folder, tmp_path):
+    code, _, err = call(folder, "--runs", tmp_path, by="musem-tags")
+    assert code == 1
+    assert "there is no folder musem-tags here, and no run in " in err
+
+
 def test_all_done_needs_no_models(call, folder, tmp_path, monkeypatch):
     assert call(folder, "--out", tmp_path / "tags.csv")[0] == 0
     monkeypatch.setattr("imet_ray.commands.tag.Tagger", None)

@@ -81,7 +81,11 @@ def find_ensemble(where: str | Path, runs: Runs) -> TaggerFiles:
         raise ConfigError(
             f"there is no folder {where}: give one, or RUN/ENSEMBLE, or an ensemble of the newest run"
         )
-    return _of_run(runs.open(run_name or None).ensemble(name))
+    try:
+        run = runs.open(run_name or None)
+    except ConfigError as error:
+        raise ConfigError(f"there is no folder {where} here, and {error}") from None
+    return _of_run(run.ensemble(name))
 
 
 def _exported(place: ExportedDirectory) -> TaggerFiles:
