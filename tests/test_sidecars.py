@@ -44,6 +44,10 @@ ADOBE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
+MINIMAL = (
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/">{}</rdf:RDF>'
+)
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 STEAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><x>&a;</x>'
 
@@ -202,8 +206,7 @@ def test_what_is_no_sidecar_is_refused_by_name_and_stays(picture, text, expected
     ],
 )
 def test_subjects_in_an_unusual_form_are_kept(picture, inside):
-    rdf, dc = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
-    sidecar(picture).write_text(f'<rdf:RDF xmlns:rdf="{rdf}" xmlns:dc="{dc}">{inside}</rdf:RDF>')
+    sidecar(picture).write_text(MINIMAL.format(inside))
     Sidecars().write(picture, ["dog"], "k 1")
     assert words(picture) == (["old", "dog"] if "old" in inside else ["dog"])
 
@@ -249,6 +252,35 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
     assert "3 pictures tagged" in capsys.readouterr().err
     one = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])
     assert subjects(sidecar(Path(one["path"]))) == one["labels"]
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        '<dc:subject rdf:parseType="Resource"><rdf:value>old</rdf:value></dc:subject>',
+        '<dc:subject rdf:resource="urn:old"/>',
+        "<dc:subject><rdf:Description><rdf:value>old</rdf:value></rdf:Description></dc:subject>",
+    ],
+)
+def test_subjects_that_are_no_list_are_left_alone(picture, subject):
+    text = MINIMAL.format(f'<rdf:Description rdf:about="">{subject}</rdf:Description>')
+    sidecar(picture).write_text(text)
+    with pytest.raises(DataError, match="neither a list nor a text"):
+        Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).read_text() == text
+
+
+def test_texts_of_several_lines_stay_as_they_are(picture):
+    note = 'q:note="a&#10;b&#9;c&#13;d"><q:more>e&#13;f</q:more>'
+    sidecar(picture).write_text(
+        MINIMAL.format(f'<rdf:Description rdf:about="" xmlns:q="urn:q" {note}</rdf:Description>')
+    )
+    for label in ("dog", "cat"):
+        Sidecars().write(picture, [label], f"by {label}")
+        found = ElementTree.parse(sidecar(picture)).getroot()
+        [value] = [one.attrib["{urn:q}note"] for one in found.iter() if "{urn:q}note" in one.attrib]
+        assert value == "a\nb\tc\rd"
+        assert found.find(".//{urn:q}more").text == "e\rf"
 
 
 def test_a_sidecar_that_is_read_only_is_left_alone(picture):

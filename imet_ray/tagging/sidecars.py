@@ -24,6 +24,7 @@ PREFIXES = {RDF: "rdf", DC: "dc", OURS: "imetray"}
 CONTAINERS = ("Bag", "Seq", "Alt")
 LARGEST = 1 << 26  # bytes: what has more is no sidecar
 DEEPEST = 200  # elements in one another; Python's own parser recurses
+HIDDEN = {"\n": "\x01", "\t": "\x02", "\r": "\x03"}  # by what no XML has in it
 OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # why one cannot be written, and others may
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -82,6 +83,8 @@ class Sidecars:
         descriptions = _descriptions(document, path)
         ours = {word for one in descriptions for word in _words(_child(one, OURS, "Labels"))}
         home = next((one for one in descriptions if _has_subject(one)), descriptions[0])
+        if (subject := _child(home, DC, "subject")) is not None and not _is_list_or_text(subject):
+            raise DataError(f"{path}: its dc:subject is neither a list nor a text, and left alone")
         bag = _bag(home, DC, "subject")
         wanted = [_printable(self.prefix + label) for label in labels]
         for item in _items(bag):
@@ -141,7 +144,10 @@ def _read(path: Path) -> minidom.Document:
 
 
 def _write(path: Path, document: minidom.Document) -> None:
+    _hide_breaks(document)
     data = document.toxml(encoding="utf-8")
+    for character, hidden in HIDDEN.items():
+        data = data.replace(hidden.encode(), f"&#{ord(character)};".encode())
     path = path.resolve()  # a link stays one
     mode = path.stat().st_mode & 0o7777 if path.exists() else None
     if mode is not None and not mode & 0o222:
@@ -157,6 +163,17 @@ def _write(path: Path, document: minidom.Document) -> None:
         raise
 
 
+def _hide_breaks(node: Node) -> None:
+    """Characters that a parser would make spaces or line feeds of are written as numbers, as they were."""
+    if isinstance(node, minidom.Element):
+        for attribute in node.attributes.values():
+            attribute.value = attribute.value.translate(str.maketrans(HIDDEN))
+    elif isinstance(node, minidom.Text):
+        node.data = node.data.replace("\r", HIDDEN["\r"])
+    for child in node.childNodes:
+        _hide_breaks(child)
+
+
 def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Element]:
     """The rdf:Description elements of the picture, of which there is one at least."""
     found = document.getElementsByTagNameNS(RDF, "RDF")
@@ -170,6 +187,12 @@ def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Elemen
         root.appendChild(made)
         tops = [made]
     return tops
+
+
+def _is_list_or_text(whole: minidom.Element) -> bool:
+    """RDF has other ways to say a value."""
+    lists = (one.namespaceURI == RDF and one.localName in CONTAINERS for one in _elements(whole))
+    return all(lists) and all(one.namespaceURI != RDF for one in whole.attributes.values())
 
 
 def _bag(home: minidom.Element, space: str, name: str) -> minidom.Element:
