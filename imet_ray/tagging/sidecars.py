@@ -24,7 +24,7 @@ PREFIXES = {RDF: "rdf", DC: "dc", OURS: "imetray"}
 CONTAINERS = ("Bag", "Seq", "Alt")
 LARGEST = 1 << 26  # bytes: what has more is no sidecar
 DEEPEST = 200  # elements in one another; Python's own parser recurses
-HIDDEN = {"\n": "\x01", "\t": "\x02", "\r": "\x03"}  # by what no XML has in it
+HIDDEN = {ord("\n"): "\x01", ord("\t"): "\x02", ord("\r"): "\x03"}  # by what no XML has in it
 OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # why one cannot be written, and others may
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -146,8 +146,8 @@ def _read(path: Path) -> minidom.Document:
 def _write(path: Path, document: minidom.Document) -> None:
     _hide_breaks(document)
     data = document.toxml(encoding="utf-8")
-    for character, hidden in HIDDEN.items():
-        data = data.replace(hidden.encode(), f"&#{ord(character)};".encode())
+    for code, hidden in HIDDEN.items():
+        data = data.replace(hidden.encode(), f"&#{code};".encode())
     path = path.resolve()  # a link stays one
     mode = path.stat().st_mode & 0o7777 if path.exists() else None
     if mode is not None and not mode & 0o222:
@@ -163,15 +163,15 @@ def _write(path: Path, document: minidom.Document) -> None:
         raise
 
 
-def _hide_breaks(node: Node) -> None:
-    """Characters that a parser would make spaces or line feeds of are written as numbers, as they were."""
-    if isinstance(node, minidom.Element):
-        for attribute in node.attributes.values():
-            attribute.value = attribute.value.translate(str.maketrans(HIDDEN))
-    elif isinstance(node, minidom.Text):
-        node.data = node.data.replace("\r", HIDDEN["\r"])
-    for child in node.childNodes:
-        _hide_breaks(child)
+def _hide_breaks(parent: minidom.Document | minidom.Element) -> None:
+    """What a parser would make spaces or line feeds of is written as numbers, as it was."""
+    for node in parent.childNodes:
+        if isinstance(node, minidom.Element):
+            for attribute in node.attributes.values():
+                attribute.value = attribute.value.translate(HIDDEN)
+            _hide_breaks(node)
+        elif isinstance(node, minidom.Text):
+            node.data = node.data.replace("\r", HIDDEN[ord("\r")])
 
 
 def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Element]:
