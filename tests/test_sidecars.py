@@ -1,6 +1,7 @@
 """Sidecars: keywords beside a picture, checked with exiftool; what others put there stays."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -289,6 +290,13 @@ def test_a_sidecar_that_is_read_only_is_left_alone(picture):
     with pytest.raises(DataError, match="read-only"):
         Sidecars().write(picture, ["dog"], "k 1")
     assert sidecar(picture).read_text() == DARKTABLE
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_sidecar(picture, make):
+    make(sidecar(picture))
+    with pytest.raises(DataError, match="it is no file"):
+        Sidecars().tagged_by(picture)
 
 
 def test_a_sidecar_that_is_a_link_stays_one(picture, tmp_path):

@@ -149,6 +149,14 @@ def test_a_folder_that_cannot_be_listed_is_told_of_at_the_end(call, folder, monk
     assert f"  {folder / 'deep'}: cannot be read: " in err
 
 
+def test_a_pipe_is_told_of_and_not_waited_for(call, folder):
+    os.mkfifo(folder / "pipe.jpg")
+    code, out, err = call(folder)
+    assert code == 1
+    assert len(out.splitlines()) == 1 + 5
+    assert f"  {folder / 'pipe.jpg'}: it is a pipe or a device, and no file\n" in err
+
+
 def test_pictures_of_each_option_are_tagged(call, folder):
     first, second = (next(folder.glob(f"{i}.*")) for i in range(2))
     code, out, _ = call(first, "--tag", second)

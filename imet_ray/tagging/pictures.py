@@ -4,8 +4,10 @@ Folders give what looks like a picture by its suffix, sorted, without hidden fil
 """
 
 import codecs
+import contextlib
 import glob
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +44,14 @@ class Found:
         """The file, or the bytes that a bucket has.
 
         Raises:
-            DataError: if the object is gone.
+            DataError: if the object is gone, or the file is a pipe or a device, which could be read for ever.
         """
         if self.is_local:
-            return Path(self.base, self.path)
+            path = Path(self.base, self.path)
+            with contextlib.suppress(OSError, ValueError):  # whoever opens it says so
+                if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                    raise DataError(f"{path}: it is a pipe or a device, and no file")
+            return path
         bucket, key = _object(self.path)
         data = bucket.read(key)
         if data is None:

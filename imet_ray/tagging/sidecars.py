@@ -129,6 +129,8 @@ def _read(path: Path) -> minidom.Document:
 
     levels: list[str] = []
     try:
+        if not path.is_file():  # a pipe could be read for ever
+            raise DataError(f"{path}: it is no file")
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a sidecar")
         data = path.read_bytes()
