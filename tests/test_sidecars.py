@@ -239,7 +239,7 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
     assert "document type" in capsys.readouterr().err
     bad.unlink()
     assert launch.main([*argv, "--prefix", "auto:"]) == 0
-    assert "1 pictures tagged" in (said := capsys.readouterr().err)
+    assert "1 picture tagged" in (said := capsys.readouterr().err)
     assert "2 were tagged before" in said
     assert launch.main(["--tag", str(tmp_path), "--with", ensemble, "--out", str(tmp_path / "t.jsonl")]) == 0
     for line in (tmp_path / "t.jsonl").read_text().splitlines():

@@ -85,12 +85,15 @@ def _say(pictures: Sequence[Found], before: int, outcome: Outcome, seconds: floa
         return
     rate = f", {outcome.tagged / seconds:.0f} a second" if outcome.tagged and seconds > 1 else ""
     were = f"; {before:,} were tagged before" if before else ""
-    print(f"{outcome.tagged:,} pictures tagged in {clock(seconds)}{rate}{were}: {where}", file=sys.stderr)
+    print(f"{_pictures(outcome.tagged)} tagged in {clock(seconds)}{rate}{were}: {where}", file=sys.stderr)
     if outcome.problems:
-        n = len(outcome.problems)
-        print(f"{n:,} {'picture' if n == 1 else 'pictures'} could not be tagged:", file=sys.stderr)
+        print(f"{_pictures(len(outcome.problems))} could not be tagged:", file=sys.stderr)
         for path, why in outcome.problems.items():
             print(f"  {_on_a_line(path)}: {_on_a_line(why)}", file=sys.stderr)
+
+
+def _pictures(n: int) -> str:
+    return f"{n:,} picture" if n == 1 else f"{n:,} pictures"
 
 
 def _on_a_line(text: str) -> str:
