@@ -33,10 +33,6 @@ class StoreError(ImetError):
     """An artefact that cannot be written or read: full disk, missing or altered file."""
 
 
-class DiskFullError(StoreError):
-    """No room for an artefact: others of its kind will not fit, either."""
-
-
 class TrialError(ImetError):
     """One trial failed for its own reasons (NaN loss, out of memory); others may go on."""
 

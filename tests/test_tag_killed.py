@@ -174,7 +174,7 @@ def test_where_nothing_can_be_written_it_says_so_in_one_line(story, kind):
     if place is None:
         pytest.skip("no disk can be mounted here")
     assert place["calls"][0]["code"] == 1
-    said = "nothing can be written in pictures: choose" if kind == "xmp" else "Read-only file system"
+    said = "pictures cannot be written: choose" if kind == "xmp" else "Read-only file system"
     assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", place["calls"][0]["printed"])
 
 

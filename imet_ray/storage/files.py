@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from imet_ray.errors import DiskFullError, StoreError
+from imet_ray.errors import StoreError
 
 
 class SupersededError(Exception):
@@ -167,7 +167,7 @@ def sync(path: Path) -> None:
 def disk_error(path: Path, error: OSError) -> StoreError:
     """The one line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"disk full while writing {path}: free some space, then run the same command")
+        return StoreError(f"disk full while writing {path}: free some space, then run the same command")
     return StoreError(f"cannot write {path}: {error.strerror or error}")
 
 

@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 from imet_ray.command_line import pasted
-from imet_ray.errors import ConfigError, DataError, DiskFullError, StoreError, unknown_name
+from imet_ray.errors import ConfigError, DataError, StoreError, unknown_name
 from imet_ray.storage.files import clear_leftovers, disk_error
 from imet_ray.tagging.pictures import Found
 from imet_ray.tagging.rows import Row
@@ -91,6 +91,10 @@ class Printed(Output):
         sys.stdout.flush()
         self.begun = True
         return {}
+
+    def finish(self) -> None:
+        if not self.begun:
+            write_csv(sys.stdout, [], header=True)
 
 
 class InTable(Output):
@@ -270,12 +274,12 @@ class InSidecars(Output):
                 f"--out xmp writes beside the pictures, and {elsewhere[0]} lies in a bucket: choose --out tags.csv, or "
                 "bring the pictures here"
             )
-        for folder in dict.fromkeys(Path(picture.path).parent for picture in todo):
-            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-                raise ConfigError(
-                    f"--out xmp writes beside the pictures, and nothing can be written in {folder}: choose --out "
-                    "tags.csv, leave it out, or have its permissions changed"
-                )
+        folders = {Path(picture.path).parent for picture in todo}
+        if folders and all(folder.is_dir() and not os.access(folder, os.W_OK) for folder in folders):
+            raise ConfigError(
+                f"--out xmp writes beside the pictures, and {min(folders)} cannot be written: choose --out tags.csv, "
+                "or copy the pictures"
+            )
 
     def has(self, picture: Found) -> bool:
         with contextlib.suppress(DataError):  # it is told of when it is to be written
@@ -287,9 +291,7 @@ class InSidecars(Output):
         for picture, row in rows:
             try:
                 self.sidecars.write(Path(picture.path), row.labels, self.made.tagged_by)
-            except DiskFullError:
-                raise
-            except (DataError, StoreError) as error:  # of this one alone
+            except DataError as error:
                 problems[picture.name] = str(error)
         return problems
 
