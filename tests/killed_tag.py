@@ -24,6 +24,7 @@ import imet_ray.commands.setup
 import imet_ray.commands.tag
 import imet_ray.prediction.tagger
 import launch
+from imet_ray.prediction.tagger import Tagger
 from imet_ray.storage import files, locks
 from imet_ray.tagging import collection, outputs, sidecars, tables
 
@@ -179,7 +180,12 @@ def main(root: Path, pictures: Path, ensemble: str, seed: int, kills: int, disks
     collection.PICTURES = 2
     imet_ray.prediction.tagger.PART = 1  # else the last digits depend on how many are left
     tagger = imet_ray.load(ensemble, device="cpu")
-    imet_ray.commands.tag.Tagger = lambda *args: tagger  # type: ignore[misc,assignment]
+
+    def loaded(*args: object) -> Tagger:
+        tagger._process = os.getpid()  # in which it predicts first: none of its threads has begun before
+        return tagger
+
+    imet_ray.commands.tag.Tagger = loaded  # type: ignore[misc,assignment]
     story: dict[str, Any] = {}
     for kind in (*tables.TABLES, "xmp"):
         rng = random.Random(f"{seed} {kind}")
