@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "imet-ray"
 BATCH = 32  # pictures that a replica tags together
+GIVEN = 2 * BATCH  # to a replica: one batch waits while the other is tagged
 WAIT_S = 0.005  # for more pictures, while the models have nothing to do
 TRIES = 6  # of a picture, each with another replica
 PAUSE_S = 0.2  # before the next one
@@ -67,15 +68,23 @@ class Replicas:
     """The replicas that run, as the HTTP interface asks them."""
 
     handle: DeploymentHandle
+    turns: asyncio.Semaphore  # of as many pictures as the replicas take
     prepare: Preparer
     decided_by: str
 
     async def tag(self, prepared: Prepared) -> Tagged:
         """Tag a picture; if its replica dies, another one does.
 
+        What the replicas do not take yet waits here, where the next one goes on as soon as one is done: Ray's router
+        asks full replicas again every half a second, and batches of 32 became ones of 2.
+
         Raises:
             StoreError: if none can.
         """
+        async with self.turns:
+            return await self._tag(prepared)
+
+    async def _tag(self, prepared: Prepared) -> Tagged:
         trouble = ""
         for _ in range(TRIES):
             try:
@@ -122,7 +131,7 @@ def replicas(
         serve.start(proxy_location="Disabled", logging_config=quiet)  # we listen ourselves
         deployment = serve.deployment(Model).options(
             num_replicas=count,
-            max_ongoing_requests=2 * BATCH,  # one batch waits while the other is tagged
+            max_ongoing_requests=count * GIVEN,  # never too many: the router need not wait
             health_check_period_s=HEALTH_S,
             ray_actor_options=options,
             logging_config=quiet,
@@ -132,7 +141,7 @@ def replicas(
             prepare, decided_by = handle.about.remote().result()
         except (RuntimeError, RayError) as error:
             raise StoreError(f"the models cannot be loaded: {telling_line(error)}") from None
-        yield Replicas(handle, prepare, decided_by)
+        yield Replicas(handle, asyncio.Semaphore(count * GIVEN), prepare, decided_by)
 
 
 def _runs() -> bool:

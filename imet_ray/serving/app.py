@@ -1,17 +1,17 @@
 """The HTTP interface: pictures in, labels as JSON out, and the page that uses it. What predicts is given.
 
-Pictures are decoded here, by threads, so that the models get whole batches of what they look at, and nothing else.
+Pictures are decoded here, so that the models get whole batches of what they look at, and nothing else.
 """
 
 import asyncio
+import ipaddress
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -23,15 +23,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import imet_ray
-from imet_ray.cores import usable_cores
-from imet_ray.data.images import Encoded, TooLargeError, announced_size
-from imet_ray.errors import DataError, ImetError
+from imet_ray.errors import ImetError
 from imet_ray.prediction.prepared import Prepared, Preparer
 from imet_ray.reporting.tagging_page import api_page, content_policy, tagging_page
+from imet_ray.serving.decoding import Decoder
 from imet_ray.serving.downloads import Chosen, csv_file, sidecars, zipped
 from imet_ray.serving.limits import Limits, Refused
 from imet_ray.serving.tagged import Tagged
-from imet_ray.serving.uploads import Reader, Upload
+from imet_ray.serving.uploads import CUT_OFF, Reader
+
+T = TypeVar("T")
 
 TOP = 20  # probabilities of an answer, unless more are asked for
 CSV = "text/csv; charset=utf-8"
@@ -124,13 +125,15 @@ class TagServer:
         self.limits = limits
         self.token = token
         self.reader = Reader(limits)
-        self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        self.decoder = Decoder(limits, served.prepare)
         self.pictures, self.batches, self.model_seconds = 0, 0.0, 0.0
 
-    async def allowed(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        """Refuse who has not the token."""
+    async def allowed(
+        self, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+    ) -> None:
+        """Refuse who has not the token; without one, what pages of other sites send."""
         if self.token is None:
-            return
+            return _refuse_other_sites(request)
         sent = given.credentials if given is not None else ""
         if not secrets.compare_digest(sent.encode(), self.token.encode()):
             raise Refused(HTTPStatus.UNAUTHORIZED, "send the server's token: Authorization: Bearer TOKEN")
@@ -145,12 +148,10 @@ class TagServer:
     ) -> Tags:
         """Tag pictures: a form with one or many files, or the bytes of one. All are tagged, or none."""
         async with self.reader.pictures(request, name) as uploads:
-            loop = asyncio.get_running_loop()
-            ready = await asyncio.gather(
-                *(loop.run_in_executor(self.pool, self._prepared, upload) for upload in uploads)
-            )
+            ready = await _unless_gone(request, map(self.decoder.prepared, uploads))
             names = [upload.name for upload in uploads]
-        found = await asyncio.gather(*(self.served.tag(prepared) for prepared in ready))
+        with self.reader.room(sum(prepared.nbytes for prepared in ready)):
+            found = await _unless_gone(request, map(self.served.tag, ready))
         return Tags(
             ensemble=self.served.name,
             pictures=[self._answer(name, one, top) for name, one in zip(names, found, strict=True)],
@@ -200,17 +201,6 @@ class TagServer:
             where = ".".join(map(str, first["loc"]))
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where or 'the body'}: {first['msg']}") from None
 
-    def _prepared(self, upload: Upload) -> Prepared:
-        """What the models look at."""
-        try:
-            height, width = announced_size(Encoded(upload.data, upload.name))
-            self.limits.check_pixels(upload.name, height * width)
-            return self.served.prepare(upload.data, name=upload.name)
-        except TooLargeError as error:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
-        except DataError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-
     def _answer(self, name: str, found: Tagged, top: int) -> TaggedPicture:
         self.pictures += 1
         self.batches += found.share
@@ -238,7 +228,7 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with server.pool:
+        with server.decoder.pool:
             yield
 
     app = FastAPI(
@@ -316,7 +306,49 @@ class _Headers:
                 message["headers"] = [*message["headers"], *self.SENT]
             await send(message)
 
-        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+        if scope["type"] == "http":
+            asked = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server leaves the body out
+            await self.app({**scope, "method": asked}, receive, with_headers)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Refuse what a browser sends for another site's page, which nobody who sits at this machine has asked for.
+
+    Such a page may send to 127.0.0.1, or have a name of its own lead there (DNS rebinding).
+    """
+    host = request.headers.get("host", "")
+    if not _is_loopback(host):
+        raise Refused(
+            HTTPStatus.MISDIRECTED_REQUEST,
+            f"without a --token only this machine's own address is answered, not {host[:100]}",
+        )
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise Refused(HTTPStatus.FORBIDDEN, "pages of other sites are not answered")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a request's Host, which programs may leave out, names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _unless_gone(request: Request, works: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of work that is done together; it is given up if one fails, or if who asked has left."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    done, leaving = asyncio.gather(*tasks), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((done, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise Refused(HTTPStatus.BAD_REQUEST, CUT_OFF)
+        return done.result()
+    finally:
+        for task in (*tasks, leaving):
+            task.cancel()
 
 
 def _download(name: str, data: bytes, kind: str) -> Response:
