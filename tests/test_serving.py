@@ -246,6 +246,10 @@ def test_the_interface_describes_itself(ask):
     body = schema["paths"]["/tag"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "application/octet-stream"}
     page = ask.get("/docs").text
+    assert "pictures[] (name, labels[] (id, name, probability), decided_by," in page
+    assert "pictures[] (name, labels[] (name, probability), edited), decided_by" in page
+    assert "curl -F picture=@a.jpg" in page
+    assert "Authorization: Bearer TOKEN" in page
     for path in schema["paths"]:
         assert path in page
 

@@ -39,6 +39,10 @@ CSV = "text/csv; charset=utf-8"
 BINARY = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
+    "description": (
+        "curl -F picture=@a.jpg -F picture=@b.jpg http://ADDRESS/tag\n"
+        "curl --data-binary @a.jpg 'http://ADDRESS/tag?name=a.jpg&top=3'"
+    ),
     "content": {
         "multipart/form-data": {
             "schema": {"type": "object", "properties": {"picture": {"type": "array", "items": BINARY}}}
@@ -46,8 +50,9 @@ BODY = {
         "application/octet-stream": {"schema": BINARY},
     },
 }
+HEADER = "If the server was started with a --token, send the header Authorization: Bearer TOKEN."
 CHOSEN = {"application/json": {"schema": Chosen.model_json_schema()}}
-BEARER = HTTPBearer(auto_error=False, description="the --token that the server was started with")
+BEARER = HTTPBearer(auto_error=False, description=HEADER)
 
 
 @dataclass(frozen=True)
@@ -265,16 +270,27 @@ def _router(server: TagServer) -> APIRouter:
         413: {"model": Error, "description": "too large, or too many"},
         422: {"model": Error, "description": "unreadable"},
         503: {"model": Error, "description": "busy: send it again in a moment"},
+        "default": {"model": Error, "description": "whatever else is wrong"},
     }
     router.add_api_route(
-        "/tag", server.tag, methods=["POST"], responses=refusals, openapi_extra={"requestBody": BODY}
+        "/tag",
+        server.tag,
+        methods=["POST"],
+        response_description="the labels of each picture",
+        responses=refusals,
+        openapi_extra={"requestBody": BODY},
     )
-    router.add_api_route("/labels", server.labels, responses={401: refusals[401]})
-    for path, answer, kind in (
-        ("/csv", server.csv, "text/csv"),
-        ("/xmp", server.xmp, "application/rdf+xml"),
+    router.add_api_route(
+        "/labels",
+        server.labels,
+        response_description="the labels",
+        responses={401: refusals[401], "default": refusals["default"]},
+    )
+    for path, answer, kind, what in (
+        ("/csv", server.csv, "text/csv", "the table"),
+        ("/xmp", server.xmp, "application/rdf+xml", "the sidecar; several as a zip"),
     ):
-        content = {"content": {kind: {}}, "description": "the file; several sidecars as a zip"}
+        content = {"content": {kind: {}}, "description": what}
         router.add_api_route(
             path,
             answer,
@@ -283,7 +299,12 @@ def _router(server: TagServer) -> APIRouter:
             responses=refusals | {200: content},
             openapi_extra={"requestBody": {"required": True, "content": CHOSEN}},
         )
-    open_to_all.add_api_route("/healthz", server.health, responses={503: refusals[503]})
+    open_to_all.add_api_route(
+        "/healthz",
+        server.health,
+        response_description="ready, and what was done since the start",
+        responses={503: {"model": Error, "description": "no model is ready"}},
+    )
     open_to_all.include_router(router)
     return open_to_all
 
