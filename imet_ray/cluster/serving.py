@@ -25,6 +25,7 @@ from imet_ray.prediction.tagger import Tagger, device_of
 from imet_ray.prediction.tagger_files import TaggerFiles
 from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.search_space import Resources
+from imet_ray.serving.batches import Batches
 from imet_ray.serving.tagged import Tagged
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,15 @@ class Model:
     def __init__(self, files: TaggerFiles, views: ViewSet | None, cores: int) -> None:
         _listen_on_loopback()
         self.tagger = Tagger(files, device_of(None), views, cores=cores)
+        self.batches = Batches(self._tag, most=BATCH, wait_s=WAIT_S)
 
     async def about(self) -> tuple[Preparer, str]:
         """How pictures are prepared, and how labels are decided."""
         return self.tagger.prepare, self.tagger.decided_by()
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)  # type: ignore[untyped-decorator]
-    async def tag(self, prepared: list[Prepared]) -> list[Tagged]:
-        """Tag pictures together; who calls it gives one, and gets one answer."""
-        return await asyncio.to_thread(self._tag, prepared)  # more pictures come meanwhile
+    async def tag(self, prepared: Prepared) -> Tagged:
+        """Tag a picture, together with others that wait."""
+        return await self.batches.ask(prepared)
 
     def _tag(self, prepared: list[Prepared]) -> list[Tagged]:
         started = time.monotonic()
@@ -76,7 +77,7 @@ class Replicas:
         """Tag a picture; if its replica dies, another one does.
 
         What the replicas do not take yet waits here, where the next one goes on as soon as one is done: Ray's router
-        asks full replicas again every half a second, and batches of 32 became ones of 2.
+        asks full replicas again every half a second.
 
         Raises:
             StoreError: if none can.

@@ -40,8 +40,8 @@ BINARY = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
     "description": (
-        "curl -F picture=@a.jpg -F picture=@b.jpg http://ADDRESS/tag\n"
-        "curl --data-binary @a.jpg 'http://ADDRESS/tag?name=a.jpg&top=3'"
+        "curl -F picture=@a.jpg -F picture=@b.jpg ADDRESS/tag\n"
+        "curl --data-binary @a.jpg 'ADDRESS/tag?name=a.jpg&top=3'"
     ),
     "content": {
         "multipart/form-data": {
@@ -361,15 +361,21 @@ def _is_loopback(host: str) -> bool:
 async def _unless_gone(request: Request, works: Iterable[Awaitable[T]]) -> list[T]:
     """The results of work that is done together; it is given up if one fails, or if who asked has left."""
     tasks = [asyncio.ensure_future(work) for work in works]
-    done, leaving = asyncio.gather(*tasks), asyncio.ensure_future(request.receive())
+    leaving = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait((done, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
-            raise Refused(HTTPStatus.BAD_REQUEST, CUT_OFF)
-        return done.result()
+        left: set[asyncio.Future[Any]] = {*tasks}
+        while left:
+            done, _ = await asyncio.wait({*left, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            left -= done
+            for task in done - {leaving}:
+                task.result()  # or its error, at once
+            if left and leaving in done:
+                raise Refused(HTTPStatus.BAD_REQUEST, CUT_OFF)
+        return [task.result() for task in tasks]
     finally:
         for task in (*tasks, leaving):
             task.cancel()
+        await asyncio.gather(*tasks, leaving, return_exceptions=True)
 
 
 def _download(name: str, data: bytes, kind: str) -> Response:
