@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -245,6 +246,10 @@ def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> An
                     configure_logging=True,
                     **options,
                 )
+            except SystemExit as error:  # how Ray takes SIGTERM, while it starts
+                if error.code != signal.SIGTERM:
+                    raise
+                raise KeyboardInterrupt from None
             except Exception as error:  # of any kind: what its parts and the system raise
                 told = " ".join(str(error).split())[-TOLD:] or type(error).__name__
                 if address is None and left and SLOW_START in told:  # what was started ends with this process
