@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -443,3 +444,8 @@ def test_a_form_of_thousands_of_parts_is_refused(ask):
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}
     assert "more than 3 pictures" in refused(ask.post("/tag", content=part * 70, headers=headers), 413)
+
+
+def test_packed_bodies_are_refused_by_their_name(ask):
+    answer = ask.post("/tag", content=gzip.compress(png()), headers={"content-encoding": "gzip"})
+    assert "gzip is not read" in refused(answer, 415)

@@ -84,6 +84,11 @@ class Reader:
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator["_Body"]:
+        packed = request.headers.get("content-encoding", "identity")
+        if packed != "identity":
+            raise Refused(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding {packed} is not read: send plain bytes"
+            )
         announced = request.headers.get("content-length", "")
         if announced.isdecimal():
             self.limits.check_request(int(announced))
