@@ -22,7 +22,7 @@ def load(
     *,
     device: str | None = None,
     views: "Views | None" = None,
-    runs: str = "runs",
+    runs: "str | os.PathLike[str]" = "runs",
 ) -> "Tagger":
     """Load an ensemble that tags new pictures. Neither the training data nor Ray are needed.
 
@@ -38,6 +38,6 @@ def load(
     """
     # By name: `import imet_ray` stays cheap, and whoever packs the imports of one module does not pack all of them.
     loaded: Tagger = pkgutil.resolve_name("imet_ray.prediction.tagger:load")(
-        os.fspath(where), device=device, views=views, runs=runs
+        os.fspath(where), device=device, views=views, runs=os.fspath(runs)
     )
     return loaded

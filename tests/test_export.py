@@ -163,6 +163,24 @@ def test_an_ensemble_of_another_run_is_named_by_its_run(trained, folder, call, t
     assert "no run 'q'" in call(tmp_path / "other", ensemble="q/k")[2]
 
 
+def test_an_ensemble_is_named_by_its_folder_as_tag_takes_it(trained, folder, call, tmp_path):
+    assert call(tmp_path / "k", ensemble=str(trained.run.store.ensemble("k").root))[0] == 0
+    assert same_files(tmp_path / "k", folder)
+
+
+def test_what_is_exported_already_is_not_exported_from(folder, call, tmp_path):
+    code, _, err = call(tmp_path / "k", ensemble=str(folder))
+    assert code == 1
+    assert "is exported already: copy it" in err
+    assert err.count("\n") == 1
+
+
+def test_an_ensemble_of_two_runs_is_refused(call, tmp_path):
+    code, _, err = call(tmp_path / "k", "--name", "r", ensemble="q/k")
+    assert code == 1
+    assert "q/k is an ensemble of q, not of --name r" in err
+
+
 def test_other_weights_than_the_ensembles_are_refused(trained, ensemble, call, tmp_path):
     first, *others = ensemble.members
     wrong = first.model_copy(update={"checkpoints": ["0" * 64, *first.checkpoints[1:]]})
@@ -221,6 +239,15 @@ def test_an_export_with_a_strangers_file_in_it_is_left_alone(call, folder, tmp_p
 def test_an_export_of_another_ensemble_is_left_alone(folder, ensemble):
     with pytest.raises(ConfigError, match="is an export of k, not of other: name another folder"):
         exported.refuse_place(folder, ensemble.model_copy(update={"name": "other"}))
+
+
+def test_the_folder_that_one_is_in_is_no_place(trained, tmp_path, monkeypatch, capsys):
+    root = trained.run.store.root.resolve().parent
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "", str(tmp_path.parent)):
+        assert launch.main(["--export", "r/k", place, "--runs", str(root)]) == 1
+        assert "you are in " in capsys.readouterr().err
+    assert Path.cwd().is_dir()
 
 
 def test_a_file_is_no_place(call, tmp_path):

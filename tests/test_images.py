@@ -320,7 +320,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, data):
 def test_a_missing_file_and_a_directory_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"b\.png: no such file"):
         read_rgb(tmp_path / "b.png")
-    with pytest.raises(DataError, match=f"{re.escape(tmp_path.name)}: cannot be decoded"):
+    with pytest.raises(DataError, match=f"{re.escape(tmp_path.name)}: cannot be read: Is a directory"):
         read_rgb(tmp_path)
 
 

@@ -1,13 +1,14 @@
 """Sidecars: keywords beside a picture, checked with exiftool; what others put there stays."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launch
@@ -44,6 +45,10 @@ ADOBE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
+MINIMAL = (
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/">{}</rdf:RDF>'
+)
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 STEAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><x>&a;</x>'
 
@@ -158,6 +163,7 @@ def test_the_same_labels_again_change_nothing(picture):
     assert ElementTree.canonicalize(sidecar(picture).read_text()) == before
 
 
+@settings(deadline=None)  # a busy disk takes longer
 @given(st.lists(st.text(max_size=8), max_size=4), st.lists(st.text(max_size=8), max_size=4))
 def test_any_labels_make_a_sidecar_that_is_read_again(first, second):
     import tempfile
@@ -180,6 +186,7 @@ def test_any_labels_make_a_sidecar_that_is_read_again(first, second):
         ("", "no XML"),
         ("<x:xmpmeta>", "no XML"),
         ("no xml at all", "no XML"),
+        ("<x>" * 3000 + "</x>" * 3000, "nested more than"),
     ],
 )
 def test_what_is_no_sidecar_is_refused_by_name_and_stays(picture, text, expected):
@@ -200,8 +207,7 @@ def test_what_is_no_sidecar_is_refused_by_name_and_stays(picture, text, expected
     ],
 )
 def test_subjects_in_an_unusual_form_are_kept(picture, inside):
-    rdf, dc = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
-    sidecar(picture).write_text(f'<rdf:RDF xmlns:rdf="{rdf}" xmlns:dc="{dc}">{inside}</rdf:RDF>')
+    sidecar(picture).write_text(MINIMAL.format(inside))
     Sidecars().write(picture, ["dog"], "k 1")
     assert words(picture) == (["old", "dog"] if "old" in inside else ["dog"])
 
@@ -233,7 +239,7 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
     assert "document type" in capsys.readouterr().err
     bad.unlink()
     assert launch.main([*argv, "--prefix", "auto:"]) == 0
-    assert "1 pictures tagged" in (said := capsys.readouterr().err)
+    assert "1 picture tagged" in (said := capsys.readouterr().err)
     assert "2 were tagged before" in said
     assert launch.main(["--tag", str(tmp_path), "--with", ensemble, "--out", str(tmp_path / "t.jsonl")]) == 0
     for line in (tmp_path / "t.jsonl").read_text().splitlines():
@@ -247,6 +253,82 @@ def test_the_command_writes_sidecars_once_and_never_touches_a_picture(
     assert "3 pictures tagged" in capsys.readouterr().err
     one = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])
     assert subjects(sidecar(Path(one["path"]))) == one["labels"]
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        '<dc:subject rdf:parseType="Resource"><rdf:value>old</rdf:value></dc:subject>',
+        '<dc:subject rdf:resource="urn:old"/>',
+        "<dc:subject><rdf:Description><rdf:value>old</rdf:value></rdf:Description></dc:subject>",
+    ],
+)
+def test_subjects_that_are_no_list_are_left_alone(picture, subject):
+    text = MINIMAL.format(f'<rdf:Description rdf:about="">{subject}</rdf:Description>')
+    sidecar(picture).write_text(text)
+    with pytest.raises(DataError, match="neither a list nor a text"):
+        Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).read_text() == text
+
+
+def test_texts_of_several_lines_stay_as_they_are(picture):
+    note = 'q:note="a&#10;b&#9;c&#13;d"><q:more>e&#13;f</q:more>'
+    sidecar(picture).write_text(
+        MINIMAL.format(f'<rdf:Description rdf:about="" xmlns:q="urn:q" {note}</rdf:Description>')
+    )
+    for label in ("dog", "cat"):
+        Sidecars().write(picture, [label], f"by {label}")
+        found = ElementTree.parse(sidecar(picture)).getroot()
+        [value] = [one.attrib["{urn:q}note"] for one in found.iter() if "{urn:q}note" in one.attrib]
+        assert value == "a\nb\tc\rd"
+        assert found.find(".//{urn:q}more").text == "e\rf"
+
+
+def test_a_sidecar_that_is_read_only_is_left_alone(picture):
+    sidecar(picture).write_text(DARKTABLE)
+    sidecar(picture).chmod(0o444)
+    with pytest.raises(DataError, match="read-only"):
+        Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).read_text() == DARKTABLE
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_sidecar(picture, make):
+    make(sidecar(picture))
+    with pytest.raises(DataError, match="it is no file"):
+        Sidecars().tagged_by(picture)
+
+
+def test_a_sidecar_that_is_a_link_stays_one(picture, tmp_path):
+    (tmp_path / "there").write_text(DARKTABLE)
+    sidecar(picture).symlink_to("there")
+    Sidecars().write(picture, ["dog"], "k 1")
+    assert sidecar(picture).is_symlink()
+    assert words(picture) == ["holiday", "dog"]
+
+
+@pytest.mark.parametrize("length", [238, 255])  # too long for a temporary file beside it, and for a sidecar
+def test_a_name_that_is_too_long_for_a_sidecar_is_told_of_and_others_are_written(
+    swept, trained, tiny_catalog, tmp_path, capsys, length
+):
+    ensemble = str(trained.run.store.ensemble("k").root)
+    file = tiny_catalog.test.files[0]
+    for stem in ("a", "b" * (length - len(file.suffix)), "c"):
+        shutil.copy(file, tmp_path / f"{stem}{file.suffix}")
+    assert launch.main(["--tag", str(tmp_path), "--with", ensemble, "--out", "xmp"]) == 1
+    said = capsys.readouterr().err
+    assert "2 pictures tagged" in said
+    assert "File name too long" in said
+    assert sorted(path.name[0] for path in tmp_path.glob("*.xmp")) == ["a", "c"]
+
+
+def test_pictures_that_nobody_may_write_beside_are_refused_before_they_are_tagged(
+    swept, trained, tiny_catalog, monkeypatch, capsys
+):
+    ensemble = str(trained.run.store.ensemble("k").root)
+    monkeypatch.setattr("imet_ray.tagging.outputs.os.access", lambda *args: False)
+    assert launch.main(["--tag", str(tiny_catalog.test.files[0]), "--with", ensemble, "--out", "xmp"]) == 1
+    assert "cannot be written: choose --out tags.csv" in capsys.readouterr().err
 
 
 def test_pictures_of_a_bucket_get_no_sidecars(swept, trained, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,10 @@ from hypothesis import strategies as st
 
 import launch
 from imet_ray.errors import ConfigError, StoreError
+from imet_ray.prediction.tagger_files import find_ensemble
+from imet_ray.storage.runs import Runs
 from imet_ray.tagging import outputs
+from imet_ray.tagging.collection import Choice, made_by
 from imet_ray.tagging.outputs import Asked, InTable, Made, output_of
 from imet_ray.tagging.pictures import Found, find_pictures
 from imet_ray.tagging.rows import COLUMNS, Row
@@ -105,6 +109,66 @@ def test_an_argument_that_leads_to_nothing_is_refused(call, path, expected):
     assert (code, out) == (1, "")
     assert expected in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["", "notes.*"])
+def test_an_argument_that_leads_to_no_picture_is_refused(call, tmp_path, path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no picture")
+    code, out, err = call(tmp_path / "texts" / path)
+    assert (code, out) == (1, "")
+    assert f"--tag: there is no picture in {tmp_path / 'texts' / path}" in err
+    assert err.count("\n") == 1
+
+
+def test_a_list_of_nothing_is_a_table_of_nothing(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for listed in (b"", bytes(tmp_path / "empty") + b"\n"):
+        code, out, err = call("-", stdin=listed)
+        assert (code, out) == (0, f"{','.join(COLUMNS)}\n")
+        assert "no picture was given" in err
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(folder):
+    listed = b"\xef\xbb\xbf" + bytes(folder / "0.PNG") + b"\r\n"
+    assert [one.path for one in find_pictures(["-"], io.BytesIO(listed))] == [str(folder / "0.PNG")]
+
+
+def test_a_folder_that_cannot_be_listed_is_told_of_at_the_end(call, folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path) == str(folder / "deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, out, err = call(folder)
+    assert code == 1
+    assert len(out.splitlines()) == 1 + 3
+    assert f"  {folder / 'deep'}: cannot be read: " in err
+
+
+def test_a_pipe_is_told_of_and_not_waited_for(call, folder):
+    os.mkfifo(folder / "pipe.jpg")
+    code, out, err = call(folder)
+    assert code == 1
+    assert len(out.splitlines()) == 1 + 5
+    assert f"  {folder / 'pipe.jpg'}: it is a pipe or a device, and no file\n" in err
+
+
+def test_pictures_of_each_option_are_tagged(call, folder):
+    first, second = (next(folder.glob(f"{i}.*")) for i in range(2))
+    code, out, _ = call(first, "--tag", second)
+    assert code == 0
+    assert len(out.splitlines()) == 1 + 2
+
+
+def test_a_name_that_a_terminal_would_obey_is_shown_on_one_line(call, tmp_path):
+    (tmp_path / "a\n\x1b[31m.jpg").write_text("no picture")
+    code, _, err = call(tmp_path)
+    assert code == 1
+    assert f"  {tmp_path}/a\\n\\x1b[31m.jpg: not a picture\n" in err
 
 
 def test_links_that_lead_back_are_no_trap(folder):
@@ -250,6 +314,19 @@ def test_a_prefix_is_for_sidecars(call, folder, tmp_path):
     code, _, err = call(folder, "--out", tmp_path / "tags.csv", "--prefix", "auto:")
     assert code == 1
     assert "--prefix is for --out xmp" in err
+
+
+def test_tags_are_those_of_the_same_ensemble_whatever_its_models_cost(ensemble):
+    files = find_ensemble(ensemble, Runs(Path("runs")))
+    member = files.ensemble.members[0]
+    slower = member.model_copy(update={"seconds": 99.0, "size": 1})
+    heavier = member.model_copy(update={"weight": 0.7})
+    of = {
+        name: replace(files, ensemble=files.ensemble.model_copy(update={"members": [one]}))
+        for name, one in (("as it is", member), ("slower", slower), ("heavier", heavier))
+    }
+    by = {name: made_by(one, None, Choice()).tagged_by for name, one in of.items()}
+    assert by["as it is"] == by["slower"] != by["heavier"]
 
 
 def test_options_of_tagging_are_for_it_alone(capsys):
@@ -404,6 +481,20 @@ def test_ctrl_c_says_that_the_same_command_continues(call, folder, tmp_path, mon
     monkeypatch.setattr("imet_ray.commands.tag.tag", interrupt)
     code, _, err = call(folder, "--out", tmp_path / "tags.csv")
     assert (code, err) == (130, "interrupted: the same command continues\n")
+
+
+def test_an_ensemble_of_another_run_is_named_by_its_run(call, ensemble, folder):
+    runs = Path(ensemble).parents[2]
+    code, out, _ = call(folder, "--name", "r", "--runs", runs, by="k")
+    assert code == 0
+    assert len(out.splitlines()) == 1 + 5
+    assert "no run 'q'" in call(folder, "--name", "q", "--runs", runs, by="k")[2]
+
+
+def test_a_folder_that_is_mistyped_is_named(call, folder, tmp_path):
+    code, _, err = call(folder, "--runs", tmp_path, by="musem-tags")
+    assert code == 1
+    assert "there is no folder musem-tags here, and no run in " in err
 
 
 def test_all_done_needs_no_models(call, folder, tmp_path, monkeypatch):

@@ -44,6 +44,20 @@ def test_pictures_of_a_bucket_are_tagged_as_those_that_lie_here(url, swept, trai
     assert [row.path for row in theirs] == [one.path for one in found]
 
 
+def test_a_key_may_have_what_addresses_of_other_kinds_have(url, bucket, proxy):
+    key = "at/a@2x #1?.jpg"
+    proxy.store.put(bucket, {key: b"picture"})
+    (found,) = find_pictures([f"{url}/at"], io.BytesIO())
+    assert (found.path, found.read()) == (f"{url}/{key}", b"picture")
+
+
+def test_an_object_of_a_list_that_is_gone_is_told_of_at_the_end(url):
+    listed = f"{url}/in/gone.jpg\n{url}/in/deep\n".encode()
+    found = [one.path.removeprefix(f"{url}/in/") for one in find_pictures(["-"], io.BytesIO(listed))]
+    assert found[0] == "gone.jpg"
+    assert [one.partition(".")[0] for one in found[1:]] == ["deep/1", "deep/2"]
+
+
 def test_what_a_bucket_lacks_is_said(url):
     with pytest.raises(ConfigError, match="there is no picture below"):
         find_pictures([f"{url}/nothing"], io.BytesIO())

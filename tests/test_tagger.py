@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from PIL import Image
 import imet_ray
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.prediction.ensemble import ensemble_text, read_ensemble, write_ensemble
+from imet_ray.prediction.prepared import pixels_of
 from imet_ray.prediction.tagger_files import unique_names, write_labels
 from imet_ray.storage.run_directory import ExportedDirectory
 
@@ -123,8 +126,8 @@ def test_an_exported_folder_gives_the_same_wherever_it_lies(folder, trained, fil
 
 
 def test_an_ensemble_is_found_by_folder_by_run_and_in_the_newest_run(folder, trained, tagger):
-    runs = str(trained.run.store.root.parent)
-    for where in (str(folder), "r/k", "k"):
+    root = trained.run.store.root.parent
+    for where, runs in ((str(folder), "nowhere"), ("r/k", root), ("k", str(root))):
         assert imet_ray.load(where, runs=runs).label_ids == tagger.label_ids
 
 
@@ -189,6 +192,44 @@ def test_no_data_are_needed(folder, files, tiny_root, tmp_path, tagger):
         hidden.rename(tiny_root)
 
 
+def test_columns_batches_and_entries_of_folders_are_pictures_too(tagger, files):
+    expected = tagger.probabilities(files[:2]).to_numpy()
+    pixels = [pixels_of(file) for file in files[:2]]
+    data = [file.read_bytes() for file in files[:2]]
+    entries = {entry.name: entry for entry in os.scandir(files[0].parent)}
+    forms = {
+        "column": pd.Series(list(map(str, files[:2]))).to_numpy(),
+        "bytes that change": [bytearray(data[0]), memoryview(data[1])],
+        "entries": [entries[file.name] for file in files[:2]],
+        "generator": (file for file in files[:2]),
+    }
+    if pixels[0].shape == pixels[1].shape:
+        forms["batch"] = np.stack(pixels)
+    for name, form in forms.items():
+        assert np.array_equal(tagger.probabilities(form).to_numpy(), expected), name
+    assert len(tagger.predict(bytearray(data[0]))) == 1
+    assert len(tagger.predict(np.stack([pixels[0]] * 2))) == 2
+
+
+def test_threads_share_a_tagger(tagger, files):
+    expected = tagger.probabilities(files)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: tagger.probabilities(files), range(4)))
+    assert all(np.allclose(one, expected, atol=1e-6) for one in found)
+
+
+def test_a_forked_process_is_told_to_load_its_own(tagger, files, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(ConfigError, match="load one in each process"):
+        tagger.predict(files[0])
+
+
+def test_what_is_neither_one_nor_many_is_refused(tagger):
+    for nothing in (None, 5):
+        with pytest.raises(DataError, match="pictures are one or many"):
+            tagger.predict(nothing)
+
+
 @pytest.mark.parametrize(
     ("picture", "expected"),
     [
@@ -210,6 +251,34 @@ def test_an_ensemble_of_another_tools_member_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="from another tool"):
         imet_ray.load(place.root)
     shutil.rmtree(place.root)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text[: len(text) // 2],
+        lambda text: json.dumps(json.loads(text) | {"new": 1}),
+        lambda text: json.dumps(json.loads(text) | {"members": []}),
+        lambda text: json.dumps(json.loads(text) | {"decoder": json.loads(text)["decoder"] | {"new": 1}}),
+    ],
+    ids=["empty", "a list", "cut off", "of a newer version", "no member", "a newer decoder"],
+)
+def test_an_exported_folder_that_cannot_be_read_says_how_to_get_it_again(trained, tmp_path, changed):
+    export(trained.run.store.ensemble("k"), tmp_path / "far")
+    file = tmp_path / "far" / "ensemble.json"
+    file.write_text(changed(file.read_text()))
+    with pytest.raises(StoreError, match="copy or export it again, with this version of imet_ray$"):
+        imet_ray.load(tmp_path / "far")
+
+
+def test_other_weights_in_an_exported_folder_are_refused(trained, tmp_path):
+    export(trained.run.store.ensemble("k"), tmp_path / "far")
+    file = next((tmp_path / "far" / "weights").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(StoreError, match="holds other weights than .*: copy or export it again"):
+        imet_ray.load(tmp_path / "far")
 
 
 def test_labels_of_an_exported_folder_must_be_all_there(trained, tmp_path):

@@ -66,7 +66,7 @@ OPTIONS = {  # which options each stage reads; any other is refused
     "oof": {*ON_RAY, "views", "pool_views"},
     "predict": {*ON_RAY, "out", "member", "views", "pool_views"},
     "export": {"name", "data", "from", "onnx", "hub"},
-    "tag": {"address", "with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
+    "tag": {"name", "address", "with", "out", "top", "min_probability", "prefix", "views", "pool_views"},
     "status": {"name", "serve"},
     "optuna-dashboard": {"name", "serve", "studies"},
     "serve-tags": {"name", "port", "host", "token", "replicas", "views", "pool_views"},
@@ -207,7 +207,7 @@ def _tag(args: argparse.Namespace, runs: "Runs") -> int:
 
     request = TagRequest(
         paths=args.tag,
-        ensemble=args.ensemble,
+        ensemble=args.ensemble if args.name is None else f"{args.name}/{args.ensemble}",
         runs=runs,
         out=args.out,
         choice=Choice(args.top, args.min_probability),
@@ -274,7 +274,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     outlives = "a folder that tags new pictures without the run and its data"
     stages.add_argument("--export", nargs=2, metavar=("ENSEMBLE", "DIR"), help=outlives)
     tagged = "tags for new pictures: files, folders, globs, s3://..., or - for a list of paths on stdin"
-    stages.add_argument("--tag", metavar="PATH", nargs="+", help=tagged)
+    stages.add_argument("--tag", metavar="PATH", nargs="+", action="extend", help=tagged)
     served = "an HTTP interface and a page that tag pictures"
     stages.add_argument("--serve-tags", metavar="ENSEMBLE", help=served)
     shown = "a page: what training makes of ten pictures"

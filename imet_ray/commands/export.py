@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from imet_ray.commands.setup import Run, near, reopen
 from imet_ray.data.images import read_rgb
 from imet_ray.data.sources import demo
 from imet_ray.data.views import apply_view
-from imet_ray.errors import ImetError
+from imet_ray.errors import ConfigError, ImetError
 from imet_ray.models.checkpoint import load_tagger
 from imet_ray.models.onnx_file import TOLERANCE, need_onnx, write_onnx, written_difference
 from imet_ray.models.timm_folder import models_of, write_timm_folder
@@ -32,6 +32,7 @@ from imet_ray.storage.files import write_text, writing
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, ExportedDirectory, RunDirectory
 from imet_ray.storage.runs import Runs
+from imet_ray.units import user_path
 
 SHOWN = 8  # pictures that ONNX is compared on
 CPU = torch.device("cpu")
@@ -71,9 +72,10 @@ def export(request: ExportRequest) -> int:
     Raises:
         ImetError: in one line, if the ensemble cannot be exported or the folder holds something else.
     """
-    run_name, _, name = request.ensemble.rpartition("/")
-    store = request.runs.open(request.name or run_name or None)
-    files = find_ensemble(f"{request.name or run_name or store.root.name}/{name}", request.runs)
+    runs, run_name, name = _which(request)
+    request = replace(request, runs=runs)
+    store = runs.open(run_name)
+    files = find_ensemble(f"{store.root.name}/{name}", runs)
     folder = request.folder.resolve()
     refuse_place(folder, files.ensemble)
     if request.onnx:
@@ -115,6 +117,24 @@ def export(request: ExportRequest) -> int:
         print(f"hub     {sum(map(len, hub.values()))} folders for timm in {where / place.hub.name}")
     print(f"next    {pasted('python', 'launch.py', '--tag', 'PICTURES', '--with', where)}")
     return 0
+
+
+def _which(request: ExportRequest) -> tuple[Runs, str | None, str]:
+    """Where runs lie, the run (None: the newest one) and its ensemble, as `--with` takes them."""
+    folder = user_path(request.ensemble)
+    if not (folder / "ensemble.json").is_file():
+        run_name, _, name = request.ensemble.rpartition("/")
+        if request.name is not None and run_name not in ("", request.name):
+            raise ConfigError(
+                f"{request.ensemble} is an ensemble of {run_name}, not of --name {request.name}"
+            )
+        return request.runs, request.name or run_name or None, name
+    folder = folder.resolve()
+    if len(folder.parents) < 3 or not RunDirectory(folder.parents[1]).experiment.exists():
+        raise ConfigError(
+            f"{request.ensemble} is exported already: copy it; --onnx and --hub begin from its run"
+        )
+    return Runs(folder.parents[2]), folder.parents[1].name, folder.name
 
 
 def _with_data(request: ExportRequest, store: RunDirectory) -> Run | None:

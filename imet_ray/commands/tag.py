@@ -1,5 +1,6 @@
 """Tagging new pictures, as a stage of the command line."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -76,14 +77,25 @@ def _tagged(
 
 def _say(pictures: Sequence[Found], before: int, outcome: Outcome, seconds: float, where: str) -> None:
     """What was done; on stderr, for stdout may be the table."""
+    if not pictures:
+        print("no picture was given", file=sys.stderr)
+        return
     if before == len(pictures):
         print(f"all {before:,} pictures were tagged before: {where}", file=sys.stderr)
         return
     rate = f", {outcome.tagged / seconds:.0f} a second" if outcome.tagged and seconds > 1 else ""
     were = f"; {before:,} were tagged before" if before else ""
-    print(f"{outcome.tagged:,} pictures tagged in {clock(seconds)}{rate}{were}: {where}", file=sys.stderr)
+    print(f"{_pictures(outcome.tagged)} tagged in {clock(seconds)}{rate}{were}: {where}", file=sys.stderr)
     if outcome.problems:
-        n = len(outcome.problems)
-        print(f"{n:,} {'picture' if n == 1 else 'pictures'} could not be tagged:", file=sys.stderr)
+        print(f"{_pictures(len(outcome.problems))} could not be tagged:", file=sys.stderr)
         for path, why in outcome.problems.items():
-            print(f"  {path}: {why}", file=sys.stderr)
+            print(f"  {_on_a_line(path)}: {_on_a_line(why)}", file=sys.stderr)
+
+
+def _pictures(n: int) -> str:
+    return f"{n:,} picture" if n == 1 else f"{n:,} pictures"
+
+
+def _on_a_line(text: str) -> str:
+    """Names of files may have line feeds, and what a terminal obeys."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)

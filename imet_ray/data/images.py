@@ -28,7 +28,9 @@ END_OF_JPEG = b"\xff\xd9"
 # not PostScript: it would start Ghostscript
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 WHITE = (255, 255, 255, 255)
-HEIF_EXTRA = "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`"
+HEIF_EXTRA = (
+    "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`, or `uv pip install pillow-heif`"
+)
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -344,6 +346,8 @@ def _undecodable(path: Source, error: Exception) -> DataError:
         return DataError(f"{path}: no such file")
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{path}: not a picture")
+    if isinstance(error, OSError) and error.strerror:
+        return DataError(f"{path}: cannot be read: {error.strerror}")
     name, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, struct.error | SyntaxError | ValueError | OSError):
         return DataError(f"{path}: cannot be decoded: {text or name}")

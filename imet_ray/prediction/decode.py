@@ -240,7 +240,8 @@ def read_decoder(value: Any) -> Decoder:
     kind = DECODERS[name]
     # files of earlier versions hold the parameters of all decoders, and no metric
     known = {"metric": "f2"} | (value if isinstance(value, dict) else {})
-    return kind.model_validate({key: known[key] for key in kind.model_fields if key in known})
+    others = {field for one in DECODERS.values() for field in one.model_fields} - kind.model_fields.keys()
+    return kind.model_validate({key: known[key] for key in known.keys() - others})
 
 
 def possible_decoders(

@@ -26,6 +26,10 @@ def refuse_place(folder: Path, ensemble: Ensemble) -> None:
     """
     if not folder.exists():
         return
+    if Path.cwd().is_relative_to(folder):
+        raise ConfigError(
+            f"you are in {folder}, which would be replaced: name a folder in it, or go elsewhere"
+        )
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file: name a folder")
     entries = {path.name for path in folder.iterdir()}

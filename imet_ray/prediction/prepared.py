@@ -4,6 +4,7 @@ What the models see is what training and `--predict` would pack of the file. Thi
 and processes can do it.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,8 @@ from imet_ray.data.images import Encoded, read_rgb, rgb_of, scaled_down
 from imet_ray.data.views import apply_views
 from imet_ray.errors import DataError
 
-AnyPicture = (
-    str | Path | bytes | Image.Image | np.ndarray
-)  # a path, a file's bytes, a picture, (H, W, 3) uint8
+# a path, a file's bytes, a picture, (H, W, 3) uint8
+AnyPicture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 
 
 class Sight(NamedTuple):
@@ -70,7 +70,7 @@ class Preparer:
 
 def pixels_of(picture: AnyPicture, name: str = "") -> np.ndarray:
     """Any picture as (H, W, 3) uint8; arguments and errors as of `Preparer`."""
-    if isinstance(picture, str | Path):
+    if isinstance(picture, str | os.PathLike):
         return read_rgb(Path(picture))
     name = name or "a picture"
     if isinstance(picture, bytes | bytearray | memoryview):

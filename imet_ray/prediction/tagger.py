@@ -4,6 +4,7 @@ It decides as `launch.py --predict` does. What each picture is to the models is 
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Tagger:
         self.labels = list(files.label_names)
         self.label_ids = list(files.ensemble.label_ids)
         self._members = in_order(files.ensemble)
+        self._process = os.getpid()
         self._cores = None
         self._n_cores = cores or usable_cores()
         if device.type == "cpu":
@@ -87,7 +89,7 @@ class Tagger:
             path = files.checkpoints[trial_id]
             model, info = load_tagger(path, device)
             if list(info.label_ids) != self.label_ids:
-                raise StoreError(f"{path} was trained on other labels than {files.place} has: blend again")
+                raise StoreError(f"{path} was trained on other labels than {files.place} has: {files.again}")
             how = Inference.of(info.spec.recipe, device, views=self.views)
             if device.type == "cpu":
                 size = how.image_size
@@ -141,6 +143,10 @@ class Tagger:
         32 views of EfficientNet-Lite0 at 48 px take 0.11 s of one core; by torch's threads on two of a busy machine,
         which wait for each other, they took six times as much.
         """
+        if os.getpid() != self._process:  # its threads are not here: it would wait for ever
+            raise ConfigError(
+                "this tagger was loaded before the process was forked: load one in each process"
+            )
         if self._cores is None:
             return [work(prepared)]
         each = min(PART, -(-len(prepared) // self._n_cores))
@@ -271,7 +277,7 @@ class Tagger:
         self, pictures: AnyPicture | Iterable[AnyPicture]
     ) -> Iterator[tuple[list[str | int], list[Prepared]]]:
         """Names, paths or positions, and prepared pictures; others are prepared meanwhile."""
-        many = [pictures] if isinstance(pictures, str | Path | bytes | Image.Image | np.ndarray) else pictures
+        many = _many(pictures)
 
         def prepare(item: tuple[int, AnyPicture]) -> Prepared:
             return self.prepare(item[1], name=f"picture {item[0]}")
@@ -284,7 +290,10 @@ class Tagger:
                 if isinstance(prepared, DataError):
                     raise prepared
                 ready.append(prepared)
-            yield [str(one) if isinstance(one, str | Path) else place for (place, one), _ in batch], ready
+            named = [
+                os.fspath(one) if isinstance(one, str | os.PathLike) else place for (place, one), _ in batch
+            ]
+            yield named, ready
 
     def _stacked(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         """Pictures by sight: (n, V, 3, S, S) uint8, channels last in memory."""
@@ -342,6 +351,23 @@ def device_of(asked: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(f"device {asked!s} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _many(pictures: AnyPicture | Iterable[AnyPicture]) -> Iterable[AnyPicture]:
+    """One picture is many, too. An array is a picture, or a column of paths, or a batch of pictures.
+
+    Raises:
+        DataError: for what is neither one nor many.
+    """
+    if isinstance(pictures, np.ndarray):
+        return [pictures] if pictures.ndim in (2, 3) else list(pictures)
+    if isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        return [pictures]
+    if not isinstance(pictures, Iterable):
+        raise DataError(
+            f"pictures are one or many paths, bytes, Pillow images or arrays, got {pictures!r:.40}"
+        )
+    return pictures
 
 
 def check_choice(top: int | None, min_probability: float | None) -> None:

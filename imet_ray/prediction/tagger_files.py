@@ -12,7 +12,7 @@ from pathlib import Path
 from imet_ray.data.csv_tables import Problem, read_table, write_table
 from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.ensemble import Ensemble, in_order, read_ensemble
-from imet_ray.storage.checked_read import file_digest, read_model
+from imet_ray.storage.checked_read import DELETE_IT, file_digest, read_model
 from imet_ray.storage.experiment import read_experiment
 from imet_ray.storage.files import LOCAL, Files
 from imet_ray.storage.run_directory import EnsembleDirectory, ExportedDirectory, RunDirectory
@@ -22,6 +22,7 @@ from imet_ray.units import user_path
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("attribute_id", "attribute_name")  # of labels.csv
+AGAIN = "copy or export it again"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class TaggerFiles:
     label_names: tuple[str, ...]  # each once, none empty
     checkpoints: Mapping[str, Path]  # by trial id, of the members that are needed
     place: str  # as the user would type it
+    again: str = "blend again"  # what makes files anew that are damaged
 
     def check(self) -> None:
         """Compare the weights with those that the ensemble was fitted with.
@@ -48,7 +50,7 @@ class TaggerFiles:
                     )
                 if file_digest(path) != digest:
                     raise StoreError(
-                        f"{path} holds other weights than {self.place} was fitted with: blend again, or put them back"
+                        f"{path} holds other weights than {self.place} was fitted with: {self.again}, or put them back"
                     )
 
 
@@ -79,18 +81,27 @@ def find_ensemble(where: str | Path, runs: Runs) -> TaggerFiles:
         raise ConfigError(
             f"there is no folder {where}: give one, or RUN/ENSEMBLE, or an ensemble of the newest run"
         )
-    return _of_run(runs.open(run_name or None).ensemble(name))
+    try:
+        run = runs.open(run_name or None)
+    except ConfigError as error:
+        raise ConfigError(f"there is no folder {where} here, and {error}") from None
+    return _of_run(run.ensemble(name))
 
 
 def _exported(place: ExportedDirectory) -> TaggerFiles:
-    ensemble = _usable(read_model(place.ensemble, Ensemble))
+    try:
+        ensemble = _usable(read_model(place.ensemble, Ensemble))
+    except StoreError as error:
+        raise StoreError(
+            f"{str(error).removesuffix(DELETE_IT)}: {AGAIN}, with this version of imet_ray"
+        ) from None
     names = _names_in(place.labels, ensemble.label_ids)
     if names is None:
-        raise StoreError(f"{place.labels} does not name the labels of {place.root}: export it again")
+        raise StoreError(f"{place.labels} does not name the labels of {place.root}: {AGAIN}")
     checkpoints = {
         trial_id: place.weights_of(trial_id) for member in ensemble.needed for trial_id in member.trials
     }
-    return TaggerFiles(ensemble, names, checkpoints, str(place.root))
+    return TaggerFiles(ensemble, names, checkpoints, str(place.root), AGAIN)
 
 
 def _of_run(place: EnsembleDirectory) -> TaggerFiles:
@@ -107,7 +118,9 @@ def _of_run(place: EnsembleDirectory) -> TaggerFiles:
 
 
 def _usable(ensemble: Ensemble) -> Ensemble:
-    """Refuse an ensemble whose members are not all models."""
+    """Refuse an ensemble whose members are not all models, or none has a weight."""
+    if not ensemble.needed:
+        raise StoreError(f"the ensemble {ensemble.name} has no member with a weight: blend again")
     if others := [member.variant for member in ensemble.needed if not member.trials]:
         raise ConfigError(
             f"the ensemble {ensemble.name} has {', '.join(others)} from another tool, which cannot see new pictures: "

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from imet_ray.errors import StoreError
 
 Model = TypeVar("Model", bound=BaseModel)
+DELETE_IT = ": delete it and run the same command"
 TEXT_LIMIT = 1 << 28  # bytes: what has more is none of ours
 
 
@@ -43,7 +44,7 @@ def regular(path: Path, *, limit: int | None = None) -> Path:
 def damaged(path: Path, why: object) -> StoreError:
     """What to say of an artefact that cannot be read."""
     short = " ".join(str(why).split())[:300]
-    return StoreError(f"{path} is damaged ({short}): delete it and run the same command")
+    return StoreError(f"{path} is damaged ({short}){DELETE_IT}")
 
 
 def read_text(path: Path) -> str:

@@ -21,6 +21,13 @@ from imet_ray.tagging.outputs import Made, Output
 from imet_ray.tagging.pictures import Found
 from imet_ray.tagging.rows import DIGITS, Row
 
+NOT_DECIDING: dict[str, bool | dict[str, set[str]]] = {
+    "name": True,
+    "report": True,
+    "prefixes": True,
+    "members": {"__all__": {"score", "seconds", "size"}},
+}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -42,7 +49,7 @@ def made_by(files: TaggerFiles, views: ViewSet | None, choice: Choice) -> Made:
     """A name for all that decides the labels: the ensemble as it predicts, its labels' names, views and choice."""
     chosen = views or files.ensemble.views
     parts = [
-        files.ensemble.model_dump(mode="json", exclude={"report", "prefixes", "name"}),
+        files.ensemble.model_dump(mode="json", exclude=NOT_DECIDING, exclude_none=True),
         list(files.label_names),
         str(chosen),
         [choice.top, choice.min_probability],

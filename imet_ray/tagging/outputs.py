@@ -81,6 +81,10 @@ class Printed(Output):
         self.begun = True
         return {}
 
+    def finish(self) -> None:
+        if not self.begun:
+            write_csv(sys.stdout, [], header=True)
+
 
 class InTable(Output):
     """A table, and the partial file that it grows in."""
@@ -218,6 +222,12 @@ class InSidecars(Output):
             raise ConfigError(
                 f"--out xmp writes beside the pictures, and {elsewhere[0]} lies in a bucket: choose --out tags.csv, or "
                 "bring the pictures here"
+            )
+        folders = {Path(picture.path).parent for picture in pictures}
+        if folders and all(folder.is_dir() and not os.access(folder, os.W_OK) for folder in folders):
+            raise ConfigError(
+                f"--out xmp writes beside the pictures, and {min(folders)} cannot be written: choose --out tags.csv, "
+                "or copy the pictures"
             )
 
     def has(self, picture: Found) -> bool:

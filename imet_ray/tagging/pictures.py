@@ -3,8 +3,11 @@
 Folders give what looks like a picture by its suffix, sorted, without hidden files. A file that is named is taken.
 """
 
+import codecs
+import contextlib
 import glob
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +44,14 @@ class Found:
         """The file, or the bytes that a bucket has.
 
         Raises:
-            DataError: if the object is gone.
+            DataError: if the object is gone, or the file is a pipe or a device, which could be read for ever.
         """
         if self.is_local:
-            return Path(self.base, self.path)
+            path = Path(self.base, self.path)
+            with contextlib.suppress(OSError, ValueError):  # whoever opens it says so
+                if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                    raise DataError(f"{path}: it is a pipe or a device, and no file")
+            return path
         bucket, key = _object(self.path)
         data = bucket.read(key)
         if data is None:
@@ -70,12 +77,14 @@ def find_pictures(given: Sequence[str], stdin: BinaryIO) -> list[Found]:
 
 def _listed(stdin: BinaryIO) -> Iterator[str]:
     """Paths that stand in lines, or are separated by NUL; one that is not there is told of at the end."""
-    data = stdin.read()
+    data = stdin.read().removeprefix(codecs.BOM_UTF8)
     lines = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     for line in filter(None, lines):
         path = os.fsdecode(line)
-        if "://" in path or Path(path).is_dir():
-            yield from _pictures_at(path)
+        if "://" in path and not _is_picture(path):
+            yield from _objects_at(path)
+        elif Path(path).is_dir():
+            yield from _in_folder(Path(path))  # which may be empty
         else:
             yield path
 
@@ -86,48 +95,64 @@ def _pictures_at(text: str) -> Iterator[str]:
         return
     path = user_path(text)
     if path.is_dir():
-        yield from _in_folder(path)
+        pictures = list(_in_folder(path))
     elif os.path.lexists(path):
-        yield str(path)
+        pictures = [str(path)]
     elif not MAGIC.isdisjoint(text):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  # absolute ones, too
         if not found:
             raise ConfigError(f"--tag: nothing is like {text}")
-        for one in found:
-            yield from _in_folder(Path(one)) if Path(one).is_dir() else _if_picture(one)
+        pictures = [
+            picture
+            for one in found
+            for picture in (_in_folder(Path(one)) if Path(one).is_dir() else filter(_is_picture, [one]))
+        ]
     else:
         raise ConfigError(f"--tag: there is no {text}")
+    if not pictures:
+        raise ConfigError(f"--tag: there is no picture in {text}: {', '.join(sorted(SUFFIXES))} are read")
+    yield from pictures
 
 
 def _in_folder(root: Path) -> Iterator[str]:
-    """Picture files below a folder, sorted; links to other folders are not followed, for they may lead back."""
-    for folder, folders, names in os.walk(root):
+    """Picture files below a folder, sorted; links to other folders are not followed, for they may lead back.
+
+    A folder that cannot be listed comes itself, and is told of at the end as all that cannot be read.
+    """
+    closed: list[str] = []
+    for folder, folders, names in os.walk(root, onerror=lambda error: closed.append(error.filename)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            yield from _if_picture(os.path.join(folder, name))  # noqa: PTH118
+        yield from filter(_is_picture, (os.path.join(folder, name) for name in sorted(names)))  # noqa: PTH118
+    yield from closed
 
 
-def _if_picture(path: str) -> Iterator[str]:
+def _is_picture(path: str) -> bool:
+    """By its name."""
     name = path.rpartition("/")[2]
-    if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-        yield path
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 def _objects_at(url: str) -> Iterator[str]:
     """The pictures below a folder of a bucket, or the object itself."""
-    bucket, key = _object(url)
+    from imet_ray.storage.object_store import split_url
+
+    scheme, name, parts = split_url(url)
+    bucket, key = _object("/".join((f"{scheme}://{name}", *parts)))
     found = [entry.key for entry in bucket.listing(f"{key}/" if key else "")]
     if not found and key and bucket.head(key) is not None:
         yield f"{bucket.url}/{key}"
         return
-    pictures = [path for key in sorted(found) for path in _if_picture(f"{bucket.url}/{key}")]
+    pictures = [path for key in sorted(found) if _is_picture(path := f"{bucket.url}/{key}")]
     if not pictures:
         raise ConfigError(f"--tag: there is no picture below {url}")
     yield from pictures
 
 
 def _object(url: str) -> "tuple[Bucket, str]":
+    """A bucket, and the key of an object in it, which may have an @, a ? or a #."""
     from imet_ray.storage.object_store import open_bucket, split_url  # its clients, which few need
 
-    scheme, name, parts = split_url(url)
-    return open_bucket(scheme, name), "/".join(parts)
+    scheme, _, rest = url.partition("://")
+    name, _, key = rest.partition("/")
+    split_url(f"{scheme}://{name}")
+    return open_bucket(scheme, name), key

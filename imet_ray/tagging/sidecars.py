@@ -4,6 +4,7 @@ A sidecar that is there keeps all that it has, as it has it. Beside the keywords
 of them are ours and what made them: another ensemble's labels take the place of ours, and of nobody else's.
 """
 
+import errno
 import functools
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 from xml.dom import Node, minidom
 from xml.parsers import expat
 
-from imet_ray.errors import DataError
+from imet_ray.errors import DataError, StoreError
 from imet_ray.storage.files import writing
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -22,6 +23,9 @@ XMLNS = "http://www.w3.org/2000/xmlns/"
 PREFIXES = {RDF: "rdf", DC: "dc", OURS: "imetray"}
 CONTAINERS = ("Bag", "Seq", "Alt")
 LARGEST = 1 << 26  # bytes: what has more is no sidecar
+DEEPEST = 200  # elements in one another; Python's own parser recurses
+HIDDEN = {ord("\n"): "\x01", ord("\t"): "\x02", ord("\r"): "\x03"}  # by what no XML has in it
+OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # why one cannot be written, and others may
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
     f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""/></rdf:RDF></x:xmpmeta>'
@@ -40,10 +44,17 @@ class Sidecars:
         self._stems = functools.cache(_stems)  # as folders were when they were first looked at
 
     def path_of(self, picture: Path) -> Path:
-        """`a.jpg.xmp`, as darktable and digiKam have it; or Adobe's `a.xmp`, if it alone is there and of no other."""
+        """`a.jpg.xmp`, as darktable and digiKam have it; or Adobe's `a.xmp`, if it alone is there and of no other.
+
+        Raises:
+            DataError: if that cannot be looked at, as where the name is too long.
+        """
         own, adobe = picture.with_name(f"{picture.name}.xmp"), picture.with_suffix(".xmp")
-        if not own.exists() and adobe.exists() and self._stems(picture.parent)[picture.stem] == 1:
-            return adobe
+        try:
+            if not own.exists() and adobe.exists() and self._stems(picture.parent)[picture.stem] == 1:
+                return adobe
+        except OSError as error:
+            raise DataError(f"{own}: cannot be read: {error.strerror or error}") from None
         return own
 
     def tagged_by(self, picture: Path) -> str | None:
@@ -64,14 +75,16 @@ class Sidecars:
         """Put labels into the picture's sidecar, in place of those that we put there before.
 
         Raises:
-            DataError: if there is a sidecar that cannot be understood; it stays as it is.
-            StoreError: if it cannot be written.
+            DataError: if there is a sidecar that cannot be understood, or none can be put there; what is there stays.
+            StoreError: if none can be written at all, as on a full disk.
         """
         path = self.path_of(picture)
         document = _read(path) if path.exists() else minidom.parseString(EMPTY)
         descriptions = _descriptions(document, path)
         ours = {word for one in descriptions for word in _words(_child(one, OURS, "Labels"))}
         home = next((one for one in descriptions if _has_subject(one)), descriptions[0])
+        if (subject := _child(home, DC, "subject")) is not None and not _is_list_or_text(subject):
+            raise DataError(f"{path}: its dc:subject is neither a list nor a text, and left alone")
         bag = _bag(home, DC, "subject")
         wanted = [_printable(self.prefix + label) for label in labels]
         for item in _items(bag):
@@ -109,12 +122,21 @@ def _read(path: Path) -> minidom.Document:
     def refuse(*what: object) -> None:
         raise DataError(f"{path}: it has a document type, which no sidecar needs: it is not read")
 
+    def opened(name: str, attributes: object) -> None:
+        levels.append(name)
+        if len(levels) > DEEPEST:
+            raise DataError(f"{path}: its elements are nested more than {DEEPEST} deep, as in no sidecar")
+
+    levels: list[str] = []
     try:
+        if not path.is_file():  # a pipe could be read for ever
+            raise DataError(f"{path}: it is no file")
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a sidecar")
         data = path.read_bytes()
         first = expat.ParserCreate()
         first.StartDoctypeDeclHandler = refuse
+        first.StartElementHandler, first.EndElementHandler = opened, lambda name: levels.pop()
         first.Parse(data, True)
         return minidom.parseString(data)
     except (expat.ExpatError, ValueError, LookupError) as error:
@@ -124,11 +146,34 @@ def _read(path: Path) -> minidom.Document:
 
 
 def _write(path: Path, document: minidom.Document) -> None:
+    _hide_breaks(document)
     data = document.toxml(encoding="utf-8")
-    with writing(path) as temporary:
-        temporary.write_bytes(data)
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o7777)
+    for code, hidden in HIDDEN.items():
+        data = data.replace(hidden.encode(), f"&#{code};".encode())
+    path = path.resolve()  # a link stays one
+    mode = path.stat().st_mode & 0o7777 if path.exists() else None
+    if mode is not None and not mode & 0o222:
+        raise DataError(f"{path}: it is read-only, and left alone")
+    try:
+        with writing(path) as temporary:
+            temporary.write_bytes(data)
+            if mode is not None:
+                temporary.chmod(mode)
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in OF_ONE:
+            raise DataError(str(error)) from error
+        raise
+
+
+def _hide_breaks(parent: minidom.Document | minidom.Element) -> None:
+    """What a parser would make spaces or line feeds of is written as numbers, as it was."""
+    for node in parent.childNodes:
+        if isinstance(node, minidom.Element):
+            for attribute in node.attributes.values():
+                attribute.value = attribute.value.translate(HIDDEN)
+            _hide_breaks(node)
+        elif isinstance(node, minidom.Text):
+            node.data = node.data.replace("\r", HIDDEN[ord("\r")])
 
 
 def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Element]:
@@ -144,6 +189,12 @@ def _descriptions(document: minidom.Document, path: Path) -> list[minidom.Elemen
         root.appendChild(made)
         tops = [made]
     return tops
+
+
+def _is_list_or_text(whole: minidom.Element) -> bool:
+    """RDF has other ways to say a value."""
+    lists = (one.namespaceURI == RDF and one.localName in CONTAINERS for one in _elements(whole))
+    return all(lists) and all(one.namespaceURI != RDF for one in whole.attributes.values())
 
 
 def _bag(home: minidom.Element, space: str, name: str) -> minidom.Element:
