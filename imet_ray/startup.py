@@ -10,6 +10,12 @@ from collections.abc import Iterator
 # parameters of glibc's mallopt, from malloc.h, and values that no tensor here reaches
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 NEVER = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**30}  # bytes
+# For the environment of Ray's processes, which must have it when they start: glibc's malloc with one arena. A worker
+# has more threads than glibc has arenas (8 for each core), and Tune runs each trial in a new thread: it got the next
+# arena, and could not use what the others kept. Nothing leaked, yet a worker grew until each arena was as large as a
+# trial: on 2 cores from 0.76 GB to 3.29 in 24 trials of 150 demo pictures. With one arena it has 0.88 GB from the 5th
+# trial on, and a trial takes no more seconds of CPU: 1.14 instead of 1.26.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextlib.contextmanager
