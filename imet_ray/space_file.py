@@ -5,7 +5,7 @@ and the budget. Each mistake is reported with file, line, key and the nearest va
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -28,6 +28,17 @@ Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
 
 FIRST = "first"  # beside the hparams in `search:`
+KINDS = {  # what pydantic's errors say was wanted
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "settings (key: value)",
+    "model_type": "settings (key: value)",
+}
 
 
 class _Search(Frozen):
@@ -228,7 +239,8 @@ class _Reader:
             for problem in [p for p in problems if not _told_by_another(p, problems)] or problems:
                 loc = _named(problem)
                 place = _place(loc, origin) if origin is not None else where + loc
-                lines.append(f"{self.at(place)}{_describe(problem, loc, model)}")
+                kinds = [p["type"] for p in problems if _named(p) == loc]
+                lines.append(f"{self.at(place)}{_describe(problem, loc, model, kinds)}")
             raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
     def error(self, where: Place, text: str) -> ConfigError:
@@ -302,8 +314,9 @@ def _place(loc: Place, origin: dict[str, Place]) -> Place:
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for what is wrong with settings that stand in no file."""
-    problem = error.errors()[0]
-    return _describe(problem, _named(problem), model)
+    problems = error.errors()
+    loc = _named(problems[0])
+    return _describe(problems[0], loc, model, [p["type"] for p in problems if _named(p) == loc])
 
 
 def _told_by_another(problem: Any, problems: Iterable[Any]) -> bool:
@@ -329,8 +342,8 @@ def is_whole(annotation: Any) -> bool:
     return annotation is int or (bool(inside) and float not in inside and any(map(is_whole, inside)))
 
 
-def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
-    """One line for one of pydantic's errors."""
+def _describe(problem: Any, loc: Place, model: type[BaseModel], kinds: Sequence[str]) -> str:
+    """One line for one of pydantic's errors; `kinds`: the types of all errors at this place."""
     key = ".".join(str(part) for part in loc)
     if problem["type"] == "extra_forbidden":
         fields: Any = model.model_fields
@@ -349,6 +362,9 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel]) -> str:
         expected = problem["ctx"]["expected"]
         choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
         return f"{key} must be one of {expected}, got {got!r}. {did_you_mean(got, choices)}".rstrip()
+    if problem["type"] in KINDS and all(kind in KINDS for kind in kinds):
+        allowed = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
+        return f"{key} must be {allowed}, got {got!r}{_as_number(got)}"
     rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
 

@@ -229,7 +229,7 @@ def test_what_the_command_line_fixes_is_not_searched(read):
         ("  augmentation: {erase: {p: 0.5, area: [0.4]}}", "line 2: augmentation.erase.area"),
         ("  augmentation: {magnitude: 4}", "magnitude is for policy 'randaugment', and policy is 'none'"),
         ("  augmentation: {policy: trivalaugment}", "did you mean 'trivialaugment'?"),
-        ("  augmentation: 3", "line 2: augmentation must be a valid dictionary"),
+        ("  augmentation: 3", "line 2: augmentation must be settings (key: value), got 3"),
         ("  augmentation: lihgt", "line 2: unknown augmentation 'lihgt': did you mean 'light'?"),
         ("  crop_area: [0.9, 0.1]", "crop_area is [least, greatest], got [0.9, 0.1]"),
         (

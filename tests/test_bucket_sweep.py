@@ -125,6 +125,7 @@ def test_another_machine_brings_the_sweep_to_its_end(story):
     assert story.end.returncode == 0, story.end.stdout
     assert "finished in" in story.end.stdout
     assert f"run     {story.url}/r" in story.end.stdout
+    assert f"launch.py --tag PICTURES --with r/blend --runs {story.url}" in story.end.stdout
     assert story.harmed > 5
     assert story.outage
 

@@ -40,6 +40,25 @@ def test_a_wrong_key_inside_any_setting_is_one_line(write, field):
     assert "'varient'" in line
 
 
+@pytest.mark.parametrize("field", sorted(Variant.model_fields))
+def test_a_value_of_a_wrong_kind_is_one_line_that_says_all_that_it_may_be(write, field):
+    recipe = {"name": "a", "architecture": "vgg11"} | {field: None}
+    text = json.dumps({"variants": [recipe]}).replace("null", "2019-05-01")  # no setting is a date
+    with pytest.raises(ConfigError) as caught:
+        read_space(write(text), check=check_recipe)
+    (line,) = str(caught.value).splitlines()
+    assert "got datetime.date(2019, 5, 1)" in line
+    assert field in line
+    assert "instance of" not in line
+
+
+def test_what_may_be_text_or_settings_is_said_so(write):
+    with pytest.raises(
+        ConfigError, match=r"line 1: weights must be text or settings \(key: value\), got 3.5$"
+    ):
+        read_space(write("variants: [{name: a, architecture: vgg11, weights: 3.5}]"), check=check_recipe)
+
+
 def test_a_misspelt_key_is_not_missing_as_well_and_another_one_is(write):
     with pytest.raises(ConfigError, match=r"unknown key 'architecure': did you mean 'architecture'\?$"):
         read_space(write("variants: [{name: a, architecure: vgg11}]"), check=check_recipe)

@@ -97,8 +97,11 @@ def sweep(
             print(f"\n{_blend(run, found, options, runner).text()}\n")
             _predict_test(run, ENSEMBLE, session)
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
-    print(f"  look at      {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
-    print(f"  blend again  {pasted('python', 'blend.py', *plan.store.options)}")
+    _, name, *runs = plan.store.options
+    tag = ("--tag", "PICTURES", "--with", f"{name}/{ENSEMBLE}", *runs)
+    print(f"  look at       {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
+    print(f"  tag pictures  {pasted('python', 'launch.py', *tag)}")
+    print(f"  blend again   {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
 
 

@@ -6,11 +6,9 @@ Of the metadata the EXIF orientation alone is looked at. What is wrong with the 
 import contextlib
 import functools
 import io
-import os
 import re
 import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +19,15 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from imet_ray.data.image_metadata import JPEG, JPEG_MARKER, PNG, exif_of_png, orientation_in, without_metadata
 from imet_ray.errors import DataError
 
 MAX_PIXELS = 178_000_000  # just below the limit of Pillow itself
 MAX_MISSING = 0.1  # of the pixels, where a file was cut off
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
-INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types; some programs write another than 3
+END_OF_JPEG = b"\xff\xd9"
 # not PostScript: it would start Ghostscript
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 WHITE = (255, 255, 255, 255)
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
-JPEG_MARKER = re.compile(rb"\xff+[^\xff\x00\x01\xd0-\xd9]", re.DOTALL)  # of a segment, behind it its length
 HEIF_EXTRA = "a HEIC picture needs the package pillow-heif: `uv sync --extra heic`"
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -119,9 +114,7 @@ def rgb_of(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source, f"{image.width} x {image.height}")
     with _faults_of(source):
-        turn = (
-            1 if image.format in TURNED_BY_THEIR_READERS else _orientation_in(image.info.get("exif") or b"")
-        )
+        turn = 1 if image.format in TURNED_BY_THEIR_READERS else orientation_in(image.info.get("exif") or b"")
         return np.asarray(TURNS.get(turn, np.asarray)(_to_rgb(image)))
 
 
@@ -168,37 +161,11 @@ def _orientation(image: Image.Image, path: Source) -> int:
     """The EXIF orientation that is still to be applied; 1 where there is none."""
     if image.format in TURNED_BY_THEIR_READERS:
         return 1
-    late = _exif_of_png if image.format == "PNG" else lambda path: b""
-    return _orientation_in(image.info.get("exif") or late(path))
-
-
-def _exif_of_png(path: Source) -> bytes:
-    """The EXIF chunk, wherever it stands: exiftool appends it behind the pixels, which Pillow has not read yet."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(len(PNG))
-        while len(head := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", head)
-            if name == b"eXIf":
-                data, crc = file.read(length), file.read(4)
-                return data if zlib.crc32(name + data).to_bytes(4, "big") == crc else b""
-            file.seek(length + 4, os.SEEK_CUR)
-    return b""
-
-
-def _orientation_in(exif: bytes) -> int:
-    """It alone is read of EXIF: Pillow gives up at the first entry that makes no sense."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    if exif[:2] not in (b"II", b"MM"):
-        return 1
-    order = "<" if exif.startswith(b"II") else ">"
-    with contextlib.suppress(struct.error):  # it is cut off
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (n,) = struct.unpack_from(f"{order}H", exif, start)
-        for at in range(start + 2, start + 2 + 12 * n, 12):
-            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, at)
-            if (tag, count) == (ORIENTATION, 1) and kind in INTEGERS:
-                return int(struct.unpack_from(order + INTEGERS[kind], exif, at + 8)[0])
-    return 1
+    exif = image.info.get("exif") or b""
+    if not exif and image.format == "PNG":
+        with path.open("rb", buffering=0) as file:
+            exif = exif_of_png(file)
+    return orientation_in(exif)
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -234,7 +201,7 @@ def _opened(path: Source) -> ImageFile.ImageFile:
         if head[4:8] == b"ftyp":
             image = _heif(path, head[8:])
         elif head.startswith((PNG, JPEG)) or head[8:] == b"WEBP":
-            image = _image(_without_metadata(path.read_bytes()))
+            image = _image(without_metadata(path.read_bytes()))
         else:
             raise
     if image.width * image.height > MAX_PIXELS:
@@ -272,56 +239,6 @@ def _heif(path: Source, brand: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _without_metadata(data: bytes) -> bytes:
-    """A PNG, JPEG or WebP file without what says nothing of its pixels or orientation. Others are as they were."""
-    if data.startswith(JPEG):
-        return JPEG + b"".join(_jpeg_segments(data))
-    if data.startswith(PNG):
-        return PNG + b"".join(_png_chunks(data))
-    if data[8:12] == b"WEBP":
-        kept = b"".join(_webp_chunks(data))
-        return b"RIFF" + struct.pack("<I", 4 + len(kept)) + b"WEBP" + kept
-    return data
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    at = len(PNG)
-    while at < len(data):
-        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        chunk = data[at : at + 12 + length]
-        whole = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name in (b"tRNS", b"eXIf") and whole):
-            yield chunk
-        at += 12 + length
-
-
-def _jpeg_segments(data: bytes) -> Iterator[bytes]:
-    at = len(JPEG)
-    while (marker := JPEG_MARKER.search(data, at)) is not None:
-        kind, start = marker[0][-1], marker.end()
-        at = start + int.from_bytes(data[start : start + 2], "big")
-        if kind == 0xDA:  # the first scan, and all that follows
-            yield data[marker.start() :]
-            return
-        if kind == 0xE1 and data.startswith(b"Exif\0\0", start + 2):
-            entry = struct.pack("<HHIHH", ORIENTATION, 3, 1, _orientation_in(data[start + 2 : at]), 0)
-            exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
-            yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
-        elif kind not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # JFIF and Adobe's tell of colours
-            yield marker[0][-2:] + data[start:at]
-
-
-def _webp_chunks(data: bytes) -> Iterator[bytes]:
-    at = 12
-    while at < len(data):
-        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        body = data[at + 8 : at + 8 + length]
-        if name in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF"):
-            length = len(body) if name == b"EXIF" else length  # the orientation may lie before the cut
-            yield name + struct.pack("<I", length) + body + bytes(length % 2)
-        at += 8 + length + length % 2
-
-
 def _salvaged(path: Source, error: Exception) -> Picture:
     """What a file holds that cannot be decoded as it is.
 
@@ -331,7 +248,7 @@ def _salvaged(path: Source, error: Exception) -> Picture:
     """
     data = path.read_bytes()
     try:
-        data = _without_metadata(data)
+        data = without_metadata(data)
         picture = _cut_jpeg(data) if data.startswith(JPEG) else _written(data)
     except Exception:
         raise error from None
