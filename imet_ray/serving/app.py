@@ -4,21 +4,18 @@ Pictures are decoded here, so that the models get whole batches of what they loo
 """
 
 import asyncio
-import ipaddress
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +23,8 @@ import imet_ray
 from imet_ray.errors import ImetError
 from imet_ray.prediction.prepared import Prepared, Preparer
 from imet_ray.reporting.tagging_page import api_page, content_policy, tagging_page
+from imet_ray.serving.access import Access
+from imet_ray.serving.answers import Error, Health, Label, Labels, Probability, TaggedPicture, Tags
 from imet_ray.serving.decoding import Decoder
 from imet_ray.serving.downloads import Chosen, csv_file, sidecars, zipped
 from imet_ray.serving.limits import Limits, Refused
@@ -50,9 +49,7 @@ BODY = {
         "application/octet-stream": {"schema": BINARY},
     },
 }
-HEADER = "If the server was started with a --token, send the header Authorization: Bearer TOKEN."
 CHOSEN = {"application/json": {"schema": Chosen.model_json_schema()}}
-BEARER = HTTPBearer(auto_error=False, description=HEADER)
 
 
 @dataclass(frozen=True)
@@ -69,79 +66,15 @@ class Served:
     ready: Callable[[], Awaitable[bool]]
 
 
-class Label(BaseModel):
-    """A label."""
-
-    id: str
-    name: str
-
-
-class Probability(Label):
-    """A label and its calibrated probability."""
-
-    probability: float
-
-
-class TaggedPicture(BaseModel):
-    """What a picture shows."""
-
-    name: str
-    labels: list[Probability]  # the most probable first
-    decided_by: str
-    probabilities: list[Probability]  # of the most probable labels, chosen or not
-
-
-class Tags(BaseModel):
-    """The answer to pictures, in their order."""
-
-    ensemble: str
-    pictures: list[TaggedPicture]
-
-
-class Labels(BaseModel):
-    """What the server knows, and what it takes."""
-
-    ensemble: str
-    labels: list[Label]
-    decided_by: str
-    limits: dict[str, int]
-
-
-class Health(BaseModel):
-    """Whether pictures can be tagged now, and what was done since the start."""
-
-    status: str
-    pictures: int
-    pictures_per_batch: float
-    model_seconds: float
-
-
-class Error(BaseModel):
-    """Why a request was refused."""
-
-    error: str
-
-
 class TagServer:
     """Answers requests; its state is what it has counted."""
 
-    def __init__(self, served: Served, limits: Limits, token: str | None) -> None:
+    def __init__(self, served: Served, limits: Limits) -> None:
         self.served = served
         self.limits = limits
-        self.token = token
         self.reader = Reader(limits)
         self.decoder = Decoder(limits, served.prepare)
         self.pictures, self.batches, self.model_seconds = 0, 0.0, 0.0
-
-    async def allowed(
-        self, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
-    ) -> None:
-        """Refuse who has not the token; without one, what pages of other sites send."""
-        if self.token is None:
-            return _refuse_other_sites(request)
-        sent = given.credentials if given is not None else ""
-        if not secrets.compare_digest(sent.encode(), self.token.encode()):
-            raise Refused(HTTPStatus.UNAUTHORIZED, "send the server's token: Authorization: Bearer TOKEN")
 
     async def tag(
         self,
@@ -229,7 +162,7 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
     Args:
         token: that all requests for tags and labels must bring; None: nobody is asked.
     """
-    server = TagServer(served, limits or Limits(), token)
+    server = TagServer(served, limits or Limits())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -244,7 +177,7 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.include_router(_router(server))
+    app.include_router(_router(server, token))
     page = tagging_page()
 
     @app.get("/", include_in_schema=False, response_class=HTMLResponse)
@@ -262,9 +195,9 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
     return app
 
 
-def _router(server: TagServer) -> APIRouter:
+def _router(server: TagServer, token: str | None) -> APIRouter:
     """What the page and other programs ask for."""
-    open_to_all, router = APIRouter(), APIRouter(dependencies=[Depends(server.allowed)])
+    open_to_all, router = APIRouter(), APIRouter(dependencies=[Depends(Access(token).check)])
     refusals: dict[int | str, dict[str, Any]] = {
         401: {"model": Error, "description": "without the token"},
         413: {"model": Error, "description": "too large, or too many"},
@@ -332,30 +265,6 @@ class _Headers:
             await self.app({**scope, "method": asked}, receive, with_headers)
         else:
             await self.app(scope, receive, send)
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """Refuse what a browser sends for another site's page, which nobody who sits at this machine has asked for.
-
-    Such a page may send to 127.0.0.1, or have a name of its own lead there (DNS rebinding).
-    """
-    host = request.headers.get("host", "")
-    if not _is_loopback(host):
-        raise Refused(
-            HTTPStatus.MISDIRECTED_REQUEST,
-            f"without a --token only this machine's own address is answered, not {host[:100]}",
-        )
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise Refused(HTTPStatus.FORBIDDEN, "pages of other sites are not answered")
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a request's Host, which programs may leave out, names this machine."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 async def _unless_gone(request: Request, works: Iterable[Awaitable[T]]) -> list[T]:
