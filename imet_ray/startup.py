@@ -10,6 +10,13 @@ from collections.abc import Iterator
 # parameters of glibc's mallopt, from malloc.h, and values that no tensor here reaches
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 NEVER = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**30}  # bytes
+# For the environment of Ray's processes, which must have it when they start: glibc's malloc with one arena. A worker
+# has more threads than glibc has arenas (8 for each core), and Tune runs each trial in a new thread: it got the next
+# arena, and could not use what the others kept. Nothing leaked, yet a worker grew until each arena was as large as a
+# trial. Memory of its own after each of 8 trials of the demo sweep on 2 cores: 0.70 to 1.80 GB, +0.13 with each; with
+# one arena 0.81 and 0.85 from the 4th on. Outside Ray, 30 small trials of 48 to 96 px in as many threads beside 24 idle
+# ones: 7.8 GB, now 1.8 from the 16th on. It costs no time: the sweep's 8 trials take 77 s of CPU, and took 79.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What adapts the sweep to Ray, without a Ray: slots and early stopping."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +153,15 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_then_refused_in_one_line
         pass
     assert tried == ["local"] * session.STARTS
     assert len(caplog.records) == session.STARTS - 1
+
+
+def test_sigterm_while_ray_starts_is_an_interruption_as_at_any_other_time(monkeypatch):
+    def start(**how: object) -> None:
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(KeyboardInterrupt), session.ray_session(Resources()):
+        pass
 
 
 @pytest.mark.parametrize("kind", [OSError, KeyError, TypeError, AssertionError, Exception])

@@ -44,7 +44,7 @@ def test_other_machines_are_let_in_with_a_token_only(refused, host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.5"])
 def test_loopback_needs_no_token(host):
-    with Listen(host, 0).open() as listening:
+    with Listen(0, host).open() as listening:
         assert listening.getsockname()[0].startswith("127.")
 
 
@@ -63,9 +63,9 @@ def test_a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused(refused, to
 def test_a_token_may_lie_in_a_file(tmp_path):
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
-    assert Listen(token=f"@{file}").secret() == TOKEN
+    assert Listen(0, token=f"@{file}").secret() == TOKEN
     with pytest.raises(ConfigError, match="--token @"):
-        Listen(token=f"@{file}.txt").secret()
+        Listen(0, token=f"@{file}.txt").secret()
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(refused, monkeypatch):

@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import ipaddress
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,13 @@ import pytest
 from processes import below, wait_for
 
 import imet_ray
+import launch
+from imet_ray.tagging.tables import TABLES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
+EXIFTOOL = shutil.which("exiftool")
 CLIENTS = 8
 KILLS = 3
 
@@ -96,6 +101,58 @@ def test_served_pictures_get_the_labels_of_the_tagger(server):
     assert health["model_seconds"] > 0
 
 
+def test_what_waits_for_busy_replicas_is_tagged_in_large_batches(server):
+    """Ray's own queues would hand out two or three pictures at a time."""
+    files = [("picture", (path.name, path.read_bytes())) for path in server.pictures]
+    files = (files * 64)[:64]
+
+    def ask(_: int) -> int:
+        with httpx.Client(timeout=300) as client:
+            return client.post(f"{server.address}/tag?top=0", files=files).status_code
+
+    before = counted(server)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(ask, range(6))) == {200}
+    after = counted(server)
+    assert after[0] - before[0] == 6 * 64
+    assert (after[0] - before[0]) / (after[1] - before[1]) > 10
+
+
+def test_downloads_are_what_tag_writes(server, trained, tmp_path):
+    with httpx.Client(timeout=120) as client:
+        files = [("picture", (path.name, path.read_bytes())) for path in server.pictures]
+        found = client.post(f"{server.address}/tag", files=files).json()["pictures"]
+        chosen = [
+            {
+                "name": one["name"],
+                "labels": [
+                    {"name": label["name"], "probability": label["probability"]} for label in one["labels"]
+                ],
+            }
+            for one in found
+        ]
+        served = client.post(f"{server.address}/csv", json={"pictures": chosen})
+        sidecar = client.post(f"{server.address}/xmp", json={"pictures": chosen[:1]})
+    (tmp_path / "served.csv").write_bytes(served.content)
+    asked = ["--tag", *map(str, server.pictures), "--with", "r/k", "--out", str(tmp_path / "tag.csv")]
+    assert launch.main([*asked, *trained.where]) == 0
+    tagged, downloaded = (TABLES[".csv"].read(tmp_path / name) for name in ("tag.csv", "served.csv"))
+    assert [Path(row.path).name for row in tagged] == [row.path for row in downloaded]
+    assert [row.labels for row in tagged] == [row.labels for row in downloaded]
+    assert {(row.decided_by, row.tagged_by) for row in tagged} == {
+        (row.decided_by, row.tagged_by) for row in downloaded
+    }
+    for one, other in zip(tagged, downloaded, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=2e-3)
+    if EXIFTOOL is not None:
+        (tmp_path / "a.xmp").write_bytes(sidecar.content)
+        told = subprocess.run(
+            [EXIFTOOL, "-j", "-Subject", tmp_path / "a.xmp"], check=True, capture_output=True, text=True
+        )
+        said = json.loads(told.stdout)[0].get("Subject", [])
+        assert ([said] if isinstance(said, str) else said) == list(downloaded[0].labels)
+
+
 def test_what_the_server_starts_listens_on_loopback_alone(server):
     pids = {server.process.pid, *below(server.process.pid)}
     assert server.replicas()
@@ -106,6 +163,7 @@ def test_what_the_server_starts_listens_on_loopback_alone(server):
 
 def test_no_request_is_lost_while_replicas_are_killed(server):
     numbers, over = random.Random(0), threading.Event()
+    before, _ = counted(server)
 
     def ask(seed: int) -> tuple[int, int]:
         mine, right, wrong = random.Random(seed), 0, 0
@@ -124,8 +182,8 @@ def test_no_request_is_lost_while_replicas_are_killed(server):
                 os.kill(numbers.choice(victim), signal.SIGKILL)
             for pid in wait_for(server.replicas, server.process, "replica"):  # all at once
                 os.kill(pid, signal.SIGKILL)
-            before = set(server.replicas())
-            wait_for(lambda: set(server.replicas()) - before, server.process, "fresh replica")
+            dead = set(server.replicas())
+            wait_for(lambda: set(server.replicas()) - dead, server.process, "fresh replica")
             with httpx.Client(timeout=300) as client:
                 assert server.is_right(client, 0)
         finally:
@@ -133,6 +191,16 @@ def test_no_request_is_lost_while_replicas_are_killed(server):
         found = [one.result() for one in asked]
     assert sum(wrong for _, wrong in found) == 0
     assert sum(right for right, _ in found) > CLIENTS
+    after, _ = counted(server)
+    assert after - before == sum(right for right, _ in found) + 1  # none was answered twice
+
+
+def counted(server: Server) -> tuple[int, float]:
+    """How many pictures were answered since the start, and in how many batches."""
+    told = httpx.get(f"{server.address}/healthz", timeout=60)
+    assert told.status_code == 200, told.text
+    pictures = told.json()["pictures"]
+    return pictures, pictures / (told.json()["pictures_per_batch"] or 1)
 
 
 def listeners(pid: int) -> set[str]:

@@ -1,6 +1,8 @@
 """What the HTTP interface answers, and what it refuses. The models are a stand-in: real ones are in test_serve_tags."""
 
+import asyncio
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -11,16 +13,18 @@ import zlib
 from urllib.parse import unquote
 
 import pytest
-from served import LABELS, asking, png, served
+from served import LABELS, asking, png, served, tag_by_colour
 
 from imet_ray.errors import StoreError
 from imet_ray.serving.app import make_app
+from imet_ray.serving.downloads import Chosen, sidecars
 from imet_ray.serving.limits import Limits
+from imet_ray.serving.uploads import base_name
 from imet_ray.tagging.sidecars import Sidecars
 from imet_ray.tagging.tables import TABLES
 
 TOKEN = "a-token-of-24-characters"
-SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=6000)
+SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +247,10 @@ def test_the_interface_describes_itself(ask):
     body = schema["paths"]["/tag"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "application/octet-stream"}
     page = ask.get("/docs").text
+    assert "pictures[] (name, labels[] (id, name, probability), decided_by," in page
+    assert "pictures[] (name, labels[] (name, probability), edited), decided_by" in page
+    assert "curl -F picture=@a.jpg" in page
+    assert "Authorization: Bearer TOKEN" in page
     for path in schema["paths"]:
         assert path in page
 
@@ -305,3 +313,139 @@ def test_what_cannot_be_downloaded_is_refused(ask, sent, expected):
 
 def test_downloads_have_limits_as_pictures_have(ask):
     assert "in one request" in refused(ask.post("/csv", content=b" " * 5001), 413)
+
+
+def test_head_is_answered_as_get_without_its_body(ask):
+    for path in ("/", "/healthz", "/labels"):
+        answer = ask.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert ask.head("/tag").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8268", "127.0.0.1.evil.example", "192.0.2.2", "[x"]
+)
+def test_without_a_token_no_other_name_is_answered(ask, host):
+    assert "own address" in refused(ask.get("/labels", headers={"host": host}), 421)
+    assert "own address" in refused(ask.post("/tag", content=png(), headers={"host": host}), 421)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8268", "[::1]:8268", "127.9.9.9"])
+def test_each_name_of_loopback_is_answered(ask, host):
+    assert ask.get("/labels", headers={"host": host}).status_code == 200
+
+
+def test_without_a_token_pages_of_other_sites_are_not_answered(ask):
+    for site in ("cross-site", "same-site"):
+        assert "other sites" in refused(
+            ask.post("/tag", content=png(), headers={"sec-fetch-site": site}), 403
+        )
+    assert ask.post("/tag", content=png(), headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
+def test_with_a_token_any_name_is_answered():
+    with asking(make_app(served(), token=TOKEN), headers={"authorization": f"Bearer {TOKEN}"}) as ask:
+        assert ask.get("/labels", headers={"host": "tags.museum.example"}).status_code == 200
+
+
+def test_a_request_of_which_nothing_comes_any_more_is_ended_and_its_room_is_free():
+    limits = Limits(picture_bytes=2000, request_bytes=2000, waiting_bytes=2000, silent_seconds=1)
+    with asking(make_app(served(), limits=limits)) as ask:
+        for _ in range(2):
+            connection = http.client.HTTPConnection(ask.base_url.host, ask.base_url.port, timeout=20)
+            connection.putrequest("POST", "/tag")
+            connection.putheader("Content-Length", "1900")
+            connection.endheaders()
+            with contextlib.closing(connection):
+                connection.send(bytes(1800))
+                answer = connection.getresponse()
+                assert answer.status == 408
+                assert "nothing came" in json.load(answer)["error"]
+
+
+def test_what_waits_for_the_models_is_limited_too():
+    tagged, go = threading.Event(), threading.Event()
+
+    async def slow(prepared):
+        tagged.set()
+        await asyncio.to_thread(go.wait, 20)
+        return await tag_by_colour(prepared)
+
+    limits = Limits(waiting_bytes=1500)  # a picture has 768 bytes as the models see it
+    with asking(make_app(served(tag=slow), limits=limits)) as ask:
+        first = threading.Thread(target=ask.post, args=("/tag",), kwargs={"content": png()})
+        first.start()
+        assert tagged.wait(20)
+        assert "wait already" in refused(ask.post("/tag", content=png()), 503)
+        go.set()
+        first.join()
+        assert ask.post("/tag", content=png()).status_code == 200
+
+
+def test_who_has_left_is_not_worked_for():
+    begun, left = threading.Event(), threading.Event()
+
+    async def endless(prepared):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    with asking(make_app(served(tag=endless), limits=Limits(waiting_bytes=1500))) as ask:
+        for _ in range(3):
+            begun.clear()
+            left.clear()
+            connection = http.client.HTTPConnection(ask.base_url.host, ask.base_url.port, timeout=20)
+            connection.request("POST", "/tag", png())
+            assert begun.wait(20)
+            connection.close()
+            assert left.wait(20)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "عکس\u200cها.jpg",  # Persian has a non-joiner within words
+        "Screenshot 9.41.00\u202fPM.png",  # macOS writes a narrow hard space
+        "👩\u200d🎨 é \u00a0.jpg",
+        "a" * 251 + ".jpg",
+    ],
+)
+def test_a_file_keeps_its_name_whatever_its_letters(ask, name):
+    (found,) = ask.post("/tag", files=[("picture", (name, png()))]).json()["pictures"]
+    assert found["name"] == name
+    (found,) = ask.post("/tag", params={"name": name}, content=png()).json()["pictures"]
+    assert found["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\pictures\\a.jpg", "a.jpg"),
+        ("a\0\r\n\x1b[1m.jpg", "a[1m.jpg"),
+        ("é" * 200, "é" * 127),
+        ("", "picture"),
+        ("/", "picture"),
+    ],
+)
+def test_a_name_has_no_folders_and_no_control_characters(sent, expected):
+    assert base_name(sent) == expected
+
+
+def test_many_pictures_of_one_name_have_sidecars_of_their_own():
+    names = ("a.jpg", "a-2.jpg", "a.jpg", "a.jpg", "a.jpg")
+    found = sidecars(Chosen(pictures=[{"name": name, "labels": []} for name in names]), "x")
+    assert list(found) == ["a.jpg.xmp", "a-2.jpg.xmp", "a-3.jpg.xmp", "a-4.jpg.xmp", "a-5.jpg.xmp"]
+
+
+def test_a_form_of_thousands_of_parts_is_refused(ask):
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert "more than 3 pictures" in refused(ask.post("/tag", content=part * 70, headers=headers), 413)
+
+
+def test_packed_bodies_are_refused_by_their_name(ask):
+    answer = ask.post("/tag", content=gzip.compress(png()), headers={"content-encoding": "gzip"})
+    assert "gzip is not read" in refused(answer, 415)

@@ -204,6 +204,81 @@ def test_one_picture_is_one_sidecar_and_several_are_a_zip(open_page, files):
         assert len(archive.namelist()) == 3
 
 
+def test_the_keyboard_stays_where_it_was(open_page, files):
+    page = open_page()
+    page.set_input_files("#files", files[:2])
+    ready(page, 2)
+    focused = "() => document.activeElement.getAttribute('aria-label')"
+    page.locator(PICTURE).nth(1).get_by_label("remove red", exact=True).press("Enter")
+    assert page.evaluate(focused) == "remove green"
+    page.keyboard.press("Space")
+    assert page.evaluate(focused) == "add a label to yellow <b>.png"
+    page.keyboard.type("red")
+    page.keyboard.press("Enter")
+    assert page.locator(TAG).all_inner_texts() == ["red", "red"]
+    assert page.evaluate(focused) == "add a label to yellow <b>.png"
+    page.get_by_label("remove yellow <b>.png from the page").press("Enter")
+    assert page.evaluate(focused) == "remove red.png from the page"
+
+
+def test_names_run_in_the_direction_of_their_script(open_page, tmp_path):
+    picture = tmp_path / "عکس\u200cها.png"
+    picture.write_bytes(png())
+    page = open_page(PHONE)
+    page.set_input_files("#files", picture)
+    ready(page, 1)
+    direction = "one => getComputedStyle(one).direction"
+    assert page.locator("h2").evaluate(direction) == "rtl"
+    assert page.locator(TAG).evaluate(direction) == "ltr"
+    assert rows(download(page, "#csv")[1])[0]["path"] == picture.name
+
+
+def test_pictures_that_failed_are_tried_again_when_the_server_is_back(open_page, files):
+    page = open_page()
+    page.route("**/tag?*", lambda route: route.fulfill(status=422, json={"error": "not now"}))
+    page.set_input_files("#files", files[:3])
+    ready(page, 3)
+    status = page.locator("#progress [role=status]")
+    assert status.inner_text() == "0 of 3 tagged, 3 failed"
+    assert page.locator("#csv").is_disabled()
+    page.unroute("**/tag?*")
+    page.click("#again")
+    page.locator(f"{PICTURE}[data-state=done]").nth(2).wait_for()
+    assert status.inner_text() == "3 of 3 tagged"
+    assert not page.locator("#again").is_visible()
+
+
+def test_a_hundred_pictures_at_once_are_tagged(open_page, tmp_path):
+    many = [tmp_path / f"{i}.png" for i in range(100)]
+    for picture in many:
+        picture.write_bytes(png())
+    page = open_page(PHONE)
+    page.set_input_files("#files", many)
+    assert ready(page, 100) == [["red"]] * 100
+    assert page.locator("#progress [role=status]").inner_text() == "100 of 100 tagged"
+
+
+def test_edits_that_were_not_downloaded_are_not_lost_unasked(open_page, files):
+    page = open_page()
+    page.set_input_files("#files", files[0])
+    ready(page, 1)
+    asks = """() => {
+        const left = new Event("beforeunload", {cancelable: true});
+        dispatchEvent(left);
+        return left.defaultPrevented;
+    }"""
+    assert not page.evaluate(asks)
+    page.get_by_label("remove red", exact=True).click()
+    assert page.evaluate(asks)
+    page.evaluate("() => { window.confirm = () => false; }")
+    page.click("#clear")
+    assert page.locator(PICTURE).count() == 1
+    download(page, "#csv")
+    assert not page.evaluate(asks)
+    page.click("#clear")
+    assert page.locator(PICTURE).count() == 0
+
+
 def test_the_page_asks_for_the_token(open_page, files):
     with listening(make_app(served(), token=TOKEN)) as where:
         page = open_page(where=where)

@@ -229,7 +229,8 @@ def _serve_tags(args: argparse.Namespace, runs: "Runs") -> int:
     from imet_ray.prediction.view_sets import ViewSet
 
     views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
-    listen = Listen(args.host or Listen.host, TAGS_PORT if args.port is None else args.port, args.token)
+    port = TAGS_PORT if args.port is None else args.port
+    listen = Listen(port, args.host or Listen.host, args.token)
     return serve_tags(
         args.serve_tags, runs, run=args.name, listen=listen, replicas=args.replicas, views=views
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import imet_ray
 from imet_ray.errors import ConfigError
+from imet_ray.startup import ONE_ARENA
 from imet_ray.storage.experiment import versions
 
 PACKAGE = Path(imet_ray.__file__).resolve().parent
@@ -16,11 +17,11 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs us:
 ANSWER_S = 60.0  # that a node has to answer
 
 
-def runtime_env() -> dict[str, Any] | None:
-    """Ray's runtime environment for workers on other nodes; None where a submitted job has one."""
-    if SUBMITTED in os.environ:
-        return None
-    return {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]}
+def runtime_env() -> dict[str, Any]:
+    """Ray's runtime environment for workers on other nodes; a submitted job has its own, which Ray adds this to."""
+    if job := os.environ.get(SUBMITTED):
+        return {"env_vars": {name: value for name, value in ONE_ARENA.items() if name not in job}}
+    return {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"], "env_vars": ONE_ARENA}
 
 
 def code_bytes() -> int:

@@ -25,12 +25,14 @@ from imet_ray.prediction.tagger import Tagger, device_of
 from imet_ray.prediction.tagger_files import TaggerFiles
 from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.search_space import Resources
+from imet_ray.serving.batches import Batches
 from imet_ray.serving.tagged import Tagged
 
 logger = logging.getLogger(__name__)
 
 APPLICATION = "imet-ray"
 BATCH = 32  # pictures that a replica tags together
+GIVEN = 2 * BATCH  # to a replica: one batch waits while the other is tagged
 WAIT_S = 0.005  # for more pictures, while the models have nothing to do
 TRIES = 6  # of a picture, each with another replica
 PAUSE_S = 0.2  # before the next one
@@ -44,15 +46,15 @@ class Model:
     def __init__(self, files: TaggerFiles, views: ViewSet | None, cores: int) -> None:
         _listen_on_loopback()
         self.tagger = Tagger(files, device_of(None), views, cores=cores)
+        self.batches = Batches(self._tag, most=BATCH, wait_s=WAIT_S)
 
     async def about(self) -> tuple[Preparer, str]:
         """How pictures are prepared, and how labels are decided."""
         return self.tagger.prepare, self.tagger.decided_by()
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)  # type: ignore[untyped-decorator]
-    async def tag(self, prepared: list[Prepared]) -> list[Tagged]:
-        """Tag pictures together; who calls it gives one, and gets one answer."""
-        return await asyncio.to_thread(self._tag, prepared)  # more pictures come meanwhile
+    async def tag(self, prepared: Prepared) -> Tagged:
+        """Tag a picture, together with others that wait."""
+        return await self.batches.ask(prepared)
 
     def _tag(self, prepared: list[Prepared]) -> list[Tagged]:
         started = time.monotonic()
@@ -67,15 +69,23 @@ class Replicas:
     """The replicas that run, as the HTTP interface asks them."""
 
     handle: DeploymentHandle
+    turns: asyncio.Semaphore  # of as many pictures as the replicas take
     prepare: Preparer
     decided_by: str
 
     async def tag(self, prepared: Prepared) -> Tagged:
         """Tag a picture; if its replica dies, another one does.
 
+        What the replicas do not take yet waits here, where the next one goes on as soon as one is done: Ray's router
+        asks full replicas again every half a second.
+
         Raises:
             StoreError: if none can.
         """
+        async with self.turns:
+            return await self._tag(prepared)
+
+    async def _tag(self, prepared: Prepared) -> Tagged:
         trouble = ""
         for _ in range(TRIES):
             try:
@@ -122,7 +132,7 @@ def replicas(
         serve.start(proxy_location="Disabled", logging_config=quiet)  # we listen ourselves
         deployment = serve.deployment(Model).options(
             num_replicas=count,
-            max_ongoing_requests=2 * BATCH,  # one batch waits while the other is tagged
+            max_ongoing_requests=count * GIVEN,  # never too many: the router need not wait
             health_check_period_s=HEALTH_S,
             ray_actor_options=options,
             logging_config=quiet,
@@ -132,7 +142,7 @@ def replicas(
             prepare, decided_by = handle.about.remote().result()
         except (RuntimeError, RayError) as error:
             raise StoreError(f"the models cannot be loaded: {telling_line(error)}") from None
-        yield Replicas(handle, prepare, decided_by)
+        yield Replicas(handle, asyncio.Semaphore(count * GIVEN), prepare, decided_by)
 
 
 def _runs() -> bool:

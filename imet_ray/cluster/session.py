@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -20,6 +21,7 @@ from imet_ray.cluster.own_ray import LOOPBACK, OWNER, resources_here, start_opti
 from imet_ray.command_line import interrupted_by_sigterm
 from imet_ray.errors import ConfigError, ImetError, StoreError, telling_line
 from imet_ray.search_space import Resources
+from imet_ray.startup import ONE_ARENA
 from imet_ray.storage.run_directory import RunDirectory
 from imet_ray.timers import called_after
 
@@ -97,6 +99,7 @@ def prepare_environment() -> None:
         # a task on a node that was unplugged is missed after 80 s, not after Ray's 7 minutes
         "RAY_grpc_client_keepalive_time_ms": "20000",
         "RAY_grpc_client_keepalive_timeout_ms": "60000",
+        **ONE_ARENA,
     }.items():
         os.environ.setdefault(name, value)
 
@@ -245,6 +248,10 @@ def _start_or_join(address: str | None, run: str, options: dict[str, Any]) -> An
                     configure_logging=True,
                     **options,
                 )
+            except SystemExit as error:  # how Ray takes SIGTERM, while it starts
+                if error.code != signal.SIGTERM:
+                    raise
+                raise KeyboardInterrupt from None
             except Exception as error:  # of any kind: what its parts and the system raise
                 told = " ".join(str(error).split())[-TOLD:] or type(error).__name__
                 if address is None and left and SLOW_START in told:  # what was started ends with this process

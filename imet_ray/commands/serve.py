@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import ipaddress
+import logging
 import socket
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ BACKLOG = 2048  # connections that wait to be accepted
 class Listen:
     """Where the server listens, and whom it answers."""
 
+    port: int
     host: str = "127.0.0.1"
-    port: int = 8268
     token: str | None = None  # or @FILE, which holds it
 
     def secret(self) -> str | None:
@@ -74,8 +75,8 @@ def serve_tags(
     ensemble: str,
     runs: Runs,
     *,
+    listen: Listen,
     run: str | None = None,
-    listen: Listen | None = None,
     replicas: int | None = None,
     views: ViewSet | None = None,
 ) -> int:
@@ -91,7 +92,6 @@ def serve_tags(
         StoreError: if it cannot predict.
     """
     refuse_missing_packages()
-    listen = listen or Listen()
     token = listen.secret()
     with contextlib.closing(listen.open()) as listening:
         files = find_ensemble(ensemble if run is None else f"{run}/{ensemble}", runs)
@@ -135,6 +135,7 @@ def _listen(app: object, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM; those that are being answered then are answered to the end."""
     import uvicorn
 
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each broken request
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_level="warning",

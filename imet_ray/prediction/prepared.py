@@ -35,6 +35,11 @@ class Prepared:
 
     seen: tuple[np.ndarray, ...]  # one per sight: (V, S, S, 3) uint8
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return sum(one.nbytes for one in self.seen)
+
 
 @dataclass(frozen=True)
 class Preparer:

@@ -35,7 +35,11 @@ def api_page(schema: dict[str, Any]) -> str:
                 (one["name"], one.get("description", ""), json.dumps(one["schema"].get("default")))
                 for one in call.get("parameters", [])
             ],
-            "bodies": list(call.get("requestBody", {}).get("content", {})),
+            "bodies": [
+                (kind, _fields(schema, content["schema"]))
+                for kind, content in call.get("requestBody", {}).get("content", {}).items()
+            ],
+            "example": call.get("requestBody", {}).get("description", ""),
             "answers": [
                 (code, answer.get("description", ""), _shown(schema, answer))
                 for code, answer in sorted(call["responses"].items())
@@ -44,9 +48,9 @@ def api_page(schema: dict[str, Any]) -> str:
         for path, methods in schema["paths"].items()
         for method, call in methods.items()
     ]
-    return render(
-        "api.html.j2", title=schema["info"]["title"], text=schema["info"]["description"], calls=calls
-    )
+    info, schemes = schema["info"], schema["components"]["securitySchemes"]
+    token = " ".join(one["description"] for one in schemes.values())
+    return render("api.html.j2", title=info["title"], text=info["description"], token=token, calls=calls)
 
 
 def content_policy(page: str) -> str:
@@ -63,9 +67,21 @@ def content_policy(page: str) -> str:
 
 
 def _shown(schema: dict[str, Any], answer: dict[str, Any]) -> str:
-    """The fields of a JSON answer."""
-    for content in answer.get("content", {}).values():
-        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        if name:
-            return ", ".join(schema["components"]["schemas"][name]["properties"])
-    return ", ".join(answer.get("content", {}))
+    """What an answer has: JSON's fields, or the kind of a file."""
+    contents = answer.get("content", {})
+    return ", ".join(_fields(schema, one.get("schema", {})) or kind for kind, one in contents.items())
+
+
+def _fields(schema: dict[str, Any], part: dict[str, Any]) -> str:
+    """The fields of an object, and in brackets those of its parts; lists have `[]` behind them."""
+    named = {
+        **schema["components"]["schemas"],
+        **part.get("$defs", {}),
+    }
+    if "$ref" in part:
+        part = named[part["$ref"].rpartition("/")[2]]
+    found = []
+    for name, value in part.get("properties", {}).items():
+        inner = _fields(schema, {"$defs": named, **value.get("items", value)})
+        found.append(f"{name}{'[]' if 'items' in value else ''}{f' ({inner})' if inner else ''}")
+    return ", ".join(found)

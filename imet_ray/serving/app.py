@@ -1,43 +1,47 @@
 """The HTTP interface: pictures in, labels as JSON out, and the page that uses it. What predicts is given.
 
-Pictures are decoded here, by threads, so that the models get whole batches of what they look at, and nothing else.
+Pictures are decoded here, so that the models get whole batches of what they look at, and nothing else.
 """
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import imet_ray
-from imet_ray.cores import usable_cores
-from imet_ray.data.images import Encoded, TooLargeError, announced_size
-from imet_ray.errors import DataError, ImetError
+from imet_ray.errors import ImetError
 from imet_ray.prediction.prepared import Prepared, Preparer
 from imet_ray.reporting.tagging_page import api_page, content_policy, tagging_page
+from imet_ray.serving.access import Access
+from imet_ray.serving.answers import Error, Health, Label, Labels, Probability, TaggedPicture, Tags
+from imet_ray.serving.decoding import Decoder
 from imet_ray.serving.downloads import Chosen, csv_file, sidecars, zipped
 from imet_ray.serving.limits import Limits, Refused
 from imet_ray.serving.tagged import Tagged
-from imet_ray.serving.uploads import Reader, Upload
+from imet_ray.serving.uploads import CUT_OFF, Reader
+
+T = TypeVar("T")
 
 TOP = 20  # probabilities of an answer, unless more are asked for
 CSV = "text/csv; charset=utf-8"
 BINARY = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
+    "description": (
+        "curl -F picture=@a.jpg -F picture=@b.jpg ADDRESS/tag\n"
+        "curl --data-binary @a.jpg 'ADDRESS/tag?name=a.jpg&top=3'"
+    ),
     "content": {
         "multipart/form-data": {
             "schema": {"type": "object", "properties": {"picture": {"type": "array", "items": BINARY}}}
@@ -46,7 +50,6 @@ BODY = {
     },
 }
 CHOSEN = {"application/json": {"schema": Chosen.model_json_schema()}}
-BEARER = HTTPBearer(auto_error=False, description="the --token that the server was started with")
 
 
 @dataclass(frozen=True)
@@ -63,77 +66,15 @@ class Served:
     ready: Callable[[], Awaitable[bool]]
 
 
-class Label(BaseModel):
-    """A label."""
-
-    id: str
-    name: str
-
-
-class Probability(Label):
-    """A label and its calibrated probability."""
-
-    probability: float
-
-
-class TaggedPicture(BaseModel):
-    """What a picture shows."""
-
-    name: str
-    labels: list[Probability]  # the most probable first
-    decided_by: str
-    probabilities: list[Probability]  # of the most probable labels, chosen or not
-
-
-class Tags(BaseModel):
-    """The answer to pictures, in their order."""
-
-    ensemble: str
-    pictures: list[TaggedPicture]
-
-
-class Labels(BaseModel):
-    """What the server knows, and what it takes."""
-
-    ensemble: str
-    labels: list[Label]
-    decided_by: str
-    limits: dict[str, int]
-
-
-class Health(BaseModel):
-    """Whether pictures can be tagged now, and what was done since the start."""
-
-    status: str
-    pictures: int
-    pictures_per_batch: float
-    model_seconds: float
-
-
-class Error(BaseModel):
-    """Why a request was refused."""
-
-    error: str
-
-
 class TagServer:
     """Answers requests; its state is what it has counted."""
 
-    def __init__(self, served: Served, limits: Limits, token: str | None) -> None:
+    def __init__(self, served: Served, limits: Limits) -> None:
         self.served = served
         self.limits = limits
-        self.token = token
         self.reader = Reader(limits)
-        self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        self.decoder = Decoder(limits, served.prepare)
         self.pictures, self.batches, self.model_seconds = 0, 0.0, 0.0
-
-    async def allowed(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        """Refuse who has not the token."""
-        if self.token is None:
-            return
-        sent = given.credentials if given is not None else ""
-        if not secrets.compare_digest(sent.encode(), self.token.encode()):
-            raise Refused(HTTPStatus.UNAUTHORIZED, "send the server's token: Authorization: Bearer TOKEN")
 
     async def tag(
         self,
@@ -145,12 +86,10 @@ class TagServer:
     ) -> Tags:
         """Tag pictures: a form with one or many files, or the bytes of one. All are tagged, or none."""
         async with self.reader.pictures(request, name) as uploads:
-            loop = asyncio.get_running_loop()
-            ready = await asyncio.gather(
-                *(loop.run_in_executor(self.pool, self._prepared, upload) for upload in uploads)
-            )
+            ready = await _unless_gone(request, map(self.decoder.prepared, uploads))
             names = [upload.name for upload in uploads]
-        found = await asyncio.gather(*(self.served.tag(prepared) for prepared in ready))
+        with self.reader.room(sum(prepared.nbytes for prepared in ready)):
+            found = await _unless_gone(request, map(self.served.tag, ready))
         return Tags(
             ensemble=self.served.name,
             pictures=[self._answer(name, one, top) for name, one in zip(names, found, strict=True)],
@@ -200,17 +139,6 @@ class TagServer:
             where = ".".join(map(str, first["loc"]))
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where or 'the body'}: {first['msg']}") from None
 
-    def _prepared(self, upload: Upload) -> Prepared:
-        """What the models look at."""
-        try:
-            height, width = announced_size(Encoded(upload.data, upload.name))
-            self.limits.check_pixels(upload.name, height * width)
-            return self.served.prepare(upload.data, name=upload.name)
-        except TooLargeError as error:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
-        except DataError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-
     def _answer(self, name: str, found: Tagged, top: int) -> TaggedPicture:
         self.pictures += 1
         self.batches += found.share
@@ -234,11 +162,11 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
     Args:
         token: that all requests for tags and labels must bring; None: nobody is asked.
     """
-    server = TagServer(served, limits or Limits(), token)
+    server = TagServer(served, limits or Limits())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with server.pool:
+        with server.decoder.pool:
             yield
 
     app = FastAPI(
@@ -249,7 +177,7 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.include_router(_router(server))
+    app.include_router(_router(server, token))
     page = tagging_page()
 
     @app.get("/", include_in_schema=False, response_class=HTMLResponse)
@@ -267,24 +195,35 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
     return app
 
 
-def _router(server: TagServer) -> APIRouter:
+def _router(server: TagServer, token: str | None) -> APIRouter:
     """What the page and other programs ask for."""
-    open_to_all, router = APIRouter(), APIRouter(dependencies=[Depends(server.allowed)])
+    open_to_all, router = APIRouter(), APIRouter(dependencies=[Depends(Access(token).check)])
     refusals: dict[int | str, dict[str, Any]] = {
         401: {"model": Error, "description": "without the token"},
         413: {"model": Error, "description": "too large, or too many"},
         422: {"model": Error, "description": "unreadable"},
         503: {"model": Error, "description": "busy: send it again in a moment"},
+        "default": {"model": Error, "description": "whatever else is wrong"},
     }
     router.add_api_route(
-        "/tag", server.tag, methods=["POST"], responses=refusals, openapi_extra={"requestBody": BODY}
+        "/tag",
+        server.tag,
+        methods=["POST"],
+        response_description="the labels of each picture",
+        responses=refusals,
+        openapi_extra={"requestBody": BODY},
     )
-    router.add_api_route("/labels", server.labels, responses={401: refusals[401]})
-    for path, answer, kind in (
-        ("/csv", server.csv, "text/csv"),
-        ("/xmp", server.xmp, "application/rdf+xml"),
+    router.add_api_route(
+        "/labels",
+        server.labels,
+        response_description="the labels",
+        responses={401: refusals[401], "default": refusals["default"]},
+    )
+    for path, answer, kind, what in (
+        ("/csv", server.csv, "text/csv", "the table"),
+        ("/xmp", server.xmp, "application/rdf+xml", "the sidecar; several as a zip"),
     ):
-        content = {"content": {kind: {}}, "description": "the file; several sidecars as a zip"}
+        content = {"content": {kind: {}}, "description": what}
         router.add_api_route(
             path,
             answer,
@@ -293,7 +232,12 @@ def _router(server: TagServer) -> APIRouter:
             responses=refusals | {200: content},
             openapi_extra={"requestBody": {"required": True, "content": CHOSEN}},
         )
-    open_to_all.add_api_route("/healthz", server.health, responses={503: refusals[503]})
+    open_to_all.add_api_route(
+        "/healthz",
+        server.health,
+        response_description="ready, and what was done since the start",
+        responses={503: {"model": Error, "description": "no model is ready"}},
+    )
     open_to_all.include_router(router)
     return open_to_all
 
@@ -316,7 +260,31 @@ class _Headers:
                 message["headers"] = [*message["headers"], *self.SENT]
             await send(message)
 
-        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+        if scope["type"] == "http":
+            asked = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server leaves the body out
+            await self.app({**scope, "method": asked}, receive, with_headers)
+        else:
+            await self.app(scope, receive, send)
+
+
+async def _unless_gone(request: Request, works: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of work that is done together; it is given up if one fails, or if who asked has left."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        left: set[asyncio.Future[Any]] = {*tasks}
+        while left:
+            done, _ = await asyncio.wait({*left, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            left -= done
+            for task in done - {leaving}:
+                task.result()  # or its error, at once
+            if left and leaving in done:
+                raise Refused(HTTPStatus.BAD_REQUEST, CUT_OFF)
+        return [task.result() for task in tasks]
+    finally:
+        for task in (*tasks, leaving):
+            task.cancel()
+        await asyncio.gather(*tasks, leaving, return_exceptions=True)
 
 
 def _download(name: str, data: bytes, kind: str) -> Response:

@@ -3,6 +3,7 @@
 import io
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated
@@ -70,12 +71,13 @@ def sidecars(chosen: Chosen, tagged_by: str) -> dict[str, bytes]:
         tagged_by: the ensemble: `--tag` leaves what is of the same as it is, edited or not.
     """
     found: dict[str, bytes] = {}
+    numbers: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         for i, one in enumerate(chosen.pictures):
             picture = Path(folder, str(i))
             writer = Sidecars()
             writer.write(picture, [label.name for label in one.labels], tagged_by)
-            found[_free_name(one.name, found)] = writer.path_of(picture).read_bytes()
+            found[_free_name(one.name, found, numbers)] = writer.path_of(picture).read_bytes()
     return found
 
 
@@ -88,11 +90,12 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-def _free_name(picture: str, taken: Mapping[str, bytes]) -> str:
-    """The name of a picture's sidecar."""
-    name = PurePath(base_name(picture))
-    number, found = 1, f"{name}.xmp"
+def _free_name(picture: str, taken: Mapping[str, bytes], numbers: Counter[str]) -> str:
+    """The name of a picture's sidecar. Args: numbers: the last one that each name has got."""
+    plain = base_name(picture)
+    name = PurePath(plain)
+    found = f"{name}.xmp"
     while found in taken:
-        number += 1
-        found = f"{name.stem}-{number}{name.suffix}.xmp"
+        numbers[plain] += 1
+        found = f"{name.stem}-{numbers[plain] + 1}{name.suffix}.xmp"
     return found

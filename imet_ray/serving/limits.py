@@ -23,8 +23,11 @@ class Limits:
     pictures: int = 64  # of a request
     picture_bytes: int = 32 * MB
     request_bytes: int = 128 * MB
-    pixels: int = 100_000_000  # of a picture, which takes 300 MB of memory for a moment
+    pixels: int = (
+        100_000_000  # of a picture, and of all that are decoded at once: they take 1 to 4 GB for a moment
+    )
     waiting_bytes: int = 512 * MB  # of all requests at once
+    silent_seconds: int = 60  # between two pieces of a request
 
     def check_picture(self, name: str, size: int) -> None:
         """Refuse a file of too many bytes, or none."""
@@ -50,6 +53,14 @@ class Limits:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"more than {self.request_bytes / MB:g} MB in one request: send fewer pictures at once",
+            )
+
+    def check_text(self, size: int) -> None:
+        """Refuse a request without pictures of more bytes than a picture may have: read, it takes ten times that."""
+        if size > self.picture_bytes:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"more than {self.picture_bytes / MB:g} MB in one request: send fewer pictures at once",
             )
 
     def check_pixels(self, name: str, pixels: int) -> None:

@@ -1,7 +1,9 @@
 """The pictures of a request: a form with files (multipart), or the bytes of one. Limits hold while it is read."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import unicodedata
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import PurePosixPath
@@ -13,6 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from imet_ray.serving.limits import MB, Limits, Refused
 
 UNNAMED = "picture"
+NAME_BYTES = 255  # of a file's name, on Linux
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories; joiners and hard spaces are letters of a name
+CUT_OFF = "the request was cut off"
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,42 @@ class Reader:
 
     async def text(self, request: Request) -> bytes:
         """The whole body of a request that has no pictures."""
+        found = bytearray()
         async with self._body(request) as body:
-            return b"".join([chunk async for chunk in body.chunks()])
+            async for chunk in body.chunks():
+                found += chunk
+                self.limits.check_text(len(found))
+        return bytes(found)
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Room for these bytes.
+
+        Raises:
+            Refused: if too many wait already.
+        """
+        try:
+            self.take(size)
+            yield
+        finally:
+            self.held -= size
+
+    def take(self, size: int) -> None:
+        """Hold these bytes, whoever gives them back; arguments and errors as of `room`."""
+        self.held += size
+        if self.held > self.limits.waiting_bytes:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{self.limits.waiting_bytes / MB:g} MB of pictures wait already: send it again in a moment",
+            )
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator["_Body"]:
+        packed = request.headers.get("content-encoding", "identity")
+        if packed != "identity":
+            raise Refused(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding {packed} is not read: send plain bytes"
+            )
         announced = request.headers.get("content-length", "")
         if announced.isdecimal():
             self.limits.check_request(int(announced))
@@ -110,23 +146,27 @@ class _Body:
     size: int = 0  # bytes so far
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        limits = self.reader.limits
-        try:
-            async for chunk in self.request.stream():
-                self.size += len(chunk)
-                self.reader.held += len(chunk)
-                limits.check_request(self.size)
-                if self.reader.held > limits.waiting_bytes:
-                    raise Refused(
-                        HTTPStatus.SERVICE_UNAVAILABLE,
-                        f"{limits.waiting_bytes / MB:g} MB of pictures wait already: send it again in a moment",
-                    )
-                yield chunk
-        except ClientDisconnect:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the request was cut off") from None
+        limits, stream = self.reader.limits, self.request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(limits.silent_seconds):  # a phone may be gone without a word
+                    chunk = await anext(stream, None)
+            except ClientDisconnect:
+                raise Refused(HTTPStatus.BAD_REQUEST, CUT_OFF) from None
+            except TimeoutError:
+                raise Refused(
+                    HTTPStatus.REQUEST_TIMEOUT, f"nothing came for {limits.silent_seconds} s"
+                ) from None
+            if chunk is None:
+                return
+            limits.check_request(self.size + len(chunk))
+            self.size += len(chunk)
+            self.reader.take(len(chunk))
+            yield chunk
 
 
 def base_name(name: str) -> str:
     """A file's name without folders, of any system, and without control characters."""
     name = PurePosixPath(name.replace("\\", "/")).name
-    return "".join(letter for letter in name if letter.isprintable())[:200] or UNNAMED
+    kept = "".join(letter for letter in name if unicodedata.category(letter) not in CONTROLS)
+    return kept.encode()[:NAME_BYTES].decode(errors="ignore") or UNNAMED

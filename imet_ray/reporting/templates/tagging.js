@@ -3,7 +3,9 @@
 const AT_ONCE = 4, MAYBE = 6, AGAIN_MS = 1000, TIMES = 30;
 const at = id => document.getElementById(id);
 const pictures = [];  // {file, name, state, error, probs: Map, decided: Set, added: Set, removed: Set, more, card}
-let known = [], limits = {}, token = sessionStorage.getItem("token") || "", running = 0;
+let kept = null;
+try { kept = sessionStorage; } catch { /* a browser that keeps nothing */ }
+let known = [], limits = {}, token = kept?.getItem("token") || "", running = 0, unsaved = false;
 
 function make(tag, className, text) {
   const made = document.createElement(tag);
@@ -11,6 +13,9 @@ function make(tag, className, text) {
   if (text !== undefined) made.textContent = text;
   return made;
 }
+
+// What somebody else has named, in the direction of its own script.
+const text = (tag, className, name) => Object.assign(make(tag, className, name), {dir: "auto"});
 
 const percent = p => p === undefined ? "" : p > 0 && p < .01 ? "< 1 %" : `${Math.round(100 * p)} %`;
 
@@ -31,7 +36,7 @@ async function begin() {
     at("about").textContent = `${known.length} labels; ensemble ${found.ensemble}, decided by ${found.decided_by}`;
     at("locked").hidden = true;
     at("open").hidden = false;
-    if (token) sessionStorage.setItem("token", token);
+    if (token) kept?.setItem("token", token);
     pictures.filter(one => one.state === "locked").forEach(one => { one.state = "waits"; });
     run();
   } catch (error) {
@@ -44,7 +49,7 @@ async function begin() {
 function lock() {
   at("wrong").textContent = token ? "That is not the token." : "";
   token = "";
-  sessionStorage.removeItem("token");
+  kept?.removeItem("token");
   at("open").hidden = true;
   at("locked").hidden = false;
   at("token").value = "";
@@ -117,7 +122,12 @@ function tags(one) {
 function choose(one, name, wanted) {
   (wanted ? one.added : one.removed).add(name);
   (wanted ? one.removed : one.added).delete(name);
+  unsaved = true;
+  const buttons = () => [...one.card.querySelectorAll("li button")], place = buttons().indexOf(document.activeElement);
   show(one);
+  if (place < 0) return;
+  buttons().slice(0, place + 1).pop()?.focus();  // for the keyboard, which is still there
+  if (!one.card.contains(document.activeElement)) one.card.querySelector(".add input").focus();
 }
 
 function row(one, name, chosen) {
@@ -126,13 +136,13 @@ function row(one, name, chosen) {
   bar.style.setProperty("--share", one.probs.get(name) ?? 0);
   button.setAttribute("aria-label", `${chosen ? "remove" : "add"} ${name}`);
   button.onclick = () => choose(one, name, !chosen);
-  made.append(make("span", "name", name), make("span", "share", percent(one.probs.get(name))), bar, button);
+  made.append(text("span", "name", name), make("span", "share", percent(one.probs.get(name))), bar, button);
   return made;
 }
 
 function adder(one) {
   const made = make("form", "add"), input = make("input"), told = make("small", "miss");
-  Object.assign(input, {type: "text", placeholder: "add a label"});
+  Object.assign(input, {type: "text", placeholder: "add a label", dir: "auto"});
   input.setAttribute("list", "labels");
   input.setAttribute("aria-label", `add a label to ${one.name}`);
   made.append(input, make("button", "", "add"));
@@ -152,8 +162,8 @@ function show(one) {
   const card = one.card, header = make("header"), image = make("img"), drop = make("button", "quiet", "×");
   drop.setAttribute("aria-label", `remove ${one.name} from the page`);
   drop.onclick = () => forget(one);
-  header.append(make("h2", "", one.name), drop);
-  Object.assign(image, {src: one.url, alt: "", onerror: () => { image.hidden = true; }});
+  header.append(text("h2", "", one.name), drop);
+  Object.assign(image, {loading: "lazy", decoding: "async", src: one.url, alt: "", onerror: () => { image.hidden = true; }});
   card.replaceChildren(header, card.querySelector("img") || image);
   card.dataset.state = one.state;
   if (one.state === "failed") {
@@ -177,14 +187,19 @@ function show(one) {
 function forget(one) {
   URL.revokeObjectURL(one.url);
   pictures.splice(pictures.indexOf(one), 1);
+  const next = one.card.nextSibling || one.card.previousSibling, focused = one.card.contains(document.activeElement);
   one.card.remove();
+  if (focused) (next?.querySelector("header button") || at("files")).focus();
   tally();
 }
 
 function tally() {
-  const done = pictures.filter(one => one.state === "done").length;
+  const count = state => pictures.filter(one => one.state === state).length;
+  const done = count("done"), failed = count("failed");
   at("bar").hidden = !pictures.length;
   at("csv").disabled = at("xmp").disabled = !done;
+  at("progress").firstChild.textContent = `${done} of ${pictures.length} tagged${failed ? `, ${failed} failed` : ""}`;
+  at("again").hidden = !failed;
   document.title = pictures.length > done ? `${done} of ${pictures.length} tagged` : "Tag pictures";
 }
 
@@ -202,6 +217,7 @@ async function download(kind) {
     const name = decodeURIComponent(/filename\*=UTF-8''(.+)$/.exec(answer.headers.get("Content-Disposition"))[1]);
     const link = Object.assign(make("a"), {href: URL.createObjectURL(await answer.blob()), download: name});
     link.click();
+    unsaved = false;
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   } catch (error) {
     if (error.status === 401) return lock();
@@ -209,15 +225,26 @@ async function download(kind) {
   }
 }
 
-const again = () => {
+let drawing = 0;
+function decide() {
   at("percent").value = `${at("threshold").value} %`;
-  pictures.filter(one => one.state === "done").forEach(show);
+  cancelAnimationFrame(drawing);  // a slider says more than can be drawn
+  drawing = requestAnimationFrame(() => pictures.filter(one => one.state === "done").forEach(show));
+}
+at("threshold").oninput = () => { at("by-threshold").checked = true; decide(); };
+at("decided").onchange = at("by-threshold").onchange = decide;
+at("again").onclick = () => {
+  pictures.filter(one => one.state === "failed").forEach(one => { one.state = "waits"; show(one); });
+  run();
 };
-at("threshold").oninput = () => { at("by-threshold").checked = true; again(); };
-at("decided").onchange = at("by-threshold").onchange = again;
 at("csv").onclick = () => download("csv");
 at("xmp").onclick = () => download("xmp");
-at("clear").onclick = () => { [...pictures].forEach(forget); };
+at("clear").onclick = () => {
+  if (unsaved && !confirm("Your changes have not been downloaded. Remove all pictures?")) return;
+  [...pictures].forEach(forget);
+  unsaved = false;
+};
+addEventListener("beforeunload", event => { if (unsaved && pictures.length) event.preventDefault(); });
 at("files").onchange = at("camera").onchange = event => { take(event.target.files); event.target.value = ""; };
 addEventListener("dragover", event => { event.preventDefault(); at("drop").classList.add("over"); });
 addEventListener("dragleave", event => { if (!event.relatedTarget) at("drop").classList.remove("over"); });
