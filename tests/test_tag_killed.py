@@ -125,7 +125,7 @@ def test_what_was_kept_before_the_kill_is_not_tagged_again(story, kind):
 def kept_in(found: dict[str, bytes], kind: str) -> int:
     """How many pictures have tags."""
     if kind == "xmp":
-        return sum(b"TaggedBy" in data for data in found.values())
+        return sum(b"TaggedBy" in data for name, data in found.items() if name.endswith(".xmp"))
     partial = found.get(f"tags{kind}.partial", b"").split(b"\n")[1:-1]
     kept = {row["path"] for line in partial for row in json.loads(line)["rows"]}
     return len(kept | rows_of(found, kind))
