@@ -178,7 +178,7 @@ def test_what_is_exported_already_is_not_exported_from(folder, call, tmp_path):
 def test_an_ensemble_of_two_runs_is_refused(call, tmp_path):
     code, _, err = call(tmp_path / "k", "--name", "r", ensemble="q/k")
     assert code == 1
-    assert "q/k is an ensemble of q, not of --name r" in err
+    assert "q/k says itself where it lies: leave --name r out" in err
 
 
 def test_other_weights_than_the_ensembles_are_refused(trained, ensemble, call, tmp_path):

@@ -572,6 +572,8 @@ def test_an_ensemble_of_another_run_is_named_by_its_run(call, ensemble, folder):
     assert code == 0
     assert len(out.splitlines()) == 1 + 5
     assert "no run 'q'" in call(folder, "--name", "q", "--runs", runs, by="k")[2]
+    _, _, error = call(folder, "--name", "q", "--runs", runs, by="r/k")
+    assert "r/k says itself where it lies: leave --name q out" in error
 
 
 def test_a_folder_that_is_mistyped_is_named(call, folder, tmp_path):

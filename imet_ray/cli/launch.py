@@ -202,12 +202,13 @@ def _export(args: argparse.Namespace, runs: "Runs", cache: "Cache") -> int:
 def _tag(args: argparse.Namespace, runs: "Runs") -> int:
     """Tags for new pictures."""
     from imet_ray.commands.tag import TagRequest, tag_pictures
+    from imet_ray.prediction.tagger_files import with_run
     from imet_ray.prediction.view_sets import ViewSet
     from imet_ray.tagging.collection import Choice
 
     request = TagRequest(
         paths=args.tag,
-        ensemble=args.ensemble if args.name is None else f"{args.name}/{args.ensemble}",
+        ensemble=with_run(args.ensemble, args.name),
         runs=runs,
         out=args.out,
         choice=Choice(args.top, args.min_probability),

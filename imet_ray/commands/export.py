@@ -23,7 +23,7 @@ from imet_ray.models.timm_folder import models_of, write_timm_folder
 from imet_ray.prediction.ensemble import blend_oof, in_order
 from imet_ray.prediction.exported import exporting, refuse_place, write_files
 from imet_ray.prediction.metrics import metric_named
-from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble
+from imet_ray.prediction.tagger_files import TaggerFiles, find_ensemble, with_run
 from imet_ray.reporting.model_card import CardFacts, Evidence, evidence, model_card, timm_card
 from imet_ray.specs import TrialSpec
 from imet_ray.storage.checked_read import file_digest
@@ -123,12 +123,8 @@ def _which(request: ExportRequest) -> tuple[Runs, str | None, str]:
     """Where runs lie, the run (None: the newest one) and its ensemble, as `--with` takes them."""
     folder = user_path(request.ensemble)
     if not (folder / "ensemble.json").is_file():
-        run_name, _, name = request.ensemble.rpartition("/")
-        if request.name is not None and run_name not in ("", request.name):
-            raise ConfigError(
-                f"{request.ensemble} is an ensemble of {run_name}, not of --name {request.name}"
-            )
-        return request.runs, request.name or run_name or None, name
+        run_name, _, name = with_run(request.ensemble, request.name).rpartition("/")
+        return request.runs, run_name or None, name
     folder = folder.resolve()
     if len(folder.parents) < 3 or not RunDirectory(folder.parents[1]).experiment.exists():
         raise ConfigError(

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from imet_ray.errors import ConfigError
-from imet_ray.prediction.tagger_files import find_ensemble
+from imet_ray.prediction.tagger_files import find_ensemble, with_run
 from imet_ray.prediction.view_sets import ViewSet
 from imet_ray.storage.runs import Runs
 from imet_ray.tagging.collection import Choice, made_by
@@ -94,7 +94,7 @@ def serve_tags(
     refuse_missing_packages()
     token = listen.secret()
     with contextlib.closing(listen.open()) as listening:
-        files = find_ensemble(ensemble if run is None else f"{run}/{ensemble}", runs)
+        files = find_ensemble(with_run(ensemble, run), runs)
         files.check()
         from imet_ray.cluster.serving import replicas as started
         from imet_ray.serving.app import Served, make_app

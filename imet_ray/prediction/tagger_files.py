@@ -88,6 +88,19 @@ def find_ensemble(where: str | Path, runs: Runs) -> TaggerFiles:
     return _of_run(run.ensemble(name))
 
 
+def with_run(ensemble: str, run: str | None) -> str:
+    """RUN/ENSEMBLE, for `find_ensemble`, where a command line names the run apart.
+
+    Raises:
+        ConfigError: if the ensemble says itself where it lies, and that is not in this run.
+    """
+    if run is None or ensemble.startswith(f"{run}/"):
+        return ensemble
+    if "/" in ensemble:
+        raise ConfigError(f"{ensemble} says itself where it lies: leave --name {run} out")
+    return f"{run}/{ensemble}"
+
+
 def _exported(place: ExportedDirectory) -> TaggerFiles:
     try:
         ensemble = _usable(read_model(place.ensemble, Ensemble))
