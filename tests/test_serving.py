@@ -171,6 +171,10 @@ def test_with_the_token_pictures_are_tagged(ask):
         assert ask.get("/labels").status_code == 200
 
 
+def test_pages_ask_for_no_icon(ask):
+    assert all('<link rel="icon" href="data:,">' in ask.get(path).text for path in ("/", "/docs"))
+
+
 def test_labels_and_limits_are_told(ask):
     told = ask.get("/labels").json()
     assert [one["name"] for one in told["labels"]] == list(LABELS)
