@@ -1,6 +1,7 @@
 """`launch.py --tag`: from files, folders, globs, lists and buckets to tables; stopped anywhere, it goes on."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -292,6 +293,15 @@ def test_a_strangers_file_is_never_overwritten(call, folder, tmp_path):
         assert code == 1
         assert "is no table of tags" in err
         assert (tmp_path / name).read_text() == text
+
+
+def test_what_cannot_be_read_is_noted_once_however_often_a_command_is_stopped(tmp_path):
+    for _ in range(3):
+        with output_of(Asked(tmp_path / "tags.csv", MADE)).opened() as output:
+            output.add([(Found("a.png"), Row("a.png", (), (), "", MADE.tagged_by))], ["b.png"])
+            output.add([], ["b.png"])
+    lines = (tmp_path / "tags.csv.partial").read_text().splitlines()
+    assert [json.loads(line)["unread"] for line in lines[1:]] == [["b.png"]] * 3
 
 
 @pytest.mark.parametrize(

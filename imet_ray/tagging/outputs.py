@@ -141,9 +141,11 @@ class InTable(Output):
         return picture.name in self.unread
 
     def add(self, rows: Sequence[tuple[Found, Row]], unread: Sequence[str] = ()) -> dict[str, str]:
-        batch = {"rows": [row.to_dict() for _, row in rows], "unread": list(unread)}
-        self._append(f"{json_line(batch)}\n")  # one line: it is kept whole or not at all
-        self.new |= {row.path: row for _, row in rows}
+        if rows or not self.unread.issuperset(unread):  # else it says nothing new
+            batch = {"rows": [row.to_dict() for _, row in rows], "unread": list(unread)}
+            self._append(f"{json_line(batch)}\n")  # one line: it is kept whole or not at all
+            self.new |= {row.path: row for _, row in rows}
+            self.unread.update(unread)
         return {}
 
     def finish(self) -> None:
