@@ -115,10 +115,6 @@ class Tagger:
         """The members that predict, with their weights."""
         return list(self._members)
 
-    @property
-    def n_checkpoints(self) -> int:
-        return len(self._loaded)
-
     # what servers and batches use
 
     def scores(self, prepared: Sequence[Prepared]) -> np.ndarray:
