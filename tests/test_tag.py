@@ -94,7 +94,7 @@ def test_a_list_of_paths_comes_by_stdin(folder, between):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"), [("nothing.jpg", "there is no nothing.jpg"), ("*.nothing", "nothing is like")]
+    ("path", "expected"), [("nothing.jpg", "there is no nothing.jpg"), ("*.nothing", "nothing matches")]
 )
 def test_an_argument_that_leads_to_nothing_is_refused(call, path, expected):
     code, out, err = call(path)

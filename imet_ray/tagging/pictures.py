@@ -101,7 +101,7 @@ def _pictures_at(text: str) -> Iterator[str]:
     elif not MAGIC.isdisjoint(text):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  # absolute ones, too
         if not found:
-            raise ConfigError(f"--tag: nothing is like {text}")
+            raise ConfigError(f"--tag: nothing matches {text}")
         pictures = [
             picture
             for one in found
