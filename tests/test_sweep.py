@@ -134,11 +134,9 @@ def kill_a_worker_then_the_driver(driver: Driver, told: Story) -> None:
     process = driver.start()
     try:
         told.killed_worker_of = wait_for(driver.begun, process, "trial that trains")
-        workers = [
-            pid for pid, title in ray_processes(process.pid).items() if " fold 0 search " in title
-        ]  # their titles
-        assert workers
-        os.kill(workers[0], signal.SIGKILL)
+        # a worker has no title between two epochs
+        worker = next(iter(wait_for(lambda: training(process), process, "worker that trains")))
+        os.kill(worker, signal.SIGKILL)
         wait_for(
             lambda: driver.begun(epochs=1) and len(look(told.store).results) >= 2,
             process,
@@ -155,7 +153,7 @@ def ask_to_end(driver: Driver, told: Story) -> None:
     process = driver.start()
     try:
         # a worker that outlives the killed driver may write an epoch more
-        wait_for(lambda: titles(process), process, "worker that trains")
+        wait_for(lambda: training(process), process, "worker that trains")
         before = sum(map(len, look(told.store).seconds.values()))
         wait_for(lambda: sum(map(len, look(told.store).seconds.values())) > before, process, "epoch more")
         driver.family |= ray_processes(process.pid)
@@ -166,9 +164,9 @@ def ask_to_end(driver: Driver, told: Story) -> None:
     told.asked_to_end = process.returncode, printed
 
 
-def titles(process: subprocess.Popen) -> list[str]:
-    """Of the workers that train."""
-    return [title for title in ray_processes(process.pid).values() if " fold " in title]
+def training(process: subprocess.Popen) -> dict[int, str]:
+    """The workers that train, and their titles."""
+    return {pid: title for pid, title in ray_processes(process.pid).items() if " fold " in title}
 
 
 def observe(driver: Driver) -> Names:
@@ -181,7 +179,7 @@ def observe(driver: Driver) -> Names:
         return next(match[1] for line in lines if (match := re.search(pattern, line)))
 
     try:
-        seen = wait_for(lambda: titles(process), process, "worker with a title")
+        seen = wait_for(lambda: training(process), process, "worker with a title")
         logs = Path(found(r"(/\S*/session_[\w-]+)")) / "logs"
         observer = [sys.executable, "-c", OBSERVER, found(r"--gcs-address=(\S+)")]
         named = subprocess.run(observer, env=driver.environment, timeout=PATIENCE, check=True, **HOW).stdout
@@ -191,7 +189,7 @@ def observe(driver: Driver) -> Names:
         process.kill()
         process.communicate()
     told = "".join(file.read_text() for file in logs.glob("worker-*.out"))
-    return Names(seen, logs=told, printed=printed, **json.loads(named))
+    return Names(list(seen.values()), logs=told, printed=printed, **json.loads(named))
 
 
 def test_the_same_command_finishes_what_was_killed(story):
