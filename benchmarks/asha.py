@@ -33,7 +33,7 @@ from imet_ray.cluster.sweep import SearchOnlyAsha
 from imet_ray.cluster.variant_study import distributions, stable_seed
 from imet_ray.cluster.worker_failures import WorkerFailures
 from imet_ray.command_line import positive
-from imet_ray.commands.setup import SPACES
+from imet_ray.commands.plan import SPACES
 from imet_ray.data.sources import resolve_data
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
 from imet_ray.search_space import Asha, Range, SearchSpace

@@ -34,7 +34,8 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem, FitProblem
 from imet_ray.command_line import positive
-from imet_ray.commands.setup import SPACES, Run, reopen
+from imet_ray.commands.plan import SPACES
+from imet_ray.commands.setup import Run, reopen
 from imet_ray.cores import usable_cores
 from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imet_ray.commands.setup import SPACES
+from imet_ray.commands.plan import SPACES
 from imet_ray.cores import usable_cores
 from imet_ray.data.images import read_rgb, scaled_down
 from imet_ray.data.views import apply_views

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imet_ray.commands.setup import Request, plan, start
+from imet_ray.commands.plan import Request, make_plan
+from imet_ray.commands.setup import start
 from imet_ray.data.copies import first_copies
 from imet_ray.data.packed_images import build_pack
 from imet_ray.data.training_data import prepare
@@ -109,6 +110,6 @@ def test_a_new_run_keeps_byte_copies_with_other_labels_in_one_fold(tmp_path):
         fresh=False,
         extend=False,
     )
-    folds = start(plan(request)).data.folds
+    folds = start(make_plan(request)).data.folds
     assert np.array_equal(folds[::2], folds[1::2])
     assert np.ptp(np.bincount(folds)) <= 4

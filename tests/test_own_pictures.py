@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imet_ray.commands.own_pictures import describe_fit, fit_to_pictures
-from imet_ray.commands.setup import SPACES, Request, plan
+from imet_ray.commands.plan import SPACES, Request, make_plan
 from imet_ray.data.catalog import Split
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
@@ -37,7 +37,7 @@ def catalog_of(tiny_catalog, tmp_path):
 
 
 def test_a_directory_gets_the_space_for_own_pictures_and_is_told_what_it_takes(request_of, tiny_root, capsys):
-    found = plan(request_of(tiny_root))
+    found = make_plan(request_of(tiny_root))
     assert found.space.name == "own"
     assert found.store.root.name.startswith("own-")
     said = capsys.readouterr().out
@@ -51,12 +51,12 @@ def test_a_directory_gets_the_space_for_own_pictures_and_is_told_what_it_takes(r
 def test_a_file_beside_the_data_is_no_space(request_of, tiny_root, tmp_path):
     (tmp_path / "mine").symlink_to(tiny_root)
     (tmp_path / "mine.yml").write_text("variants: [{name: a, architecture: resnet18}]")
-    assert plan(request_of(tmp_path / "mine")).space.name == "own"
+    assert make_plan(request_of(tmp_path / "mine")).space.name == "own"
 
 
 @pytest.mark.parametrize("name", ["demo", "own"])
 def test_what_the_command_line_says_counts(request_of, tiny_root, name):
-    found = plan(request_of(tiny_root, SPACES / f"{name}.yml", epochs=3))
+    found = make_plan(request_of(tiny_root, SPACES / f"{name}.yml", epochs=3))
     assert {variant.epochs for variant in found.space.variants} == {3}
     assert found.space.name == name
 
@@ -86,7 +86,7 @@ def test_pictures_that_cannot_be_read_do_not_decide(catalog_of, tmp_path):
 
 
 def test_the_time_that_is_told_is_shared_by_the_cores(request_of, tiny_root):
-    space = plan(request_of(tiny_root)).space
+    space = make_plan(request_of(tiny_root)).space
     seconds = []
     for cores in (1, 4):
         told = re.search(r"about (\d+):(\d\d):(\d\d) on", describe_fit(space, 10_000, cores))

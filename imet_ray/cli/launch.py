@@ -30,7 +30,7 @@ from imet_ray.startup import heavy_imports, keep_docstrings
 from imet_ray.units import duration, space_path, user_path
 
 if TYPE_CHECKING:
-    from imet_ray.commands.setup import Request
+    from imet_ray.commands.plan import Request
     from imet_ray.storage.run_directory import Cache
     from imet_ray.storage.runs import Runs
 
@@ -91,7 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     if stage in PORTS or stage in EXPORTERS:
         return _look(stage, args)
     with heavy_imports():  # not for a wrong flag
-        from imet_ray.commands import setup
+        from imet_ray.commands.plan import make_plan
+        from imet_ray.commands.setup import reopen
         from imet_ray.storage.run_directory import Cache
         from imet_ray.storage.runs import runs_at
 
@@ -112,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return show_augmentations(request, args.show_augmentations, settings, args.out)
     if stage in ("sweep", "train", "find-lr"):
-        plan = setup.plan(request)
+        plan = make_plan(request)
     if stage == "train":
         from imet_ray.commands.train import train
 
@@ -132,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
         replace = args.replace is not None
         return cluster_stages.sweep(plan, budget_s=budget, studies=args.studies, replace=replace, **ray)
     views = ViewSet.of(args.views.split(","), args.pool_views) if args.views is not None else None
-    run = setup.reopen(runs, args.name, cache, at=args.data, source=args.source)
+    run = reopen(runs, args.name, cache, at=args.data, source=args.source)
     if stage == "oof":
         return cluster_stages.oof(run, views=views, **ray)
     return cluster_stages.predict(
@@ -144,7 +145,7 @@ def _request(
     args: argparse.Namespace, stage: str, settings: dict[str, Any], runs: "Runs", cache: "Cache"
 ) -> "Request":
     """What begins a run, or looks at what would begin."""
-    from imet_ray.commands.setup import Request
+    from imet_ray.commands.plan import Request
     from imet_ray.space_file import settings_of_all
 
     of_all = settings_of_all(settings) if stage == "sweep" else {}

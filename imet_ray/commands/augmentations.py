@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imet_ray.commands.setup import Request, space_and_pictures
+from imet_ray.commands.plan import Request, space_and_pictures
 from imet_ray.commands.train import variant_named, with_settings
 from imet_ray.data.augmentation import TrainTransform
 from imet_ray.data.catalog import Catalog

@@ -25,7 +25,8 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Run, data_option, near, reopen
+from imet_ray.commands.plan import near
+from imet_ray.commands.setup import Run, data_option, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
 from imet_ray.prediction.metrics import metric_named

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imet_ray.commands.setup import near
+from imet_ray.commands.plan import near
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory

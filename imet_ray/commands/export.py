@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Run, near, reopen
+from imet_ray.commands.plan import near
+from imet_ray.commands.setup import Run, reopen
 from imet_ray.data.images import read_rgb
 from imet_ray.data.sources import demo
 from imet_ray.data.views import apply_view

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from imet_ray.commands.learning_rates import rate_of
-from imet_ray.commands.setup import Plan, near, prepared
+from imet_ray.commands.plan import Plan, near
+from imet_ray.commands.setup import prepared
 from imet_ray.errors import unknown_name
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_text

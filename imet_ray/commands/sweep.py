@@ -25,7 +25,8 @@ from imet_ray.cluster.study_storage import open_storage
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.command_line import pasted
-from imet_ray.commands.setup import Plan, Run, near, pack, set_old_run_aside, start
+from imet_ray.commands.plan import Plan, near
+from imet_ray.commands.setup import Run, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.data.competition_files import sample_header, sample_in
 from imet_ray.data.training_data import test_split

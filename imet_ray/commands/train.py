@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from imet_ray.commands.setup import Plan, pack, set_old_run_aside, start
+from imet_ray.commands.plan import Plan
+from imet_ray.commands.setup import pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
 from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
