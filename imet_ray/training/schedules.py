@@ -3,11 +3,8 @@
 A new schedule is a class and a line in `SCHEDULES`.
 """
 
-import bisect
-import itertools
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from imet_ray.errors import SettingError
 from imet_ray.specs import Variant
+from imet_ray.training.cycles import Cycles, ends_of_cycles
 
 WARMUP = ("warmup_epochs", "warmup_steps")
 LENGTHS = ("cycle_epochs", "cycle_plus", "cycle_times", "cycle_longest")
@@ -100,27 +98,6 @@ def cycle_ends(recipe: Variant) -> tuple[int, ...]:
     return SCHEDULES[recipe.schedule].cycle_ends(recipe)
 
 
-def cycle_lengths(recipe: Variant) -> list[int]:
-    """The lengths of cycles that are given in epochs. The last one is cut where the trial ends."""
-    assert recipe.cycle_epochs is not None
-    length, left, lengths = recipe.cycle_epochs, recipe.epochs, []
-    while left > 0:
-        length = min(length, recipe.cycle_longest or length)
-        lengths.append(min(length, left))
-        left -= length
-        length = length * recipe.cycle_times + recipe.cycle_plus
-    return lengths
-
-
-def _ends(recipe: Variant) -> tuple[int, ...]:
-    """The ends of cycles; where they end within an epoch, the epoch before."""
-    if recipe.cycle_epochs is not None:
-        return tuple(itertools.accumulate(cycle_lengths(recipe)))
-    warmup, n = Fraction(recipe.warmup_epochs), recipe.cycles
-    ends = [int(warmup + (recipe.epochs - warmup) * k / n) for k in range(1, n + 1)]
-    return tuple(sorted({max(1, end) for end in ends}))
-
-
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Layers whose rate decays have a scale of their own."""
     for group in optimizer.param_groups:
@@ -148,7 +125,7 @@ class Cosine(Schedule):
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         self.optimizer, self.lr, self.warmup = optimizer, recipe.lr, warmup
         self.low = recipe.lr / 100 if recipe.min_lr is None else recipe.min_lr
-        self.cycles = _Cycles(recipe, total) if recipe.cycle_epochs is not None else None
+        self.cycles = Cycles(recipe, total) if recipe.cycle_epochs is not None else None
         if self.cycles is None:
             self.scheduler = CosineLRScheduler(
                 optimizer,
@@ -169,7 +146,7 @@ class Cosine(Schedule):
 
     @staticmethod
     def cycle_ends(recipe: Variant) -> tuple[int, ...]:
-        return _ends(recipe)
+        return ends_of_cycles(recipe)
 
     def before_update(self, update: int) -> None:
         if self.cycles is None:
@@ -179,23 +156,6 @@ class Cosine(Schedule):
         else:
             _, share = self.cycles.at(update)
             _set_rate(self.optimizer, self.low + (self.lr - self.low) * (1 + math.cos(math.pi * share)) / 2)
-
-
-class _Cycles:
-    """Where in which cycle an update is."""
-
-    def __init__(self, recipe: Variant, total: int) -> None:
-        if recipe.cycle_epochs is not None:
-            epoch = total // recipe.epochs  # updates
-            self.lengths = [float(length * epoch) for length in cycle_lengths(recipe)]
-        else:
-            self.lengths = [total / recipe.cycles] * recipe.cycles
-        self.starts = [0.0, *itertools.accumulate(self.lengths)][:-1]
-
-    def at(self, update: int) -> tuple[int, float]:
-        """The cycle, counted from 0, and how much of it is over: 0..1."""
-        cycle = bisect.bisect_right(self.starts, update) - 1
-        return cycle, (update - self.starts[cycle]) / self.lengths[cycle]
 
 
 class Triangular(Schedule):
@@ -209,11 +169,11 @@ class Triangular(Schedule):
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Variant, *, total: int, warmup: int) -> None:
         self.optimizer, self.lr = optimizer, recipe.lr
         self.low = recipe.lr / 100 if recipe.min_lr is None else recipe.min_lr
-        self.cycles = _Cycles(recipe, total)
+        self.cycles = Cycles(recipe, total)
 
     @staticmethod
     def cycle_ends(recipe: Variant) -> tuple[int, ...]:
-        return _ends(recipe)
+        return ends_of_cycles(recipe)
 
     def before_update(self, update: int) -> None:
         cycle, share = self.cycles.at(update)
