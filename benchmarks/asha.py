@@ -80,7 +80,7 @@ def drawn(space: SearchSpace, n_sets: int) -> SearchSpace:
             variants.append(
                 variant.with_hparams(hparams).model_copy(update={"name": f"{variant.name}.{number}"})
             )
-    changes = {"variants": tuple(variants), "ranges": {variant.name: {} for variant in variants}}
+    changes = {"variants": tuple(variants), "ranges": {variant.name: {} for variant in variants}, "first": {}}
     more = {"name": "sets", "asha": None, "trials_per_variant": 1, "search_folds": (SEARCH_FOLD,)}
     return space.model_copy(update=changes | more)
 
@@ -189,6 +189,52 @@ def interval(gains: np.ndarray, orders: np.ndarray, n_sets: int) -> str:
     return f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
+def compare(space: SearchSpace, found: dict[str, list[Trained]], n_sets: int, epochs: int) -> None:
+    """Print what each setting of ASHA saves and costs, and the pick of no search beside it."""
+    places = searches(n_sets)
+    elsewhere = np.array([[one.elsewhere for one in sets] for sets in found.values()])  # (V, sets)
+    print(
+        f"{len(found)} variants x {n_sets} random sets, {space.n_folds} folds, {epochs} epochs; "
+        f"{len(places):,} searches of {CHOSEN} sets\n"
+        f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1, ddof=1).mean():.4f}\n\n"
+        f"{'grace':>5}{'factor':>8}{'search epochs':>15}{'with promotion':>16}{'same pick':>11}  F2"
+    )
+    whole = CHOSEN * epochs
+    promoted = (space.n_folds - 1) * epochs
+    reference, _ = picks(space, found, places, None)
+    f2 = np.take_along_axis(elsewhere, reference, axis=1)
+    for grace, factor in [s for s in SETTINGS if s[0] < epochs]:
+        chosen, trained = picks(space, found, places, Asha(grace_epochs=grace, factor=factor))
+        gains = np.take_along_axis(elsewhere, chosen, axis=1) - f2
+        print(
+            f"{grace:>5}{factor:>8}{trained.mean() / whole:>15.0%}"
+            f"{(trained.mean() + promoted) / (whole + promoted):>16.0%}{(chosen == reference).mean():>11.0%}"
+            f"  {interval(gains, places, n_sets)}",
+            flush=True,
+        )
+    print()
+    for what, other in {
+        "the first set, no search": elsewhere[:, places[:, 0]],
+        "the best of the four, in hindsight": elsewhere[:, places].max(axis=2),
+    }.items():
+        print(f"{what:<57}{interval(other - f2, places, n_sets)}")
+
+
+def picks(
+    space: SearchSpace, found: dict[str, list[Trained]], orders: np.ndarray, asha: Asha | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which set each search picks, and after how many epochs: (V, O) int64 each.
+
+    Args:
+        orders: (O, CHOSEN) int64, the sets of each search.
+    """
+    under = space.model_copy(update={"asha": asha})
+    ends = [[replay([sets[i] for i in order], under) for order in orders.tolist()] for sets in found.values()]
+    at = np.array([[pick.chosen for pick in of] for of in ends])[..., None]  # (V, O, 1)
+    chosen = np.take_along_axis(np.broadcast_to(orders, (*at.shape[:2], CHOSEN)), at, axis=2)[..., 0]
+    return chosen, np.array([[pick.epochs for pick in of] for of in ends])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", type=Path, default=SPACES / "demo.yml")
@@ -218,44 +264,7 @@ def main() -> None:
         run, _ = launched(sets_of_all, runs)
         names = {variant.name for variant in sets_of_all.variants}
         found = by_variant(ended_trials(run.store), names)
-    places = searches(args.sets)
-    orders = places.tolist()
-    elsewhere = np.array([[one.elsewhere for one in sets] for sets in found.values()])  # (V, sets)
-    print(
-        f"{len(found)} variants x {args.sets} random sets, {space.n_folds} folds, {args.epochs} epochs; "
-        f"{len(orders):,} searches of {CHOSEN} sets\n"
-        f"spread of a variant's sets, F2 on the folds not searched: {elsewhere.std(axis=1, ddof=1).mean():.4f}\n\n"
-        f"{'grace':>5}{'factor':>8}{'search epochs':>15}{'with promotion':>16}{'same pick':>11}  F2"
-    )
-    whole = CHOSEN * args.epochs
-    promoted = (space.n_folds - 1) * args.epochs
-
-    def picks(asha: Asha | None) -> tuple[np.ndarray, np.ndarray]:
-        """Which set, and after how many epochs: (V, O) int64 each."""
-        under = space.model_copy(update={"asha": asha})
-        found_picks = [
-            [replay([sets[i] for i in order], under) for order in orders] for sets in found.values()
-        ]
-        chosen = [[order[pick.chosen] for order, pick in zip(orders, of, strict=True)] for of in found_picks]
-        return np.array(chosen), np.array([[pick.epochs for pick in of] for of in found_picks])
-
-    reference, _ = picks(None)
-    f2 = np.take_along_axis(elsewhere, reference, axis=1)
-    for grace, factor in [s for s in SETTINGS if s[0] < args.epochs]:
-        chosen, epochs = picks(Asha(grace_epochs=grace, factor=factor))
-        gains = np.take_along_axis(elsewhere, chosen, axis=1) - f2
-        print(
-            f"{grace:>5}{factor:>8}{epochs.mean() / whole:>15.0%}"
-            f"{(epochs.mean() + promoted) / (whole + promoted):>16.0%}{(chosen == reference).mean():>11.0%}"
-            f"  {interval(gains, places, args.sets)}",
-            flush=True,
-        )
-    print()
-    for what, other in {
-        "the first set, no search": elsewhere[:, places[:, 0]],
-        "the best of the four, in hindsight": elsewhere[:, places].max(axis=2),
-    }.items():
-        print(f"{what:<57}{interval(other - f2, places, args.sets)}")
+    compare(space, found, args.sets, args.epochs)
 
 
 if __name__ == "__main__":

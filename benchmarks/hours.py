@@ -41,7 +41,7 @@ from imet_ray.data.sources import resolve_data
 from imet_ray.prediction.ensemble import Ensemble, blend_test, gather_oof, read_ensemble
 from imet_ray.prediction.metrics import METRICS
 from imet_ray.reporting.run_status import TrialStatus, ended_trials
-from imet_ray.search_space import Asha, SearchSpace
+from imet_ray.search_space import Asha, SearchSpace, SpaceSettings
 from imet_ray.space_file import read_space
 from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
@@ -92,6 +92,23 @@ def on_shared_gpus(space: SearchSpace, slots: int | None) -> SearchSpace:
     return space.model_copy(update={"resources": space.resources.model_copy(update=shares)})
 
 
+def as_file(space: SearchSpace) -> dict[str, Any]:
+    """What a file says that is read as this space."""
+    variants = []
+    for variant in space.variants:
+        settings = variant.model_dump(mode="json", exclude_none=True)
+        search: dict[str, Any] = {
+            key: wanted.model_dump(exclude_none=True) for key, wanted in space.ranges[variant.name].items()
+        }
+        if variant.name in space.first:
+            search["first"] = space.first[variant.name]
+        if variant.name in space.auto_lr:
+            settings["lr"] = "auto"
+        variants.append(settings | {"search": search})
+    content = space.model_dump(mode="json", include={*SpaceSettings.model_fields, "name"}, exclude_none=True)
+    return content | {"variants": variants}
+
+
 def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
     """Sweep in a process of its own, as a user would; the run, and the seconds it took.
 
@@ -99,13 +116,7 @@ def launched(space: SearchSpace, runs: Path) -> tuple[Run, float]:
         SystemExit: it failed, or one of its trials did.
     """
     file = runs / f"{space.name}.yml"
-    content = space.model_dump(mode="json", exclude={"variants", "ranges"}, exclude_none=True)
-    content["variants"] = [
-        variant.model_dump(mode="json", exclude_none=True)
-        | {"search": {k: r.model_dump(exclude_none=True) for k, r in space.ranges[variant.name].items()}}
-        for variant in space.variants
-    ]
-    file.write_text(yaml.safe_dump(content | {"name": space.name}))
+    file.write_text(yaml.safe_dump(as_file(space)))
     command = ["launch.py", "--sweep", "--space", str(file), "--runs", str(runs)]
     began = time.monotonic()
     with file.with_suffix(".log").open("w+") as log:

@@ -9,6 +9,7 @@ import heapq
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -57,6 +58,44 @@ class InFileOrder(Policy):
         return next((study for study in self.studies.values() if study.waiting or study.can_ask), None)
 
 
+class _Machines:
+    """How long trials take, and when they end."""
+
+    def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.mean = {name: 3600 * math.exp(rng.normal(0, BETWEEN)) for name in names}  # seconds
+        self.longest = {"search": dict.fromkeys(names, 0.0), "promote": dict.fromkeys(names, 0.0)}
+        self.work, self.losses, self.count = 0.0, 0, 0
+        self.ends: list[
+            tuple[float, int, str, TrialResult]
+        ] = []  # when, in which order, which trial, its result
+
+    def begin(self, assignment: Assignment, now: float) -> None:
+        """A trial, on a free slot."""
+        rng, name, phase = self.rng, assignment.spec.variant.name, assignment.phase
+        self.count += 1
+        whole = self.mean[name] * math.exp(rng.normal(0, WITHIN))
+        stopped = phase == "search" and rng.random() < STOPPED
+        needed = whole * (STOPPED_AT if stopped else 1.0)
+        self.work += needed
+        self.longest[phase][name] = max(self.longest[phase][name], needed)
+        lost = rng.poisson(needed / LOST_EVERY)
+        self.losses += lost
+        took = needed + lost * REPLACED_IN + float(rng.uniform(0, whole / EPOCHS, lost).sum())
+        result = TrialResult(
+            trial_id=assignment.spec.trial_id,
+            status="stopped" if stopped else "complete",
+            score=float(rng.uniform(0.4, 0.6)),
+            seconds=needed,
+        )
+        heapq.heappush(self.ends, (now + took, self.count, result.trial_id, result))
+
+    @property
+    def chain(self) -> float:
+        """Seconds of the variant that takes longest: a searching trial, then a promoted one."""
+        return max(self.longest["search"][name] + self.longest["promote"][name] for name in self.mean)
+
+
 def simulate(
     *,
     slots: int,
@@ -72,45 +111,21 @@ def simulate(
         sets: of hparams, searched for each variant.
         chooser: who decides.
     """
-    rng = np.random.default_rng(seed)
-    recipes = tuple(
-        Variant(name=f"v{i}", architecture="resnet18", weights="none", epochs=EPOCHS) for i in range(variants)
-    )
+    names = [f"v{i}" for i in range(variants)]
     space = SearchSpace(
         name="simulated",
         data="none",
         n_folds=n_folds,
         seed=seed,
         trials_per_variant=sets,
-        variants=recipes,
-        ranges={recipe.name: {"lr": Range(low=1e-5, high=1e-2, log=True)} for recipe in recipes},
+        variants=tuple(
+            Variant(name=name, architecture="resnet18", weights="none", epochs=EPOCHS) for name in names
+        ),
+        ranges={name: {"lr": Range(low=1e-5, high=1e-2, log=True)} for name in names},
     )
-    mean = {recipe.name: 3600 * math.exp(rng.normal(0, BETWEEN)) for recipe in recipes}
+    machines = _Machines(names, np.random.default_rng(seed))
     results: dict[str, TrialResult] = {}
-    longest = {"search": dict.fromkeys(mean, 0.0), "promote": dict.fromkeys(mean, 0.0)}
-    work, losses, count, deciding = 0.0, 0, 0, 0.0
-    events: list[tuple[float, int, str, TrialResult]] = []  # when, in which order, which trial, its result
-
-    def begin(assignment: Assignment, now: float) -> None:
-        nonlocal work, losses, count
-        count += 1
-        name, trial_id = assignment.spec.variant.name, assignment.spec.trial_id
-        whole = mean[name] * math.exp(rng.normal(0, WITHIN))
-        stopped = assignment.phase == "search" and rng.random() < STOPPED
-        needed = whole * (STOPPED_AT if stopped else 1.0)
-        work += needed
-        longest[assignment.phase][name] = max(longest[assignment.phase][name], needed)
-        took, lost = needed, rng.poisson(needed / LOST_EVERY)
-        losses += lost
-        took += lost * REPLACED_IN + float(rng.uniform(0, whole / EPOCHS, lost).sum())
-        result = TrialResult(
-            trial_id=trial_id,
-            status="stopped" if stopped else "complete",
-            score=float(rng.uniform(0.4, 0.6)),
-            seconds=needed,
-        )
-        heapq.heappush(events, (now + took, count, trial_id, result))
-
+    now, deciding = 0.0, 0.0
     with (
         tempfile.TemporaryDirectory() as folder,
         patch(
@@ -121,21 +136,20 @@ def simulate(
         policy = chooser(
             space, RunDirectory(Path(folder)), "data", "folds", studies=Studies(InMemoryStorage())
         )
-        now = 0.0
         while True:
             began = time.perf_counter()
             given = policy.next() if len(policy.in_flight) < slots else None
             deciding += time.perf_counter() - began
             if isinstance(given, Assignment):
-                begin(given, now)
+                machines.begin(given, now)
                 continue
-            if not events:
+            if not machines.ends:
                 break
-            now, _, trial_id, result = heapq.heappop(events)
+            now, _, trial_id, result = heapq.heappop(machines.ends)
             results[trial_id] = result
             began = time.perf_counter()
             policy.done(trial_id)
             deciding += time.perf_counter() - began
         assert given == "finished"
-    chain = max(longest["search"][name] + longest["promote"][name] for name in mean)
-    return Simulated(count, now, work, chain, losses, deciding / count)
+    count = machines.count
+    return Simulated(count, now, machines.work, machines.chain, machines.losses, deciding / count)

@@ -30,6 +30,9 @@ from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.training.train_trial import train_trial
 from imet_ray.training.trainer import EpochMetrics
 
+OUR_GRADIENT = "our depthwise gradient"
+KINDS = ("as timm has it", OUR_GRADIENT)
+
 
 def plain_epoch(
     model: Tagger,
@@ -54,6 +57,19 @@ def plain_epoch(
     if device.type == "cuda":
         torch.cuda.synchronize()
     return len(images) / (time.monotonic() - started)
+
+
+def peer_of(
+    architecture: str, n_labels: int, kind: str, device: torch.device
+) -> tuple[Tagger, torch.optim.Optimizer]:
+    """A model of the plain loop, and its optimizer."""
+    body = timm.create_model(architecture, num_classes=n_labels)
+    if kind == OUR_GRADIENT:
+        train_small_maps_fast(body)
+    config = body.pretrained_cfg
+    peer = Tagger(body, config["mean"], config["std"])
+    peer = peer.to(device).to(memory_format=torch.channels_last)
+    return peer, torch.optim.AdamW(peer.parameters(), lr=1e-3)
 
 
 def main() -> None:
@@ -86,18 +102,9 @@ def main() -> None:
         pack = data.split.pack(short_side)
         rows = data.rows(0, held_out=False)
         crops = np.stack([apply_view(pack[i], "centre", args.size) for i in rows])
-        images = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().to(device)
+        images = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)  # channels last in memory
         targets = torch.from_numpy(data.labels[rows]).float().to(device)
-        peers = {}
-        for kind in ("as timm has it", "our depthwise gradient"):
-            body = timm.create_model(args.architecture, num_classes=len(data.label_ids))
-            if kind != "as timm has it":
-                train_small_maps_fast(body)
-            config = body.pretrained_cfg
-            peer = Tagger(body, config["mean"], config["std"])
-            peer = peer.to(device).to(memory_format=torch.channels_last)
-            peers[kind] = peer, torch.optim.AdamW(peer.parameters(), lr=1e-3)
-        images = images.contiguous(memory_format=torch.channels_last)
+        peers = {kind: peer_of(args.architecture, len(data.label_ids), kind, device) for kind in KINDS}
         ours: list[float] = []
         plain: dict[str, list[float]] = {kind: [] for kind in peers}
 
@@ -122,14 +129,18 @@ def main() -> None:
         train_trial(
             spec, data, store.trial("bench"), device=device, loader_workers=args.workers, report=take_turns
         )
-    print(
-        f"\n{args.architecture}, {args.size} px, batch {args.batch}, {device}, {torch.get_num_threads()} threads"
-    )
-    print(f"{'a trial of ours':<58}{statistics.median(ours[1:]):9.1f} images/s")
+    how = f"{args.size} px, batch {args.batch}, {device}, {torch.get_num_threads()} threads"
+    print(f"\n{args.architecture}, {how}")
+    show(ours[1:], {kind: rates[1:] for kind, rates in plain.items()})
+
+
+def show(ours: list[float], plain: dict[str, list[float]]) -> None:
+    """Medians over rounds, images per second, and the median of the rounds' ratios."""
+    print(f"{'a trial of ours':<58}{statistics.median(ours):9.1f} images/s")
     for kind, rates in plain.items():
-        ratio = statistics.median(x / y for x, y in zip(ours[1:], rates[1:], strict=True))
+        ratio = statistics.median(x / y for x, y in zip(ours, rates, strict=True))
         what = f"plain torch loop, crops in memory, {kind}"
-        print(f"{what:<58}{statistics.median(rates[1:]):9.1f} images/s   ratio {ratio:5.3f}")
+        print(f"{what:<58}{statistics.median(rates):9.1f} images/s   ratio {ratio:5.3f}")
 
 
 if __name__ == "__main__":

@@ -64,16 +64,15 @@ def _run(args: argparse.Namespace) -> int:
     runs = runs_at(args.runs, cache)
     with _runner(args.address) as runner:
         if args.files:
-            found = stages.blend_2019(
+            files = stages.Request2019(
                 args.files[0],
                 [user_path(file) for file in args.files[1:]],
                 folds=args.folds,
                 labels=args.labels,
                 runs=runs,
-                options=options,
-                runner=runner,
                 starts=args.start or (),
             )
+            found = stages.blend_2019(files, options, runner=runner)
         else:
             request = stages.BlendRequest(
                 args.name,

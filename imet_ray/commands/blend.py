@@ -60,6 +60,18 @@ class BlendRequest:
     starts: Sequence[str] = ()  # earlier ensembles, or files of the 2019 solution's: their weights
 
 
+@dataclass(frozen=True)
+class Request2019:
+    """Which level-1 files of the 2019 solution are blended, and into what."""
+
+    name: str  # of the ensemble
+    files: Sequence[Path]
+    folds: Path
+    labels: Path
+    runs: Runs
+    starts: Sequence[str] = ()  # as of `BlendRequest`
+
+
 def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> dict[str, Any]:
     """Blend a run, write its ensemble and page; the findings, as `ensemble.json` keeps them.
 
@@ -135,25 +147,15 @@ def _whole(
     return [whole[member] for member in members], []
 
 
-def blend_2019(
-    name: str,
-    files: Sequence[Path],
-    *,
-    folds: Path,
-    labels: Path,
-    runs: Runs,
-    options: BlendOptions,
-    runner: Runner,
-    starts: Sequence[str] = (),
-) -> dict[str, Any]:
+def blend_2019(request: Request2019, options: BlendOptions, *, runner: Runner) -> dict[str, Any]:
     """Blend the 2019 solution's level-1 files; its own description of the ensemble is written beside ours.
 
     Raises:
         ImetError: one line for what cannot be blended.
     """
-    found = read_2019(files, folds, labels)
-    store = runs.run(RUN_2019)
-    place = store.ensemble(name)
+    found = read_2019(request.files, request.folds, request.labels)
+    store = request.runs.run(RUN_2019)
+    place = store.ensemble(request.name)
     problem = BlendProblem(
         found.members,
         found.labels,
@@ -163,7 +165,7 @@ def blend_2019(
     )
     with only_driver(store):
         refuse_smaller(place, problem.names, options)
-        options = with_starts(options, starts, store)
+        options = with_starts(options, request.starts, store)
         report = evaluate(problem, options, runner=runner, progress=show)
         ours = score_with_a_label_each(found, report.weights)
         beside = (
@@ -172,11 +174,11 @@ def blend_2019(
         )
         report = replace(report, remarks=(*report.remarks, beside))
         replaced = place.ensemble.exists()
-        write_ensemble(place, frozen(name, found.members, report, found.label_ids))
+        write_ensemble(place, frozen(request.name, found.members, report, found.label_ids))
         theirs = write_2019(place, report.chosen.own, found, report.weights)
-        write_findings(place, name, report.to_dict())
+        write_findings(place, request.name, report.to_dict())
     show("")
-    _say_replaced(name, replaced)
+    _say_replaced(request.name, replaced)
     print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
     return report.to_dict()
 
