@@ -27,6 +27,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Check = Callable[[Variant], None]  # raises SettingError
 Place = tuple[str | int, ...]  # where a value stands in the YAML tree
 
+COMMAND_LINE = ""  # the first part of the place of what does not stand in the file
 FIRST = "first"  # beside the hparams in `search:`
 KINDS = {  # what pydantic's errors say was wanted
     "string_type": "text",
@@ -113,11 +114,13 @@ class _Reader:
     def space(self, content: dict[str, Any], overrides: dict[str, Any]) -> SearchSpace:
         of_variants = {k: v for k, v in overrides.items() if k.partition(".")[0] in Variant.model_fields}
         of_file = {k: v for k, v in overrides.items() if k not in of_variants}
-        file = self.validate(_File, content | of_file, ())
+        whole_places: dict[str, Place] = {key: (key,) for key in content} | _on_command_line(of_file)
+        file = self.validate(_File, content | of_file, (), whole_places)
         variants, ranges, auto = [], {}, []
         first: dict[str, First] = {}
         places: dict[str, Place] = {}  # of what each variant says of its weights
-        for settings, origin in self.settings(file):
+        for settings, in_file in self.settings(file):
+            origin = merged(in_file, _on_command_line(of_variants))
             wished = file.search | settings.pop("search", {})
             said = self.first(wished)
             search = self.ranges(wished)
@@ -156,7 +159,7 @@ class _Reader:
         whole = {key: getattr(file, key) for key in SpaceSettings.model_fields}
         name = file.name or self.path.stem
         whole |= {"name": name, "variants": variants, "ranges": ranges, "auto_lr": auto, "first": first}
-        return self.validate(SearchSpace, whole, ())
+        return self.validate(SearchSpace, whole, (), whole_places)
 
     def variant(self, settings: dict[str, Any], origin: dict[str, Place]) -> Variant:
         try:
@@ -247,7 +250,9 @@ class _Reader:
         return ConfigError(f"{self.at(where)}{text}")
 
     def at(self, where: Place) -> str:
-        """`file line n: ` of the deepest part of `where` that stands in the file."""
+        """`file line n: ` of the deepest part of `where` that stands in the file, if it is not the command line's."""
+        if where[:1] == (COMMAND_LINE,):
+            return "command line: "
         node: yaml.Node = self.tree
         line = node.start_mark.line
         for part in where:
@@ -289,6 +294,10 @@ def _with_resolved_labels(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     path = user_path(str(added["from"])).resolve()
     return settings | {"labels": labels | {"add": added | {"from": str(path)}}}
+
+
+def _on_command_line(settings: Iterable[str]) -> dict[str, Place]:
+    return {key: (COMMAND_LINE, key) for key in settings}
 
 
 def _fixed(name: str, given: dict[str, Any]) -> bool:

@@ -59,7 +59,9 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
             ["--sweep", "--set", "image_sise=64"],
             "--set: unknown key 'image_sise': did you mean 'image_size'?",
         ),
-        (["--sweep", "--set", "name=x"], "--set: unknown key 'name'"),
+        (["--sweep", "--set", "name=x"], "--set: unknown key 'name': did you mean 'sampler'?"),
+        (["--sweep", "--set", "epochs=0"], "command line: epochs must be greater than or equal to 1, got 0"),
+        (["--sweep", "--set", "epochs=2", "--epochs", "3"], "--epochs and --set epochs name one setting"),
         (
             ["--sweep", "--set", "augmentation.blurr=1"],
             "augmentation.blurr is a part of augmentation, and augmentation is 'light'",

@@ -191,3 +191,24 @@ def test_a_setting_of_all_variants_replaces_the_files_and_is_not_searched(tmp_pa
     found = read_space(tmp_path / "s.yml", settings_of_all({"image_size": 64}), check=check_recipe)
     assert [variant.image_size for variant in found.variants] == [64, 64]
     assert [list(ranges) for ranges in found.ranges.values()] == [["dropout"], ["dropout"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"lr": "abc"}, "command line: lr must be a number, got 'abc'"),
+        ({"n_folds": 1}, "command line: n_folds must be greater than or equal to 2, got 1"),
+        ({"loss": "bse"}, "command line: unknown loss 'bse': did you mean 'bce'?"),
+        ({"augmentation.blurr": 1}, "command line: unknown key 'blurr': did you mean 'blur'?"),
+        ({"augmentation.blur": 0.1}, "line 2: unknown key 'noize': did you mean 'noise'?"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_not_said_of_the_file(tmp_path, given, expected):
+    mistake = "noize: 0.1" if "augmentation.blur" in given else "noise: 0.1"
+    (tmp_path / "s.yml").write_text(
+        f"n_folds: 3\nbase: {{lr: 0.1, augmentation: {{{mistake}}}}}\nvariants: [{{name: a, architecture: resnet18}}]\n"
+    )
+    with pytest.raises(ConfigError) as stop:
+        read_space(tmp_path / "s.yml", given, check=check_recipe)
+    assert expected in str(stop.value)
+    assert expected.startswith("command line") == str(stop.value).startswith("command line")

@@ -149,7 +149,10 @@ def _request(
     from imet_ray.space_file import settings_of_all
 
     of_all = settings_of_all(settings) if stage == "sweep" else {}
-    overrides = of_all | {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
+    options = {"trials_per_variant": args.trials_per_variant, "epochs": args.epochs}
+    given = {key: value for key, value in options.items() if value is not None}
+    if "epochs" in given and "epochs" in settings:
+        raise ConfigError("--epochs and --set epochs name one setting: give one of them")
     return Request(
         space=args.space,
         data=args.data,
@@ -159,7 +162,7 @@ def _request(
         runs=runs,
         cache=cache,
         folds=args.folds,
-        overrides={key: value for key, value in overrides.items() if value is not None},
+        overrides=of_all | given,
         fresh=args.fresh is not None,
         extend=args.extend is not None,
         limit=args.limit,
