@@ -395,3 +395,45 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
     command, cwd = [sys.executable, "-c", code], Path(launch.__file__).parent
     digests = [subprocess.check_output(command, cwd=cwd, env={"PYTHONHASHSEED": seed}) for seed in "123"]
     assert len(set(digests)) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"train.csv": None, "metadata.csv": TRAIN}, "metadata.csv is there: save it as train.csv"),
+        ({"train.csv": None}, "write one with the columns id (names of pictures) and attribute_ids"),
+        (
+            {"train.csv": None, "cat/x.png": picture()},
+            "names of folders, such as cat/, are not read as labels",
+        ),
+        ({"train.csv": None, "train/cat/x.png": picture()}, "names of folders, such as cat/, are not read"),
+        ({"train.csv": b"file,tags\na,0\n"}, "found file, tags: name the columns so in the first row"),
+        ({"train.csv": HEAD + b"new/a,0\n"}, "write the file's name alone, 'a'"),
+        ({"train.csv": HEAD + b"new\\a.png,0\n"}, "write the file's name alone, 'a.png'"),
+        ({"train.csv": HEAD + b"a,0\na,1\n"}, "write all its labels in one row"),
+        ({"train.csv": HEAD + b"7,0\n", "train/007.png": picture()}, "called '7', but 007.png is there"),
+        ({"train.csv": HEAD + b"A,0\n"}, "called 'A', but a.png is there"),
+        ({"train/a.jpg": picture("jpg")}, "train/a.jpg, train/a.png: give each its own name"),
+    ],
+)
+def test_another_layout_is_refused_in_one_line_that_says_what_to_do(tmp_path, files, expected):
+    told = [p.text for p in check_data(make(tmp_path, **files), workers=1).problems if p.forbids]
+    assert len(told) == 1
+    assert expected in told[0]
+
+
+def test_a_missing_picture_says_nothing_false_of_folders_that_are_read(tmp_path):
+    moved = NO_PICTURES | {
+        f"train_images/{name}": picture(colour=i) for i, name in enumerate(("a.png", "b.png"))
+    }
+    for name, files in {
+        "another": moved,
+        "below": {name.replace("images/", "images/hall/"): data for name, data in moved.items()},
+    }.items():
+        assert [kind for kind, _, _ in problems(make(tmp_path / name, **files))] == ["id without a file"]
+
+
+def test_a_row_whose_picture_is_a_link_to_nowhere_is_told_once(tmp_path):
+    root = make(tmp_path, **{"train/a.png": None})
+    (root / "train" / "a.png").symlink_to(tmp_path / "nowhere.png")
+    assert problems(root) == [("not a file", "train.csv row 2", True)]

@@ -120,12 +120,16 @@ def test_a_model_that_could_not_run_is_refused_before_anything_begins(
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
+def test_too_few_pictures_are_one_line_and_leave_nothing_behind(capsys, tmp_path):
     space = tmp_path / "space.yml"
     space.write_text(
         "variants: [{name: a, architecture: test_resnet, weights: none, image_size: 32, epochs: 1}]\n"
     )
-    for pictures, expected in ((2, "2 pictures in 2 folds leave 1 to train on, it takes 2"), (4, "")):
+    for pictures, expected in (
+        (1, "2 folds need as many pictures, got 1: add pictures, or take fewer --folds"),
+        (2, "2 pictures in 2 folds leave 1 to train on, it takes 2: add pictures\n"),
+        (4, ""),
+    ):
         data = tmp_path / f"data{pictures}"
         (data / "train").mkdir(parents=True)
         for i in range(pictures):
@@ -142,6 +146,7 @@ def test_two_pictures_in_two_folds_are_one_line(capsys, tmp_path):
         assert code == bool(expected), err
         assert expected in err
         assert len(err.splitlines()) == bool(expected)
+        assert (tmp_path / "runs" / f"r{pictures}").exists() == (not expected)
 
 
 def test_every_option_is_read_by_some_stage():

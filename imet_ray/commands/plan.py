@@ -1,5 +1,6 @@
 """The plan of a run: what the command line asks for, read and checked, before anything is written."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from imet_ray.data.folds import count_folds, folded_ids
 from imet_ray.data.formats import accepted, read_directory
 from imet_ray.data.sample import sample
 from imet_ray.data.sources import resolve_data
-from imet_ray.errors import ConfigError, StoreError
+from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace
 from imet_ray.space_file import read_space
@@ -83,6 +84,8 @@ def make_plan(request: Request) -> Plan:
     reading = read_directory(root, request.cache, negatives=request.negatives)
     whole = accepted(root, reading)
     limit, catalog = _limited(whole, request.limit, space.n_folds)
+    n = len(catalog.train.ids)
+    refuse_too_few(space, n, n - math.ceil(n / space.n_folds))
     name = _run_name(request.name, space, data, limit)
     if fitted := path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | overrides, check=check_recipe)
@@ -113,6 +116,25 @@ def make_plan(request: Request) -> Plan:
         limit=limit,
         whole_ids=whole.train.ids,
     )
+
+
+def refuse_too_few(space: SearchSpace, n: int, least: int) -> None:
+    """Refuse data that the folds of a space leave too little of: batch norm cannot learn from one picture.
+
+    Args:
+        n: pictures.
+        least: that some fold leaves to train on.
+    """
+    needed = 2 * space.resources.workers_per_trial  # on any worker
+    if n < space.n_folds:
+        raise DataError(
+            f"{space.n_folds} folds need as many pictures, got {n}: add pictures, or take fewer --folds"
+        )
+    if least < needed:
+        more = ", or take more --folds" if n > space.n_folds else ""
+        raise DataError(
+            f"{n} pictures in {space.n_folds} folds leave {least} to train on, it takes {needed}: add pictures{more}"
+        )
 
 
 def _limited(whole: Catalog, limit: int | None, n_folds: int) -> tuple[int | None, Catalog]:

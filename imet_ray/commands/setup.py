@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from imet_ray.commands.learning_rates import with_found_rates
-from imet_ray.commands.plan import Plan, other_data
+from imet_ray.commands.plan import Plan, other_data, refuse_too_few
 from imet_ray.commands.space_needs import (
     digests_of_weights,
     named_weights,
@@ -22,7 +22,7 @@ from imet_ray.data.formats import read_catalog
 from imet_ray.data.sample import sample
 from imet_ray.data.sources import is_directory, resolve_data
 from imet_ray.data.training_data import TrainingData, extended_folds, prepare, training_split
-from imet_ray.errors import ConfigError, DataError, StoreError
+from imet_ray.errors import ConfigError, StoreError
 from imet_ray.prediction.tagger_files import write_labels
 from imet_ray.specs import Parent
 from imet_ray.storage.experiment import (
@@ -89,7 +89,8 @@ def prepared(plan: Plan) -> TrainingData:
         find_copies=functools.partial(_copies, plan),
     )
     _refuse_other_number(plan, data.n_folds)
-    _refuse_too_few(data, 2 * plan.space.resources.workers_per_trial)
+    n = len(data.folds)
+    refuse_too_few(plan.space, n, n - int(np.bincount(data.folds).max()))  # folds that are uneven
     return data
 
 
@@ -132,16 +133,6 @@ def _refuse_other_number(plan: Plan, n_folds: int) -> None:
     if n_folds != plan.space.n_folds:
         raise StoreError(
             f"{plan.store.root} was begun with {n_folds} folds, not {plan.space.n_folds}: {way_out(plan.store)}"
-        )
-
-
-def _refuse_too_few(data: TrainingData, needed: int) -> None:
-    """Batch norm cannot learn from one picture, on any worker."""
-    least = len(data.folds) - int(np.bincount(data.folds).max())
-    if least < needed:
-        raise DataError(
-            f"{len(data.folds)} pictures in {data.n_folds} folds leave {least} to train on, it takes {needed}: add "
-            "pictures, or take more --folds"
         )
 
 

@@ -5,6 +5,7 @@ compared here; `imet_ray.data.check` decodes every picture as well.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from imet_ray.data.competition_files import picture_folder
 from imet_ray.data.contents import contents
 from imet_ray.data.csv_tables import Problem, numbered
 from imet_ray.data.labels import always_together, read_cells
 from imet_ray.data.picture_names import HEIF, SUFFIXES, PictureNames, need_extra, what_is_not_read
 
 UNUSABLE = "picture cannot be used"
+NO_FILE = "id without a file"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def assemble(
         negatives: a training picture without labels has none of them; else it is a problem.
     """
     known, labels = _train_labels(tables, problems, negatives=negatives)
-    train, train_rows = _split(root / "train", tables.train, tables.train_pictures, problems)
+    train, train_rows = _split(picture_folder(root, "train"), tables.train, tables.train_pictures, problems)
     labels = labels[_places(tables.train, train_rows, train.files)]
     rows: dict[Path, tuple[str, int | None]] = {
         file: (tables.train.name, row) for file, row in train_rows.items()
@@ -113,7 +116,7 @@ def assemble(
         test = _listed(tables.test_pictures, problems)
         rows |= dict.fromkeys(test.files, ("test", None))
     else:
-        test, test_rows = _split(root / "test", tables.test, tables.test_pictures, problems)
+        test, test_rows = _split(picture_folder(root, "test"), tables.test, tables.test_pictures, problems)
         rows |= {file: (tables.test.name, row) for file, row in test_rows.items()}
     truth, labelled = _test_labels(root, tables, test, known, problems, negatives=negatives)
     pictures = (*tables.train_pictures.values(), *tables.test_pictures.values())
@@ -293,20 +296,22 @@ def _split(
         wrong = _wrong(picture, files := names.find(picture), seen, taken)
         seen.setdefault(picture, row)
         if wrong is not None:
-            alike = [] if files else names.alike(picture)
+            alike = names.alike(picture) if wrong[0] == NO_FILE else []
             hint = f", but {alike[0].name} is there" if alike else ""
             problems.append(Problem(wrong[0], table.name, row, wrong[1] + hint))
-            absent += not files
+            absent += wrong[0] == NO_FILE
             continue
         taken[files[0]] = row
         ids.append(picture)
-    if absent and (others := what_is_not_read(folder)):
+    below = any(file.parent != folder for file in pictures.values())  # sub-folders are read
+    if absent and not below and (others := what_is_not_read(folder)):
         problems.append(
             Problem("files that are not read", folder.name, None, f"{others}; {read}", forbids=False)
         )
     extra = len(pictures) - len(ids)
     if extra > 0 and 0 < len(table.rows) == len(ids):
-        text = f"{extra:,} are not used"
+        other = next(file.name for file in pictures.values() if file not in taken)
+        text = f"{extra:,} are not used, such as {other}"
         problems.append(Problem("files without an id", folder.name, None, text, forbids=False))
     return Split(tuple(ids), tuple(taken)), taken
 
@@ -318,15 +323,19 @@ def _wrong(
     if not picture:
         return "empty id", ""
     if "/" in picture or "\\" in picture or picture in (".", ".."):
-        return "id is a path", repr(picture)
+        alone = re.split(r"[/\\\\]", picture)[-1]
+        return (
+            "id is a path",
+            f"{picture!r}: write the file's name alone, {alone!r}; sub-folders are searched for it",
+        )
     if picture in seen:
-        return "duplicate id", f"{picture!r}, first in row {seen[picture]}"
+        return "duplicate id", f"{picture!r}, first in row {seen[picture]}: write all its labels in one row"
     if not files:
-        return "id without a file", f"no picture is called {picture!r}"
+        return NO_FILE, f"no picture is called {picture!r}"
     if len(files) > 1:
         return (
             "several files for an id",
-            f"{picture!r}: {', '.join(sorted(f'{f.parent.name}/{f.name}' for f in files))}",
+            f"{picture!r}: {', '.join(sorted(f'{f.parent.name}/{f.name}' for f in files))}: give each its own name",
         )
     if files[0] in taken:
         return "duplicate id", f"{picture!r} is the picture of row {taken[files[0]]}"
@@ -366,7 +375,7 @@ def _test_labels(
     sets = _cells(table, known.names, problems)
     labels = _multi_hot(table, sets, known, problems)
     found: list[Problem] = []
-    _, rows = _split(root / "test", table, tables.test_pictures, found)
+    _, rows = _split(picture_folder(root, "test"), table, tables.test_pictures, found)
     if tables.test is None or tables.test.name != table.name:  # else they are named already
         problems += [problem for problem in found if problem.kind == "duplicate id"]
     at = _places(table, rows, test.files)

@@ -91,10 +91,11 @@ def check_data(
         height, width, _ = pixels.shape
         return _Decoded((height, width), pixel_digest(pixels), missing)
 
+    files = [file for file in reading.pictures if file.is_file()]  # a link to nowhere is told of by its row
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(decode, reading.pictures)
-        bar = tqdm(found, total=len(reading.pictures), desc="decoding", unit="img", disable=None)
-        for file, outcome in zip(reading.pictures, bar, strict=True):
+        found = pool.map(decode, files)
+        bar = tqdm(found, total=len(files), desc="decoding", unit="img", disable=None)
+        for file, outcome in zip(files, bar, strict=True):
             if isinstance(outcome, str):
                 if reading.rows.get(file) not in told:
                     problems.append(_undecodable(file, outcome.removeprefix(f"{file}: "), reading))

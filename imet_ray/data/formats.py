@@ -11,8 +11,18 @@ from typing import Protocol
 import pandas as pd
 
 from imet_ray.data.catalog import Catalog, Reading, Table, Tables, assemble
-from imet_ray.data.competition_files import HEADER, archive_of, read_sample, sample_in, split_pictures
-from imet_ray.data.csv_tables import Problem, like_named, listed, read_table
+from imet_ray.data.competition_files import (
+    FOLDERS,
+    HEADER,
+    archive_of,
+    is_sample,
+    picture_folder,
+    read_sample,
+    sample_in,
+    split_pictures,
+)
+from imet_ray.data.csv_tables import TABLE_SUFFIXES, Problem, like_named, listed, read_table
+from imet_ray.data.picture_names import picture_files
 from imet_ray.errors import DataError
 from imet_ray.storage.run_directory import Cache
 
@@ -44,7 +54,7 @@ class Kaggle:
         return (root / "train.csv").exists()
 
     def read(self, root: Path, problems: list[Problem]) -> Tables:
-        train = _rows(root / "train.csv", ("id", "attribute_ids"), (), problems)
+        train = _train_rows(root, problems)
         if train.empty and not any(problem.where == "train.csv" and problem.forbids for problem in problems):
             problems.append(Problem("empty table", "train.csv", None, "it has no rows"))
         labels = None
@@ -77,6 +87,29 @@ class Kaggle:
             train_pictures=pictures["train"],
             test_pictures=pictures["test"],
         )
+
+
+def _train_rows(root: Path, problems: list[Problem]) -> pd.DataFrame:
+    path = root / "train.csv"
+    if not path.exists() and not like_named(path):
+        problems.append(Problem("no such file", path.name, None, _instead_of_train_csv(root)))
+        return _or_none(None, HEADER)
+    return _rows(path, HEADER, (), problems)
+
+
+def _instead_of_train_csv(root: Path) -> str:
+    """What to do where there is no table of labels: with another table that is there, or with folders by label."""
+    columns = "the columns id (names of pictures) and attribute_ids (their labels)"
+    tables = sorted(file.name for file in root.iterdir() if file.name.lower().endswith(TABLE_SUFFIXES))
+    if tables := [name for name in tables if name not in ("labels.csv", "test.csv") and not is_sample(name)]:
+        return f"{tables[0]} is there: save it as train.csv, a CSV file in UTF-8 with {columns}"
+    text = f"write one with {columns}, a row for each picture of train/"
+    splits = {name for names in FOLDERS.values() for name in names}
+    for parent in (picture_folder(root, "train"), root):
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if folder.name not in splits and picture_files(folder):
+                return f"{text}; names of folders, such as {folder.name}/, are not read as labels"
+    return text
 
 
 def _rows(

@@ -42,10 +42,12 @@ class PictureNames:
         self._exact = pictures
         self._names: dict[str, list[Path]] = {}
         self._stems: dict[str, list[Path]] = {}
+        self._alike: dict[str, list[Path]] = {}
         for file in pictures.values():
             stem, suffix = _name(file.name)
             self._names.setdefault(stem + suffix, []).append(file)
             self._stems.setdefault(stem, []).append(file)
+            self._alike.setdefault(_loosely(stem), []).append(file)
 
     def find(self, picture: str) -> list[Path]:
         """The files that an id may mean; more than one only where none has its very name."""
@@ -55,8 +57,12 @@ class PictureNames:
         return self._names.get(stem + suffix) or self._stems.get(_composed(picture), [])
 
     def alike(self, picture: str) -> list[Path]:
-        """Files that differ from an id in their suffix alone."""
-        return self._stems.get(_name(picture)[0], [])
+        """Files that differ from an id in their suffix, in capitals, or in zeros that spreadsheets drop, alone."""
+        return self._alike.get(_loosely(_name(picture)[0])) or self._alike.get(_loosely(picture), [])
+
+
+def _loosely(stem: str) -> str:
+    return stem.casefold().lstrip("0")
 
 
 def _name(name: str) -> tuple[str, str]:
