@@ -106,7 +106,7 @@ class SpaceSettings(Frozen):
 
     data: str = "demo"
     n_folds: Annotated[int, Field(ge=2)] = 5
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # what numpy and scikit-learn take
     trials_per_variant: Annotated[int, Field(ge=1)] = 1
     search_folds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     pack_short_side: Annotated[int, Field(ge=16)] | None = None  # None: from each image_size

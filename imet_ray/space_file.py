@@ -40,6 +40,7 @@ KINDS = {  # what pydantic's errors say was wanted
     "dict_type": "settings (key: value)",
     "model_type": "settings (key: value)",
 }
+NAMES = "letters, digits, '.', '_', '+' and '-', a letter or digit first, and 80 of them at most"
 
 
 class _Search(Frozen):
@@ -79,8 +80,10 @@ def read_space(path: Path, overrides: dict[str, Any] | None = None, *, check: Ch
         raise ConfigError(
             f"no search space at {path}: choose one of {', '.join(known) or 'search_spaces/*.yml'}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {path}: save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -367,6 +370,8 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel], kinds: Sequence[
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     got = problem["input"]
+    if "[key]" in problem["loc"]:
+        return f"a key must be text, got {got!r}"
     if problem["type"] == "literal_error" and isinstance(got, str):
         expected = problem["ctx"]["expected"]
         choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
@@ -374,16 +379,20 @@ def _describe(problem: Any, loc: Place, model: type[BaseModel], kinds: Sequence[
     if problem["type"] in KINDS and all(kind in KINDS for kind in kinds):
         allowed = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
         return f"{key} must be {allowed}, got {got!r}{_as_number(got)}"
-    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key} must be {rule}, got {got!r}{_as_number(got)}"
+    if problem["type"] == "string_pattern_mismatch":  # names alone have a pattern
+        return f"{key} takes {NAMES}, got {got!r}"
+    _, should, rule = problem["msg"].partition(" should ")  # "Tuple should have at least 1 item after ..."
+    rule = rule.partition(" after ")[0] if should else f"be right: {problem['msg']}"
+    return f"{key} must {rule}, got {got!r}{_as_number(got)}"
 
 
 def _as_number(got: object) -> str:
-    """The hint for 1e-4, which YAML 1.1 takes for a word."""
+    """The hint for 1e-4, which YAML 1.1 takes for a word, and for 0,001."""
     if not isinstance(got, str):
         return ""
     try:
-        return f": write {float(got)!r}" if "e" not in repr(float(got)) else f": write {float(got):.6e}"
+        number = float(got.replace(",", "."))
+        return f": write {number!r}" if "e" not in repr(number) else f": write {number:.6e}"
     except ValueError:
         return ""
 

@@ -212,3 +212,27 @@ def test_a_mistake_of_the_command_line_is_not_said_of_the_file(tmp_path, given, 
         read_space(tmp_path / "s.yml", given, check=check_recipe)
     assert expected in str(stop.value)
     assert expected.startswith("command line") == str(stop.value).startswith("command line")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "variants: [{name: a/b, architecture: resnet18}]",
+            "line 1: name takes letters, digits, '.', '_', '+' and",
+        ),
+        (f"search_folds: []\n{GRID}", "line 1: search_folds must have at least 1 item, got []"),
+        (f"base: {{views: []}}\n{GRID}", "line 1: views must have at least 1 item, got []"),
+        (f"seed: -1\n{GRID}", "line 1: seed must be greater than or equal to 0, got -1"),
+        (f"seed: 4294967296\n{GRID}", "line 1: seed must be less than 4294967296, got 4294967296"),
+        (f"base:\n  lr: 0,001\n{GRID}", "line 2: lr must be a number, got '0,001': write 0.001"),
+        (f"base: {{lr: 0,001}}\n{GRID}", "line 1: a key must be text, got 1"),
+        ("variants: [{name: \xe4}]".encode("latin-1"), "save it as UTF-8"),
+    ],
+)
+def test_a_mistake_in_a_file_is_said_in_plain_words(tmp_path, text, expected):
+    path = tmp_path / "space.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as stop:
+        read_space(path, check=check_recipe)
+    assert expected in str(stop.value)

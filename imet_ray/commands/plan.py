@@ -187,7 +187,9 @@ def _run_name(given: str | None, space: SearchSpace, data: str, limit: int | Non
         name = space.name if data == space.data else f"{space.name}-{slug[-40:]}"
         return name if limit is None else f"{name}-limit{limit}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", given):
-        raise ConfigError(f"--name takes letters, digits, '.', '_', '+' and '-', got {given!r}")
+        raise ConfigError(
+            f"--name takes letters, digits, '.', '_', '+' and '-', a letter or digit first, got {given!r}"
+        )
     return given
 
 

@@ -269,7 +269,10 @@ def _for_each(
         shown = list(problems.values())[:MAX_PROBLEMS]
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
-        raise DataError(f"{len(problems)} of {n} images cannot be decoded:\n  " + "\n  ".join(shown))
+        raise DataError(
+            f"{len(problems)} of {n} images cannot be decoded; --check-data names all that is wrong:\n  "
+            + "\n  ".join(shown)
+        )
     return results
 
 

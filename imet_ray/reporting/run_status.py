@@ -133,7 +133,7 @@ class Status:
             f"trials   {self.counts_text()}; {self.total} in all{left}",
         ]
         if self.leaderboard:
-            width = max(len(standing.variant) for standing in self.leaderboard)
+            width = max(len(name) for name in ("variant", *(one.variant for one in self.leaderboard)))
             lines.append(f"{'variant':<{width}}  folds  {self.score:>6}  hparams")
         for standing in self.leaderboard:
             lines.append(
