@@ -401,7 +401,10 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
     ("files", "expected"),
     [
         ({"train.csv": None, "metadata.csv": TRAIN}, "metadata.csv is there: save it as train.csv"),
-        ({"train.csv": None}, "write one with the columns id (names of pictures) and attribute_ids"),
+        (
+            {"train.csv": None, "readme.txt": b"pictures"},
+            "write one with the columns id (names of pictures) and attribute_ids",
+        ),
         (
             {"train.csv": None, "cat/x.png": picture()},
             "names of folders, such as cat/, are not read as labels",

@@ -1,5 +1,8 @@
 """The page of a data directory: whole, of anything that can be read, and nothing on it comes from elsewhere."""
 
+from base64 import b64decode
+from io import BytesIO
+
 import numpy as np
 import pytest
 from data_directory import HEAD, NO_PICTURES, make, picture
@@ -122,6 +125,15 @@ def test_names_stand_as_they_are_written(tmp_path):
 def test_a_panorama_is_shown_by_its_middle(tmp_path):
     Image.new("RGB", (9000, 90)).save(tmp_path / "a.png")
     assert _small(tmp_path / "a.png").shape == (90, 270, 3)
+
+
+def test_ticks_of_few_labels_and_of_very_different_sizes_are_numbers(tmp_path):
+    wide = BytesIO()
+    Image.new("RGB", (900, 90)).save(wide, "PNG")
+    page = page_of(make(tmp_path / "d", **{"train/a.png": wide.getvalue()}), tmp_path)
+    figures = [b64decode(place.partition(",")[2]) for place in page.loaded if "svg+xml" in place]
+    assert len(figures) >= 4
+    assert not any(b"mathdefault" in figure for figure in figures)
 
 
 def test_a_page_of_a_large_data_set_stays_small():

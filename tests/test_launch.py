@@ -67,6 +67,8 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
             "augmentation.blurr is a part of augmentation, and augmentation is 'light'",
         ),
         (["--sweep", "--data", "/nowhere"], "no data at /nowhere"),
+        (["--sweep", "--data", ""], "--data is empty: give demo, openclipart, or a directory"),
+        (["--show-augmentations", "a", "--data", ""], "--data is empty"),
         (["--sweep", "--data", "demo:mising=0.3"], "did you mean 'missing'?"),
         (["--sweep", "--data", "demo:missing=x"], "missing takes a number"),
         (["--sweep", "--folds", "five"], "--folds takes a number, a folds.csv or a folds.npy"),

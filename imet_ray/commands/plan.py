@@ -79,7 +79,7 @@ def make_plan(request: Request) -> Plan:
     space = read_space(path, overrides, check=check_recipe)
     metric_named(space.metric)
     BlendOptions(level2=space.level2).check()
-    data = request.data or space.data
+    data = space.data if request.data is None else request.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
     reading = read_directory(root, request.cache, negatives=request.negatives)
     whole = accepted(root, reading)
@@ -154,7 +154,8 @@ def space_and_pictures(request: Request) -> tuple[SearchSpace, Catalog]:
     """
     path = request.space or near(_default_space(request.data))
     space = read_space(path, request.overrides, check=check_recipe)
-    root = resolve_data(request.data or space.data, cache=request.cache.root, source=request.source)
+    data = space.data if request.data is None else request.data
+    root = resolve_data(data, cache=request.cache.root, source=request.source)
     catalog = accepted(root, read_directory(root, request.cache, negatives=request.negatives))
     if path.resolve() == OWN:
         space = read_space(path, fit_to_pictures(catalog) | request.overrides, check=check_recipe)

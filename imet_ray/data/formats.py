@@ -101,7 +101,8 @@ def _instead_of_train_csv(root: Path) -> str:
     """What to do where there is no table of labels: with another table that is there, or with folders by label."""
     columns = "the columns id (names of pictures) and attribute_ids (their labels)"
     tables = sorted(file.name for file in root.iterdir() if file.name.lower().endswith(TABLE_SUFFIXES))
-    if tables := [name for name in tables if name not in ("labels.csv", "test.csv") and not is_sample(name)]:
+    others = ("labels.csv", "test.csv")
+    if tables := [n for n in tables if n not in others and not is_sample(n) and not n.endswith(".txt")]:
         return f"{tables[0]} is there: save it as train.csv, a CSV file in UTF-8 with {columns}"
     text = f"write one with {columns}, a row for each picture of train/"
     splits = {name for names in FOLDERS.values() for name in names}

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # draws without pyplot: it needs no display
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 from PIL import Image
 
 WIDTH = 5.0  # inches of every figure: 11 pt are 11 px on a phone of 390 px, 17 px on a large screen
@@ -108,7 +109,12 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as the address of an image."""
+    """The figure as the address of an image. What stands at logarithmic ticks is plain text, not TeX."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            axis.set_major_formatter(LogFormatter())
+        if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+            axis.set_minor_formatter(LogFormatter())
     data = io.StringIO()
     figure.savefig(data, format="svg", metadata={"Date": None})
     text = (

@@ -24,6 +24,8 @@ def resolve_data(data: str, *, cache: Path, source: Path | None = None) -> Path:
     Raises:
         ImetError: for unknown names and options, or what cannot be fetched.
     """
+    if not data:  # --data "$DIR", and no DIR
+        raise ConfigError("--data is empty: give demo, openclipart, or a directory")
     if source is not None and data != "openclipart":
         raise ConfigError("--from is for --data openclipart")
     name, _, options = data.partition(":")
