@@ -198,7 +198,7 @@ def _root(
     if at is None and source is None and root.exists():
         return root
     try:
-        return resolve_data(at or experiment.data, cache=cache.root, source=source)
+        return resolve_data(experiment.data if at is None else at, cache=cache.root, source=source)
     except ConfigError:
         if at is not None or source is not None or not is_directory(experiment.data):
             raise
