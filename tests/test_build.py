@@ -1,5 +1,6 @@
 """Building a kernel: the same bytes each time, the number format that the score allows, a verdict on its time."""
 
+import errno
 import json
 import re
 import shutil
@@ -36,7 +37,9 @@ def test_a_package_that_is_not_installed_by_its_name_is_left_out_of_the_header(
 
 def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, monkeypatch):
     out = built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "20000")
-    assert "20 pictures are too few to predict the time of 20,000" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "20 pictures are too few to predict the time of 20,000" in said
+    assert f"next     kaggle datasets create -p {out / 'datasets' / '0'}\n" in said.partition("too few")[2]
     assert (out / "dry-run" / "submission.csv").read_text() == swept.read_text()
     timing = json.loads((out / "dry-run" / "timing.json").read_text())
     assert (timing["pictures"], len(timing["checkpoints"])) == (20, 6)
@@ -111,6 +114,43 @@ def test_a_mistake_is_one_line_before_anything_is_measured_or_written(
     assert err.startswith(f"error: {expected}")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "k").exists()
+
+
+def test_a_build_that_was_killed_is_done_anew_by_the_same_command(tmp_path, swept, built, trained):
+    left = tmp_path / "k" / ".building-abc" / "datasets" / "0"
+    left.mkdir(parents=True)
+    (left / "a-f0.safetensors").write_text("half")
+    place = built(tmp_path / "k", "--dtype", "float32")
+    assert sorted(path.name for path in place.iterdir()) == ["datasets", "kernel"]
+    assert (place / "kernel" / "kernel.py").read_bytes() == (
+        built(tmp_path / "2") / "kernel" / "kernel.py"
+    ).read_bytes()
+
+
+def test_a_build_that_fails_leaves_nothing_and_can_be_done_again(
+    tmp_path, swept, built, trained, capfd, monkeypatch
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "kernel.py"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "write_text", full)
+        options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+        assert main(["k", *options]) == 1
+    assert "disk full while writing" in capfd.readouterr().err
+    assert list((tmp_path / "k").iterdir()) == []
+    built(tmp_path / "k", "--dtype", "float32")
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path, swept, trained, capfd, monkeypatch
+):
+    def measure(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(build_module, "float16_loss", measure)
+    assert main(["k", "--out", "/proc/k", "--user", "me", *trained.where]) == 1
+    assert "error: cannot write /proc/k" in capfd.readouterr().err
 
 
 def test_an_out_that_is_a_file_is_one_line(tmp_path, swept, trained, capfd):

@@ -176,7 +176,7 @@ class _Kernel:
             self.manifest,
             schedule.outcome,
             pictures=schedule.n,
-            unreadable=len(self.images.unreadable),
+            unreadable=[self.images.test.ids[row] for row in sorted(self.images.unreadable)],
             warnings=self.warnings.lines,
             seconds=self.deadline.elapsed(),
         )
