@@ -203,6 +203,7 @@ def _manifest(
         key=options.embedded_key,
         limit=options.limit,
         reserve=options.reserve,
+        competition=options.competition,
     )
 
 

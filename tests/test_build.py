@@ -237,12 +237,13 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path, swept, trained, 
 
 
 def test_metadata_name_the_datasets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
-    place = built(tmp_path / "k")
+    place = built(tmp_path / "k", "--competition", "imet")
     kernel = json.loads((place / "kernel" / "kernel-metadata.json").read_text())
     dataset = json.loads((place / "datasets" / "0" / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [dataset["id"]]
     assert (str(kernel["is_private"]).lower(), str(kernel["enable_internet"]).lower()) == ("true", "false")
     assert kernel["machine_shape"] == "NvidiaTeslaT4"
+    assert (kernel["competition_sources"], manifest_of(place)["competition"]) == (["imet"], "imet")
 
 
 def test_what_is_packed_names_no_path_of_this_machine_and_a_key_is_for_its_owner(
