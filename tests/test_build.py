@@ -85,6 +85,30 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
     assert (size < 0.6 * whole) == (dtype == "float16")
 
 
+def test_where_too_few_pictures_were_measured_it_is_said_how_to_measure_again(
+    tmp_path, swept, built, trained, capfd, monkeypatch
+):
+    monkeypatch.setattr(build_module, "float16_loss", lambda *args: Float16Loss(0.0001, 0.001, 9, "cpu"))
+    built(tmp_path / "k", "--dtype", "auto")
+    half = trained.run.store.ensemble("k").half
+    assert f"choose with --dtype, or delete {half}: the next build measures again" in capfd.readouterr().out
+
+
+def test_after_an_interrupted_dry_run_the_kernel_is_said_to_be_whole(
+    tmp_path, swept, trained, tiny_root, capfd, monkeypatch
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dry_run, "dry_run", interrupted)
+    options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+    assert main(["k", *options, "--dry-run", str(tiny_root)]) == 130
+    assert (
+        capfd.readouterr().err
+        == f"interrupted: the kernel in {tmp_path / 'k'} is whole; only its dry run is not\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
