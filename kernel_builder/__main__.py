@@ -91,6 +91,7 @@ def _build(args: argparse.Namespace) -> int:
     from imet_ray.storage.runs import runs_at
     from kernel_builder.build import build
     from kernel_builder.dry_run import dry_run, refuse_data
+    from kernel_builder.runtime.exit_status import SOMETHING_WRONG, STOPPED
 
     secret = _secret(args)
     if args.dry_run is not None:
@@ -102,11 +103,22 @@ def _build(args: argparse.Namespace) -> int:
     built = build(run, ensemble, args.out, _options(args, title, args.dtype, secret))
     if built.loss is not None:
         print(f"weights as {built.dtype}: {built.loss}")
+        if not built.loss.sure:
+            measured = run.store.files.address(run.store.ensemble(ensemble.name).half)
+            print(f"         choose with --dtype, or delete {measured}: the next build measures again")
     _print_files(built)
+    code = 0
     if args.dry_run is not None:
-        return dry_run(built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images)
-    _print_next(built, args.competition)
-    return 0
+        try:
+            code = dry_run(
+                built.kernel, args.out / "datasets", args.dry_run, args.out / "dry-run", args.images
+            )
+        except KeyboardInterrupt:
+            print(f"interrupted: the kernel in {args.out} is whole; only its dry run is not", file=sys.stderr)
+            return 130
+    if code in (0, SOMETHING_WRONG + STOPPED):  # as it stands, or without the checkpoints that do not fit
+        _print_next(built, args.competition)
+    return code
 
 
 def _options(args: argparse.Namespace, title: str, dtype: str, secret: "Secret | None") -> "BuildOptions":
@@ -160,10 +172,11 @@ def _build_training(args: argparse.Namespace) -> int:
     spec, source = chosen_trial(run, args.train, args.fold, settings)
     print(f"trial    {spec.title}, hparams: {source}")
     title = f"imet-ray {run.store.root.name} {spec.variant.name} f{spec.fold}"
-    built = build_training(run, spec, args.out, _options(args, title, "float32", secret))
+    options = _options(args, title, "float32", secret)
+    built = build_training(run, spec, args.out, options)
     _print_files(built)
     _print_next(built, args.competition)
-    fetch = pasted("kaggle", "kernels", "output", "USER/KERNEL", "-p", "DIR")
+    fetch = pasted("kaggle", "kernels", "output", options.kernel_metadata()["id"], "-p", "DIR")
     taken = pasted("python", "-m", "kernel_builder", "--take", "DIR", *run.store.options)
     print(f"then     {fetch} && {taken}")
     return 0
@@ -202,7 +215,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m kernel_builder",
         description="Build the kernel of an ensemble.",
-        epilog="Also: keygen, encrypt FILE, decrypt FILE.",
+        epilog="Also: --train VARIANT (a kernel that trains), --take DIR (what it trained, into the run), keygen, "
+        "encrypt FILE, decrypt FILE. Add --help to one of these for its options.",
         allow_abbrev=False,
     )
     parser.add_run()

@@ -5,8 +5,9 @@ The file holds no weights and no training code: only the modules that `kernel_bu
 
 import contextlib
 import platform
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ ENTRY = "kernel_builder.runtime.main"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "timm", "albumentations", "numpy", "safetensors")
 KERNEL = "kernel.py"
+BUILDING = ".building-"  # what a folder is called while a kernel is built in it
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,25 @@ class BuildOptions:
     reserve: float
     competition: str | None
     accelerator: str  # by Kaggle's name
+
+    @property
+    def embedded_key(self) -> str | None:
+        """The text of the key, where it is in the kernel."""
+        return self.secret.text if self.secret is not None and self.key == "embed" else None
+
+    def kernel_metadata(self) -> dict[str, Any]:
+        """What Kaggle's client reads of the kernel, without its datasets.
+
+        Raises:
+            ConfigError: if Kaggle would refuse a name.
+        """
+        return kernel_metadata(
+            self.user,
+            self.title,
+            code_file=KERNEL,
+            competition=self.competition,
+            accelerator=self.accelerator,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,24 +88,14 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
     """
     members = _in_order(ensemble)
     _refuse(run, members, out, options)
-    kernel_described = kernel_metadata(
-        options.user,
-        options.title,
-        code_file=KERNEL,
-        competition=options.competition,
-        accelerator=options.accelerator,
-    )
     dtype, loss = options.dtype, None
-    if dtype == "auto":
-        loss = float16_loss(run, ensemble, members)
-        dtype = "float16" if loss.harmless else "float32"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
-            weights = stage_weights(run, members, dtype, options.secret, Path(staging))
-            limit = options.max_dataset_bytes
-            folders = write_datasets(out / "datasets", Path(staging), list(weights.values()), limit)
-        kernel = out / "kernel" / KERNEL
+    with building(out) as place:
+        if dtype == "auto":
+            loss = float16_loss(run, ensemble, members)
+            dtype = "float16" if loss.harmless else "float32"
+        weights = stage_weights(run, members, dtype, options.secret, place)
+        limit = options.max_dataset_bytes
+        folders = write_datasets(place / "datasets", place, list(weights.values()), limit)
         manifest = _manifest(run, ensemble, members, weights, options)
         text = kernel_text(
             import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")}),
@@ -92,27 +103,49 @@ def build(run: Run, ensemble: Ensemble, out: Path, options: BuildOptions) -> Bui
             entry=ENTRY,
             header=_header(run, manifest, dtype, loss),
         )
-        (write_text if manifest.key is None else write_private)(kernel, text)
-        if options.secret is not None and options.key == "file":
-            folders.append(out / "datasets" / "key")
-            write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
+        folders = write_kernel(place, text, folders, options)
+    return Built(out / "kernel" / KERNEL, [out / one.relative_to(place) for one in folders], dtype, loss)
+
+
+@contextlib.contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """A folder in `out` to build in. What it holds goes to `out` when the block ends well; else nothing stays.
+
+    Raises:
+        StoreError: if the disk is full or the place cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(f"{BUILDING}*"):  # of a build that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=out, prefix=BUILDING) as place:
+            yield Path(place)
+            for folder in sorted(Path(place).iterdir()):
+                folder.rename(out / folder.name)
     except OSError as error:
         raise disk_error(Path(error.filename or out), error) from error
-    describe(kernel, kernel_described, folders, options)
-    return Built(kernel, folders, dtype, loss)
 
 
-def describe(kernel: Path, metadata: dict[str, Any], folders: Sequence[Path], options: BuildOptions) -> None:
-    """Write what Kaggle's client reads beside the kernel and its datasets.
+def write_kernel(place: Path, text: str, folders: Sequence[Path], options: BuildOptions) -> list[Path]:
+    """Write `place/kernel`, the key's dataset, and what Kaggle's client reads beside them.
 
     Args:
-        metadata: the kernel's, without its datasets.
+        folders: of the datasets so far.
+
+    Returns:
+        The folders of all datasets.
     """
+    kernel, folders = place / "kernel" / KERNEL, list(folders)
+    (write_text if options.embedded_key is None else write_private)(kernel, text)
+    if options.secret is not None and options.key == "file":
+        folders.append(place / "datasets" / "key")
+        write_private(folders[-1] / KEY_FILE, options.secret.text + "\n")
     described = [dataset_metadata(options.user, f"{options.title} {folder.name}") for folder in folders]
     for folder, description in zip(folders, described, strict=True):
         write_json(folder / DATASET_METADATA, description)
     ids = [description["id"] for description in described]
-    write_json(kernel.with_name(KERNEL_METADATA), metadata | {"dataset_sources": ids})
+    write_json(kernel.with_name(KERNEL_METADATA), options.kernel_metadata() | {"dataset_sources": ids})
+    return folders
 
 
 def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: BuildOptions) -> None:
@@ -120,13 +153,14 @@ def _refuse(run: Run, members: Sequence[EnsembleMember], out: Path, options: Bui
     refuse_place(out, options)
     longest = "key" if options.key == "file" else "99"
     dataset_metadata(options.user, f"{options.title} {longest}")
+    options.kernel_metadata()
     refuse_large(run, members, options.dtype, options.max_dataset_bytes)
 
 
 def refuse_place(out: Path, options: BuildOptions) -> None:
     """Refuse a folder that is not empty, and a time without use."""
     try:
-        occupied = out.exists() and any(out.iterdir())
+        occupied = out.exists() and any(not file.name.startswith(BUILDING) for file in out.iterdir())
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}: name a folder") from None
     if occupied:
@@ -155,7 +189,6 @@ def _manifest(
     weights: Mapping[str, Weights],
     options: BuildOptions,
 ) -> Manifest:
-    embedded = options.secret is not None and options.key == "embed"
     return Manifest(
         ensemble=ensemble.name,
         label_ids=ensemble.label_ids,
@@ -167,9 +200,10 @@ def _manifest(
         level2=ensemble.level2,
         decoder=ensemble.decoder if ensemble.level2 is not None else None,
         encrypted=options.secret is not None,
-        key=options.secret.text if options.secret is not None and embedded else None,
+        key=options.embedded_key,
         limit=options.limit,
         reserve=options.reserve,
+        competition=options.competition,
     )
 
 

@@ -6,7 +6,7 @@ new classifier, as the trial would begin with here.
 
 import hashlib
 import io
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -19,14 +19,11 @@ from imet_ray.errors import ConfigError
 from imet_ray.models.models import build_model, check_model
 from imet_ray.specs import Hparam, TrialSpec, hparams_text
 from imet_ray.storage.encryption import Secret, encrypt
-from imet_ray.storage.files import disk_error, write_text
 from imet_ray.storage.results import read_result, standings
 from imet_ray.training.parents import beginning, trained_before
-from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, describe, refuse_place, write_private
+from kernel_builder.build import KERNEL, ROOT, BuildOptions, Built, building, refuse_place, write_kernel
 from kernel_builder.datasets import write_datasets
 from kernel_builder.import_closure import import_closure
-from kernel_builder.kaggle import kernel_metadata
-from kernel_builder.runtime.locate_weights import KEY_FILE
 from kernel_builder.runtime.manifest import Weights
 from kernel_builder.runtime.training_manifest import TrainingManifest
 from kernel_builder.single_file import kernel_text
@@ -77,43 +74,28 @@ def build_training(run: Run, spec: TrialSpec, out: Path, options: BuildOptions) 
         ImetError: one line, for weights that are not there or a place that cannot be written.
     """
     refuse_place(out, options)
-    described = kernel_metadata(
-        options.user,
-        options.title,
-        code_file=KERNEL,
-        competition=options.competition,
-        accelerator=options.accelerator,
-    )
-    folders: list[Path] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        start = None
+    options.kernel_metadata()
+    if spec.recipe.weights == "none":
+        options = replace(options, secret=None)  # nothing to encrypt
+    start, folders = None, []
+    with building(out) as place:
         if spec.recipe.weights != "none":
-            with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as staging:
-                start = _stage_start(run, spec, options.secret, Path(staging))
-                folders = write_datasets(out / "datasets", Path(staging), [start], options.max_dataset_bytes)
-        secret = options.secret if start is not None else None
+            start = _stage_start(run, spec, options.secret, place)
+            folders = write_datasets(place / "datasets", place, [start], options.max_dataset_bytes)
         manifest = TrainingManifest(
             run=run.store.root.name,
             spec=spec,
             folds=run.data.folds.tolist(),
             start=start,
-            encrypted=secret is not None,
-            key=secret.text if secret is not None and options.key == "embed" else None,
+            encrypted=options.secret is not None,
+            key=options.embedded_key,
             limit=options.limit,
             reserve=options.reserve,
         )
-        kernel = out / "kernel" / KERNEL
         closure = import_closure(ENTRY, {name: ROOT / name for name in ("imet_ray", "kernel_builder")})
         text = kernel_text(closure, manifest.model_dump(mode="json"), entry=ENTRY, header=_header(manifest))
-        (write_text if manifest.key is None else write_private)(kernel, text)
-        if secret is not None and options.key == "file":
-            folders.append(out / "datasets" / "key")
-            write_private(folders[-1] / KEY_FILE, secret.text + "\n")
-    except OSError as error:
-        raise disk_error(Path(error.filename or out), error) from error
-    describe(kernel, described, folders, options)
-    return Built(kernel, folders, "float32", None)
+        folders = write_kernel(place, text, folders, options)
+    return Built(out / "kernel" / KERNEL, [out / one.relative_to(place) for one in folders], "float32", None)
 
 
 def _stage_start(run: Run, spec: TrialSpec, secret: Secret | None, staging: Path) -> Weights:

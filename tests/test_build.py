@@ -1,5 +1,6 @@
 """Building a kernel: the same bytes each time, the number format that the score allows, a verdict on its time."""
 
+import errno
 import json
 import re
 import shutil
@@ -36,7 +37,9 @@ def test_a_package_that_is_not_installed_by_its_name_is_left_out_of_the_header(
 
 def test_a_dry_run_says_whether_stage_2_fits(tmp_path, swept, built, trained, tiny_root, capfd, monkeypatch):
     out = built(tmp_path / "k", "--dry-run", str(tiny_root), "--images", "20000")
-    assert "20 pictures are too few to predict the time of 20,000" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "20 pictures are too few to predict the time of 20,000" in said
+    assert f"next     kaggle datasets create -p {out / 'datasets' / '0'}\n" in said.partition("too few")[2]
     assert (out / "dry-run" / "submission.csv").read_text() == swept.read_text()
     timing = json.loads((out / "dry-run" / "timing.json").read_text())
     assert (timing["pictures"], len(timing["checkpoints"])) == (20, 6)
@@ -82,6 +85,30 @@ def test_float16_is_taken_where_the_score_does_not_feel_it(
     assert (size < 0.6 * whole) == (dtype == "float16")
 
 
+def test_where_too_few_pictures_were_measured_it_is_said_how_to_measure_again(
+    tmp_path, swept, built, trained, capfd, monkeypatch
+):
+    monkeypatch.setattr(build_module, "float16_loss", lambda *args: Float16Loss(0.0001, 0.001, 9, "cpu"))
+    built(tmp_path / "k", "--dtype", "auto")
+    half = trained.run.store.ensemble("k").half
+    assert f"choose with --dtype, or delete {half}: the next build measures again" in capfd.readouterr().out
+
+
+def test_after_an_interrupted_dry_run_the_kernel_is_said_to_be_whole(
+    tmp_path, swept, trained, tiny_root, capfd, monkeypatch
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dry_run, "dry_run", interrupted)
+    options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+    assert main(["k", *options, "--dry-run", str(tiny_root)]) == 130
+    assert (
+        capfd.readouterr().err
+        == f"interrupted: the kernel in {tmp_path / 'k'} is whole; only its dry run is not\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -111,6 +138,43 @@ def test_a_mistake_is_one_line_before_anything_is_measured_or_written(
     assert err.startswith(f"error: {expected}")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "k").exists()
+
+
+def test_a_build_that_was_killed_is_done_anew_by_the_same_command(tmp_path, swept, built, trained):
+    left = tmp_path / "k" / ".building-abc" / "datasets" / "0"
+    left.mkdir(parents=True)
+    (left / "a-f0.safetensors").write_text("half")
+    place = built(tmp_path / "k", "--dtype", "float32")
+    assert sorted(path.name for path in place.iterdir()) == ["datasets", "kernel"]
+    assert (place / "kernel" / "kernel.py").read_bytes() == (
+        built(tmp_path / "2") / "kernel" / "kernel.py"
+    ).read_bytes()
+
+
+def test_a_build_that_fails_leaves_nothing_and_can_be_done_again(
+    tmp_path, swept, built, trained, capfd, monkeypatch
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "kernel.py"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "write_text", full)
+        options = ["--out", str(tmp_path / "k"), "--user", "me", *trained.where, "--dtype", "float32"]
+        assert main(["k", *options]) == 1
+    assert "disk full while writing" in capfd.readouterr().err
+    assert list((tmp_path / "k").iterdir()) == []
+    built(tmp_path / "k", "--dtype", "float32")
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path, swept, trained, capfd, monkeypatch
+):
+    def measure(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(build_module, "float16_loss", measure)
+    assert main(["k", "--out", "/proc/k", "--user", "me", *trained.where]) == 1
+    assert "error: cannot write /proc/k" in capfd.readouterr().err
 
 
 def test_an_out_that_is_a_file_is_one_line(tmp_path, swept, trained, capfd):
@@ -197,12 +261,13 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path, swept, trained, 
 
 
 def test_metadata_name_the_datasets_and_keep_all_of_it_private(tmp_path, swept, built, trained):
-    place = built(tmp_path / "k")
+    place = built(tmp_path / "k", "--competition", "imet")
     kernel = json.loads((place / "kernel" / "kernel-metadata.json").read_text())
     dataset = json.loads((place / "datasets" / "0" / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [dataset["id"]]
     assert (str(kernel["is_private"]).lower(), str(kernel["enable_internet"]).lower()) == ("true", "false")
     assert kernel["machine_shape"] == "NvidiaTeslaT4"
+    assert (kernel["competition_sources"], manifest_of(place)["competition"]) == (["imet"], "imet")
 
 
 def test_what_is_packed_names_no_path_of_this_machine_and_a_key_is_for_its_owner(

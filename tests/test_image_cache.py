@@ -26,6 +26,15 @@ def test_a_folder_that_cannot_be_removed_does_not_drop_what_was_decoded(tmp_path
     assert np.array_equal(pictures[0], np.full((4, 8, 3), (255, 0, 0)))
 
 
+def test_a_place_for_decoded_pictures_that_cannot_be_made_is_said_in_words(tmp_path, caplog):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    (tmp_path / "scratch").write_text("a file")
+    ImageCache(TestPictures(("a",), (picture,)), tmp_path / "scratch", 1).get(8, keep=())
+    (said,) = caplog.messages
+    assert said == f"cannot write {tmp_path / 'scratch'}: File exists; decoding for each checkpoint instead"
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_kernel_sees_each_view_as_the_run_did(tmp_path, monkeypatch, packed):
     rng = np.random.default_rng(0)

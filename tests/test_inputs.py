@@ -126,6 +126,21 @@ def test_of_two_competitions_the_other_one_is_named(tmp_path, caplog):
     assert caplog.messages == [f"the pictures of {tmp_path / 'acomp'}, not those of {tmp_path / 'imet'}"]
 
 
+def test_of_two_competitions_the_kernels_own_is_taken(tmp_path, caplog):
+    competition(tmp_path / "acomp", "a.png")
+    competition(tmp_path / "competitions" / "imet", "a.png")
+    competition(tmp_path / "competitions" / "iwildcam", "a.png")
+    found = find_test(all_files(tmp_path), "imet")
+    assert found.files[0].parent == tmp_path / "competitions" / "imet" / "test"
+    assert caplog.messages == []
+
+
+def test_data_under_another_name_than_the_competitions_are_found(tmp_path, caplog):
+    competition(tmp_path / "copy", "a.png")
+    assert find_test(all_files(tmp_path), "imet").files[0].parent == tmp_path / "copy" / "test"
+    assert caplog.messages == []
+
+
 def test_one_competition_is_no_warning(tmp_path, caplog):
     competition(tmp_path / "c", "a.png")
     (tmp_path / "sample_submission.csv").write_text("id\nz\n")

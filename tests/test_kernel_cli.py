@@ -88,3 +88,10 @@ def test_mistakes_are_one_line(call, file, monkeypatch, tmp_path):
     code, _, err = call("encrypt", file)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "abc" not in err
+
+
+def test_the_help_names_all_that_it_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("--train", "--take", "keygen", "encrypt", "decrypt", "--dry-run"))

@@ -108,6 +108,7 @@ def test_it_trains_the_weights_of_launch_train_and_the_run_takes_them_in(
     assert build() == 0
     said = capsys.readouterr().out
     assert "hparams: the variant's own values" in said
+    assert "then     kaggle kernels output me/imet-ray-r-a-f0 -p DIR && " in said
     assert not (tmp_path / "k" / "datasets").exists()  # it begins from none
     done = machine(
         tmp_path / "k", tiny_root, patch="import sys\nsys.modules['ray'] = sys.modules['optuna'] = None"

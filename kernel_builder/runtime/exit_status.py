@@ -35,14 +35,14 @@ def summary(
     outcome: Outcome,
     *,
     pictures: int,
-    unreadable: int,
+    unreadable: Sequence[str],
     warnings: Sequence[str],
     seconds: float,
 ) -> tuple[int, list[str]]:
     """The exit code, and the last lines. The very last line names all that went wrong.
 
     Args:
-        unreadable: the number of pictures that could not be read.
+        unreadable: ids of pictures that could not be read.
         warnings: what the prediction went on without.
         seconds: the time of the whole run.
     """
@@ -64,8 +64,8 @@ def summary(
         text = f"level 2 ({manifest.level2.stacker}) needs all members, so the weights of those predicted were used"
         wrong.append((0, text))
     if unreadable:
-        text = f"{unreadable:,} pictures could not be read and have the most frequent labels"
-        wrong.append((UNREADABLE, text))
+        text = f"{len(unreadable):,} pictures could not be read and have the most frequent labels"
+        wrong.append((UNREADABLE, f"{text}, such as {unreadable[0]}"))
     wrong += [(FELL_BACK, text) for text in warnings]
     if outcome.unwritten:
         wrong.append((BEHIND, f"the last predictions could not be written: {outcome.unwritten}"))

@@ -16,6 +16,7 @@ from imet_ray.data.images import read_rgb
 from imet_ray.data.loader import Pictures
 from imet_ray.data.packed_images import build_pack
 from imet_ray.errors import DataError, StoreError
+from imet_ray.storage.files import disk_error
 from kernel_builder.runtime.inputs import TestPictures
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class ImageCache:
                     unreadable=self.unreadable,
                 )
         except (StoreError, OSError) as error:
-            logger.warning("%s; decoding for each checkpoint instead", error)
+            told = disk_error(self.scratch, error) if isinstance(error, OSError) else error
+            logger.warning("%s; decoding for each checkpoint instead", told)
             return self._decoded_each_time(short_side)
 
     def _decoded_each_time(self, short_side: int) -> Pictures:

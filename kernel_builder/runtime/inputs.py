@@ -52,15 +52,24 @@ def all_files(root: Path) -> list[Path]:
     return found
 
 
-def find_test(files: Sequence[Path]) -> TestPictures:
-    """The pictures that the sample submission names. One with their folder beside it is preferred, then the nearest.
+def find_test(files: Sequence[Path], competition: str | None = None) -> TestPictures:
+    """The pictures that the sample submission names.
+
+    One with their folder beside it is preferred, then the competition's, then the nearest.
+
+    Args:
+        competition: its slug, as which Kaggle mounts its data.
 
     Raises:
         DataError: if there is no sample submission, it cannot be read whole, or none of its pictures is there.
     """
+
+    def worse(sample: Path) -> tuple[bool, bool]:
+        return not picture_folder(sample.parent, "test").is_dir(), competition not in sample.parts
+
     samples = sorted(
         (file for file in files if is_sample(file.name)),
-        key=lambda path: (not picture_folder(path.parent, "test").is_dir(), len(path.parts), path),
+        key=lambda path: (*worse(path), len(path.parts), path),
     )
     if not samples:
         raise DataError(
@@ -88,7 +97,7 @@ def find_test(files: Sequence[Path]) -> TestPictures:
         elif pictures:
             where = f"it has {len(pictures):,} others, such as {min(pictures)}, and the sample's are such as {ids[0]!r}"
         raise DataError(f"none of the {len(ids):,} pictures of {sample} is in {folder}: {where}")
-    others = [str(other.parent) for other in samples[1:] if picture_folder(other.parent, "test").is_dir()]
+    others = [str(other.parent) for other in samples[1:] if worse(other) <= worse(sample)]
     if others:
         logger.warning("the pictures of %s, not those of %s", sample.parent, ", ".join(others))
     paths = tuple(file or folder / i for i, file in zip(ids, known, strict=True))

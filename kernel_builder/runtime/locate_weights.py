@@ -44,7 +44,7 @@ def find_weights(wanted: Sequence[Weights], files: Sequence[Path]) -> dict[str, 
     if missing:
         problems = [_problem(weights, by_name.get(weights.name)) for weights in missing]
         raise StoreError(
-            f"{len(problems)} files of weights cannot be used:\n  "
+            f"{len(problems)} of {len(wanted)} files of weights cannot be used:\n  "
             + "\n  ".join(problems)
             + "\nattach the datasets that were built with this kernel"
         )

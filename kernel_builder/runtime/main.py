@@ -90,7 +90,7 @@ class _Kernel:
     def _predict(self) -> int:
         self.watchdog.note("looking for pictures")
         files = all_files(input_folder(self.options.input))
-        test = find_test(files)
+        test = find_test(files, self.manifest.competition)
         cores = usable_cores()
         self.images = ImageCache(test, self.options.scratch or Path(tempfile.gettempdir()), cores)
         self.schedule = Schedule(
@@ -176,7 +176,7 @@ class _Kernel:
             self.manifest,
             schedule.outcome,
             pictures=schedule.n,
-            unreadable=len(self.images.unreadable),
+            unreadable=[self.images.test.ids[row] for row in sorted(self.images.unreadable)],
             warnings=self.warnings.lines,
             seconds=self.deadline.elapsed(),
         )

@@ -44,6 +44,7 @@ class Manifest(Frozen):
     key: str | None  # the text of a random key, where it is embedded
     limit: float  # seconds
     reserve: float  # seconds of the limit that are kept back
+    competition: str | None = None  # the slug of the one whose pictures are meant
 
     @property
     def weights(self) -> list[Weights]:
