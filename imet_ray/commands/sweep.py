@@ -201,7 +201,7 @@ def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) 
     return {
         name: read_test_member(name, path, len(ids), n_labels)
         if is_level1(path)
-        else read_member(name, path, ids, n_labels).probs
+        else read_member(name, path, ids, n_labels, whose="the test set").probs
         for name, path in files.items()
     }
 
