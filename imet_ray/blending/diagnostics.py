@@ -70,7 +70,7 @@ def doubts(found: CrossFit, worth: Sequence[Worth]) -> list[str]:
                 f"labels for each picture {best:.4f}{known}"
             )
     lines += [
-        f"{one.name} makes the blend worse beyond noise ({one.gain}): blend without it"
+        f"{one.name} makes the blend worse beyond noise ({one.gain}): try it without"
         for one in worth
         if one.gain.high < 0
     ]
