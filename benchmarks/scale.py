@@ -98,6 +98,8 @@ def sleep_in_worker(config: dict[str, Any], data: TrainingData, slot: Slot) -> N
 
 
 def real(trials: int, seconds: float, gpus: int) -> None:
+    if trials <= gpus:
+        raise SystemExit(f"--trials must be above the {gpus} GPUs, got {trials}: else no slot is used twice")
     prepare_environment()
     os.environ["SCALE_SECONDS"] = str(seconds)  # workers have it from here
     import ray
