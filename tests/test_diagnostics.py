@@ -62,6 +62,34 @@ def test_a_copy_of_a_member_is_worth_nothing_beyond_noise(make_members):
     assert [worth.gain.mean for worth in report.worth] == [0, 0]
 
 
+def test_a_member_that_is_no_better_than_the_most_frequent_labels_is_named_and_asked_for_its_columns(
+    make_members,
+):
+    members, labels, folds = make_members([0.5, 0.5], n=400)
+    wrong = replace(members[1], name="wrong", probs=members[1].probs[:, ::-1].copy())
+    ours = replace(wrong, name="ours", trials=("t0", "t1", "t2"))
+    how = {"methods": (), "decoders": ["threshold"], "scale": "probability"}
+    remarks = evaluate([members[0], wrong, ours], labels, folds, **how).remarks
+    frequent = np.argsort(-labels.sum(axis=0), kind="stable")
+    best = max(
+        F2.score(np.isin(np.arange(labels.shape[1]), frequent[:k]) & np.ones(labels.shape, bool), labels)
+        for k in range(1, labels.shape[1] + 1)
+    )
+    told = [line for line in remarks if "no better than no model" in line]
+    assert [line.split()[0] for line in told] == ["wrong", "ours"]
+    assert f"frequent labels for each picture {best:.4f}" in told[0]
+    assert ["each column that of its label?" in line for line in told] == [True, False]
+    assert not evaluate(members, labels, folds, **how).remarks
+
+
+def test_a_member_that_harms_the_blend_beyond_noise_is_named(make_members):
+    members, labels, folds = make_members([1.0, 1.0, 0.0], n=400)
+    upside_down = replace(members[2], name="upside-down", probs=1 - members[2].probs)
+    remarks = evaluate([*members[:2], upside_down], labels, folds, methods=(), decoders=["threshold"]).remarks
+    assert [line for line in remarks if line.startswith("upside-down makes the blend worse beyond noise (-")]
+    assert not [line for line in remarks if line.startswith(members[0].name)]
+
+
 def test_errors_of_a_member_and_its_copy_are_alike(three):
     members, labels, folds = three
     members = [*members, replace(members[0], name="copy")]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from imet_ray.blending.external_members import parse_member, read_member
-from imet_ray.blending.members import check_members
 from imet_ray.errors import ConfigError, DataError, ImetError, StoreError
 
 IDS = ("b", "a", "d", "c")
@@ -54,12 +53,21 @@ def test_numbers_are_float16_or_float32_of_this_machine(save, saved, read):
     assert np.allclose(probs, PROBS, atol=1e-3)
 
 
-def test_a_number_that_float32_cannot_hold_is_refused_with_the_other_members(save):
+@pytest.mark.parametrize("number", [1e300, np.nan, np.inf, -3.0, 1.5])
+def test_numbers_that_are_no_probabilities_are_refused_out_of_fold_and_of_the_test_set(save, number):
     probs = PROBS.astype(np.float64)
-    probs[1, 1] = 1e300
-    member = read_member("mine", save(probs=probs), IDS, 2)
-    with pytest.raises(DataError, match="member mine has NaN or infinite"):
-        check_members([member], np.ones((4, 2), np.uint8), np.array([0, 1, 0, 1]))
+    probs[1, 1] = number
+    path = save(probs=probs)
+    for whose in ("train.csv", "the test set"):
+        with pytest.raises(
+            DataError, match=r"member mine has (NaN or infinite|probabilities outside 0\.\.1)"
+        ):
+            read_member("mine", path, IDS, 2, whose=whose)
+
+
+def test_ids_of_another_table_are_told_by_the_table_that_is_needed(save):
+    with pytest.raises(DataError, match="1 ids that the test set lacks.*spell ids as the test set does"):
+        read_member("mine", save(ids=np.array(["b", "a", "e", "c"])), IDS, 2, whose="the test set")
 
 
 def test_what_is_known_of_a_member_comes_with_it(save):
@@ -139,7 +147,9 @@ class Trap:
 
 def test_pickled_ids_are_refused_and_never_run(save, tmp_path):
     ids = np.array([*IDS[:3], Trap(tmp_path / "mark")], dtype=object)
-    assert "pickled" in refusal(save(ids=ids), StoreError)
+    text = refusal(save(ids=ids), StoreError)
+    assert "pickled" in text
+    assert "ids=np.array(IDS, dtype=str)" in text
     assert not (tmp_path / "mark").exists()
 
 

@@ -97,10 +97,20 @@ def test_a_threshold_by_hand_is_used_and_scored_wherever_it_lies(three, threshol
     mean = averaged([m.probs for m in members], np.array(report.weights), report.scale)
     assert F2.score(report.decoder.decode(mean), labels) == pytest.approx(report.chosen.own)
     assert all(prefix.decoder.threshold == threshold for prefix in report.prefixes)
-    assert {row.thresholds for row in report.rows} == {(threshold,)}
+    assert {row.thresholds for row in report.rows if not row.is_single} == {(threshold,)}
     uniform = next(row for row in report.rows if row.method == "uniform")
     assert uniform.nested == pytest.approx(uniform.own)
     assert any("given by hand: threshold" in remark for remark in report.remarks)
+
+
+def test_a_threshold_by_hand_is_compared_with_single_members_at_their_own_best_thresholds(three):
+    how = {"methods": [], "decoders": ["threshold"], "scale": "probability"}
+    by_hand, fitted = (evaluate(*three, **how, threshold=threshold) for threshold in (0.5, None))
+    assert [row for row in by_hand.rows if row.is_single] != []
+    for mine, theirs in zip(by_hand.rows, fitted.rows, strict=True):
+        if mine.is_single:
+            assert (mine.nested, mine.thresholds) == (theirs.nested, theirs.thresholds)
+    assert by_hand.chosen.over_single.mean == pytest.approx(by_hand.nested - fitted.single.nested)
 
 
 def test_what_is_not_used_changes_nothing(three):

@@ -8,7 +8,7 @@ import yaml
 
 from imet_ray.blending.level1_2019 import is_level1, read_test_member, read_train_member
 from imet_ray.commands import sweep as stages
-from imet_ray.errors import ImetError
+from imet_ray.errors import ConfigError, ImetError
 from imet_ray.prediction.ensemble import blend_test, gather_oof, read_ensemble
 
 
@@ -68,6 +68,8 @@ def test_a_2019_model_joins_a_blend_and_its_submission(trained, written, call_bl
     assert code == 0, err
     files = [f"old={first(written, 'test')}"]
     ensemble = read_ensemble(run.store.ensemble("joined"))
+    with pytest.raises(ConfigError, match="--member names one member twice: give one file for each"):
+        stages._external_predictions(run, ensemble, files * 2)
     given = stages._external_predictions(run, ensemble, files)
     monkeypatch.setattr(stages, "predict_test", lambda *args: 0)
     stages._predict_test(run, "joined", None, external=given)

@@ -127,6 +127,8 @@ def test_limits_are_read(text, expected):
         ("..1,..2", "--limits names the picture twice"),
         ("culure=0..1", "unknown label group 'culure': did you mean 'culture'?"),
         ("..2,culture=2..,tag=1..", "the groups need 3 labels, and a picture may have 2"),
+        ("7..", "--limits 7.. needs 7 labels, and there are 6: lower it"),
+        ("1..3,culture=3..5", "--limits culture=3..5 needs 3 labels, and there are 2: lower it"),
         ("..0", "leaves a picture no label at all"),
         ("culture=..0,tag=..0,other=..0", "leaves a picture no label at all"),
     ],

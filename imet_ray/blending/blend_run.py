@@ -195,6 +195,12 @@ def _remarks(run: RunToBlend) -> list[str]:
     found = [f"left out: {', '.join(run.left_out)}"] if run.left_out else []
     if run.views is not None:
         found.append(f"variants are predicted with the views {run.views}")
+    untold = [member.name for member in run.external if member.folds_digest is None]
+    if untold:
+        found.append(
+            f"taken on trust: {', '.join(untold)} predicted each picture without having learnt from its fold; if not, "
+            "scores flatter"
+        )
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")
     specs = [read_spec(trial) for standing in whole for trial in standing.trials.values()]

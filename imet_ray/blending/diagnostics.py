@@ -1,5 +1,6 @@
-"""What else the report says of a blend: each member's worth, how alike their errors are, the threshold curve."""
+"""What else the report says of a blend: members' worth and doubts, how alike they err, the threshold curve."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,9 +14,11 @@ from imet_ray.blending.problem import BlendProblem
 from imet_ray.blending.result import Worth
 from imet_ray.cores import usable_cores
 from imet_ray.prediction.decode import SampleDecoder
+from imet_ray.prediction.metrics import metric_named
 
 CURVE = 41  # points of the threshold curve
 WHOLE_SAMPLES = 4  # members whose sample decoders see the whole sample; with more, a part of it
+FREQUENT = 40  # labels that are tried for each picture, the most frequent ones
 PAIRS = 200_000  # cells that correlations are taken from
 
 
@@ -52,6 +55,36 @@ def worth_of_members(chosen: Judged, found: CrossFit) -> tuple[Worth, ...]:
         Worth(name, score, gain)
         for name, score, gain in zip(problem.names, nested[1:].mean(axis=1).tolist(), gains, strict=True)
     )
+
+
+def doubts(found: CrossFit, worth: Sequence[Worth]) -> list[str]:
+    """Members that are no better than no model, and those that the blend is better without: a line each."""
+    problem, lines = found.problem, []
+    best, k = _frequent_labels(problem)
+    for i, member in enumerate(problem.members):
+        score = max(one.worth for one in found.singles if one.member == i)
+        if score <= best and not problem.margins:
+            known = "" if member.trials else ": is each row that of its id, each column that of its label?"
+            lines.append(
+                f"{member.name} is no better than no model: it scores {score:.4f} by itself, and the {k} most frequent "
+                f"labels for each picture {best:.4f}{known}"
+            )
+    lines += [
+        f"{one.name} makes the blend worse beyond noise ({one.gain}): try it without"
+        for one in worth
+        if one.gain.high < 0
+    ]
+    return lines
+
+
+def _frequent_labels(problem: BlendProblem) -> tuple[float, int]:
+    """The score of the k most frequent labels for each picture, and the best k: what takes no model."""
+    frequent = np.argsort(-problem.labels.sum(axis=0), kind="stable")
+    decoded, scores = np.zeros(problem.sample.labels.shape, dtype=bool), []
+    for label in frequent[:FREQUENT]:
+        decoded[:, label] = True
+        scores.append(metric_named(problem.metric).score(decoded, problem.sample.labels))
+    return max(scores), int(np.argmax(scores)) + 1
 
 
 def error_correlation(problem: BlendProblem) -> tuple[tuple[float, ...], ...]:

@@ -26,7 +26,7 @@ from imet_ray.blending.cross_fit import (
     cross_fit,
 )
 from imet_ray.blending.deadline_order import prefixes
-from imet_ray.blending.diagnostics import error_correlation, threshold_curve, worth_of_members
+from imet_ray.blending.diagnostics import doubts, error_correlation, threshold_curve, worth_of_members
 from imet_ray.blending.fit_jobs import SINGLE, Runner
 from imet_ray.blending.label_limits import LimitsFound, given_limits, with_limits
 from imet_ray.blending.members import Member
@@ -84,6 +84,7 @@ def evaluate(
     progress("calibrating the probabilities")
     calibration = calibration_of(used or chosen, found if used is None else stacks[used.method])
     progress("ordering the members for a deadline, and weighing each")
+    worth = worth_of_members(chosen, found)
     return BlendReport(
         metric=problem.metric,
         names=problem.names,
@@ -99,7 +100,7 @@ def evaluate(
         single=rows[choice.single.key],
         thresholds=tuple(as_probability(fits.cells.thresholds, fits.scale).tolist()),
         decoder=(used or chosen).whole.decoder,
-        worth=worth_of_members(chosen, found),
+        worth=worth,
         correlation=error_correlation(problem),
         threshold_curve=threshold_curve(fits.cells, chosen.whole),
         groups=problem.group_names,
@@ -107,7 +108,7 @@ def evaluate(
         seconds=tuple(member.seconds for member in problem.members),
         prefixes=prefixes(chosen, found),
         sizes=tuple(member.size for member in problem.members),
-        remarks=(*problem.remarks, *options.remarks),
+        remarks=(*doubts(found, worth), *problem.remarks, *options.remarks),
         level2=level2,
         model=_level2(used.method, problem, models) if used is not None else None,
         forced=options.taken is not None and (len(problem.members) > 1 or options.use in STACKERS),

@@ -1,12 +1,13 @@
 """Other tools' predictions join the blend: one .npz file per member, its rows in any order.
 
-    ids             (n,) str: those of train.csv, each once
-    probs           (n, C) float16, float32 or float64: out of fold, the columns in the order of the labels
+    ids             (n,) str: those of train.csv (or of the test set), each once
+    probs           (n, C) float16, float32 or float64: out of fold (or of the test set), the columns in the order of
+                    labels.csv
     folds_digest    str, may be missing: of the folds.csv that they were made with
     seconds         float, may be missing: that a test picture takes
     size            int, may be missing: bytes of its checkpoints
 
-Nothing is unpickled. `check_members` checks that `probs` are probabilities.
+Nothing is unpickled.
 """
 
 import math
@@ -18,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from imet_ray.blending.members import Member
+from imet_ray.blending.members import Member, check_numbers
 from imet_ray.errors import ConfigError, DataError, StoreError
 from imet_ray.units import user_path
 
 NEEDED = ("ids", "probs")
 KNOWN = (*NEEDED, "folds_digest", "seconds", "size")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # as variants are named
-HOW = "write it with np.savez(FILE, ids=IDS, probs=PROBS)"
+HOW = "write it with np.savez(FILE, ids=np.array(IDS, dtype=str), probs=PROBS)"
 
 
 def parse_member(text: str) -> tuple[str, Path]:
@@ -46,20 +47,23 @@ def parse_member(text: str) -> tuple[str, Path]:
     return name, user_path(file)
 
 
-def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Member:
-    """Read another tool's out-of-fold predictions.
+def read_member(
+    name: str, path: Path, ids: Sequence[str], n_labels: int, *, whose: str = "train.csv"
+) -> Member:
+    """Read another tool's predictions: out of fold, or of the test set.
 
     Args:
         path: of the .npz file.
-        ids: (N,) of train.csv; the rows are brought into their order.
+        ids: (N,) of the pictures; the rows are brought into their order.
         n_labels: C.
+        whose: the ids are, for errors.
 
     Returns:
         The member, with probs (N, C) float16 or float32; float64 becomes float32.
 
     Raises:
         StoreError: if the file is missing, damaged, or no .npz.
-        DataError: if its arrays are not those above, or do not cover each picture once.
+        DataError: if its arrays are not those above, are no probabilities, or do not cover each picture once.
     """
     where = f"member {name} ({path})"
     arrays = _load(where, path)
@@ -69,7 +73,7 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
     found, probs = arrays["ids"], arrays["probs"]
     if found.ndim != 1 or found.dtype.kind != "U":
         raise DataError(
-            f"{where} must have ids (n,) str, got {_described(found)}: save train.csv's as strings"
+            f"{where} must have ids (n,) str, got {_described(found)}: save those of {whose} as strings"
         )
     if probs.dtype.kind != "f" or probs.dtype.itemsize not in (2, 4, 8) or probs.ndim != 2:
         raise DataError(
@@ -83,11 +87,11 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
             f"{where} has {probs.shape[1]:,} columns, but there are {n_labels:,} labels: save a column for each, "
             "in the order of labels.csv"
         )
-    places = _places(where, found.tolist(), ids)
+    places = _places(where, found.tolist(), ids, whose)
     seconds = _scalar(where, arrays, "seconds", "fiu")
     with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
         probs = probs.astype(np.float16 if probs.dtype.itemsize == 2 else np.float32, copy=False)
-    return Member(
+    member = Member(
         name,
         # a fancy index copies, which 480 MB that are in order already need not
         probs if places == list(range(len(places))) else probs[places],
@@ -96,6 +100,8 @@ def read_member(name: str, path: Path, ids: Sequence[str], n_labels: int) -> Mem
         seconds=None if seconds is None else float(seconds),
         size=_scalar(where, arrays, "size", "iu"),
     )
+    check_numbers(member)
+    return member
 
 
 def _load(where: str, path: Path) -> dict[str, np.ndarray]:
@@ -113,13 +119,13 @@ def _load(where: str, path: Path) -> dict[str, np.ndarray]:
         raise StoreError(f"{where} cannot be read ({error.strerror or error}): check the path") from None
     except Exception as error:  # zipfile, zlib and numpy each raise their own, for a pickle too
         raise StoreError(
-            f"{where} is damaged or has pickled arrays ({' '.join(str(error).split())}): {HOW}, both without objects"
+            f"{where} is damaged or has pickled arrays ({' '.join(str(error).split())}): {HOW}"
         ) from None
     # what is in the archive and is no array comes as bytes
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def _places(where: str, found: Sequence[str], ids: Sequence[str]) -> list[int]:
+def _places(where: str, found: Sequence[str], ids: Sequence[str], whose: str) -> list[int]:
     """The row of each of `ids`."""
     rows: dict[str, int] = {}
     for row, picture in enumerate(found):
@@ -131,14 +137,14 @@ def _places(where: str, found: Sequence[str], ids: Sequence[str]) -> list[int]:
     unknown = [picture for picture in found if picture not in known]
     if unknown:
         raise DataError(
-            f"{where} has {len(unknown):,} ids that train.csv lacks, the first is {unknown[0]!r}: leave them out, "
-            "and spell ids as train.csv does"
+            f"{where} has {len(unknown):,} ids that {whose} lacks, the first is {unknown[0]!r}: leave them out, "
+            f"and spell ids as {whose} does"
         )
     missing = [picture for picture in ids if picture not in rows]
     if missing:
         raise DataError(
             f"{where} lacks {len(missing):,} of {len(ids):,} pictures, the first is {missing[0]!r}: predict all of "
-            "train.csv"
+            f"{whose}"
         )
     return [rows[picture] for picture in ids]
 

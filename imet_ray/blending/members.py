@@ -60,11 +60,16 @@ def check_members(
             )
         if known is not None and member.ids is not None:
             _check_order(member, known)
-        for start in range(0, len(labels), ROWS):
-            _check_numbers(member, member.probs[start : start + ROWS])
+        check_numbers(member)
 
 
-def _check_numbers(member: Member, block: np.ndarray) -> None:
+def check_numbers(member: Member) -> None:
+    """Raise DataError where a member has numbers that are no probabilities, or no margins."""
+    for start in range(0, len(member.probs), ROWS):
+        _check_block(member, member.probs[start : start + ROWS])
+
+
+def _check_block(member: Member, block: np.ndarray) -> None:
     if block.dtype == np.float16 and not member.margins:
         bits = np.ascontiguousarray(block).view(np.uint16)  # fast: of numbers >= 0 they sort like the numbers
         if bits.max(initial=0) <= FLOAT16_ONE:

@@ -190,7 +190,10 @@ def _nothing_to_blend(out_of_time: bool) -> int:
 def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) -> dict[str, np.ndarray]:
     """The test probabilities of the ensemble's members that have no checkpoints here."""
     needed = {member.variant for member in ensemble.needed if not member.trials}
-    files = dict(parse_member(text) for text in members)
+    given = [parse_member(text) for text in members]
+    files = dict(given)
+    if len(files) < len(given):
+        raise ConfigError("--member names one member twice: give one file for each")
     for name in files.keys() - needed:
         raise ConfigError(f"--member {name}: the ensemble {ensemble.name} has no such member of another tool")
     for name in needed - files.keys():
@@ -201,7 +204,7 @@ def _external_predictions(run: Run, ensemble: Ensemble, members: Sequence[str]) 
     return {
         name: read_test_member(name, path, len(ids), n_labels)
         if is_level1(path)
-        else read_member(name, path, ids, n_labels).probs
+        else read_member(name, path, ids, n_labels, whose="the test set").probs
         for name, path in files.items()
     }
 

@@ -64,6 +64,13 @@ class Limits(Frozen):
                 )
             if name not in known:
                 raise unknown_name("label group", name, known)
+        for name, limit in ranges.items():
+            labels = sum(name in (PICTURE, group) for group in label_groups)
+            if label_groups and limit.least > labels:
+                raise ConfigError(
+                    f"--limits {name + '=' if name else ''}{limit} needs {limit.least} labels, and there are {labels}: "
+                    "lower it"
+                )
         needed = sum(limit.least for limit in groups.values())
         if picture.most is not None and needed > picture.most:
             raise ConfigError(

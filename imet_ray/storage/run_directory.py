@@ -139,6 +139,15 @@ class RunDirectory:
         return [trial for trial in self.trials() if trial.spec.exists()]
 
     def ensemble(self, name: str) -> "EnsembleDirectory":
+        """Where an ensemble lies.
+
+        Raises:
+            ConfigError: for what is no name, such as a path.
+        """
+        if not name or Path(name).name != name:
+            raise ConfigError(
+                f"an ensemble is named by its folder in {self.root / 'ensembles'}, got {name!r}: leave out the rest"
+            )
         return EnsembleDirectory(self.root / "ensembles" / name, self.files)
 
 
