@@ -69,11 +69,7 @@ def evaluate(
     problem.check()
     options.check()
     given_limits(options, problem)
-    stacks: dict[str, CrossFit] = {}
-    models: dict[str, Level2Model] = {}
-    for name in options.stackers(len(problem.members)):
-        progress(f"level 2: {name}")
-        stacks[name], models[name] = score_level2(name, problem, options, runner, progress)
+    stacks, models = _stack(problem, options, runner, progress)
     stacked = [one for stack in stacks.values() for one in stack.judged.values()]
     found, by_scale = _fit_all(problem, options, runner, progress)
     choice = _choose(found, stacked, options)
@@ -115,6 +111,18 @@ def evaluate(
         limits=limits,
         calibration=calibration,
     )
+
+
+def _stack(
+    problem: BlendProblem, options: BlendOptions, runner: Runner, progress: Progress
+) -> tuple[dict[str, CrossFit], dict[str, Level2Model]]:
+    """What each stacker is worth, and itself, by its name."""
+    stacks: dict[str, CrossFit] = {}
+    models: dict[str, Level2Model] = {}
+    for name in options.stackers(len(problem.members)):
+        progress(f"level 2: {name}")
+        stacks[name], models[name] = score_level2(name, problem, options, runner, progress)
+    return stacks, models
 
 
 def _level2(stacker: str, problem: BlendProblem, models: Mapping[str, Level2Model]) -> Level2:

@@ -117,7 +117,7 @@ def solve(problem: FitProblem, task: Task) -> Solution:
     if job.member is not None:
         if (
             problem.cells.n_members > 1
-        ):  # a threshold by hand is the blend's; a member is compared at its best
+        ):  # a threshold by hand is the blend's: a member is compared at its best
             problem = replace(problem, threshold=None)
         single = np.eye(problem.cells.n_members)[job.member]
         return refitted(single, job.decoder, problem, without=job.without)

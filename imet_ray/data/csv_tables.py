@@ -113,8 +113,7 @@ def read_table(
     header = [cell.strip() for cell in rows.pop(layout.row)]
     missing = [column for column in columns if column not in header]
     if missing:
-        found = ", ".join(header)[:100]
-        text = f"{', '.join(missing)}; found {found}: name the columns so in the first row"
+        text = f"{', '.join(missing)}; found {', '.join(header)[:100]}: name the columns so in the first row"
         problems.append(Problem("missing column", name, layout.row, text))
         return None
     if layout.row > 1:
