@@ -24,7 +24,7 @@ from imet_ray.specs import Mixed, Variant
 from imet_ray.storage.checked_read import read_json_lines
 from imet_ray.storage.files import write_json
 from imet_ray.storage.results import Standing
-from imet_ray.storage.run_directory import RunDirectory
+from imet_ray.storage.run_directory import RunDirectory, TrialDirectory
 from imet_ray.training import trainer
 from imet_ray.training.averages import renew_statistics
 from imet_ray.training.distributed import Hardware
@@ -408,11 +408,7 @@ def test_what_chose_among_epochs_by_held_out_pictures_says_so(setting, picks):
 def test_a_blend_says_which_ways_flatter_its_members(make_spec, tmp_path, setting, remark):
     trial = RunDirectory(tmp_path).trial("t")
     write_json(trial.spec, make_spec(**setting).model_dump(mode="json"))
-    standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
-    run = SimpleNamespace(
-        whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[], views=None
-    )
-    assert _remarks(run) == remark
+    assert _remarks(blended(trial)) == remark
 
 
 @pytest.mark.parametrize(
@@ -422,8 +418,13 @@ def test_a_blend_says_that_a_greedy_soup_of_sets_flatters(make_spec, tmp_path, h
     trial = RunDirectory(tmp_path).trial("t")
     spec = make_spec(keep="last").model_copy(update={"soup_of": Mixed(trials=("a", "b"), how=how)})
     write_json(trial.spec, spec.model_dump(mode="json"))
-    standing = Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3)
-    run = SimpleNamespace(
-        whole=[standing], space=SimpleNamespace(trials_per_variant=1), left_out=[], views=None
+    assert [remark.partition(" on ")[0] for remark in _remarks(blended(trial))] == remarks
+
+
+def blended(trial: TrialDirectory) -> SimpleNamespace:
+    """What `_remarks` reads of a run of this trial."""
+    standing, space = (
+        Standing("a", {}, {0: trial}, {0: 0.5}, {0: 0.5}, 3),
+        SimpleNamespace(trials_per_variant=1),
     )
-    assert [remark.partition(" on ")[0] for remark in _remarks(run)] == remarks
+    return SimpleNamespace(whole=[standing], external=[], space=space, left_out=[], views=None)
