@@ -54,7 +54,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_as: str =
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """`unknown key 'x': did you mean 'y'?`"""
-    known = [one for one in known if one != key]  # a key that may not be given here is no hint to itself
     hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
     return f"unknown key {key!r}: {hint}"
 

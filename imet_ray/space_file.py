@@ -40,6 +40,7 @@ KINDS = {  # what pydantic's errors say was wanted
     "dict_type": "settings (key: value)",
     "model_type": "settings (key: value)",
 }
+NO_SETTING = "name tells variants apart, and is no setting: leave it out"
 NAMES = "letters, digits, '.', '_', '+' and '-', a letter or digit first, and 80 of them at most"
 
 
@@ -103,7 +104,9 @@ def settings_of_all(settings: dict[str, Any]) -> dict[str, Any]:
         ConfigError: for what is no setting of a variant.
     """
     for key in settings:
-        if key == "name" or key.partition(".")[0] not in Variant.model_fields:
+        if key == "name":
+            raise ConfigError(f"--set: {NO_SETTING}")
+        if key.partition(".")[0] not in Variant.model_fields:
             raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
     return settings
 
@@ -212,7 +215,7 @@ class _Reader:
         for key, value in search.items():
             where = ("search", key)
             if key == "name":
-                raise self.error(where, unknown_key(key, Variant.model_fields))
+                raise self.error(where, NO_SETTING)
             try:
                 kind = type_at(Variant, key)
             except SettingError as error:

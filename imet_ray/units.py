@@ -37,6 +37,12 @@ def user_path(text: str) -> Path:
     return Path(text)
 
 
+def as_typed(path: Path) -> Path:
+    """The path as a person would type it here: relative, where it lies in this folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def space_path(text: str) -> Path:
     """A file of a search space; `search_spaces/demo.yml` is also the one that came with this code, in any folder."""
     path = user_path(text)

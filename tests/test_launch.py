@@ -59,7 +59,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(capsys, argv, expected):
             ["--sweep", "--set", "image_sise=64"],
             "--set: unknown key 'image_sise': did you mean 'image_size'?",
         ),
-        (["--sweep", "--set", "name=x"], "--set: unknown key 'name': did you mean 'sampler'?"),
+        (["--sweep", "--set", "name=x"], "--set: name tells variants apart, and is no setting"),
         (["--sweep", "--set", "epochs=0"], "command line: epochs must be greater than or equal to 1, got 0"),
         (["--sweep", "--set", "epochs=2", "--epochs", "3"], "--epochs and --set epochs name one setting"),
         (

@@ -198,8 +198,8 @@ def _remarks(run: RunToBlend) -> list[str]:
     untold = [member.name for member in run.external if member.folds_digest is None]
     if untold:
         found.append(
-            f"taken on trust: {', '.join(untold)} predicted each picture without having learnt from its fold; if not, "
-            "scores flatter"
+            f"taken on trust: {', '.join(untold)} predicted each picture without having learnt from its fold; "
+            "otherwise the scores flatter"
         )
     if space.trials_per_variant > 1 and any(standing.hparams for standing in whole):
         found.append("a little optimistic: the hparams were picked on the search fold, which is scored, too")

@@ -66,8 +66,8 @@ def doubts(found: CrossFit, worth: Sequence[Worth]) -> list[str]:
         if score <= best and not problem.margins:
             known = "" if member.trials else ": is each row that of its id, each column that of its label?"
             lines.append(
-                f"{member.name} is no better than no model: it scores {score:.4f} by itself, and the {k} most frequent "
-                f"labels for each picture {best:.4f}{known}"
+                f"{member.name} is no better than no model: it scores {score:.4f} by itself, and the same {k} most "
+                f"frequent labels for each picture {best:.4f}{known}"
             )
     lines += [
         f"{one.name} makes the blend worse beyond noise ({one.gain}): try it without"

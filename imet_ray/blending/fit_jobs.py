@@ -115,9 +115,8 @@ def solve(problem: FitProblem, task: Task) -> Solution:
         return _on_sample(job, kind, task.start, problem)
     assert issubclass(kind, ThresholdDecoder)
     if job.member is not None:
-        if (
-            problem.cells.n_members > 1
-        ):  # a threshold by hand is the blend's: a member is compared at its best
+        if problem.cells.n_members > 1:
+            # a threshold by hand is the blend's; members are compared with it at their best
             problem = replace(problem, threshold=None)
         single = np.eye(problem.cells.n_members)[job.member]
         return refitted(single, job.decoder, problem, without=job.without)

@@ -25,7 +25,6 @@ from imet_ray.blending.members import Member
 from imet_ray.blending.options import BlendOptions
 from imet_ray.blending.problem import BlendProblem
 from imet_ray.command_line import pasted
-from imet_ray.commands.plan import near
 from imet_ray.commands.setup import Run, data_option, reopen
 from imet_ray.errors import ConfigError, unknown_name
 from imet_ray.prediction.ensemble import blend_oof, read_ensemble, write_ensemble
@@ -37,7 +36,7 @@ from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.results import Standing, left_out, standings
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs
-from imet_ray.units import user_path
+from imet_ray.units import as_typed, user_path
 
 RUN_2019 = "2019"  # the run directory of ensembles of that solution's files
 
@@ -112,7 +111,7 @@ def blend(request: BlendRequest, options: BlendOptions, *, runner: Runner) -> di
             findings = label_findings(oof, run.catalog, ensemble.decoder, metric, SHOWN_MISTAKES)
         show("")
     _say_replaced(out, replaced)
-    print(f"ensemble {near(place.ensemble)}, report {near(place.report)}", file=sys.stderr)
+    print(f"ensemble {as_typed(place.ensemble)}, report {as_typed(place.report)}", file=sys.stderr)
     tests = [word for member in given for word in ("--member", f"{member.name}=TEST.npz")]
     where = [*run.store.options, *data_option(run)]
     command = pasted("python", "launch.py", "--predict", out, *where, *tests)
@@ -179,7 +178,10 @@ def blend_2019(request: Request2019, options: BlendOptions, *, runner: Runner) -
         write_findings(place, request.name, report.to_dict())
     show("")
     _say_replaced(request.name, replaced)
-    print(f"ensemble {near(place.ensemble)}, {near(theirs)}, report {near(place.report)}", file=sys.stderr)
+    print(
+        f"ensemble {as_typed(place.ensemble)}, {as_typed(theirs)}, report {as_typed(place.report)}",
+        file=sys.stderr,
+    )
     return report.to_dict()
 
 

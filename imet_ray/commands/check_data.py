@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from imet_ray.commands.plan import near
 from imet_ray.cores import usable_cores
 from imet_ray.data.catalog import Catalog
 from imet_ray.data.check import check_data as check_directory
@@ -13,6 +12,7 @@ from imet_ray.storage.run_directory import Cache
 from imet_ray.storage.runs import Runs
 from imet_ray.training.pseudo_labels import described, source_at
 from imet_ray.training.recipe import check_recipe
+from imet_ray.units import as_typed
 
 
 def check_data(
@@ -44,7 +44,7 @@ def check_data(
         from imet_ray.reporting.data_page import write_data_page
 
         write_data_page(page, report)
-        print(f"page          {near(page.resolve())}")
+        print(f"page          {as_typed(page.resolve())}")
     return 1 if report.forbids else 0
 
 

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from imet_ray.command_line import pasted
-from imet_ray.commands.plan import near
 from imet_ray.commands.setup import Run, reopen
 from imet_ray.data.images import read_rgb
 from imet_ray.data.sources import demo
@@ -33,7 +32,7 @@ from imet_ray.storage.files import write_text, writing
 from imet_ray.storage.results import read_spec
 from imet_ray.storage.run_directory import Cache, ExportedDirectory, RunDirectory
 from imet_ray.storage.runs import Runs
-from imet_ray.units import user_path
+from imet_ray.units import as_typed, user_path
 
 SHOWN = 8  # pictures that ONNX is compared on
 CPU = torch.device("cpu")
@@ -107,7 +106,7 @@ def export(request: ExportRequest) -> int:
             command=pasted("python", "launch.py", "--tag", "PICTURES", "--with", folder.name),
         )
         write_text(place.card, model_card(facts))
-    where = near(folder)
+    where = as_typed(folder)
     print(
         f"export  {where}: {len(members)} members, {len(specs)} checkpoints, {size / 1e6:,.1f} MB of weights"
     )

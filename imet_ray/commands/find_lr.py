@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from imet_ray.commands.learning_rates import rate_of
-from imet_ray.commands.plan import Plan, near
+from imet_ray.commands.plan import Plan
 from imet_ray.commands.setup import prepared
 from imet_ray.errors import unknown_name
 from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_text
+from imet_ray.units import as_typed
 
 
 def find_lr(plan: Plan, variant: str, fold: int | None, out: Path | None) -> int:
@@ -30,9 +31,10 @@ def find_lr(plan: Plan, variant: str, fold: int | None, out: Path | None) -> int
     if out is not None:
         write_text(out, place.page.read_text(encoding="utf-8"))
     if found.lr is None:
-        print(f"the loss of {variant} fell at no rate: see {near(place.page)}")
+        print(f"the loss of {variant} fell at no rate: see {as_typed(place.page)}")
         return 1
     print(
-        f"suggested for {variant}: lr: {found.lr:g} (curve: {near(out or place.page)}, arrays: {near(place.curve)})"
+        f"suggested for {variant}: lr: {found.lr:g} "
+        f"(curve: {as_typed(out or place.page)}, arrays: {as_typed(place.curve)})"
     )
     return 0

@@ -24,7 +24,7 @@ from imet_ray.storage.experiment import read_experiment, way_out
 from imet_ray.storage.run_directory import Cache, RunDirectory
 from imet_ray.storage.runs import Runs
 from imet_ray.training.recipe import check_recipe
-from imet_ray.units import user_path
+from imet_ray.units import as_typed, user_path
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 OWN = SPACES / "own.yml"  # for pictures that no space is made for
@@ -73,7 +73,7 @@ def make_plan(request: Request) -> Plan:
     """
     if request.fresh and request.extend:
         raise ConfigError("--fresh makes new folds and --extend keeps the old ones: choose one")
-    path = request.space or near(_default_space(request.data))
+    path = request.space or as_typed(_default_space(request.data))
     given_folds, n_folds = _folds(request.folds)
     overrides = request.overrides | n_folds
     space = read_space(path, overrides, check=check_recipe)
@@ -152,7 +152,7 @@ def space_and_pictures(request: Request) -> tuple[SearchSpace, Catalog]:
     Raises:
         ImetError: one line for each of the user's mistakes.
     """
-    path = request.space or near(_default_space(request.data))
+    path = request.space or as_typed(_default_space(request.data))
     space = read_space(path, request.overrides, check=check_recipe)
     data = space.data if request.data is None else request.data
     root = resolve_data(data, cache=request.cache.root, source=request.source)
@@ -214,12 +214,6 @@ def other_data(store: RunDirectory, catalog: Catalog, limit: int | None) -> str:
         if any(counts.values()):
             return "pictures: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     return "pictures or labels are others" if store.experiment.exists() else ""
-
-
-def near(path: Path) -> Path:
-    """The path as the user would type it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _describe(space: SearchSpace) -> str:

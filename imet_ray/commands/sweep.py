@@ -25,7 +25,7 @@ from imet_ray.cluster.study_storage import open_storage
 from imet_ray.cluster.sweep import SweepSummary, run_sweep
 from imet_ray.cluster.tasks import predict_held_out, predict_test, solve_on_ray
 from imet_ray.command_line import pasted
-from imet_ray.commands.plan import Plan, near
+from imet_ray.commands.plan import Plan
 from imet_ray.commands.setup import Run, pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.data.competition_files import sample_header, sample_in
@@ -43,7 +43,7 @@ from imet_ray.storage.experiment import only_driver
 from imet_ray.storage.files import write_arrays
 from imet_ray.storage.results import Standing, failures, left_out, read_spec, standings
 from imet_ray.storage.run_directory import TrialDirectory
-from imet_ray.units import clock
+from imet_ray.units import as_typed, clock
 
 ENSEMBLE = "blend"  # the name of the ensemble that a sweep makes
 METHODS = ("greedy", "line")  # that a sweep compares with uniform weights; `blend.py` compares all
@@ -100,7 +100,7 @@ def sweep(
     print(f"\nfinished in {clock(time.monotonic() - began)}. Next:")
     _, name, *runs = plan.store.options
     tag = ("--tag", "PICTURES", "--with", f"{name}/{ENSEMBLE}", *runs)
-    print(f"  look at       {pasted(near(run.store.ensemble(ENSEMBLE).report))}")
+    print(f"  look at       {pasted(as_typed(run.store.ensemble(ENSEMBLE).report))}")
     print(f"  tag pictures  {pasted('python', 'launch.py', *tag)}")
     print(f"  blend again   {pasted('python', 'blend.py', *plan.store.options)}")
     return 0
@@ -267,7 +267,7 @@ def _predict_test(
         write_submission(out, split.ids, run.data.label_ids, decoded, header=header)
     print(
         f"test: {done} checkpoints predicted in {clock(time.monotonic() - began)}, "
-        f"{len(trials) - done} were there; submission in {near(out or submission)}"
+        f"{len(trials) - done} were there; submission in {as_typed(out or submission)}"
     )
     if run.experiment.limit is not None:
         print(
@@ -306,7 +306,7 @@ def _report(run: Run, ensemble: Ensemble, test_probs: np.ndarray | None) -> None
     place = run.store.ensemble(ensemble.name)
     found = standings(run.store, variants)
     write_report(place, ensemble, run.store, run.catalog, found, test_probs)
-    print(f"report: {near(place.report)}")
+    print(f"report: {as_typed(place.report)}")
 
 
 def print_leaderboard(run: Run) -> list[Standing]:

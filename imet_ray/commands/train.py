@@ -11,10 +11,10 @@ from imet_ray.commands.plan import Plan
 from imet_ray.commands.setup import pack, set_old_run_aside, start
 from imet_ray.cores import usable_cores
 from imet_ray.dotted_names import type_at
-from imet_ray.errors import ConfigError, SettingError, unknown_key, unknown_name
+from imet_ray.errors import ConfigError, SettingError, unknown_name
 from imet_ray.prediction.metrics import metric_named
 from imet_ray.search_space import SearchSpace
-from imet_ray.space_file import first_problem
+from imet_ray.space_file import NO_SETTING, first_problem
 from imet_ray.specs import Hparam, Variant
 from imet_ray.storage.experiment import only_driver
 from imet_ray.training.parents import trained_before
@@ -93,7 +93,7 @@ def with_settings(variant: Variant, settings: dict[str, Any]) -> Variant:
     """The variant with what `--set` says."""
     for key, value in settings.items():
         if key == "name":
-            raise ConfigError(f"--set: {unknown_key(key, list(Variant.model_fields))}")
+            raise ConfigError(f"--set: {NO_SETTING}")
         if isinstance(value, dict):
             part = f"{key}.{next(iter(value), '...')}"
             raise ConfigError(
