@@ -15,8 +15,10 @@ from PIL import Image
 
 from imet_ray.prediction.prepared import Prepared, Preparer, Sight
 from imet_ray.serving.app import Served
+from imet_ray.serving.limits import Limits
 from imet_ray.serving.tagged import Tagged
 
+SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=60_000)
 LABELS = ("red", "green", "<script>alert(1)</script>", "tag & more")  # blue is the third
 
 
@@ -76,3 +78,12 @@ def asking(app: FastAPI, **options) -> Iterator[httpx.Client]:
     """A client of a real server. Args: options: of the client."""
     with listening(app) as address, httpx.Client(base_url=address, timeout=30, **options) as client:
         yield client
+
+
+def refused(answer: httpx.Response, status: int) -> str:
+    """The one line that a refused request is answered with."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    text = answer.json()["error"]
+    assert "\n" not in text
+    return text

@@ -4,27 +4,20 @@ import asyncio
 import contextlib
 import gzip
 import http.client
-import io
 import json
 import struct
 import threading
-import zipfile
 import zlib
-from urllib.parse import unquote
 
 import pytest
-from served import LABELS, asking, png, served, tag_by_colour
+from served import LABELS, SMALL, asking, png, refused, served, tag_by_colour
 
 from imet_ray.errors import StoreError
 from imet_ray.serving.app import make_app
-from imet_ray.serving.downloads import Chosen, sidecars
 from imet_ray.serving.limits import Limits
 from imet_ray.serving.uploads import base_name
-from imet_ray.tagging.sidecars import Sidecars
-from imet_ray.tagging.tables import TABLES
 
 TOKEN = "a-token-of-24-characters"
-SMALL = Limits(pictures=3, picture_bytes=2000, request_bytes=5000, pixels=10_000, waiting_bytes=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +28,6 @@ def ask():
 
 def form(*pictures: bytes) -> list:
     return [("picture", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
-
-
-def refused(answer, status: int) -> str:
-    """The one line that a refused request is answered with."""
-    assert answer.status_code == status, answer.text
-    assert list(answer.json()) == ["error"]
-    text = answer.json()["error"]
-    assert "\n" not in text
-    return text
 
 
 def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
@@ -259,66 +243,6 @@ def test_the_interface_describes_itself(ask):
         assert path in page
 
 
-CHOSEN = {
-    "pictures": [
-        {"name": "a.jpg", "labels": [{"name": "red", "probability": 0.9}, {"name": "x|y", "probability": 0}]},
-        {"name": "b/a.jpg", "labels": [{"name": LABELS[2], "probability": 0.5}], "edited": True},
-        {"name": "c.png", "labels": []},
-    ]
-}
-
-
-def test_what_was_chosen_becomes_the_table_that_tag_writes(ask, tmp_path):
-    answer = ask.post("/csv", json=CHOSEN)
-    assert "tags.csv" in answer.headers["content-disposition"]
-    (tmp_path / "tags.csv").write_bytes(answer.content)
-    rows = TABLES[".csv"].read(tmp_path / "tags.csv")
-    assert [row.path for row in rows] == ["a.jpg", "a.jpg", "c.png"]
-    assert [row.labels for row in rows] == [("red", "x|y"), (LABELS[2],), ()]
-    assert rows[0].probabilities == (0.9, 0.0)
-    assert [row.decided_by for row in rows] == ["brightness", "brightness, edited by hand", "brightness"]
-    assert {row.tagged_by for row in rows} == {served().tagged_by}
-    moved = ask.post("/csv", json=CHOSEN | {"decided_by": "probability at least 0.3"})
-    assert moved.text.count("probability at least 0.3") == 3
-
-
-def test_what_was_chosen_becomes_sidecars_that_tag_leaves_alone(ask, tmp_path):
-    answer = ask.post("/xmp", json=CHOSEN)
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert archive.namelist() == ["a.jpg.xmp", "a-2.jpg.xmp", "c.png.xmp"]
-        archive.extractall(tmp_path)
-    for name in ("a.jpg", "a-2.jpg", "c.png"):
-        assert Sidecars().tagged_by(tmp_path / name) == served().tagged_by
-    assert "&lt;script&gt;" in (tmp_path / "a-2.jpg.xmp").read_text()
-
-
-def test_a_single_sidecar_has_its_pictures_name_whatever_that_is(ask):
-    for name in ('é "x".jpg', "\N{CAT FACE}\r\nSet-Cookie: a=b.jpg"):
-        answer = ask.post("/xmp", json={"pictures": [{"name": name, "labels": []}]})
-        assert answer.status_code == 200
-        assert "set-cookie" not in answer.headers
-        shown = unquote(answer.headers["content-disposition"].partition("UTF-8''")[2])
-        assert shown == "".join(letter for letter in name if letter.isprintable()) + ".xmp"
-
-
-@pytest.mark.parametrize(
-    ("sent", "expected"),
-    [
-        (b"{", "body"),
-        (b"{}", "pictures"),
-        (b'{"pictures": [{"name": "a", "labels": [{"name": "x", "probability": 2}]}]}', "probability"),
-        (b'{"pictures": [{"name": "a", "labels": [], "color": 1}]}', "color"),
-    ],
-)
-def test_what_cannot_be_downloaded_is_refused(ask, sent, expected):
-    assert expected in refused(ask.post("/csv", content=sent), 422)
-    assert expected in refused(ask.post("/xmp", content=sent), 422)
-
-
-def test_downloads_have_limits_as_pictures_have(ask):
-    assert "in one request" in refused(ask.post("/csv", content=b" " * 5001), 413)
-
-
 def test_head_is_answered_as_get_without_its_body(ask):
     for path in ("/", "/healthz", "/labels"):
         answer = ask.head(path)
@@ -436,12 +360,6 @@ def test_a_file_keeps_its_name_whatever_its_letters(ask, name):
 )
 def test_a_name_has_no_folders_and_no_control_characters(sent, expected):
     assert base_name(sent) == expected
-
-
-def test_many_pictures_of_one_name_have_sidecars_of_their_own():
-    names = ("a.jpg", "a-2.jpg", "a.jpg", "a.jpg", "a.jpg")
-    found = sidecars(Chosen(pictures=[{"name": name, "labels": []} for name in names]), "x")
-    assert list(found) == ["a.jpg.xmp", "a-2.jpg.xmp", "a-3.jpg.xmp", "a-4.jpg.xmp", "a-5.jpg.xmp"]
 
 
 def test_a_form_of_thousands_of_parts_is_refused(ask):
