@@ -90,7 +90,8 @@ def prepared(plan: Plan) -> TrainingData:
     )
     _refuse_other_number(plan, data.n_folds)
     n = len(data.folds)
-    refuse_too_few(plan.space, n, n - int(np.bincount(data.folds).max()))  # the folds are known now, and may be uneven
+    largest = int(np.bincount(data.folds).max())  # folds may be uneven
+    refuse_too_few(plan.space, n, n - largest)
     return data
 
 

@@ -100,7 +100,8 @@ def label_frequency(data: ReportData) -> Section | None:
         rows.append((f"{low}+" if high is None else f"{low}–{high - 1}", inside))
     rows.append(("all labels", counts.true > 0))
     title = f"{data.score} by label frequency"
-    return Section(title, f"A dot per label: its recall. The table has {data.score}. {POOLED}", figure, _label_table("training pictures", rows, data))
+    caption = f"A dot per label: its recall. The table has {data.score}. {POOLED}"
+    return Section(title, caption, figure, _label_table("training pictures", rows, data))
 
 
 def label_groups(data: ReportData) -> Section | None:
