@@ -19,26 +19,27 @@ UPDATES = 10  # an epoch
 HEAD = -1  # the group of the highest layer
 
 
-def start(recipe):
+def start(recipe, updates=UPDATES):
     layers = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(3)))
     layers.group_matcher = lambda coarse: lambda name: int(name.split(".")[0])
     optimizer = build_optimizer(Tagger(layers, (0.5,) * 3, (0.5,) * 3), recipe)
-    return optimizer, build_schedule(optimizer, recipe, updates_per_epoch=UPDATES)
+    return optimizer, build_schedule(optimizer, recipe, updates_per_epoch=updates)
 
 
-def rates(scores=None, *, cut=None, group=HEAD, **settings):
+def rates(scores=None, *, cut=None, group=HEAD, updates=UPDATES, **settings):
     """The rate of each update, with the epoch's scores heard after each epoch.
 
     Args:
         cut: after so many epochs everything begins anew, from the states alone.
+        updates: per epoch.
     """
     recipe = Variant.model_validate(
         {"name": "a", "architecture": "x", "lr": 0.1, "epochs": 4, "optimizer": "sgd"} | settings
     )
-    optimizer, schedule = start(recipe)
+    optimizer, schedule = start(recipe, updates)
     found = []
     for epoch in range(recipe.epochs):
-        for update in range(epoch * UPDATES, (epoch + 1) * UPDATES):
+        for update in range(epoch * updates, (epoch + 1) * updates):
             schedule.before_update(update)
             found.append(optimizer.param_groups[group]["lr"])
             optimizer.step()
@@ -50,7 +51,7 @@ def rates(scores=None, *, cut=None, group=HEAD, **settings):
             torch.save([optimizer.state_dict(), schedule.state_dict()], written)
             written.seek(0)
             states = torch.load(written, weights_only=True)
-            optimizer, schedule = start(recipe)
+            optimizer, schedule = start(recipe, updates)
             optimizer.load_state_dict(states[0])
             schedule.load_state_dict(states[1])
     return found
@@ -82,6 +83,10 @@ def test_one_cycle_rises_and_falls():
     peak = found.index(max(found))
     assert 8 <= peak <= 14
     assert found[-1] < found[0] < found[peak] == pytest.approx(0.1, rel=0.02)
+
+
+def test_one_cycle_that_was_cut_after_its_first_update_goes_on_without_a_warning():
+    assert rates(schedule="onecycle", updates=1, cut=1) == rates(schedule="onecycle", updates=1)
 
 
 def test_the_rate_drops_after_epochs_without_a_better_score():

@@ -338,7 +338,9 @@ class OneCycle(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
-        self.scheduler.load_state_dict({k: v for k, v in state.items() if k != "done"})
+        # torch takes the next step for the first, and warns, where this process has made no update yet
+        steps = {"_step_count": max(2, state["_step_count"])}
+        self.scheduler.load_state_dict({k: v for k, v in state.items() if k != "done"} | steps)
 
 
 class Constant(Schedule):
